@@ -1,0 +1,5 @@
+//! Adapt frozen Vision Transformers with convolutional bypasses.
+
+mod error;
+
+pub use error::{Error, Result};
