@@ -1,5 +1,11 @@
 //! Adapt frozen Vision Transformers with convolutional bypasses.
 
+mod backbone;
 mod error;
+mod nn;
+mod seam;
 
+pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
 pub use error::{Error, Result};
+pub use nn::Branch;
+pub use seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};

@@ -1,0 +1,172 @@
+//! The plain ViT family as data: one config says which ViT, CLIP tower or DINOv2 a backbone is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::seam::TokenLayout;
+
+/// What the MLP sub-layer computes between its two linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MlpActivation {
+    /// The exact (erf) GELU of ViT, DINOv2 and most open_clip models.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`, of OpenAI's CLIP.
+    QuickGelu,
+    /// `silu(gate) * value`, of DINOv2 ViT-g: `fc1` packs gate then value, `[2 * mlp_dim, C]`.
+    SwiGlu,
+}
+
+/// How the tokens become one feature vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The class token, after the final norm.
+    ClassToken,
+    /// The mean of the patch tokens (prefix tokens left out), after the final norm.
+    Average,
+    /// The mean of the patch tokens, then the final norm (timm's `fc_norm`).
+    AverageThenNorm,
+}
+
+/// The shape and the choices of a [`FrozenViT`](crate::FrozenViT).
+///
+/// The default is ViT-B/16 at 224x224. Every number that changes results is a field; none is
+/// hidden in the forward pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ViTConfig {
+    /// Height and width of the images in pixels; multiples of `patch_size`.
+    pub image_size: (i64, i64),
+    /// Side of a square patch in pixels.
+    pub patch_size: i64,
+    /// C, the width of a token.
+    pub embed_dim: i64,
+    /// Number of blocks.
+    pub depth: i64,
+    /// Attention heads; divides `embed_dim`.
+    pub num_heads: i64,
+    /// Width between the two linear layers of the MLP (of each half, for SwiGLU).
+    pub mlp_dim: i64,
+    /// The activation of the MLP.
+    pub activation: MlpActivation,
+    /// Whether a class token stands before the patches.
+    pub class_token: bool,
+    /// Register tokens, between the class token and the patches.
+    pub num_registers: i64,
+    /// Prefix tokens that the position table covers, its first rows: none, the class token, or all.
+    pub pos_embed_prefix: i64,
+    /// Whether the patch convolution has a bias (CLIP's has none).
+    pub patch_bias: bool,
+    /// Whether the query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// A layer norm between the embedding and the first block (CLIP).
+    pub pre_norm: bool,
+    /// A learned factor per channel after each sub-layer (DINOv2, DeiT III).
+    pub layer_scale: bool,
+    /// How the tokens become the features.
+    pub pooling: Pooling,
+    /// The epsilon of every layer norm.
+    pub norm_eps: f64,
+    /// Output width of the projection that CLIP applies to the features, if it is there.
+    pub projection: Option<i64>,
+}
+
+impl Default for ViTConfig {
+    fn default() -> Self {
+        ViTConfig {
+            image_size: (224, 224),
+            patch_size: 16,
+            embed_dim: 768,
+            depth: 12,
+            num_heads: 12,
+            mlp_dim: 3072,
+            activation: MlpActivation::Gelu,
+            class_token: true,
+            num_registers: 0,
+            pos_embed_prefix: 1,
+            patch_bias: true,
+            qkv_bias: true,
+            pre_norm: false,
+            layer_scale: false,
+            pooling: Pooling::ClassToken,
+            norm_eps: 1e-6,
+            projection: None,
+        }
+    }
+}
+
+/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+const MAX_DIM: i64 = 1 << 20;
+
+impl ViTConfig {
+    /// Class and register tokens: P.
+    pub fn num_prefix_tokens(&self) -> i64 {
+        i64::from(self.class_token) + self.num_registers
+    }
+
+    /// Rows and columns of the patch grid.
+    pub fn grid(&self) -> (i64, i64) {
+        (self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)
+    }
+
+    /// How the tokens of this backbone lie in its sequence.
+    pub fn layout(&self) -> TokenLayout {
+        TokenLayout { prefix: self.num_prefix_tokens(), grid: self.grid() }
+    }
+
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("patch_size", self.patch_size, 1),
+            ("image_size.0", self.image_size.0, 1),
+            ("image_size.1", self.image_size.1, 1),
+            ("embed_dim", self.embed_dim, 1),
+            ("depth", self.depth, 1),
+            ("num_heads", self.num_heads, 1),
+            ("mlp_dim", self.mlp_dim, 1),
+            ("num_registers", self.num_registers, 0),
+            ("pos_embed_prefix", self.pos_embed_prefix, 0),
+            ("projection", self.projection.unwrap_or(1), 1),
+        ];
+        for (field, value, least) in sizes {
+            if !(least..=MAX_DIM).contains(&value) {
+                return Err(Error::config(field, format!("within {least}..={MAX_DIM}"), value));
+            }
+        }
+        for (field, side) in
+            [("image_size.0", self.image_size.0), ("image_size.1", self.image_size.1)]
+        {
+            if side % self.patch_size != 0 {
+                return Err(Error::config(
+                    field,
+                    format!("a multiple of {}", self.patch_size),
+                    side,
+                ));
+            }
+        }
+        if self.embed_dim % self.num_heads != 0 {
+            let expected = format!("a divisor of embed_dim {}", self.embed_dim);
+            return Err(Error::config("num_heads", expected, self.num_heads));
+        }
+        let (class, prefix) = (i64::from(self.class_token), self.num_prefix_tokens());
+        if ![0, class, prefix].contains(&self.pos_embed_prefix) {
+            let expected = format!("0, {class} (class token) or {prefix} (all prefix tokens)");
+            return Err(Error::config("pos_embed_prefix", expected, self.pos_embed_prefix));
+        }
+        if self.pooling == Pooling::ClassToken && !self.class_token {
+            return Err(Error::config(
+                "pooling",
+                "an average where there is no class token",
+                "class_token",
+            ));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        Ok(())
+    }
+}

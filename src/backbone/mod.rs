@@ -1,0 +1,57 @@
+//! Frozen backbones. Each runs the seam's places and names no method.
+
+mod config;
+mod digest;
+mod presets;
+mod vit;
+
+use std::fmt::Debug;
+
+use tch::{Device, Tensor};
+
+pub use config::{MlpActivation, Pooling, ViTConfig};
+pub use vit::FrozenViT;
+
+use crate::error::Result;
+use crate::seam::Seam;
+
+/// How a forward pass is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass {
+    /// Whether dropout and drop path are on.
+    pub train: bool,
+    /// Drop path rate at the last block, linear over depth from 0.
+    pub drop_path: f64,
+}
+
+/// A pretrained network that methods act on through the seam.
+///
+/// Its weights are plain tensors outside any `VarStore`; `Clone` shares them.
+pub trait Backbone: Clone + Debug + Send {
+    /// Images `[B, 3, H, W]` to features `[B, feature_dim]`, with `method` at its places.
+    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor>;
+
+    /// Width of the features.
+    fn feature_dim(&self) -> i64;
+
+    /// Width of the tokens in each block, in order.
+    fn block_dims(&self) -> Vec<i64>;
+
+    /// Every weight under its name, in a fixed order.
+    fn named_weights(&self) -> &[(String, Tensor)];
+
+    /// The same backbone over the tensors that `replace` gives for its own, by name.
+    fn map_weights(&self, replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>)
+    -> Result<Self>;
+
+    /// SHA-256 over every frozen byte and over what the forward pass does with them, in hex.
+    fn digest(&self) -> Result<String>;
+
+    /// Where the weights are.
+    fn device(&self) -> Device;
+
+    /// Number of weights.
+    fn num_params(&self) -> usize {
+        self.named_weights().iter().map(|(_, weight)| weight.numel()).sum()
+    }
+}

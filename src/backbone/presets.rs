@@ -1,0 +1,114 @@
+//! Named configs, under timm's names.
+
+use super::{MlpActivation, Pooling, ViTConfig};
+use crate::error::{Error, Result};
+
+/// Name, image side, patch side, C, depth, heads.
+type Row = (&'static str, i64, i64, i64, i64, i64);
+
+#[rustfmt::skip]
+const VIT: &[Row] = &[
+    ("vit_tiny_patch16_224",  224, 16,  192, 12,  3),
+    ("vit_small_patch16_224", 224, 16,  384, 12,  6),
+    ("vit_base_patch16_224",  224, 16,  768, 12, 12),
+    ("vit_base_patch32_224",  224, 32,  768, 12, 12),
+    ("vit_large_patch16_224", 224, 16, 1024, 24, 16),
+    ("vit_huge_patch14_224",  224, 14, 1280, 32, 16),
+];
+
+/// As above, and the width of the projection.
+#[rustfmt::skip]
+const CLIP: &[(Row, i64)] = &[
+    (("vit_base_patch32_clip_224",  224, 32,  768, 12, 12), 512),
+    (("vit_base_patch16_clip_224",  224, 16,  768, 12, 12), 512),
+    (("vit_large_patch14_clip_224", 224, 14, 1024, 24, 16), 768),
+];
+
+/// DINOv2, each with and without four registers.
+#[rustfmt::skip]
+const DINOV2: &[(Row, Row)] = &[
+    (("vit_small_patch14_dinov2",      518, 14,  384, 12,  6),
+     ("vit_small_patch14_reg4_dinov2", 518, 14,  384, 12,  6)),
+    (("vit_base_patch14_dinov2",       518, 14,  768, 12, 12),
+     ("vit_base_patch14_reg4_dinov2",  518, 14,  768, 12, 12)),
+    (("vit_large_patch14_dinov2",      518, 14, 1024, 24, 16),
+     ("vit_large_patch14_reg4_dinov2", 518, 14, 1024, 24, 16)),
+    (("vit_giant_patch14_dinov2",      518, 14, 1536, 40, 24),
+     ("vit_giant_patch14_reg4_dinov2", 518, 14, 1536, 40, 24)),
+];
+
+fn plain((_, image, patch_size, embed_dim, depth, num_heads): Row) -> ViTConfig {
+    ViTConfig {
+        image_size: (image, image),
+        patch_size,
+        embed_dim,
+        depth,
+        num_heads,
+        mlp_dim: 4 * embed_dim,
+        ..ViTConfig::default()
+    }
+}
+
+fn clip(row: Row, projection: i64) -> ViTConfig {
+    ViTConfig {
+        activation: MlpActivation::QuickGelu,
+        patch_bias: false,
+        pre_norm: true,
+        norm_eps: 1e-5,
+        projection: Some(projection),
+        ..plain(row)
+    }
+}
+
+fn dinov2(row: Row, num_registers: i64) -> ViTConfig {
+    let config =
+        ViTConfig { num_registers, layer_scale: true, pooling: Pooling::ClassToken, ..plain(row) };
+    match config.embed_dim {
+        // ViT-g: SwiGLU, its hidden width 2/3 of 4C rounded up to a multiple of 8.
+        1536 => ViTConfig { activation: MlpActivation::SwiGlu, mlp_dim: 4096, ..config },
+        _ => config,
+    }
+}
+
+impl ViTConfig {
+    /// A named config: ViT-Ti/S/B/L/H, CLIP B/32, B/16 and L/14 (OpenAI's, with QuickGELU), and
+    /// DINOv2 S/B/L/g with and without registers; [`ViTConfig::presets`] lists the names.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the names there are.
+    pub fn preset(name: &str) -> Result<Self> {
+        let vit = VIT.iter().map(|&row| (row.0, plain(row)));
+        let clip = CLIP.iter().map(|&(row, dim)| (row.0, clip(row, dim)));
+        let dinov2 = DINOV2
+            .iter()
+            .flat_map(|&(bare, reg4)| [(bare.0, dinov2(bare, 0)), (reg4.0, dinov2(reg4, 4))]);
+        vit.chain(clip)
+            .chain(dinov2)
+            .find_map(|(key, config)| (key == name).then_some(config))
+            .ok_or_else(|| {
+                let names = Self::presets().collect::<Vec<_>>().join(", ");
+                Error::config("preset", format!("one of {names}"), name)
+            })
+    }
+
+    /// The names that [`ViTConfig::preset`] takes.
+    pub fn presets() -> impl Iterator<Item = &'static str> {
+        let vit = VIT.iter().map(|row| row.0);
+        let clip = CLIP.iter().map(|(row, _)| row.0);
+        vit.chain(clip).chain(DINOV2.iter().flat_map(|(bare, reg4)| [bare.0, reg4.0]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_valid_and_unknown_names_are_told() {
+        for name in ViTConfig::presets() {
+            ViTConfig::preset(name).unwrap().validate().unwrap();
+        }
+        let error = ViTConfig::preset("vit_b").unwrap_err().to_string();
+        assert!(error.contains("vit_base_patch16_224") && error.contains("vit_b"), "{error}");
+    }
+}

@@ -1,0 +1,28 @@
+//! Activations that libtorch has no kernel for.
+
+use tch::Tensor;
+
+use crate::error::Result;
+
+/// QuickGELU, `x * sigmoid(1.702 x)`.
+///
+/// Written as `silu(1.702 x) / 1.702`, which keeps one tensor for backward where the product
+/// with a sigmoid keeps two.
+pub(crate) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    const SLOPE: f64 = 1.702;
+    Ok(x.f_mul_scalar(SLOPE)?.f_silu()?.f_mul_scalar_(SLOPE.recip())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn quick_gelu_is_its_definition() {
+        let x = Tensor::linspace(-8.0, 8.0, 101, (Kind::Double, Device::Cpu));
+        let naive = &x * (&x * 1.702).sigmoid();
+        let gap = (quick_gelu(&x).unwrap() - naive).abs().max().double_value(&[]);
+        assert!(gap < 1e-14, "{gap}");
+    }
+}

@@ -1,0 +1,109 @@
+//! Drop path (stochastic depth), computed for the kept samples only.
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// Which samples of a batch a residual branch is computed for, and what its output is multiplied
+/// by: drop path with rate `r` keeps each sample with probability `1 - r` and divides by it.
+#[derive(Debug)]
+pub enum Branch {
+    /// Every sample, unscaled.
+    All,
+    /// The samples at `index` (`[K]`, i64, on the tokens' device), multiplied by `scale`.
+    Kept {
+        /// Positions in the batch.
+        index: Tensor,
+        /// `1 / (1 - r)`.
+        scale: f64,
+    },
+}
+
+impl Branch {
+    /// Whether no sample is kept, so that there is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Branch::Kept { index, .. } if index.numel() == 0)
+    }
+
+    /// What the branch's output is multiplied by.
+    pub fn scale(&self) -> f64 {
+        match self {
+            Branch::All => 1.0,
+            Branch::Kept { scale, .. } => *scale,
+        }
+    }
+
+    /// The kept samples of `x`: `[B, ..] -> [K, ..]`.
+    pub fn select(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Branch::All => x.shallow_clone(),
+            Branch::Kept { index, .. } => x.f_index_select(0, index)?,
+        })
+    }
+
+    /// Adds the output `[K, ..]` of the branch into the residual stream `[B, ..]`.
+    pub fn add(&self, residual: &Tensor, output: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Branch::All => residual.f_add(output)?,
+            Branch::Kept { index, scale } => {
+                let output = output.f_mul_scalar(*scale)?;
+                residual.f_index_add(0, index, &output)?
+            }
+        })
+    }
+}
+
+/// Draws a [`Branch`] from libtorch's CPU generator, which `tch::manual_seed` seeds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DropPath {
+    rate: f64,
+}
+
+impl DropPath {
+    /// `rate` at the last of `depth` blocks, linear from 0 at the first.
+    pub(crate) fn linear(rate: f64, block: usize, depth: usize) -> Self {
+        DropPath { rate: rate * block as f64 / (depth.max(2) - 1) as f64 }
+    }
+
+    /// A draw for a batch like `x` (`[B, ..]`); everything is kept outside training.
+    pub(crate) fn draw(&self, x: &Tensor, train: bool) -> Result<Branch> {
+        if !train || self.rate == 0.0 {
+            return Ok(Branch::All);
+        }
+        let keep = 1.0 - self.rate;
+        // On the CPU whatever the device: which samples are kept decides shapes, and reading that
+        // back from a GPU would wait for it.
+        let batch = x.size().first().copied().unwrap_or_default();
+        let uniform = Tensor::f_rand([batch], (Kind::Double, tch::Device::Cpu))?;
+        let index = uniform.f_lt(keep)?.f_nonzero()?.f_flatten(0, -1)?;
+        Ok(Branch::Kept { index: index.f_to_device(x.device())?, scale: keep.recip() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn equals_a_mask_over_the_whole_batch() {
+        let (x, f) = (Tensor::rand([6, 3], (Kind::Float, Device::Cpu)), |x: &Tensor| x * 3.0);
+        let branch = Branch::Kept { index: Tensor::from_slice(&[0i64, 2, 5]), scale: 1.25 };
+        let fast = branch.add(&x, &f(&branch.select(&x).unwrap())).unwrap();
+        let mask = Tensor::from_slice(&[1.25f32, 0.0, 1.25, 0.0, 0.0, 1.25]).view([6, 1]);
+        assert_eq!(fast, &x + f(&x) * mask);
+    }
+
+    #[test]
+    fn rate_is_linear_over_depth_and_off_in_evaluation() {
+        let rates: Vec<f64> = (0..12).map(|i| DropPath::linear(0.1, i, 12).rate).collect();
+        assert_eq!((rates[0], rates[11]), (0.0, 0.1));
+        assert!((rates[5] - 0.1 * 5.0 / 11.0).abs() < 1e-12);
+
+        let x = Tensor::zeros([20_000, 1], (Kind::Float, Device::Cpu));
+        let path = DropPath { rate: 0.25 };
+        assert!(matches!(path.draw(&x, false).unwrap(), Branch::All));
+        let kept = path.draw(&x, true).unwrap().select(&x).unwrap().size()[0];
+        assert!((14_600..15_400).contains(&kept), "{kept}");
+    }
+}

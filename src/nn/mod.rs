@@ -1,0 +1,23 @@
+//! Layers over plain tensors, one a file. None of them owns a `VarStore`, so the same layer serves
+//! frozen and trained weights.
+
+mod activation;
+mod attention;
+mod drop_path;
+mod init;
+mod linear;
+mod mlp;
+mod norm;
+mod patch_embed;
+mod pos_embed;
+
+pub(crate) use activation::quick_gelu;
+pub(crate) use attention::Attention;
+pub use drop_path::Branch;
+pub(crate) use drop_path::DropPath;
+pub(crate) use init::InitRng;
+pub(crate) use linear::Linear;
+pub(crate) use mlp::{Mlp, MlpKind};
+pub(crate) use norm::LayerNorm;
+pub(crate) use patch_embed::PatchEmbed;
+pub(crate) use pos_embed::resize_pos_embed;

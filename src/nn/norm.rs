@@ -1,0 +1,21 @@
+//! Layer norm.
+
+use tch::Tensor;
+
+use crate::error::Result;
+
+/// Layer norm over the last dimension. `eps` has no default: it differs between model families.
+#[derive(Debug)]
+pub(crate) struct LayerNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
+}
+
+impl LayerNorm {
+    /// `[.., C] -> [.., C]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (shape, cudnn) = (self.weight.size(), false);
+        Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)
+    }
+}

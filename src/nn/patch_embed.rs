@@ -1,0 +1,24 @@
+//! Images to patch tokens.
+
+use tch::Tensor;
+
+use crate::error::Result;
+
+/// A convolution whose stride is its kernel: weight `[C, 3, p, p]`, bias `[C]` or none.
+#[derive(Debug)]
+pub(crate) struct PatchEmbed {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl PatchEmbed {
+    /// `[B, 3, H, W] -> [B, N, C]`, patches row by row.
+    pub(crate) fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        let patch = self.weight.size()[2];
+        let (stride, padding, dilation, groups) = ([patch; 2], [0; 2], [1; 2], 1);
+        let x =
+            images.f_conv2d(&self.weight, self.bias.as_ref(), stride, padding, dilation, groups)?;
+        // [B, C, rows, cols] -> [B, N, C]
+        Ok(x.f_flatten(2, 3)?.f_transpose(1, 2)?)
+    }
+}

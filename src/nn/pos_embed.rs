@@ -1,0 +1,29 @@
+//! Position tables for another patch grid.
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// Resamples a position table `[1, prefix + rows * cols, C]` from the grid `from` to the grid
+/// `to`: bicubic (a = -0.75) with antialiasing in f32, the prefix rows kept, as timm's
+/// `resample_abs_pos_embed` does.
+pub(crate) fn resize_pos_embed(
+    table: &Tensor,
+    prefix: i64,
+    from: (i64, i64),
+    to: (i64, i64),
+) -> Result<Tensor> {
+    let (kind, channels) = (table.kind(), table.size()[2]);
+    // [1, N, C] -> [1, C, rows, cols]
+    let grid = table.f_narrow(1, prefix, from.0 * from.1)?.f_to_kind(Kind::Float)?;
+    let grid = grid.f_reshape([1, from.0, from.1, channels])?.f_permute([0, 3, 1, 2])?;
+    let align_corners = false;
+    let grid = grid.f_internal_upsample_bicubic2d_aa(
+        [to.0, to.1],
+        align_corners,
+        None::<f64>,
+        None::<f64>,
+    )?;
+    let grid = grid.f_permute([0, 2, 3, 1])?.f_reshape([1, to.0 * to.1, channels])?;
+    Ok(Tensor::f_cat(&[table.f_narrow(1, 0, prefix)?, grid.f_to_kind(kind)?], 1)?)
+}
