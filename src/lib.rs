@@ -3,9 +3,11 @@
 mod backbone;
 mod error;
 mod nn;
+mod petl;
 mod seam;
 
 pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
 pub use error::{Error, Result};
 pub use nn::Branch;
+pub use petl::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Method, Placement, SubLayers};
 pub use seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};

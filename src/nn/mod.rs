@@ -10,6 +10,7 @@ mod mlp;
 mod norm;
 mod patch_embed;
 mod pos_embed;
+mod variable;
 
 pub(crate) use activation::quick_gelu;
 pub(crate) use attention::Attention;
@@ -21,3 +22,4 @@ pub(crate) use mlp::{Mlp, MlpKind};
 pub(crate) use norm::LayerNorm;
 pub(crate) use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::resize_pos_embed;
+pub(crate) use variable::variable;

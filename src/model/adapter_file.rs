@@ -1,0 +1,140 @@
+//! Adapter files: the trainables as safetensors, with what is needed to build the model again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, serialize};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::petl_model::PetlConfig;
+use crate::checkpoint::{LoadReport, TensorFile};
+use crate::error::{Error, Result};
+
+/// The one metadata key: safetensors keeps its metadata in a map without an order, and one entry
+/// has one order, so that the same model gives the same bytes.
+const KEY: &str = "convpass";
+
+/// What an adapter file says beside its tensors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AdapterInfo {
+    pub(super) config: PetlConfig,
+    /// Digest of the backbone that the adapter was trained beside.
+    pub(super) backbone: String,
+}
+
+/// Reads the metadata of an adapter file.
+pub(super) fn info(path: &Path) -> Result<AdapterInfo> {
+    let unknown = |reason: String| Error::UnknownFormat { file: path.to_path_buf(), reason };
+    let file = TensorFile::open(path)?;
+    let Some(text) = file.metadata().get(KEY) else {
+        return Err(unknown(format!(
+            "no metadata `{KEY}`, so it is no adapter saved by this crate"
+        )));
+    };
+    serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
+}
+
+/// Writes every variable of `vs`, atomically.
+pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (name, variable) in vs.variables() {
+        tensors.insert(name, Bytes::of(&variable)?);
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, bytes)| Ok((name, bytes.view(path)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
+    let metadata = HashMap::from([(KEY.to_owned(), text)]);
+    let file =
+        serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
+    write_atomically(path, &file).map_err(Error::io(path))
+}
+
+/// Copies the tensors of the file at `path` into the variables of `vs`: all or none.
+pub(super) fn load(path: &Path, vs: &nn::VarStore) -> Result<LoadReport> {
+    let file = TensorFile::open(path)?;
+    let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+    let unexpected: Vec<String> =
+        file.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect();
+    if !unexpected.is_empty() {
+        return Err(Error::UnexpectedTensors { file: path.to_path_buf(), names: unexpected });
+    }
+    let mut values = Vec::with_capacity(variables.len());
+    for (name, variable) in &variables {
+        let expected = variable.size();
+        let Some(found) = file.shape(name) else {
+            let (file, name) = (path.to_path_buf(), name.clone());
+            return Err(Error::MissingTensor { file, name, expected });
+        };
+        if !same_shape(&expected, found) {
+            let (file, name, found) = (path.to_path_buf(), name.clone(), found.to_vec());
+            return Err(Error::ShapeMismatch { file, name, expected, found });
+        }
+        values.push(file.tensor(name)?.f_reshape(&expected)?);
+    }
+    tch::no_grad(|| {
+        variables.into_values().zip(&values).try_for_each(|(mut v, value)| v.f_copy_(value))
+    })?;
+    Ok(LoadReport { applied: file.names().map(str::to_owned).collect(), skipped: Vec::new() })
+}
+
+/// A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`; files hold either.
+fn same_shape(expected: &[i64], found: &[i64]) -> bool {
+    match found.split_at_checked(expected.len()) {
+        Some((head, tail)) => head == expected && tail.iter().all(|&side| side == 1),
+        None => false,
+    }
+}
+
+/// A variable's values on the CPU.
+struct Bytes {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Bytes {
+    fn of(variable: &Tensor) -> Result<Self> {
+        let (dtype, kind) = match variable.f_kind()? {
+            Kind::Half => (Dtype::F16, Kind::Half),
+            Kind::BFloat16 => (Dtype::BF16, Kind::BFloat16),
+            Kind::Double => (Dtype::F64, Kind::Double),
+            _ => (Dtype::F32, Kind::Float),
+        };
+        let values = variable.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(kind)?;
+        let values = values.f_contiguous()?;
+        let mut data = vec![0; values.numel() * kind.elt_size_in_bytes()];
+        values.f_copy_data_u8(&mut data, values.numel())?;
+        let shape = values.size().iter().map(|&side| side as usize).collect();
+        Ok(Bytes { dtype, shape, data })
+    }
+
+    fn view(&self, path: &Path) -> Result<TensorView<'_>> {
+        TensorView::new(self.dtype, self.shape.clone(), &self.data)
+            .map_err(|e| Error::io(path)(std::io::Error::other(e)))
+    }
+}
+
+/// Writes beside `path` and renames over it, so that a reader sees the old file or the new one.
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // The file is the user's, not a temporary one: the umask decides, as for any new file.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

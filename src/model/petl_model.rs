@@ -1,0 +1,214 @@
+//! [`PetlModel`]: a frozen backbone, a method beside it and a head over it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::adapter_file::{self, AdapterInfo};
+use super::head::head;
+use super::trainable_params::TrainableParams;
+use crate::backbone::{Backbone, FrozenViT, Pass};
+use crate::checkpoint::LoadReport;
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, Linear};
+use crate::petl::Method;
+use crate::seam::Seam;
+
+/// What is trained, for how many classes, and from which seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PetlConfig {
+    /// What is trained beside, or of, the backbone.
+    pub method: Method,
+    /// Outputs of the head.
+    pub num_classes: i64,
+    /// Drop path rate at the last block, linear over depth from 0; in training the frozen
+    /// branches and the method's draw it independently.
+    pub drop_path: f64,
+    /// Seed of the initial values.
+    pub seed: i64,
+}
+
+impl PetlConfig {
+    /// The paper's drop path (0.1; none for a linear probe, whose features stay fixed), seed 0.
+    pub fn new(method: Method, num_classes: i64) -> Self {
+        let drop_path = if method == Method::LinearProbe { 0.0 } else { 0.1 };
+        PetlConfig { method, num_classes, drop_path, seed: 0 }
+    }
+
+    /// Checks every field and the method's own config.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        self.method.validate()?;
+        if !(1..=1 << 24).contains(&self.num_classes) {
+            return Err(Error::config("num_classes", "within 1..=16777216", self.num_classes));
+        }
+        if !(0.0..1.0).contains(&self.drop_path) {
+            return Err(Error::config("drop_path", "within 0..1", self.drop_path));
+        }
+        Ok(())
+    }
+}
+
+/// A frozen backbone adapted by a method, with a classification head.
+///
+/// The trainables, and nothing else, are in [`PetlModel::var_store`]: any tch optimizer builds on
+/// it. At the start every method leaves the features as they are.
+///
+/// ```
+/// use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
+/// use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let vit = ViTConfig { image_size: (32, 32), embed_dim: 64, num_heads: 1, depth: 2, ..ViTConfig::default() };
+/// let backbone = FrozenViT::random(&vit, 0, Device::Cpu)?;
+/// let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 10);
+/// let model = PetlModel::new(backbone, &config)?;
+///
+/// let images = Tensor::zeros([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+/// let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
+/// let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-3)?;
+/// let loss = model.forward(&images, true)?.cross_entropy_for_logits(&labels);
+/// optimizer.backward_step(&loss);
+/// assert_eq!(model.trainable_params().method, 4 * (17 * 64 + 9 * 64 + 16));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct PetlModel<B: Backbone = FrozenViT> {
+    backbone: B,
+    /// The backbone over trained weights, where the method trains them.
+    unfrozen: Option<B>,
+    method: Box<dyn Seam>,
+    head: Linear,
+    var_store: nn::VarStore,
+    config: PetlConfig,
+}
+
+impl<B: Backbone> PetlModel<B> {
+    /// Puts `config`'s method beside `backbone` and a new head over it, on the backbone's device.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn new(backbone: B, config: &PetlConfig) -> Result<Self> {
+        config.validate()?;
+        let var_store = nn::VarStore::new(backbone.device());
+        let (root, mut rng) = (var_store.root(), InitRng::from_seed(config.seed));
+        let method = config.method.build(&root, &backbone.block_dims(), &mut rng)?;
+        let unfrozen = config.method.unfreeze(&root, &backbone)?;
+        let head = head(&root, backbone.feature_dim(), config.num_classes, &mut rng)?;
+        drop(root);
+        Ok(PetlModel { backbone, unfrozen, method, head, var_store, config: config.clone() })
+    }
+
+    /// Images `[B, 3, H, W]` to logits `[B, num_classes]`; `train` turns dropout and drop path
+    /// on. Gradients are tracked either way; wrap the call in [`tch::no_grad`] to save memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images do not fit the backbone.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward(&self.features(images, train)?)
+    }
+
+    /// What the head reads: `[B, C]`, adapted by the method.
+    ///
+    /// # Errors
+    /// As [`PetlModel::forward`].
+    pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let backbone = self.unfrozen.as_ref().unwrap_or(&self.backbone);
+        let pass = Pass { train, drop_path: self.config.drop_path };
+        backbone.forward(images, &*self.method, pass)
+    }
+
+    /// The head alone: features `[B, C]` to logits `[B, num_classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the features are not of the backbone's width.
+    pub fn classify(&self, features: &Tensor) -> Result<Tensor> {
+        let dim = self.backbone.feature_dim();
+        if features.size().last() != Some(&dim) {
+            return Err(Error::Input {
+                argument: "features",
+                expected: format!("[.., {dim}]"),
+                found: format!("{:?}", features.size()),
+            });
+        }
+        self.head.forward(features)
+    }
+
+    /// The backbone as it was given; no method changes it.
+    pub fn backbone(&self) -> &B {
+        &self.backbone
+    }
+
+    /// The config the model was built with.
+    pub fn config(&self) -> &PetlConfig {
+        &self.config
+    }
+
+    /// The trainables and nothing else, under the published names
+    /// (`blocks.3.adapter_attn.adapter_conv.weight`, `head.bias`).
+    pub fn var_store(&self) -> &nn::VarStore {
+        &self.var_store
+    }
+
+    /// How many weights are trained.
+    pub fn trainable_params(&self) -> TrainableParams {
+        let count = |weight: &Tensor| weight.numel();
+        let total: usize = self.var_store.trainable_variables().iter().map(count).sum();
+        let head = count(&self.head.weight) + self.head.bias.as_ref().map_or(0, count);
+        TrainableParams::new(total - head, head, self.backbone.num_params())
+    }
+
+    /// Writes the trainables as safetensors, with the config and the backbone's digest as
+    /// metadata. The same model gives the same bytes; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn save_adapter(&self, path: impl AsRef<Path>) -> Result<()> {
+        let info = AdapterInfo { config: self.config.clone(), backbone: self.backbone.digest()? };
+        adapter_file::save(path.as_ref(), &self.var_store, &info)
+    }
+
+    /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
+    ///
+    /// # Errors
+    /// [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
+    /// without the metadata (build the model and use [`PetlModel::load_weights`]); the errors of
+    /// `load_weights` otherwise.
+    pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let info = adapter_file::info(path)?;
+        let found = backbone.digest()?;
+        if info.backbone != found {
+            let (file, expected) = (path.to_path_buf(), info.backbone);
+            return Err(Error::BackboneMismatch { file, expected, found });
+        }
+        let mut model = PetlModel::new(backbone, &info.config)?;
+        model.load_weights(path)?;
+        Ok(model)
+    }
+
+    /// Takes the trainables from a `.safetensors` file or a published `.pt` file, by content;
+    /// metadata is neither needed nor read. Every tensor of the file must have its place and
+    /// every trainable its tensor, or nothing is changed.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with
+    /// the tensor's name; [`Error::CorruptFile`] and its like for the file itself.
+    pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        adapter_file::load(path.as_ref(), &self.var_store)
+    }
+}
+
+impl<B: Backbone> nn::ModuleT for PetlModel<B> {
+    /// # Panics
+    /// As tch's own modules do, on images that do not fit; [`PetlModel::forward`] returns an
+    /// error instead.
+    fn forward_t(&self, images: &Tensor, train: bool) -> Tensor {
+        self.forward(images, train).expect("images fit the backbone")
+    }
+}

@@ -1,0 +1,556 @@
+//! Convpass: a bypass of convolutions beside a sub-layer (arXiv 2207.07039, section 3).
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use crate::error::{Error, Result};
+use crate::nn::{Branch, InitRng, Linear, quick_gelu, variable};
+use crate::seam::{Seam, Site, SubLayer, TokenLayout};
+
+/// How the 3x3 convolution starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvInit {
+    /// Each channel passes through the centre tap; all else is zero.
+    #[default]
+    Identity,
+    /// Xavier (Glorot) uniform.
+    XavierUniform,
+}
+
+/// The sub-layers of each block that get a bypass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubLayers {
+    /// Attention and MLP: the paper's Convpass.
+    #[default]
+    Both,
+    /// Attention alone: the paper's Convpass-attn.
+    Attention,
+    /// The MLP alone.
+    Mlp,
+}
+
+impl SubLayers {
+    fn contains(self, sub_layer: SubLayer) -> bool {
+        match self {
+            SubLayers::Both => true,
+            SubLayers::Attention => sub_layer == SubLayer::Attention,
+            SubLayers::Mlp => sub_layer == SubLayer::Mlp,
+        }
+    }
+}
+
+/// Where a bypass takes its input from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// Beside the sub-layer: `X + f(LN(X)) + s * Convpass(LN(X))`.
+    #[default]
+    Parallel,
+    /// After it: `X + Y + s * Convpass(Y)` with `Y = f(LN(X))`.
+    Sequential,
+}
+
+/// The choices of Convpass; the default is the paper's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConvBypassConfig {
+    /// h, the channels between the 1x1 convolutions.
+    pub bottleneck_dim: i64,
+    /// Side of the middle convolution's kernel; odd.
+    pub kernel_size: i64,
+    /// s, the factor on the output; the paper chooses it for each task from 0.01 to 100.
+    pub scale: f64,
+    /// Dropout rate before the up convolution, in training.
+    pub dropout: f64,
+    /// How the middle convolution starts.
+    pub conv_init: ConvInit,
+    /// Which sub-layers get a bypass.
+    pub sub_layers: SubLayers,
+    /// Beside a sub-layer or after it.
+    pub placement: Placement,
+}
+
+impl Default for ConvBypassConfig {
+    fn default() -> Self {
+        ConvBypassConfig {
+            bottleneck_dim: 8,
+            kernel_size: 3,
+            scale: 1.0,
+            dropout: 0.1,
+            conv_init: ConvInit::Identity,
+            sub_layers: SubLayers::Both,
+            placement: Placement::Parallel,
+        }
+    }
+}
+
+impl ConvBypassConfig {
+    /// Checks that a bypass of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let (h, k) = (self.bottleneck_dim, self.kernel_size);
+        if !(1..=1 << 16).contains(&h) {
+            return Err(Error::config("bottleneck_dim", "within 1..=65536", h));
+        }
+        if !(1..=255).contains(&k) || k % 2 == 0 {
+            return Err(Error::config("kernel_size", "odd and within 1..=255", k));
+        }
+        if !self.scale.is_finite() {
+            return Err(Error::config("scale", "finite", self.scale));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::config("dropout", "within 0..1", self.dropout));
+        }
+        Ok(())
+    }
+
+    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`.
+    pub fn num_params(&self, embed_dim: i64) -> i64 {
+        let (h, k) = (self.bottleneck_dim, self.kernel_size);
+        (2 * h + 1) * embed_dim + h * h * k * k + 2 * h
+    }
+}
+
+/// One bypass: 1x1 convolution `C -> h`, QuickGELU, kxk convolution `h -> h` on the patch grid,
+/// QuickGELU, dropout, 1x1 convolution `h -> C`.
+///
+/// The 1x1 convolutions are kept as matrices, `adapter_down.weight [h, C]` and
+/// `adapter_up.weight [C, h]`, as the published files have them; `adapter_conv.weight` is
+/// `[h, h, k, k]`.
+#[derive(Debug)]
+pub struct ConvBypass {
+    down: Linear,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    scale: f64,
+    dropout: f64,
+}
+
+impl ConvBypass {
+    /// Creates the six variables of a bypass under `vs`, beside tokens of width `embed_dim`: down
+    /// Xavier uniform, up zero, biases zero. libtorch's generator (`tch::manual_seed`) seeds them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] on a config or width that no bypass has; [`Error::DuplicateVariable`]
+    /// if `vs` holds a bypass already.
+    pub fn new(vs: &nn::Path, embed_dim: i64, config: &ConvBypassConfig) -> Result<Self> {
+        Self::with_rng(vs, embed_dim, config, &mut InitRng::from_libtorch()?)
+    }
+
+    pub(crate) fn with_rng(
+        vs: &nn::Path,
+        embed_dim: i64,
+        config: &ConvBypassConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        config.validate()?;
+        if !(1..=1 << 20).contains(&embed_dim) {
+            return Err(Error::config("embed_dim", "within 1..=1048576", embed_dim));
+        }
+        let (c, h, k) = (embed_dim, config.bottleneck_dim, config.kernel_size);
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));
+        let conv = match config.conv_init {
+            ConvInit::Identity => identity_kernel(h, k)?,
+            ConvInit::XavierUniform => rng.xavier_uniform(&[h, h, k, k])?,
+        };
+        Ok(ConvBypass {
+            down: Linear {
+                weight: variable(vs, "adapter_down.weight", &rng.xavier_uniform(&[h, c])?)?,
+                bias: Some(variable(vs, "adapter_down.bias", &zeros(&[h])?)?),
+            },
+            conv_weight: variable(vs, "adapter_conv.weight", &conv)?,
+            conv_bias: variable(vs, "adapter_conv.bias", &zeros(&[h])?)?,
+            up_weight: variable(vs, "adapter_up.weight", &zeros(&[c, h])?)?,
+            up_bias: variable(vs, "adapter_up.bias", &zeros(&[c])?)?,
+            scale: config.scale,
+            dropout: config.dropout,
+        })
+    }
+
+    /// `s * Convpass(tokens)`: `[B, P + N, C] -> [B, P + N, C]`.
+    ///
+    /// Each prefix token is convolved as a 1x1 image of its own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
+    pub fn forward(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
+        layout.check(tokens, self.up_weight.size()[0])?;
+        let x = self.hidden(tokens, layout, train)?;
+        let x = x.f_linear(&self.up_weight, Some(&self.up_bias))?;
+        Ok(if self.scale == 1.0 { x } else { x.f_mul_scalar(self.scale)? })
+    }
+
+    /// This bypass as a tch module over tokens of one layout.
+    pub fn with_layout(self, layout: TokenLayout) -> FixedLayout {
+        FixedLayout { bypass: self, layout }
+    }
+
+    /// `residual + s * Convpass(tokens)` without a pass of its own over `[B, T, C]` for the bias,
+    /// the scale and the sum: one product accumulates into the residual stream.
+    fn add_into(
+        &self,
+        residual: &Tensor,
+        tokens: &Tensor,
+        layout: &TokenLayout,
+        branch: &Branch,
+        train: bool,
+    ) -> Result<Tensor> {
+        let hidden = self.hidden(&branch.select(tokens)?, layout, train)?;
+        match branch {
+            Branch::All => {
+                // [B * T, h + 1] x [h + 1, C]: a column of ones carries the bias.
+                let (hidden, flat) = (hidden.f_flatten(0, 1)?, residual.f_flatten(0, 1)?);
+                let ones =
+                    hidden.f_new_ones([hidden.size()[0], 1], (hidden.kind(), hidden.device()))?;
+                let left = Tensor::f_cat(&[&hidden, &ones], 1)?;
+                let bias = self.up_bias.f_unsqueeze(1)?;
+                // s goes into the small matrix, where it costs nothing.
+                let right =
+                    Tensor::f_cat(&[&self.up_weight, &bias], 1)?.f_mul_scalar(self.scale)?;
+                let sum = flat.f_addmm(&left, &right.f_transpose(0, 1)?)?;
+                Ok(sum.f_reshape(residual.size())?)
+            }
+            Branch::Kept { index, scale } => {
+                let mut output = hidden.f_linear(&self.up_weight, Some(&self.up_bias))?;
+                let output = output.f_mul_scalar_(self.scale * scale)?;
+                Ok(residual.f_index_add(0, index, &output)?)
+            }
+        }
+    }
+
+    /// Everything before the up convolution: `[B, P + N, C] -> [B, P + N, h]`.
+    fn hidden(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
+        let x = quick_gelu(&self.down.forward(tokens)?)?;
+        let x = quick_gelu(&self.convolve(&x, layout)?)?;
+        if train && self.dropout > 0.0 { Ok(x.f_dropout(self.dropout, true)?) } else { Ok(x) }
+    }
+
+    /// The kxk convolution, `[B, P + N, h] -> [B, P + N, h]`: patches on their grid, each prefix
+    /// token through the centre tap alone.
+    fn convolve(&self, x: &Tensor, layout: &TokenLayout) -> Result<Tensor> {
+        let (prefix, patches, (rows, cols)) = (layout.prefix, layout.num_patches(), layout.grid);
+        let half = self.conv_weight.size()[2] / 2;
+        let mut parts = Vec::with_capacity(2);
+        if prefix > 0 {
+            let centre = self.conv_weight.f_select(3, half)?.f_select(2, half)?;
+            parts.push(x.f_narrow(1, 0, prefix)?.f_linear(&centre, Some(&self.conv_bias))?);
+        }
+        if patches > 0 {
+            // [B, N, h] -> [B, rows, cols, h] -> [B, h, rows, cols]: channels last, no copy.
+            let grid = x.f_narrow(1, prefix, patches)?.f_unflatten(1, [rows, cols])?;
+            let grid = grid.f_permute([0, 3, 1, 2])?;
+            let (stride, padding, dilation, groups) = ([1; 2], [half; 2], [1; 2], 1);
+            let grid = grid.f_conv2d(
+                &self.conv_weight,
+                Some(&self.conv_bias),
+                stride,
+                padding,
+                dilation,
+                groups,
+            )?;
+            parts.push(grid.f_permute([0, 2, 3, 1])?.f_flatten(1, 2)?);
+        }
+        match &parts[..] {
+            [only] => Ok(only.shallow_clone()),
+            _ => Ok(Tensor::f_cat(&parts, 1)?),
+        }
+    }
+}
+
+/// `[h, h, k, k]`, one at the centre tap of each channel's own filter.
+fn identity_kernel(h: i64, k: i64) -> Result<Tensor> {
+    let kernel = Tensor::f_zeros([h, h, k, k], (Kind::Float, Device::Cpu))?;
+    let centre = kernel.f_select(3, k / 2)?.f_select(2, k / 2)?;
+    let _filled = centre.f_diagonal(0, 0, 1)?.f_fill_(1.0)?;
+    Ok(kernel)
+}
+
+/// A [`ConvBypass`] over tokens of one layout, usable wherever tch wants a module.
+#[derive(Debug)]
+pub struct FixedLayout {
+    bypass: ConvBypass,
+    layout: TokenLayout,
+}
+
+impl nn::ModuleT for FixedLayout {
+    /// # Panics
+    /// As tch's own modules do, on tokens of another shape.
+    fn forward_t(&self, tokens: &Tensor, train: bool) -> Tensor {
+        self.bypass.forward(tokens, &self.layout, train).expect("tokens fit the layout")
+    }
+}
+
+/// The bypasses of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Bypasses {
+    blocks: Vec<BlockBypasses>,
+    placement: Placement,
+}
+
+#[derive(Debug)]
+struct BlockBypasses {
+    attention: Option<ConvBypass>,
+    mlp: Option<ConvBypass>,
+}
+
+impl Bypasses {
+    /// Variables `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
+    pub(super) fn new(
+        vs: &nn::Path,
+        block_dims: &[i64],
+        config: &ConvBypassConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let mut bypass = |index: usize, dim: i64, sub_layer, name| {
+            let vs = vs / "blocks" / index / name;
+            let present = config.sub_layers.contains(sub_layer);
+            present.then(|| ConvBypass::with_rng(&vs, dim, config, rng)).transpose()
+        };
+        let mut block = |(index, &dim): (usize, &i64)| {
+            Ok(BlockBypasses {
+                attention: bypass(index, dim, SubLayer::Attention, "adapter_attn")?,
+                mlp: bypass(index, dim, SubLayer::Mlp, "adapter_mlp")?,
+            })
+        };
+        let blocks = block_dims.iter().enumerate().map(&mut block).collect::<Result<_>>()?;
+        Ok(Bypasses { blocks, placement: config.placement })
+    }
+
+    fn at(&self, site: Site, placement: Placement) -> Option<&ConvBypass> {
+        let block = self.blocks.get(site.block).filter(|_| self.placement == placement)?;
+        match site.sub_layer {
+            SubLayer::Attention => block.attention.as_ref(),
+            SubLayer::Mlp => block.mlp.as_ref(),
+        }
+    }
+}
+
+impl Seam for Bypasses {
+    fn is_beside(&self, site: Site) -> bool {
+        self.at(site, Placement::Parallel).is_some()
+    }
+
+    fn beside(
+        &self,
+        site: Site,
+        normed: &Tensor,
+        residual: Tensor,
+        layout: &TokenLayout,
+        branch: &Branch,
+        train: bool,
+    ) -> Result<Tensor> {
+        match self.at(site, Placement::Parallel) {
+            Some(bypass) => bypass.add_into(&residual, normed, layout, branch, train),
+            None => Ok(residual),
+        }
+    }
+
+    fn after_sub_layer(
+        &self,
+        site: Site,
+        output: Tensor,
+        layout: &TokenLayout,
+        train: bool,
+    ) -> Result<Tensor> {
+        match self.at(site, Placement::Sequential) {
+            Some(bypass) => bypass.add_into(&output, &output, layout, &Branch::All, train),
+            None => Ok(output),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tch::nn::VarStore;
+
+    const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    /// A bypass in f64 whose six variables are all random.
+    fn random_bypass(c: i64, config: &ConvBypassConfig, seed: i64) -> (VarStore, ConvBypass) {
+        let mut vs = VarStore::new(Device::Cpu);
+        let bypass = ConvBypass::new(&vs.root(), c, config).unwrap();
+        vs.double();
+        let mut rng = InitRng::from_seed(seed);
+        tch::no_grad(|| {
+            let mut variables: Vec<_> = vs.variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            for (_, mut variable) in variables {
+                variable.copy_(&rng.normal(&variable.size(), 0.5).unwrap());
+            }
+        });
+        (vs, bypass)
+    }
+
+    fn tokens(batch: i64, layout: &TokenLayout, c: i64, seed: i64) -> Tensor {
+        let shape = [batch, layout.num_tokens(), c];
+        InitRng::from_seed(seed).normal(&shape, 1.0).unwrap().to_kind(Kind::Double)
+    }
+
+    /// The equations of the module, one number at a time.
+    fn naive(bypass: &ConvBypass, tokens: &Tensor, layout: &TokenLayout) -> Vec<f64> {
+        let get = |t: &Tensor| Vec::<f64>::try_from(t.flatten(0, -1)).unwrap();
+        let [batch, t, c] = tokens.size()[..] else { panic!("three dimensions") };
+        let (h, k) = (bypass.conv_weight.size()[0], bypass.conv_weight.size()[2]);
+        let (x, wd, bd) =
+            (get(tokens), get(&bypass.down.weight), get(bypass.down.bias.as_ref().unwrap()));
+        let (wc, bc) = (get(&bypass.conv_weight), get(&bypass.conv_bias));
+        let (wu, bu) = (get(&bypass.up_weight), get(&bypass.up_bias));
+        let act = |x: f64| x / (1.0 + (-1.702 * x).exp());
+        let mut out = Vec::new();
+        for b in 0..batch {
+            let down = |token: i64, j: i64| {
+                let dot: f64 = (0..c)
+                    .map(|i| x[((b * t + token) * c + i) as usize] * wd[(j * c + i) as usize])
+                    .sum();
+                act(dot + bd[j as usize])
+            };
+            for token in 0..t {
+                // Neighbours of this token on its own grid: a prefix token has none.
+                let (rows, cols, start) = match token < layout.prefix {
+                    true => (1, 1, token),
+                    false => (layout.grid.0, layout.grid.1, layout.prefix),
+                };
+                let (row, col) = ((token - start) / cols, (token - start) % cols);
+                let mut hidden = bc.clone();
+                for (dy, dx) in (0..k).flat_map(|dy| (0..k).map(move |dx| (dy, dx))) {
+                    let (y, x) = (row + dy - k / 2, col + dx - k / 2);
+                    if !(0..rows).contains(&y) || !(0..cols).contains(&x) {
+                        continue;
+                    }
+                    for (o, i) in (0..h).flat_map(|o| (0..h).map(move |i| (o, i))) {
+                        let tap = wc[(((o * h + i) * k + dy) * k + dx) as usize];
+                        hidden[o as usize] += tap * down(start + y * cols + x, i);
+                    }
+                }
+                for o in 0..c {
+                    let up: f64 =
+                        (0..h).map(|j| act(hidden[j as usize]) * wu[(o * h + j) as usize]).sum();
+                    out.push(bypass.scale * (up + bu[o as usize]));
+                }
+            }
+        }
+        out
+    }
+
+    fn max_gap(a: &Tensor, b: &Tensor) -> f64 {
+        if a.numel() == 0 { 0.0 } else { (a - b).abs().max().double_value(&[]) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equals_its_naive_twin_on_any_shape(
+            batch in 1i64..3, prefix in 0i64..6, rows in 0i64..5, cols in 1i64..6,
+            c in 1i64..10, h in 1i64..6, half in 0i64..3, seed in any::<i64>(),
+        ) {
+            prop_assume!(prefix + rows > 0);
+            let config = ConvBypassConfig {
+                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7,
+                ..ConvBypassConfig::default()
+            };
+            let layout = TokenLayout { prefix, grid: (rows, cols) };
+            let (_vs, bypass) = random_bypass(c, &config, seed);
+            let x = tokens(batch, &layout, c, seed ^ 1);
+            let expected = Tensor::from_slice(&naive(&bypass, &x, &layout)).view_as(&x);
+
+            let forward = bypass.forward(&x, &layout, false).unwrap();
+            prop_assert!(max_gap(&forward, &expected) < 1e-12);
+
+            // The path into the residual stream is the same sum, whole and for kept samples.
+            let residual = tokens(batch, &layout, c, seed ^ 2);
+            let all = bypass.add_into(&residual, &x, &layout, &Branch::All, false).unwrap();
+            prop_assert!(max_gap(&all, &(&residual + &expected)) < 1e-12);
+            let kept = Branch::Kept { index: Tensor::from_slice(&[batch - 1]), scale: 1.25 };
+            let sum = bypass.add_into(&residual, &x, &layout, &kept, false).unwrap();
+            let mask = Tensor::zeros([batch, 1, 1], F64);
+            let _filled = mask.get(batch - 1).fill_(1.25);
+            prop_assert!(max_gap(&sum, &(&residual + &expected * mask)) < 1e-12);
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
+        let layout = TokenLayout { prefix: 2, grid: (3, 2) };
+        let (vs, bypass) = random_bypass(5, &config, 11);
+        let x = tokens(2, &layout, 5, 12).set_requires_grad(true);
+        let residual = tokens(2, &layout, 5, 13);
+        let probe = tokens(2, &layout, 5, 14);
+        let loss = || {
+            let sum = bypass.add_into(&residual, &x, &layout, &Branch::All, false).unwrap();
+            (sum * &probe).sum(Kind::Double)
+        };
+        loss().backward();
+        let mut leaves: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
+        leaves.push(("tokens".into(), x.shallow_clone()));
+        for (name, leaf) in leaves {
+            let (gradient, flat) = (leaf.grad().flatten(0, -1), leaf.detach().view(-1));
+            for i in 0..flat.size()[0] {
+                let (step, centre) = (1e-5, flat.double_value(&[i]));
+                let at = |value: f64| {
+                    let _filled = flat.get(i).fill_(value);
+                    tch::no_grad(loss).double_value(&[])
+                };
+                let slope = (at(centre + step) - at(centre - step)) / (2.0 * step);
+                at(centre);
+                let found = gradient.double_value(&[i]);
+                assert!((slope - found).abs() < 1e-7 * (1.0 + slope.abs()), "{name}[{i}]");
+            }
+        }
+    }
+
+    #[test]
+    fn starts_at_zero_with_published_shapes_and_counts() {
+        for (conv_init, c, expected) in
+            [(ConvInit::Identity, 768, 13_648), (ConvInit::XavierUniform, 1024, 864_000 / 48)]
+        {
+            let config = ConvBypassConfig { conv_init, ..Default::default() };
+            let vs = VarStore::new(Device::Cpu);
+            let bypass = ConvBypass::new(&vs.root(), c, &config).unwrap();
+            let count: usize = vs.trainable_variables().iter().map(Tensor::numel).sum();
+            assert_eq!((count as i64, config.num_params(c)), (expected, expected));
+
+            let layout = TokenLayout { prefix: 1, grid: (4, 4) };
+            let x = tokens(2, &layout, c, 3).to_kind(Kind::Float);
+            let out = bypass.forward(&x, &layout, true).unwrap();
+            assert_eq!(out.count_nonzero(None::<i64>).int64_value(&[]), 0);
+        }
+        let kernel = identity_kernel(4, 3).unwrap();
+        assert_eq!(kernel.sum(Kind::Float).double_value(&[]), 4.0);
+        assert_eq!(kernel.double_value(&[2, 2, 1, 1]), 1.0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let vs = VarStore::new(Device::Cpu);
+        let new = |config: ConvBypassConfig| ConvBypass::new(&vs.root(), 16, &config);
+        let wrong = [
+            ConvBypassConfig { kernel_size: 2, ..Default::default() },
+            ConvBypassConfig { bottleneck_dim: 0, ..Default::default() },
+            ConvBypassConfig { scale: f64::NAN, ..Default::default() },
+            ConvBypassConfig { dropout: 1.0, ..Default::default() },
+        ];
+        for config in wrong {
+            assert!(matches!(new(config).unwrap_err(), Error::Config { .. }));
+        }
+        assert!(ConvBypass::new(&vs.root(), -1, &ConvBypassConfig::default()).is_err());
+        let bypass = new(ConvBypassConfig::default()).unwrap();
+        let twice = new(ConvBypassConfig::default()).unwrap_err();
+        assert!(matches!(twice, Error::DuplicateVariable { .. }), "{twice}");
+
+        let x = Tensor::zeros([1, 5, 16], (Kind::Float, Device::Cpu));
+        for grid in [(3, 3), (-2, -2), (i64::MAX, 2)] {
+            let layout = TokenLayout { prefix: 1, grid };
+            assert!(bypass.forward(&x, &layout, false).is_err(), "{grid:?}");
+        }
+    }
+}
