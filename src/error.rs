@@ -37,6 +37,10 @@ pub enum Error {
     #[error("{}: corrupt: {reason}", file.display())]
     CorruptFile { file: PathBuf, reason: String },
 
+    /// The file's pickle names code that a state dict does not need; it was not run.
+    #[error("{}: its pickle calls {global}, which is not run here", file.display())]
+    PickleGlobal { file: PathBuf, global: String },
+
     /// A tensor that the model needs is not in the file.
     #[error("{}: tensor {name} is missing (expected {expected:?})", file.display())]
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },

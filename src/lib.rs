@@ -1,12 +1,15 @@
 //! Adapt frozen Vision Transformers with convolutional bypasses.
 
 mod backbone;
+mod checkpoint;
 mod error;
+mod ffi;
 mod nn;
 mod petl;
 mod seam;
 
 pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
+pub use checkpoint::{Container, TensorFile};
 pub use error::{Error, Result};
 pub use nn::Branch;
 pub use petl::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Method, Placement, SubLayers};

@@ -1,0 +1,235 @@
+//! Where a tensor lies in a file, and how to read it from there.
+
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// The type of a tensor's elements as the file states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ElementType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    /// Integers, booleans and whatever else has no place in a model: its name and, where it is
+    /// known, the bytes of an element.
+    Other(String, Option<usize>),
+}
+
+impl ElementType {
+    /// Bytes of an element, where they are known.
+    pub(super) fn size(&self) -> Option<usize> {
+        match self {
+            ElementType::F64 => Some(8),
+            ElementType::F32 => Some(4),
+            ElementType::F16 | ElementType::Bf16 => Some(2),
+            ElementType::Other(_, size) => *size,
+        }
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            ElementType::F64 => Some(Kind::Double),
+            ElementType::F32 => Some(Kind::Float),
+            ElementType::F16 => Some(Kind::Half),
+            ElementType::Bf16 => Some(Kind::BFloat16),
+            ElementType::Other(..) => None,
+        }
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ElementType::F64 => "f64",
+            ElementType::F32 => "f32",
+            ElementType::F16 => "f16",
+            ElementType::Bf16 => "bf16",
+            ElementType::Other(name, _) => name,
+        })
+    }
+}
+
+/// Bytes of a file, as they are or compressed.
+#[derive(Clone, Debug)]
+pub(super) enum Stored {
+    /// As they are, at this range of the file.
+    Plain { at: Range<usize>, crc: Option<u32> },
+    /// Deflated, at this range of the file; `size` bytes when inflated.
+    Deflated { at: Range<usize>, size: usize, crc: Option<u32> },
+}
+
+impl Stored {
+    /// Number of bytes when inflated.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Stored::Plain { at, .. } => at.len(),
+            Stored::Deflated { size, .. } => *size,
+        }
+    }
+
+    /// The first bytes, at most `count`.
+    pub(super) fn head(&self, file: &[u8], count: usize) -> Result<Vec<u8>, String> {
+        let mut head = Vec::new();
+        let reader: Box<dyn Read + '_> = match self {
+            Stored::Plain { at, .. } => Box::new(slice(file, at)?),
+            Stored::Deflated { at, .. } => {
+                Box::new(flate2::read::DeflateDecoder::new(slice(file, at)?))
+            }
+        };
+        reader.take(count as u64).read_to_end(&mut head).map_err(|e| e.to_string())?;
+        Ok(head)
+    }
+
+    /// Hands all bytes to `f`, straight from the file where they are not compressed, once they
+    /// match their checksum.
+    pub(super) fn with_bytes<T>(
+        &self,
+        file: &[u8],
+        f: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, String> {
+        let (inflated, crc);
+        let bytes = match self {
+            Stored::Plain { at, crc: stated } => {
+                crc = stated;
+                slice(file, at)?
+            }
+            Stored::Deflated { at, size, crc: stated } => {
+                crc = stated;
+                inflated = inflate(slice(file, at)?, *size)?;
+                &inflated
+            }
+        };
+        match crc {
+            Some(crc) if crc32fast::hash(bytes) != *crc => Err("checksum does not match".into()),
+            _ => Ok(f(bytes)),
+        }
+    }
+}
+
+fn slice<'a>(file: &'a [u8], at: &Range<usize>) -> Result<&'a [u8], String> {
+    file.get(at.clone()).ok_or_else(|| format!("bytes {at:?} lie outside of the file"))
+}
+
+/// The most that deflate expands: a 258-byte match costs at least two bits.
+const MAX_DEFLATE_RATIO: usize = 1032;
+
+fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
+    check_ratio(compressed.len(), size)?;
+    let mut bytes = Vec::with_capacity(size + 1);
+    // One byte more than stated, so that a longer stream is noticed.
+    flate2::read::DeflateDecoder::new(compressed)
+        .take(size as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| e.to_string())?;
+    if bytes.len() != size {
+        return Err(format!("{size} bytes stated, but it inflates to another number"));
+    }
+    Ok(bytes)
+}
+
+/// Whether `compressed` bytes can inflate to `size`.
+pub(super) fn check_ratio(compressed: usize, size: usize) -> Result<(), String> {
+    match size / MAX_DEFLATE_RATIO > compressed {
+        true => Err(format!("{compressed} bytes cannot inflate to {size}")),
+        false => Ok(()),
+    }
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) element: ElementType,
+    pub(super) shape: Vec<i64>,
+    /// Steps between elements along each dimension; row by row if none.
+    pub(super) strides: Option<Vec<i64>>,
+    pub(super) stored: Stored,
+    /// Offset of the first element within the stored bytes.
+    pub(super) skip: usize,
+    pub(super) big_endian: bool,
+}
+
+impl Entry {
+    /// Checks that every element lies within the stored bytes and that the tensor is no larger
+    /// than they are (an expanded one would be), so that reading it allocates what is justified.
+    ///
+    /// Elements of unknown size are not checked: they are never read.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Some(element_size) = self.element.size() else { return Ok(()) };
+        let available = self.stored.size().checked_sub(self.skip).ok_or("starts past its end")?;
+        let outside = || {
+            let shape = &self.shape;
+            format!("shape {shape:?} of {} needs more than {available} bytes", self.element)
+        };
+        let numel = numel(&self.shape).ok_or_else(outside)?;
+        let needed = numel.checked_mul(element_size).ok_or_else(outside)?;
+        let span = self.span().ok_or_else(outside)?;
+        let spanned = span.checked_mul(element_size).ok_or_else(outside)?;
+        if needed > available || spanned > available { Err(outside()) } else { Ok(()) }
+    }
+
+    /// Elements from the first to the last one, both counted.
+    fn span(&self) -> Option<usize> {
+        let numel = numel(&self.shape)?;
+        let Some(strides) = &self.strides else { return Some(numel) };
+        if numel == 0 {
+            return Some(0);
+        }
+        self.shape.iter().zip(strides).try_fold(1usize, |span, (&dim, &stride)| {
+            let steps = usize::try_from(dim - 1).ok()?;
+            span.checked_add(steps.checked_mul(usize::try_from(stride).ok()?)?)
+        })
+    }
+
+    /// The tensor on the CPU in f32; `None` if its elements have no place in a model.
+    pub(super) fn read(&self, file: &[u8]) -> Result<Option<Tensor>, String> {
+        let Some(kind) = self.element.kind() else { return Ok(None) };
+        self.check()?;
+        let (size, span) = (kind.elt_size_in_bytes(), self.span().unwrap_or(0));
+        let copied = self.stored.with_bytes(file, |bytes| {
+            let bytes = &bytes[self.skip..self.skip + span * size];
+            match self.big_endian {
+                true => self.tensor(&swapped(bytes, size), kind, span),
+                false => self.tensor(bytes, kind, span),
+            }
+        })?;
+        copied.map(Some).map_err(|e| e.to_string())
+    }
+
+    /// `bytes` holds exactly the `span` elements; libtorch copies them without looking.
+    fn tensor(&self, bytes: &[u8], kind: Kind, span: usize) -> Result<Tensor, tch::TchError> {
+        debug_assert_eq!(bytes.len(), span * kind.elt_size_in_bytes());
+        let tensor = match &self.strides {
+            None => Tensor::f_from_data_size(bytes, &self.shape, kind)?,
+            Some(strides) => {
+                let flat = Tensor::f_from_data_size(bytes, &[span as i64], kind)?;
+                flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous()?
+            }
+        };
+        tensor.f_to_kind(Kind::Float)
+    }
+}
+
+fn swapped(bytes: &[u8], size: usize) -> Vec<u8> {
+    bytes.chunks_exact(size).flat_map(|element| element.iter().rev().copied()).collect()
+}
+
+/// Number of elements; `None` if a dimension is negative or the product of the others overflows.
+pub(super) fn numel(shape: &[i64]) -> Option<usize> {
+    // Zeros count as ones in the bound: libtorch multiplies the rest into strides.
+    let bound = shape
+        .iter()
+        .try_fold(1i64, |n, &dim| if dim < 0 { None } else { n.checked_mul(dim.max(1)) })?;
+    if shape.contains(&0) { Some(0) } else { usize::try_from(bound).ok() }
+}
+
+/// A shape from a file, where each dimension fits.
+pub(super) fn shape_of<T: Copy + TryInto<i64>>(dims: &[T]) -> Result<Vec<i64>, String> {
+    dims.iter()
+        .map(|&dim| dim.try_into().map_err(|_| "a dimension does not fit 63 bits".to_owned()))
+        .collect()
+}

@@ -1,0 +1,15 @@
+//! Checkpoints: container readers, the names of each model family, and what a load did.
+
+mod entry;
+mod npy;
+mod npz;
+mod pickle;
+mod safetensors;
+mod tensor_file;
+mod torch_zip;
+mod zip_index;
+
+#[cfg(test)]
+mod robustness;
+
+pub use tensor_file::{Container, TensorFile};

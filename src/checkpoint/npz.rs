@@ -1,0 +1,44 @@
+//! The `.npz` container: a zip archive of `.npy` arrays, stored or deflated.
+
+use std::collections::BTreeMap;
+
+use super::entry::{Entry, Stored};
+use super::npy::{self, Header};
+use super::tensor_file::Index;
+
+/// Whether a zip archive of these entries is an npz.
+pub(super) fn recognizes(entries: &BTreeMap<String, Stored>) -> bool {
+    entries.keys().any(|name| name.ends_with(".npy"))
+}
+
+/// Reads the header of each array; its name is the entry's without `.npy`.
+pub(super) fn read(file: &[u8], zip: BTreeMap<String, Stored>) -> Result<Index, String> {
+    let mut entries = BTreeMap::new();
+    for (path, stored) in zip {
+        let Some(name) = path.strip_suffix(".npy") else { continue };
+        let entry = array(file, stored).map_err(|e| format!("array {name}: {e}"))?;
+        entries.insert(name.to_owned(), entry);
+    }
+    Ok(Index { entries, metadata: BTreeMap::new() })
+}
+
+fn array(file: &[u8], stored: Stored) -> Result<Entry, String> {
+    let header = Header::parse(&stored.head(file, npy::MAX_HEADER)?)?;
+    let entry = Entry {
+        strides: header.strides(),
+        element: header.element,
+        shape: header.shape,
+        skip: header.len,
+        big_endian: header.big_endian,
+        stored,
+    };
+    entry.check()?;
+    let size = entry.element.size().zip(super::entry::numel(&entry.shape)).map(|(s, n)| s * n);
+    let data = entry.stored.size() - entry.skip.min(entry.stored.size());
+    match size {
+        Some(size) if size != data => {
+            Err(format!("shape {:?} of {} is not {data} bytes", entry.shape, entry.element))
+        }
+        _ => Ok(entry),
+    }
+}

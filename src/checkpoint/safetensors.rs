@@ -1,0 +1,46 @@
+//! The safetensors container, through the `safetensors` crate's header parser.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::entry::{ElementType, Entry, Stored, shape_of};
+use super::tensor_file::Index;
+
+/// Whether `file` looks like safetensors: eight bytes of header length, then a JSON object.
+pub(super) fn recognizes(file: &[u8]) -> bool {
+    file.get(8) == Some(&b'{')
+}
+
+/// Reads the header.
+pub(super) fn read(file: &[u8]) -> Result<Index, String> {
+    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|e| e.to_string())?;
+    let data = header + size_of::<u64>();
+    let mut entries = BTreeMap::new();
+    for (name, info) in metadata.tensors() {
+        let (start, end) = info.data_offsets;
+        let entry = Entry {
+            element: element(info.dtype),
+            shape: shape_of(&info.shape)?,
+            strides: None,
+            stored: Stored::Plain { at: data + start..data + end, crc: None },
+            skip: 0,
+            big_endian: false,
+        };
+        entry.check().map_err(|e| format!("tensor {name}: {e}"))?;
+        entries.insert(name, entry);
+    }
+    let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok(Index { entries, metadata })
+}
+
+fn element(dtype: Dtype) -> ElementType {
+    match dtype {
+        Dtype::F64 => ElementType::F64,
+        Dtype::F32 => ElementType::F32,
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::Bf16,
+        // The header parser has compared their shapes with their bytes.
+        other => ElementType::Other(format!("{other:?}"), None),
+    }
+}

@@ -1,0 +1,163 @@
+//! The named tensors of one file, whatever its container.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use super::entry::Entry;
+use super::pickle::PickleError;
+use super::{npy, npz, safetensors, torch_zip, zip_index};
+use crate::error::{Error, Result};
+use crate::ffi::FileMap;
+
+/// How a file packs its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// `.safetensors`.
+    Safetensors,
+    /// `.npz`: a zip of NumPy arrays, stored or deflated.
+    Npz,
+    /// What `torch.save` writes since 1.6: a zip of a pickle and its storages.
+    Torch,
+}
+
+/// The named tensors of one file.
+///
+/// The file is memory-mapped: opening reads its index only, and [`TensorFile::tensor`] copies one
+/// tensor out of the map. The file must not be changed or cut short while this is alive.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: FileMap,
+    container: Container,
+    index: Index,
+}
+
+/// What a container reader finds in a file.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) entries: BTreeMap<String, Entry>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Opens a file and reads its index. The container is recognized by its content; the name
+    /// does not matter. No code of a pickle is run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no such file or it is not a regular one; [`Error::UnknownFormat`]
+    /// if it is none of the containers; [`Error::CorruptFile`] if its index does not fit it;
+    /// [`Error::PickleGlobal`] if its pickle names code that a state dict does not need.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let map = FileMap::open(&path).map_err(Error::io(&path))?;
+        let (container, index) = read_index(&path, &map)?;
+        Ok(TensorFile { path, map, container, index })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How the file packs its tensors.
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    /// The strings that a safetensors file carries beside its tensors; empty for the others.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.index.metadata
+    }
+
+    /// The names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.entries.contains_key(name)
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.index.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Reads a tensor: on the CPU, row by row, in f32. From f16 and bf16 that is exact; f64 is
+    /// rounded.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] if it is not there, [`Error::ElementType`] if its elements are
+    /// not floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not
+    /// match their checksum.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        read_tensor(&self.path, &self.map, &self.index, name)
+    }
+}
+
+/// Recognizes the container of `file` and reads its index.
+pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
+    if zip_index::recognizes(file) {
+        return read_zip(path, file);
+    }
+    if safetensors::recognizes(file) {
+        let index = safetensors::read(file).map_err(|reason| Error::corrupt(path, reason))?;
+        return Ok((Container::Safetensors, index));
+    }
+    Err(unknown(path, what_else(file)))
+}
+
+fn read_zip(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
+    let corrupt = |reason| Error::corrupt(path, reason);
+    let zip = zip_index::read(file).map_err(corrupt)?;
+    if let Some(folder) = torch_zip::recognizes(&zip) {
+        let index = torch_zip::read(file, &zip, &folder).map_err(|error| match error {
+            PickleError::Corrupt(reason) => corrupt(reason),
+            PickleError::Global(global) => Error::PickleGlobal { file: path.to_path_buf(), global },
+        })?;
+        return Ok((Container::Torch, index));
+    }
+    if npz::recognizes(&zip) {
+        return Ok((Container::Npz, npz::read(file, zip).map_err(corrupt)?));
+    }
+    Err(unknown(path, "a zip archive with neither .npy arrays nor a data.pkl"))
+}
+
+fn unknown(path: &Path, reason: &str) -> Error {
+    Error::UnknownFormat { file: path.to_path_buf(), reason: reason.to_owned() }
+}
+
+/// What a file is that is none of the containers, as far as its first bytes tell.
+fn what_else(file: &[u8]) -> &'static str {
+    match file {
+        [] => "an empty file",
+        [0x80, 1..=5, ..] => {
+            "a plain pickle, or what torch.save wrote before 1.6; load and save it again"
+        }
+        _ if file.starts_with(b"\x89HDF\r\n\x1a\n") => "an HDF5 file",
+        _ if file.starts_with(npy::MAGIC) => "a single .npy array, which has no name",
+        _ if file.starts_with(b"version https://git-lfs") => {
+            "a Git LFS pointer; the file itself was not fetched"
+        }
+        _ => "neither safetensors, nor .npz, nor what torch.save writes",
+    }
+}
+
+pub(super) fn read_tensor(path: &Path, file: &[u8], index: &Index, name: &str) -> Result<Tensor> {
+    let path_buf = || path.to_path_buf();
+    let Some(entry) = index.entries.get(name) else {
+        let (name, expected) = (name.to_owned(), Vec::new());
+        return Err(Error::MissingTensor { file: path_buf(), name, expected });
+    };
+    match entry.read(file) {
+        Ok(Some(tensor)) => Ok(tensor),
+        Ok(None) => {
+            let (name, found) = (name.to_owned(), entry.element.to_string());
+            Err(Error::ElementType { file: path_buf(), name, found })
+        }
+        Err(reason) => Err(Error::corrupt(path, format!("tensor {name}: {reason}"))),
+    }
+}

@@ -1,0 +1,89 @@
+//! The zip container of `torch.save`: a pickle of names and views, and one record a storage.
+//!
+//! Read here rather than by libtorch, whose own reader reaches this crate only for TorchScript
+//! archives, not for state dicts; no well-kept small crate reads them either.
+
+use std::collections::BTreeMap;
+
+use super::entry::{Entry, Stored, shape_of};
+use super::pickle::{self, PickleError, View};
+use super::tensor_file::Index;
+
+/// A state dict's pickle is some hundred bytes a tensor.
+const MAX_PICKLE: usize = 64 << 20;
+
+/// The folder of the archive that has a `data.pkl`, with its slash; `None` if it is no torch zip.
+pub(super) fn recognizes(entries: &BTreeMap<String, Stored>) -> Option<String> {
+    entries.keys().find_map(|name| {
+        let folder = name.strip_suffix("data.pkl")?;
+        (folder.is_empty() || folder.ends_with('/')).then(|| folder.to_owned())
+    })
+}
+
+/// Reads the pickle and finds the record of each tensor.
+pub(super) fn read(
+    file: &[u8],
+    zip: &BTreeMap<String, Stored>,
+    folder: &str,
+) -> Result<Index, PickleError> {
+    if zip.contains_key(&format!("{folder}constants.pkl")) {
+        let reason = "a TorchScript archive; torch.save its state_dict() instead";
+        return Err(PickleError::Corrupt(reason.into()));
+    }
+    if let Some(order) = zip.get(&format!("{folder}byteorder")) {
+        if order.head(file, 8).map_err(PickleError::Corrupt)? != b"little" {
+            return Err("its byte order is not little".into());
+        }
+    }
+    let record = &zip[&format!("{folder}data.pkl")];
+    if record.size() > MAX_PICKLE {
+        return Err("its data.pkl is too large".into());
+    }
+    let views = record.with_bytes(file, pickle::state_dict).map_err(PickleError::Corrupt)??;
+    let mut entries = BTreeMap::new();
+    for (name, view) in views {
+        let stored = zip.get(&format!("{folder}data/{}", view.key)).cloned();
+        let entry = stored
+            .ok_or_else(|| format!("storage {} is not in the file", view.key))
+            .and_then(|stored| entry(view, stored))
+            .map_err(|e| PickleError::Corrupt(format!("tensor {name}: {e}")))?;
+        entries.insert(name, entry);
+    }
+    Ok(Index { entries, metadata: BTreeMap::new() })
+}
+
+fn entry(view: View, stored: Stored) -> Result<Entry, String> {
+    if view.shape.len() != view.strides.len() {
+        return Err(format!("shape {:?} with strides {:?}", view.shape, view.strides));
+    }
+    let offset = usize::try_from(view.offset).map_err(|_| "a negative offset")?;
+    let size = view.element.size().ok_or("elements of no size")?;
+    let entry = Entry {
+        strides: (!is_row_major(&view.shape, &view.strides)).then_some(view.strides),
+        shape: shape_of(&view.shape)?,
+        element: view.element,
+        skip: offset.checked_mul(size).ok_or("an offset outside of the storage")?,
+        big_endian: false,
+        // torch can be told to write no checksums, and then writes wrong ones.
+        stored: without_checksum(stored),
+    };
+    entry.check()?;
+    Ok(entry)
+}
+
+fn without_checksum(stored: Stored) -> Stored {
+    match stored {
+        Stored::Plain { at, .. } => Stored::Plain { at, crc: None },
+        Stored::Deflated { at, size, .. } => Stored::Deflated { at, size, crc: None },
+    }
+}
+
+/// Whether elements lie row by row; the stride along a dimension of one does not matter.
+fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
+    let mut expected = 1i64;
+    shape.iter().zip(strides).rev().all(|(&dim, &stride)| {
+        let fits = dim == 1 || stride == expected;
+        expected = expected.saturating_mul(dim.max(1));
+        fits
+    })
+}

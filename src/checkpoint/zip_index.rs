@@ -1,0 +1,51 @@
+//! The entries of a zip archive, as ranges of the mapped file.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use zip::{CompressionMethod, ZipArchive};
+
+use super::entry::{Stored, check_ratio};
+
+/// Whether `file` begins as a zip archive does.
+pub(super) fn recognizes(file: &[u8]) -> bool {
+    file.starts_with(b"PK\x03\x04") || file.starts_with(b"PK\x05\x06")
+}
+
+/// The entries by name, each within the file, apart from the others, and no larger than its
+/// compressed bytes justify.
+pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
+    let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|e| e.to_string())?;
+    let mut entries = BTreeMap::new();
+    let mut ranges = Vec::new();
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(|e| e.to_string())?;
+        let name = entry.name().to_owned();
+        let in_entry = |reason: &str| format!("zip entry {name}: {reason}");
+        let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
+        let (start, len) = start
+            .zip(usize::try_from(entry.compressed_size()).ok())
+            .ok_or_else(|| in_entry("has no place"))?;
+        let end = start.checked_add(len).filter(|&end| end <= file.len());
+        let at = start..end.ok_or_else(|| in_entry("lies outside of the file"))?;
+        let size = usize::try_from(entry.size()).map_err(|_| in_entry("is too large"))?;
+        let crc = Some(entry.crc32());
+        let stored = match entry.compression() {
+            _ if entry.encrypted() => return Err(in_entry("is encrypted")),
+            CompressionMethod::STORE if size == len => Stored::Plain { at: at.clone(), crc },
+            CompressionMethod::STORE => return Err(in_entry("is stored with two sizes")),
+            CompressionMethod::DEFLATE => {
+                check_ratio(len, size).map_err(|e| in_entry(&e))?;
+                Stored::Deflated { at: at.clone(), size, crc }
+            }
+            other => return Err(in_entry(&format!("is compressed by {other:?}"))),
+        };
+        ranges.push(at);
+        entries.insert(name, stored);
+    }
+    ranges.sort_by_key(|at| (at.start, at.end));
+    match ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {
+        true => Err("zip entries overlap".into()),
+        false => Ok(entries),
+    }
+}

@@ -1,0 +1,7 @@
+//! All unsafe code of the crate.
+
+#[cfg(test)]
+pub(crate) mod alloc_probe;
+mod mmap;
+
+pub(crate) use mmap::FileMap;
