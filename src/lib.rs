@@ -4,13 +4,16 @@ mod backbone;
 mod checkpoint;
 mod error;
 mod ffi;
+mod files;
+mod model;
 mod nn;
 mod petl;
 mod seam;
 
 pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
-pub use checkpoint::{Container, TensorFile};
+pub use checkpoint::{Container, LoadReport, TensorFile};
 pub use error::{Error, Result};
+pub use model::{PetlConfig, PetlModel, TrainableParams};
 pub use nn::Branch;
 pub use petl::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Method, Placement, SubLayers};
 pub use seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};

@@ -4,6 +4,7 @@ mod entry;
 mod npy;
 mod npz;
 mod pickle;
+mod report;
 mod safetensors;
 mod tensor_file;
 mod torch_zip;
@@ -12,4 +13,5 @@ mod zip_index;
 #[cfg(test)]
 mod robustness;
 
+pub use report::LoadReport;
 pub use tensor_file::{Container, TensorFile};

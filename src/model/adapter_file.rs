@@ -1,7 +1,6 @@
 //! Adapter files: the trainables as safetensors, with what is needed to build the model again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -12,6 +11,7 @@ use tch::{Device, Kind, Tensor, nn};
 use super::petl_model::PetlConfig;
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 
 /// The one metadata key: safetensors keeps its metadata in a map without an order, and one entry
 /// has one order, so that the same model gives the same bytes.
@@ -51,7 +51,7 @@ pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result
     let metadata = HashMap::from([(KEY.to_owned(), text)]);
     let file =
         serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
-    write_atomically(path, &file).map_err(Error::io(path))
+    write_atomically(path, &file)
 }
 
 /// Copies the tensors of the file at `path` into the variables of `vs`: all or none.
@@ -117,24 +117,4 @@ impl Bytes {
         TensorView::new(self.dtype, self.shape.clone(), &self.data)
             .map_err(|e| Error::io(path)(std::io::Error::other(e)))
     }
-}
-
-/// Writes beside `path` and renames over it, so that a reader sees the old file or the new one.
-fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The file is the user's, not a temporary one: the umask decides, as for any new file.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
