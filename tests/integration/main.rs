@@ -1,1 +1,5 @@
-fn main() {}
+//! The one integration binary: each further one would link libtorch again.
+
+mod adapted;
+mod bypass;
+mod golden;
