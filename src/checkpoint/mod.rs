@@ -1,9 +1,13 @@
 //! Checkpoints: container readers, the names of each model family, and what a load did.
 
 mod entry;
+mod infer;
+mod load;
+mod names;
 mod npy;
 mod npz;
 mod pickle;
+mod plan;
 mod report;
 mod safetensors;
 mod tensor_file;

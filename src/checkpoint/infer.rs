@@ -1,0 +1,149 @@
+//! The config that a checkpoint tells.
+
+use std::path::Path;
+
+use super::TensorFile;
+use super::names::{Activation, Layout};
+use super::plan::Plan;
+use crate::backbone::{MlpActivation, Pooling, ViTConfig};
+use crate::error::Result;
+
+/// The width of a head in every model of these families, small test models apart.
+const HEAD_DIM: i64 = 64;
+
+impl ViTConfig {
+    /// All that a checkpoint tells about its model. What it does not tell follows these rules;
+    /// correct them where they do not hold, then use
+    /// [`FrozenViT::open_with`](crate::FrozenViT::open_with).
+    ///
+    /// | what | rule |
+    /// |---|---|
+    /// | heads | `embed_dim / 64`, or 1 where that does not divide; Google's `.npz` tell them |
+    /// | image size | a square grid where the position table is one without its prefix rows; else one row of patches |
+    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT), 1e-5 (CLIP under any names: `norm_pre` under timm's) |
+    /// | activation | SwiGLU where the MLP is packed; QuickGELU for Hugging Face CLIP, and for open_clip names beside OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); else exact GELU |
+    /// | pooling | average then norm where there is `fc_norm`; else the class token; without one, norm then average |
+    /// | position table | its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do, what is usual: none for timm's models with registers, else the class token |
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensors are named as by no family
+    /// that is read; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
+    /// the sizes are absent or of another rank.
+    pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
+        infer(&Plan::new(&TensorFile::open(path)?)?)
+    }
+}
+
+/// The config of a recognized file.
+pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
+    let dims = plan.shape("patch_embed.proj.weight", 4)?;
+    let (embed_dim, patch_size) = (dims[0], dims[2]);
+    let rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
+    let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
+    let class_token = plan.has("cls_token");
+    let num_registers = match plan.has("reg_token") {
+        true => plan.shape("reg_token", 3)?[1],
+        false => 0,
+    };
+    let pre_norm = plan.has("norm_pre.weight");
+    let positions = plan.shape("pos_embed", 3)?[1];
+    let usual = match plan.family.bare_positions {
+        Some(name) if plan.file.contains(name) => 0,
+        _ => i64::from(class_token),
+    };
+    let (pos_embed_prefix, grid) = split_positions(positions, usual, class_token, num_registers);
+    let side = |patches: i64| patches.saturating_mul(patch_size);
+    let config = ViTConfig {
+        image_size: (side(grid.0), side(grid.1)),
+        patch_size,
+        embed_dim,
+        depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count() as i64,
+        num_heads: num_heads(plan, embed_dim),
+        mlp_dim,
+        activation: activation(plan, rows, mlp_dim),
+        class_token,
+        num_registers,
+        pos_embed_prefix,
+        patch_bias: plan.has("patch_embed.proj.bias"),
+        qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
+        pre_norm,
+        layer_scale: plan.has("blocks.0.ls1.gamma"),
+        pooling: match (plan.has("fc_norm.weight"), class_token) {
+            (true, _) => Pooling::AverageThenNorm,
+            (false, true) => Pooling::ClassToken,
+            (false, false) => Pooling::Average,
+        },
+        norm_eps: if pre_norm { 1e-5 } else { plan.family.norm_eps },
+        projection: match plan.has("projection.weight") {
+            true => Some(plan.shape("projection.weight", 2)?[0]),
+            false => None,
+        },
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// The prefix rows of a position table and the grid of the others.
+fn split_positions(
+    positions: i64,
+    usual: i64,
+    class_token: bool,
+    num_registers: i64,
+) -> (i64, (i64, i64)) {
+    let class = i64::from(class_token);
+    let square = |prefix: i64| Some((prefix, square_root(positions.checked_sub(prefix)?)?));
+    match [usual, 0, class, class.saturating_add(num_registers)].into_iter().find_map(square) {
+        Some((prefix, side)) => (prefix, (side, side)),
+        None => (usual, (1, positions.saturating_sub(usual))),
+    }
+}
+
+/// The root of a square number from 1 on.
+pub(super) fn square_root(square: i64) -> Option<i64> {
+    let root = u64::try_from(square).ok()?.isqrt() as i64;
+    (root > 0 && root * root == square).then_some(root)
+}
+
+fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {
+    match plan.first_part("blocks.0.attn.qkv.weight") {
+        Some((Layout::IntoHeads, &[_, heads, _])) => heads,
+        _ if embed_dim % HEAD_DIM == 0 => embed_dim / HEAD_DIM,
+        _ => 1,
+    }
+}
+
+fn activation(plan: &Plan, fc1_rows: i64, mlp_dim: i64) -> MlpActivation {
+    if mlp_dim.checked_mul(2) == Some(fc1_rows) {
+        return MlpActivation::SwiGlu;
+    }
+    match plan.family.activation {
+        Activation::QuickGelu => MlpActivation::QuickGelu,
+        Activation::QuickGeluBeside(names) if names.iter().any(|name| plan.file.contains(name)) => {
+            MlpActivation::QuickGelu
+        }
+        Activation::Gelu | Activation::QuickGeluBeside(_) => MlpActivation::Gelu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_table_is_split_where_a_square_is_left() {
+        for (positions, usual, class_token, registers, expected) in [
+            (197, 1, true, 0, (1, (14, 14))),
+            (196, 1, true, 0, (0, (14, 14))),
+            (1369, 0, true, 4, (0, (37, 37))),
+            (1370, 1, true, 4, (1, (37, 37))),
+            (21, 0, true, 4, (5, (4, 4))),
+            (16, 1, true, 0, (0, (4, 4))),
+            (15, 0, false, 0, (0, (1, 15))),
+            (2, 1, true, 0, (1, (1, 1))),
+            (0, 1, true, 0, (1, (1, -1))),
+        ] {
+            let found = split_positions(positions, usual, class_token, registers);
+            assert_eq!(found, expected, "{positions}");
+        }
+    }
+}

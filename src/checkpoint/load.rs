@@ -1,0 +1,81 @@
+//! A frozen backbone out of a checkpoint.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use tch::{Device, Tensor};
+
+use super::infer::{infer, square_root};
+use super::plan::Plan;
+use super::{LoadReport, TensorFile};
+use crate::backbone::{FrozenViT, ViTConfig};
+use crate::error::Result;
+use crate::nn::resize_pos_embed;
+
+impl FrozenViT {
+    /// Opens a checkpoint on `device`: recognizes its format, takes the config that it tells
+    /// ([`ViTConfig::infer`]) and loads it strictly, in f32.
+    ///
+    /// # Errors
+    /// As [`FrozenViT::open_with`] and [`ViTConfig::infer`].
+    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self> {
+        Ok(Self::open_reported(path, None, device)?.0)
+    }
+
+    /// Opens a checkpoint with a config of the caller's. A position table for another number of
+    /// patches is resized (bicubic and antialiased, as timm does it), if it is for a square grid.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if `config` is no model; with the name in the file:
+    /// [`Error::MissingTensor`](crate::Error::MissingTensor),
+    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) and
+    /// [`Error::UnexpectedTensors`](crate::Error::UnexpectedTensors); and as [`TensorFile::open`].
+    pub fn open_with(path: impl AsRef<Path>, config: &ViTConfig, device: Device) -> Result<Self> {
+        Ok(Self::open_reported(path, Some(config), device)?.0)
+    }
+
+    /// As [`FrozenViT::open`] or, given a config, [`FrozenViT::open_with`], and what became of
+    /// each tensor of the file.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn open_reported(
+        path: impl AsRef<Path>,
+        config: Option<&ViTConfig>,
+        device: Device,
+    ) -> Result<(Self, LoadReport)> {
+        let file = TensorFile::open(path)?;
+        let plan = Plan::new(&file)?;
+        plan.check_names()?;
+        let config = match config {
+            Some(config) => config.clone(),
+            None => infer(&plan)?,
+        };
+        let mut taken = HashSet::new();
+        let backbone = Self::from_source(&config, &mut |name, shape| {
+            let weight = match name {
+                "pos_embed" => read_positions(&plan, shape, &config)?,
+                _ => plan.read(name, shape, config.num_heads)?,
+            };
+            taken.insert(name.to_owned());
+            Ok(weight.f_to_device(device)?)
+        })?;
+        let report = plan.report(|name| taken.contains(name))?;
+        Ok((backbone, report))
+    }
+}
+
+/// The position table `[1, prefix + N, C]`, resized where the file's is for another square grid.
+fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tensor> {
+    let (name, prefix) = ("pos_embed", config.pos_embed_prefix);
+    let found = plan.shape(name, shape.len())?;
+    let side = found[1].checked_sub(prefix).and_then(square_root);
+    match side {
+        // The same number of patches is the same table, whatever its grid.
+        Some(side) if found[1] != shape[1] => {
+            let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
+            resize_pos_embed(&stored, prefix, (side, side), config.grid())
+        }
+        _ => plan.read(name, shape, config.num_heads),
+    }
+}

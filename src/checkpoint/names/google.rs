@@ -1,0 +1,61 @@
+//! Google's `.npz` files: Flax names of the original release and of its successor big_vision,
+//! which numbers the layers of a block anew.
+
+use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
+use super::{Activation, Family, HEAD, QKV_BIAS, QKV_WEIGHT, Rule, copy, qkv, skip, take};
+
+pub(super) const FAMILY: Family = Family {
+    name: "Google ViT (Flax)",
+    separator: '/',
+    prefixes: &["", "opt/target/", "params/"],
+    signatures: &["embedding/kernel"],
+    rules: RULES,
+    around: &[],
+    norm_eps: 1e-6,
+    activation: Activation::Gelu,
+    bare_positions: None,
+};
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("cls", "cls_token"),
+    take("embedding/kernel", "patch_embed.proj.weight", Hwio),
+    copy("embedding/bias", "patch_embed.proj.bias"),
+    copy("Transformer/posembed_input/pos_embedding", "pos_embed"),
+    copy("pos_embedding", "pos_embed"),
+    copy("Transformer/encoderblock_*/LayerNorm_0/scale", "blocks.*.norm1.weight"),
+    copy("Transformer/encoderblock_*/LayerNorm_0/bias", "blocks.*.norm1.bias"),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/query/kernel", QKV_WEIGHT, IntoHeads, 0),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/key/kernel", QKV_WEIGHT, IntoHeads, 1),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/value/kernel", QKV_WEIGHT, IntoHeads, 2),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/query/bias", QKV_BIAS, HeadsBias, 0),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/key/bias", QKV_BIAS, HeadsBias, 1),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/value/bias", QKV_BIAS, HeadsBias, 2),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/out/kernel", "blocks.*.attn.proj.weight", OutOfHeads),
+    copy("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/out/bias", "blocks.*.attn.proj.bias"),
+    copy("Transformer/encoderblock_*/LayerNorm_2/scale", "blocks.*.norm2.weight"),
+    copy("Transformer/encoderblock_*/LayerNorm_2/bias", "blocks.*.norm2.bias"),
+    take("Transformer/encoderblock_*/MlpBlock_3/Dense_0/kernel", "blocks.*.mlp.fc1.weight", Transposed),
+    copy("Transformer/encoderblock_*/MlpBlock_3/Dense_0/bias", "blocks.*.mlp.fc1.bias"),
+    take("Transformer/encoderblock_*/MlpBlock_3/Dense_1/kernel", "blocks.*.mlp.fc2.weight", Transposed),
+    copy("Transformer/encoderblock_*/MlpBlock_3/Dense_1/bias", "blocks.*.mlp.fc2.bias"),
+    copy("Transformer/encoder_norm/scale", "norm.weight"),
+    copy("Transformer/encoder_norm/bias", "norm.bias"),
+    // big_vision: the same layers under other numbers.
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/query/kernel", QKV_WEIGHT, IntoHeads, 0),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/key/kernel", QKV_WEIGHT, IntoHeads, 1),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/value/kernel", QKV_WEIGHT, IntoHeads, 2),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/query/bias", QKV_BIAS, HeadsBias, 0),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/key/bias", QKV_BIAS, HeadsBias, 1),
+    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/value/bias", QKV_BIAS, HeadsBias, 2),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/out/kernel", "blocks.*.attn.proj.weight", OutOfHeads),
+    copy("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/out/bias", "blocks.*.attn.proj.bias"),
+    copy("Transformer/encoderblock_*/LayerNorm_1/scale", "blocks.*.norm2.weight"),
+    copy("Transformer/encoderblock_*/LayerNorm_1/bias", "blocks.*.norm2.bias"),
+    take("Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel", "blocks.*.mlp.fc1.weight", Transposed),
+    copy("Transformer/encoderblock_*/MlpBlock_0/Dense_0/bias", "blocks.*.mlp.fc1.bias"),
+    take("Transformer/encoderblock_*/MlpBlock_0/Dense_1/kernel", "blocks.*.mlp.fc2.weight", Transposed),
+    copy("Transformer/encoderblock_*/MlpBlock_0/Dense_1/bias", "blocks.*.mlp.fc2.bias"),
+    skip("head/**", HEAD),
+    skip("pre_logits/**", HEAD),
+];

@@ -1,0 +1,54 @@
+//! Hugging Face's `CLIPVisionModel`, with and without projection, and the whole `CLIPModel`.
+//! `pre_layrnorm` is spelled so in the files.
+
+use super::Layout::Same;
+use super::{Activation, Family, INDICES, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, qkv, skip};
+
+pub(super) const FAMILY: Family = Family {
+    name: "Hugging Face CLIP",
+    separator: '.',
+    prefixes: &["vision_model.", ""],
+    signatures: &["embeddings.class_embedding"],
+    rules: RULES,
+    around: AROUND,
+    norm_eps: 1e-5,
+    activation: Activation::QuickGelu,
+    bare_positions: None,
+};
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("embeddings.class_embedding", "cls_token"),
+    copy("embeddings.position_embedding.weight", "pos_embed"),
+    copy("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
+    copy("embeddings.patch_embedding.bias", "patch_embed.proj.bias"),
+    copy("pre_layrnorm.weight", "norm_pre.weight"),
+    copy("pre_layrnorm.bias", "norm_pre.bias"),
+    copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
+    copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
+    qkv("encoder.layers.*.self_attn.q_proj.weight", QKV_WEIGHT, Same, 0),
+    qkv("encoder.layers.*.self_attn.k_proj.weight", QKV_WEIGHT, Same, 1),
+    qkv("encoder.layers.*.self_attn.v_proj.weight", QKV_WEIGHT, Same, 2),
+    qkv("encoder.layers.*.self_attn.q_proj.bias", QKV_BIAS, Same, 0),
+    qkv("encoder.layers.*.self_attn.k_proj.bias", QKV_BIAS, Same, 1),
+    qkv("encoder.layers.*.self_attn.v_proj.bias", QKV_BIAS, Same, 2),
+    copy("encoder.layers.*.self_attn.out_proj.weight", "blocks.*.attn.proj.weight"),
+    copy("encoder.layers.*.self_attn.out_proj.bias", "blocks.*.attn.proj.bias"),
+    copy("encoder.layers.*.layer_norm2.weight", "blocks.*.norm2.weight"),
+    copy("encoder.layers.*.layer_norm2.bias", "blocks.*.norm2.bias"),
+    copy("encoder.layers.*.mlp.fc1.weight", "blocks.*.mlp.fc1.weight"),
+    copy("encoder.layers.*.mlp.fc1.bias", "blocks.*.mlp.fc1.bias"),
+    copy("encoder.layers.*.mlp.fc2.weight", "blocks.*.mlp.fc2.weight"),
+    copy("encoder.layers.*.mlp.fc2.bias", "blocks.*.mlp.fc2.bias"),
+    copy("post_layernorm.weight", "norm.weight"),
+    copy("post_layernorm.bias", "norm.bias"),
+    skip("embeddings.position_ids", INDICES),
+];
+
+#[rustfmt::skip]
+const AROUND: &[Rule] = &[
+    copy("visual_projection.weight", "projection.weight"),
+    skip("text_model.**", TEXT),
+    skip("text_projection.**", TEXT),
+    skip("logit_scale", TEXT),
+];

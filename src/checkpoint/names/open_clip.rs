@@ -1,0 +1,62 @@
+//! The image tower of open_clip, whose names are those of OpenAI's CLIP, and the whole model.
+
+use super::Layout::Transposed;
+use super::{Activation, Family, NUMBERS, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip, take};
+
+pub(super) const FAMILY: Family = Family {
+    name: "open_clip",
+    separator: '.',
+    prefixes: &["visual.", ""],
+    signatures: &["class_embedding"],
+    rules: RULES,
+    around: AROUND,
+    norm_eps: 1e-5,
+    activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
+    bare_positions: None,
+};
+
+/// Scalars that OpenAI's own files carry, whose models have QuickGELU.
+const OPENAI_NUMBERS: &[&str] = &["input_resolution", "context_length", "vocab_size"];
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("class_embedding", "cls_token"),
+    copy("positional_embedding", "pos_embed"),
+    copy("conv1.weight", "patch_embed.proj.weight"),
+    copy("conv1.bias", "patch_embed.proj.bias"),
+    copy("ln_pre.weight", "norm_pre.weight"),
+    copy("ln_pre.bias", "norm_pre.bias"),
+    copy("transformer.resblocks.*.ln_1.weight", "blocks.*.norm1.weight"),
+    copy("transformer.resblocks.*.ln_1.bias", "blocks.*.norm1.bias"),
+    copy("transformer.resblocks.*.attn.in_proj_weight", QKV_WEIGHT),
+    copy("transformer.resblocks.*.attn.in_proj_bias", QKV_BIAS),
+    copy("transformer.resblocks.*.attn.out_proj.weight", "blocks.*.attn.proj.weight"),
+    copy("transformer.resblocks.*.attn.out_proj.bias", "blocks.*.attn.proj.bias"),
+    copy("transformer.resblocks.*.ls_1.gamma", "blocks.*.ls1.gamma"),
+    copy("transformer.resblocks.*.ln_2.weight", "blocks.*.norm2.weight"),
+    copy("transformer.resblocks.*.ln_2.bias", "blocks.*.norm2.bias"),
+    copy("transformer.resblocks.*.mlp.c_fc.weight", "blocks.*.mlp.fc1.weight"),
+    copy("transformer.resblocks.*.mlp.c_fc.bias", "blocks.*.mlp.fc1.bias"),
+    copy("transformer.resblocks.*.mlp.c_proj.weight", "blocks.*.mlp.fc2.weight"),
+    copy("transformer.resblocks.*.mlp.c_proj.bias", "blocks.*.mlp.fc2.bias"),
+    copy("transformer.resblocks.*.ls_2.gamma", "blocks.*.ls2.gamma"),
+    copy("ln_post.weight", "norm.weight"),
+    copy("ln_post.bias", "norm.bias"),
+    take("proj", "projection.weight", Transposed),
+];
+
+#[rustfmt::skip]
+const AROUND: &[Rule] = &[
+    skip("transformer.**", TEXT),
+    skip("token_embedding.**", TEXT),
+    skip("positional_embedding", TEXT),
+    skip("ln_final.**", TEXT),
+    skip("text_projection", TEXT),
+    skip("text_projection.**", TEXT),
+    skip("text.**", TEXT),
+    skip("logit_scale", TEXT),
+    skip("logit_bias", TEXT),
+    skip("input_resolution", NUMBERS),
+    skip("context_length", NUMBERS),
+    skip("vocab_size", NUMBERS),
+];

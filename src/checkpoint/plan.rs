@@ -1,0 +1,222 @@
+//! Which tensor of a file becomes which of the model's.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::names::{Action, FAMILIES, Family, Layout, Part};
+use super::{LoadReport, TensorFile};
+use crate::error::{Error, Result};
+
+/// A file whose family is recognized, with each of its names looked up.
+pub(super) struct Plan<'a> {
+    pub(super) file: &'a TensorFile,
+    pub(super) family: &'static Family,
+    prefix: &'static str,
+    /// By the model's name, then by part.
+    sources: BTreeMap<String, Vec<Source>>,
+    skipped: Vec<(String, String)>,
+    unknown: Vec<String>,
+}
+
+/// A tensor of the file that is one of the model's, or a part of it.
+struct Source {
+    name: String,
+    layout: Layout,
+    part: Part,
+}
+
+impl<'a> Plan<'a> {
+    /// Recognizes the family by its signature and looks up each name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownFormat`] if the names are of no family.
+    pub(super) fn new(file: &'a TensorFile) -> Result<Self> {
+        let (family, prefix) = recognize(file)?;
+        let mut plan = Plan {
+            file,
+            family,
+            prefix,
+            sources: BTreeMap::new(),
+            skipped: Vec::new(),
+            unknown: Vec::new(),
+        };
+        for name in file.names() {
+            plan.place(name);
+        }
+        Ok(plan)
+    }
+
+    fn place(&mut self, name: &str) {
+        let name = name.to_owned();
+        match self.family.find(self.prefix, &name).map(|(rule, number)| (rule.action, number)) {
+            None => self.unknown.push(name),
+            Some((Action::Skip(reason), _)) => self.skipped.push((name, reason.to_owned())),
+            Some((Action::Take { to, layout, part }, number)) => {
+                let sources =
+                    self.sources.entry(super::names::with_number(to, number)).or_default();
+                // A second tensor for the same place is one too many.
+                match sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
+                    true => sources.push(Source { name, layout, part }),
+                    false => self.unknown.push(name),
+                }
+                sources.sort_by_key(|source| source.part);
+            }
+        }
+    }
+
+    /// Whether the file has the model's `name`, or a part of it.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.sources.contains_key(name)
+    }
+
+    /// The shape that the file gives for the model's `name`, where one tensor makes it.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] or, where it has not `rank` dimensions, [`Error::ShapeMismatch`]
+    /// with -1 for a dimension of any size.
+    pub(super) fn shape(&self, name: &str, rank: usize) -> Result<Vec<i64>> {
+        let Some(source) = self.sources.get(name).and_then(|sources| sources.first()) else {
+            return Err(self.missing(name, &vec![-1; rank], 1));
+        };
+        let found = self.file_shape(source);
+        let mut shape = source.layout.to_model(found).unwrap_or_default();
+        if source.layout == Layout::Same && shape.len() < rank {
+            shape.splice(..0, vec![1; rank - shape.len()]);
+        }
+        if shape.len() != rank {
+            return Err(self.mismatch(source, vec![-1; rank]));
+        }
+        if let Some(rows) = shape.first_mut() {
+            *rows = rows.saturating_mul(source.part.of as i64);
+        }
+        Ok(shape)
+    }
+
+    /// The shape in the file of the first part of the model's `name`.
+    pub(super) fn first_part(&self, name: &str) -> Option<(Layout, &[i64])> {
+        let source = self.sources.get(name)?.first()?;
+        Some((source.layout, self.file_shape(source)))
+    }
+
+    /// Reads the model's `name` in `shape`; `heads` says how Flax splits a width.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with the file's name and shapes as the
+    /// file has them, and whatever reading gives.
+    pub(super) fn read(&self, name: &str, shape: &[i64], heads: i64) -> Result<Tensor> {
+        let sources = self.sources.get(name).map_or(&[][..], Vec::as_slice);
+        let of = sources.first().map_or(1, |source| source.part.of);
+        if sources.len() != of {
+            return Err(self.missing(name, shape, heads));
+        }
+        let part_shape = split(shape, of);
+        let mut parts = Vec::with_capacity(of);
+        for source in sources {
+            let expected = source.layout.to_file(&part_shape, heads);
+            let found = self.file_shape(source);
+            let fits = match source.layout {
+                Layout::Same => trim_ones(found) == trim_ones(&expected),
+                _ => found == expected,
+            };
+            if !fits {
+                return Err(self.mismatch(source, expected));
+            }
+            let tensor = self.file.tensor(&source.name)?;
+            parts.push(source.layout.apply(&tensor, &part_shape)?);
+        }
+        match parts.pop() {
+            Some(whole) if parts.is_empty() => Ok(whole),
+            last => {
+                parts.extend(last);
+                Ok(Tensor::f_cat(&parts, 0)?)
+            }
+        }
+    }
+
+    /// Accounts for each tensor, after the model took those that `taken` says.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedTensors`] with all that have no place.
+    pub(super) fn report(self, taken: impl Fn(&str) -> bool) -> Result<LoadReport> {
+        let (mut applied, mut unknown) = (Vec::new(), self.unknown);
+        for (name, sources) in self.sources {
+            let names = sources.into_iter().map(|source| source.name);
+            if taken(&name) { applied.extend(names) } else { unknown.extend(names) }
+        }
+        if unknown.is_empty() {
+            applied.sort();
+            return Ok(LoadReport { applied, skipped: self.skipped });
+        }
+        unknown.sort();
+        Err(Error::UnexpectedTensors { file: self.file.path().to_path_buf(), names: unknown })
+    }
+
+    /// Refuses a file with names that no rule knows.
+    pub(super) fn check_names(&self) -> Result<()> {
+        match self.unknown.is_empty() {
+            true => Ok(()),
+            false => Err(Error::UnexpectedTensors {
+                file: self.file.path().to_path_buf(),
+                names: self.unknown.clone(),
+            }),
+        }
+    }
+
+    fn file_shape(&self, source: &Source) -> &[i64] {
+        self.file.shape(&source.name).unwrap_or_default()
+    }
+
+    fn mismatch(&self, source: &Source, expected: Vec<i64>) -> Error {
+        Error::ShapeMismatch {
+            file: self.file.path().to_path_buf(),
+            name: source.name.clone(),
+            expected,
+            found: self.file_shape(source).to_vec(),
+        }
+    }
+
+    /// The error for the first part of the model's `name` that is not in the file.
+    fn missing(&self, name: &str, shape: &[i64], heads: i64) -> Error {
+        let present = self.sources.get(name).map_or(&[][..], Vec::as_slice);
+        let wanted = self.family.file_names(self.prefix, name).into_iter();
+        let absent = wanted.into_iter().find(|(.., part)| present.iter().all(|s| s.part != *part));
+        let (name, expected) = match absent {
+            Some((file_name, layout, part)) => {
+                (file_name, layout.to_file(&split(shape, part.of), heads))
+            }
+            None => (name.to_owned(), shape.to_vec()),
+        };
+        Error::MissingTensor { file: self.file.path().to_path_buf(), name, expected }
+    }
+}
+
+/// The shape of one of `of` parts along the first dimension.
+fn split(shape: &[i64], of: usize) -> Vec<i64> {
+    let mut part = shape.to_vec();
+    if let Some(rows) = part.first_mut() {
+        *rows = if *rows < 0 { *rows } else { *rows / of as i64 };
+    }
+    part
+}
+
+fn trim_ones(shape: &[i64]) -> &[i64] {
+    let start = shape.iter().position(|&dim| dim != 1).unwrap_or(shape.len());
+    &shape[start..]
+}
+
+fn recognize(file: &TensorFile) -> Result<(&'static Family, &'static str)> {
+    for family in FAMILIES {
+        for prefix in family.prefixes {
+            if family.signatures.iter().any(|name| file.contains(&format!("{prefix}{name}"))) {
+                return Ok((family, prefix));
+            }
+        }
+    }
+    let known = FAMILIES.map(|family| family.name).join(", ");
+    let found = file.names().take(3).collect::<Vec<_>>().join(", ");
+    Err(Error::UnknownFormat {
+        file: file.path().to_path_buf(),
+        reason: format!("tensors named as by none of {known}; the first are {found}"),
+    })
+}
