@@ -2,6 +2,8 @@
 
 mod backbone;
 mod checkpoint;
+#[cfg(feature = "data")]
+pub mod data;
 mod error;
 mod ffi;
 mod files;
@@ -12,6 +14,11 @@ mod seam;
 
 pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
 pub use checkpoint::{Container, LoadReport, TensorFile};
+#[cfg(feature = "data")]
+pub use data::{
+    BatchConfig, Batches, FileEntry, FileList, ImageDataset, Normalization, Order, PartialBatch,
+    Resize, bundled, decode_image, vtab,
+};
 pub use error::{Error, Result};
 pub use model::{PetlConfig, PetlModel, TrainableParams};
 pub use nn::Branch;

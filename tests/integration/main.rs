@@ -2,4 +2,6 @@
 
 mod adapted;
 mod bypass;
+#[cfg(feature = "data")]
+mod data;
 mod golden;

@@ -1,0 +1,379 @@
+//! Images decoded and resized once, kept as u8 in memory.
+
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+
+use ndarray::{Array4, ArrayView4};
+use sha2::{Digest, Sha256};
+
+use super::file_list::{FileEntry, FileList};
+use super::image::decode_image;
+use super::resize::Resize;
+use crate::error::{Error, Result};
+
+/// More threads than this only wait for each other.
+const MAX_THREADS: usize = 256;
+
+/// N images of one size with their labels, 3 bytes a pixel: 1,000 images of 224x224 are 150 MB.
+#[derive(Debug, Clone)]
+pub struct ImageDataset {
+    /// `[N, H, W, 3]`, in standard layout.
+    images: Array4<u8>,
+    labels: Vec<i64>,
+    num_classes: i64,
+    split_hash: String,
+}
+
+impl ImageDataset {
+    /// Decodes every image of `list` and resizes it to `image_size` = (rows, columns) with [`Resize::bicubic`],
+    /// on as many threads as the machine has cores.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for an image that is missing or cannot be decoded, with its path, the list and the line;
+    /// of several, the first in the list. [`Error::Config`] for a size that cannot be, or has no room in memory.
+    pub fn load(list: &FileList, image_size: (i64, i64)) -> Result<Self> {
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self::load_with(list, image_size, threads, |_| {})
+    }
+
+    /// [`ImageDataset::load`] on `threads` threads. `progress` is called on this thread with the number of images
+    /// done, from 1 to N.
+    pub fn load_with(
+        list: &FileList,
+        image_size: (i64, i64),
+        threads: NonZeroUsize,
+        progress: impl FnMut(usize),
+    ) -> Result<Self> {
+        let resize = Resize::bicubic(image_size)?;
+        // Both are at most 65,535 here.
+        let (rows, columns) = (image_size.0 as usize, image_size.1 as usize);
+        let count = list.entries().len();
+        let mut pixels = zeroed(count, rows * columns * 3)?;
+        decode_all(list, resize, &mut pixels, threads, progress)?;
+        let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
+            .map_err(|e| Error::config("image_size", "one that fits the list", e))?;
+        let labels = list.entries().iter().map(|entry| entry.label).collect();
+        Ok(Self { images, labels, num_classes: list.num_classes(), split_hash: hash_list(list) })
+    }
+
+    /// The caller's own images, `[N, H, W, 3]` RGB u8, with their labels.
+    ///
+    /// # Errors
+    /// [`Error::Input`] unless there is at least one pixel, 3 channels, a label an image, and each label is in
+    /// `0..num_classes`.
+    pub fn from_arrays(images: Array4<u8>, labels: Vec<i64>, num_classes: i64) -> Result<Self> {
+        let (count, rows, columns, channels) = images.dim();
+        if count == 0 || rows == 0 || columns == 0 || channels != 3 {
+            return Err(input("images", "[N, H, W, 3], none of them 0", images.shape()));
+        }
+        if labels.len() != count {
+            return Err(input("labels", format!("{count}, one an image"), labels.len()));
+        }
+        if let Some(at) = labels.iter().position(|label| !(0..num_classes).contains(label)) {
+            let found = format!("{} at index {at}", labels[at]);
+            return Err(input("labels", format!("each in 0..{num_classes}"), found));
+        }
+        let images = match images.is_standard_layout() {
+            true => images,
+            false => images.as_standard_layout().into_owned(),
+        };
+        let split_hash = hash_arrays(&images, &labels);
+        Ok(Self { images, labels, num_classes, split_hash })
+    }
+
+    /// The number of images, at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "a dataset is never empty")]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// (rows, columns) of each image.
+    pub fn image_size(&self) -> (i64, i64) {
+        let (_, rows, columns, _) = self.images.dim();
+        (rows as i64, columns as i64)
+    }
+
+    /// The pixels, `[N, H, W, 3]` RGB u8.
+    pub fn images(&self) -> ArrayView4<'_, u8> {
+        self.images.view()
+    }
+
+    /// The labels, one an image, each in `0..num_classes`.
+    pub fn labels(&self) -> &[i64] {
+        &self.labels
+    }
+
+    /// The number of classes.
+    pub fn num_classes(&self) -> i64 {
+        self.num_classes
+    }
+
+    /// SHA-256 in hex, for a run's record: of the relative paths and labels where the images come from a list (the same
+    /// wherever the data lies), of the pixels and labels where they come from arrays.
+    pub fn split_hash(&self) -> &str {
+        &self.split_hash
+    }
+
+    /// The pixels of one image, row by row; `None` beyond the last.
+    pub(super) fn pixels(&self, index: usize) -> Option<&[u8]> {
+        let (_, rows, columns, channels) = self.images.dim();
+        let bytes = rows * columns * channels;
+        let start = index.checked_mul(bytes)?;
+        self.images.as_slice()?.get(start..start.checked_add(bytes)?)
+    }
+}
+
+fn input(
+    argument: &'static str,
+    expected: impl Into<String>,
+    found: impl std::fmt::Debug,
+) -> Error {
+    Error::Input { argument, expected: expected.into(), found: format!("{found:?}") }
+}
+
+/// Room for every image, or an error where there is none.
+fn zeroed(count: usize, image_bytes: usize) -> Result<Vec<u8>> {
+    let refuse = |found: String| Error::config("image_size", "one that fits in memory", found);
+    let bytes = count
+        .checked_mul(image_bytes)
+        .ok_or_else(|| refuse(format!("{count} images of {image_bytes} bytes")))?;
+    let mut pixels = Vec::new();
+    pixels.try_reserve_exact(bytes).map_err(|e| refuse(format!("{bytes} bytes: {e}")))?;
+    pixels.resize(bytes, 0);
+    Ok(pixels)
+}
+
+/// The images not handed out yet: each with its place in the output.
+type Queue<'a> = Box<dyn Iterator<Item = (&'a FileEntry, &'a mut [u8])> + Send + 'a>;
+
+/// Fills `pixels` with every image of the list. Images are handed out in the order of the list and those
+/// handed out are finished, so that the first error by line is the same on any number of threads.
+fn decode_all(
+    list: &FileList,
+    resize: Resize,
+    pixels: &mut [u8],
+    threads: NonZeroUsize,
+    mut progress: impl FnMut(usize),
+) -> Result<()> {
+    let entries = list.entries();
+    let threads = threads.get().min(entries.len()).min(MAX_THREADS);
+    let places = pixels.chunks_exact_mut((pixels.len() / entries.len()).max(1));
+    let queue: Mutex<Queue> = Mutex::new(Box::new(entries.iter().zip(places)));
+    let (sender, results) = mpsc::channel();
+    let mut first_error: Option<(usize, Error)> = None;
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (queue, sender) = (&queue, sender.clone());
+            let worker = move || {
+                while let Some((entry, place)) = next(queue) {
+                    let result = decode_entry(list, entry, resize, place);
+                    if sender.send((entry.line, result)).is_err() {
+                        break;
+                    }
+                }
+            };
+            let spawned = thread::Builder::new().name("decode".into()).spawn_scoped(scope, worker);
+            if let Err(source) = spawned {
+                clear(queue);
+                return Err(Error::io(list.file())(source));
+            }
+        }
+        drop(sender);
+        let mut done = 0;
+        for (line, result) in results {
+            match result {
+                Ok(()) => {
+                    done += 1;
+                    progress(done);
+                }
+                Err(error) => {
+                    clear(&queue);
+                    if first_error.as_ref().is_none_or(|(first, _)| line < *first) {
+                        first_error = Some((line, error));
+                    }
+                }
+            }
+        }
+        Ok(())
+    })?;
+    first_error.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+fn lock<'q, 'a>(queue: &'q Mutex<Queue<'a>>) -> MutexGuard<'q, Queue<'a>> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn next<'a>(queue: &Mutex<Queue<'a>>) -> Option<(&'a FileEntry, &'a mut [u8])> {
+    lock(queue).next()
+}
+
+fn clear(queue: &Mutex<Queue>) {
+    *lock(queue) = Box::new(std::iter::empty());
+}
+
+/// One image into its place; an error says which line of which list asked for it.
+fn decode_entry(
+    list: &FileList,
+    entry: &FileEntry,
+    resize: Resize,
+    place: &mut [u8],
+) -> Result<()> {
+    let path = list.root().join(&entry.path);
+    let resized = decode_image(&path).and_then(|image| resize.apply(image.view()));
+    let reason = match resized {
+        Ok(image) => {
+            place.copy_from_slice(image.as_slice().unwrap_or_default());
+            return Ok(());
+        }
+        Err(Error::Image { reason, .. }) => reason,
+        Err(Error::Io { source, .. }) => source.to_string(),
+        Err(other) => other.to_string(),
+    };
+    Err(Error::Image { path, reason, list: Some((list.file().to_path_buf(), entry.line)) })
+}
+
+/// Of `path \0 label \n` for each image: neither can hold the separator after it.
+fn hash_list(list: &FileList) -> String {
+    let mut hash = Sha256::new();
+    for entry in list.entries() {
+        hash.update(&entry.path);
+        hash.update([0]);
+        hash.update(entry.label.to_string());
+        hash.update(b"\n");
+    }
+    format!("{:x}", hash.finalize())
+}
+
+/// Of the shape, the pixels and the labels, the numbers as little-endian 64-bit ones.
+fn hash_arrays(images: &Array4<u8>, labels: &[i64]) -> String {
+    let mut hash = Sha256::new();
+    for &size in images.shape() {
+        hash.update((size as u64).to_le_bytes());
+    }
+    hash.update(images.as_slice().unwrap_or_default());
+    for label in labels {
+        hash.update(label.to_le_bytes());
+    }
+    format!("{:x}", hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A folder of `count` small PNG files of one grey each (10 * index), and their list.
+    fn folder_of(count: usize) -> (tempfile::TempDir, FileList) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        for i in 0..count {
+            let image = image::RgbImage::from_pixel(5, 4, image::Rgb([10 * i as u8; 3]));
+            image.save(folder.path().join(format!("{i}.png"))).unwrap();
+            text += &format!("{i}.png {}\n", i % 3);
+        }
+        std::fs::write(folder.path().join("list.txt"), text).unwrap();
+        let list = read(folder.path());
+        (folder, list)
+    }
+
+    fn read(folder: &Path) -> FileList {
+        FileList::read(folder, folder.join("list.txt"), Some(3)).unwrap()
+    }
+
+    #[test]
+    fn loads_in_the_order_of_the_list_on_any_number_of_threads() {
+        let (_folder, list) = folder_of(9);
+        for threads in [1, 2, 7, 1000] {
+            let mut calls = Vec::new();
+            let threads = NonZeroUsize::new(threads).unwrap();
+            let data = ImageDataset::load_with(&list, (6, 3), threads, |n| calls.push(n)).unwrap();
+            assert_eq!(data.images().shape(), [9, 6, 3, 3]);
+            assert_eq!(data.labels(), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+            assert_eq!((data.len(), data.num_classes(), data.image_size()), (9, 3, (6, 3)));
+            assert_eq!(calls, (1..=9).collect::<Vec<_>>());
+            for (i, image) in data.images().outer_iter().enumerate() {
+                assert!(image.iter().all(|&v| v == 10 * i as u8));
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_bad_image_is_named_with_its_list_and_line() {
+        let (folder, list) = folder_of(9);
+        std::fs::remove_file(folder.path().join("3.png")).unwrap();
+        std::fs::write(folder.path().join("6.png"), b"GIF89a").unwrap();
+        for threads in [1, 4] {
+            let threads = NonZeroUsize::new(threads).unwrap();
+            let error = ImageDataset::load_with(&list, (4, 4), threads, |_| {}).unwrap_err();
+            let Error::Image { path, list: Some((file, 4)), .. } = error else {
+                panic!("{error:?}")
+            };
+            assert!(path.ends_with("3.png") && file.ends_with("list.txt"));
+        }
+        let image = image::RgbImage::new(1, 1);
+        image.save(folder.path().join("3.png")).unwrap();
+        let error = ImageDataset::load(&list, (4, 4)).unwrap_err().to_string();
+        assert!(error.contains("neither JPEG nor PNG") && error.contains("list.txt:7"), "{error}");
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_is_an_error() {
+        let (_folder, list) = folder_of(1);
+        for size in [(0, 4), (4, -1), (i64::MAX, 4), (65_536, 1)] {
+            let refused = ImageDataset::load(&list, size);
+            assert!(matches!(refused, Err(Error::Config { .. })), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn arrays_are_checked() {
+        let make = |shape: [usize; 4], labels: Vec<i64>| {
+            ImageDataset::from_arrays(Array4::zeros(shape), labels, 2)
+        };
+        assert_eq!(make([2, 3, 4, 3], vec![0, 1]).unwrap().image_size(), (3, 4));
+        for (shape, labels) in [
+            ([0, 3, 4, 3], vec![]),
+            ([1, 0, 4, 3], vec![0]),
+            ([1, 3, 4, 1], vec![0]),
+            ([2, 3, 4, 3], vec![0]),
+            ([2, 3, 4, 3], vec![0, 2]),
+            ([2, 3, 4, 3], vec![0, -1]),
+        ] {
+            let refused = make(shape, labels);
+            assert!(matches!(refused, Err(Error::Input { .. })), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn strided_arrays_are_read_by_their_indices() {
+        let images =
+            Array4::from_shape_fn((3, 4, 5, 2), |(c, x, y, n)| (n * 60 + c * 20 + x * 5 + y) as u8);
+        let images = images.permuted_axes([3, 2, 1, 0]);
+        let data = ImageDataset::from_arrays(images.clone(), vec![0, 1], 2).unwrap();
+        assert_eq!(data.images(), images.view());
+        let expected: Vec<u8> = images.index_axis(ndarray::Axis(0), 1).iter().copied().collect();
+        assert_eq!(data.pixels(1).unwrap(), expected);
+        assert!(data.pixels(2).is_none());
+    }
+
+    #[test]
+    fn the_hash_tells_splits_apart_and_nothing_else() {
+        let (a, list_a) = folder_of(3);
+        let (_b, list_b) = folder_of(3);
+        let hash = |list: &FileList, size| {
+            ImageDataset::load(list, size).unwrap().split_hash().to_string()
+        };
+        assert_eq!(hash(&list_a, (4, 4)), hash(&list_b, (2, 2)));
+        std::fs::write(a.path().join("list.txt"), "0.png 0\n1.png 1\n2.png 1\n").unwrap();
+        assert_ne!(hash(&read(a.path()), (4, 4)), hash(&list_b, (4, 4)));
+        let arrays = |value| {
+            let images = Array4::from_elem((1, 2, 2, 3), value);
+            ImageDataset::from_arrays(images, vec![0], 1).unwrap().split_hash().to_string()
+        };
+        assert_eq!(arrays(1), arrays(1));
+        assert_ne!(arrays(1), arrays(2));
+        assert_eq!(arrays(1).len(), 64);
+    }
+}

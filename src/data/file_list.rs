@@ -1,0 +1,207 @@
+//! The list format of VTAB-1k: one `relative/path label` a line.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// A longer line is no path; without a bound a file without line breaks would be read as one line.
+const MAX_LINE_BYTES: u64 = 64 << 10;
+/// Where the number of classes is not given it is 1 + the highest label, and a head of that many rows
+/// follows; a label beyond this is a mistake (ImageNet-21k has 21,841 classes).
+const MAX_INFERRED_CLASSES: i64 = 1 << 20;
+
+/// One image of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileEntry {
+    /// The path as the list has it, relative to the root.
+    pub path: String,
+    /// The class, from 0.
+    pub label: i64,
+    /// The line in the list, from 1.
+    pub line: usize,
+}
+
+/// The images that a list names, in its order, each with a label. Nothing is decoded yet.
+#[derive(Debug, Clone)]
+pub struct FileList {
+    root: PathBuf,
+    file: PathBuf,
+    entries: Vec<FileEntry>,
+    num_classes: i64,
+}
+
+impl FileList {
+    /// Reads the list `file`, whose paths are relative to `root`.
+    ///
+    /// The label is the last field separated by white space, so that paths may hold spaces. Windows line ends, a
+    /// byte order mark, blank lines and a missing last line break are all accepted. Without `num_classes` it is
+    /// taken to be 1 + the highest label.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] for a line that is not UTF-8, has no path or
+    /// no label, or a label outside `0..num_classes`; [`Error::CorruptFile`] for a list that names no image;
+    /// [`Error::Config`] for a `num_classes` below 1. Images are not looked for before they are decoded.
+    pub fn read(
+        root: impl AsRef<Path>,
+        file: impl AsRef<Path>,
+        num_classes: Option<i64>,
+    ) -> Result<Self> {
+        let file = file.as_ref();
+        if let Some(classes) = num_classes.filter(|&classes| classes < 1) {
+            return Err(Error::config("num_classes", "1 or more", classes));
+        }
+        let reader = BufReader::new(File::open(file).map_err(Error::io(file))?);
+        let classes = num_classes.unwrap_or(MAX_INFERRED_CLASSES);
+        let entries = read_entries(reader, file, classes)?;
+        let Some(highest) = entries.iter().map(|entry| entry.label).max() else {
+            return Err(Error::corrupt(file, "the list names no image"));
+        };
+        Ok(Self {
+            root: root.as_ref().to_path_buf(),
+            file: file.to_path_buf(),
+            entries,
+            num_classes: num_classes.unwrap_or(highest + 1),
+        })
+    }
+
+    /// The folder that paths are relative to.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The list file itself.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The images in the order of the list.
+    pub fn entries(&self) -> &[FileEntry] {
+        &self.entries
+    }
+
+    /// Labels are below this: what [`FileList::read`] was given, or 1 + the highest label.
+    pub fn num_classes(&self) -> i64 {
+        self.num_classes
+    }
+
+    /// For a folder of several lists, which share one number of classes.
+    pub(super) fn set_num_classes(&mut self, num_classes: i64) {
+        self.num_classes = num_classes;
+    }
+}
+
+fn read_entries(mut reader: impl BufRead, file: &Path, num_classes: i64) -> Result<Vec<FileEntry>> {
+    let mut entries = Vec::new();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let limit = MAX_LINE_BYTES + 1;
+        let length = reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
+        let length = length.map_err(Error::io(file))? as u64;
+        if length == 0 {
+            break;
+        }
+        let parsed = if length > MAX_LINE_BYTES {
+            Err(format!("longer than {MAX_LINE_BYTES} bytes"))
+        } else {
+            parse_line(&bytes, line, num_classes)
+        };
+        entries.extend(parsed.map_err(|reason| Error::ListLine {
+            file: file.to_path_buf(),
+            line,
+            reason,
+        })?);
+    }
+    Ok(entries)
+}
+
+/// One line to its entry; `None` for a blank one.
+fn parse_line(bytes: &[u8], line: usize, num_classes: i64) -> Result<Option<FileEntry>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_string())?;
+    let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text }.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (path, label) = text
+        .rsplit_once(char::is_whitespace)
+        .ok_or_else(|| format!("expected `path label`, found {text:?}"))?;
+    let label: i64 = label
+        .parse()
+        .map_err(|_| format!("expected an integer label at the end, found {label:?}"))?;
+    if !(0..num_classes).contains(&label) {
+        return Err(format!("label {label} is not in 0..{num_classes}"));
+    }
+    Ok(Some(FileEntry { path: path.trim_end().to_string(), label, line }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(content: &[u8], num_classes: Option<i64>) -> Result<FileList> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("list.txt");
+        std::fs::write(&file, content).unwrap();
+        FileList::read(folder.path(), &file, num_classes)
+    }
+
+    /// The line and the reason of a `ListLine`.
+    fn refusal(content: &[u8], num_classes: Option<i64>) -> (usize, String) {
+        match read(content, num_classes) {
+            Err(Error::ListLine { line, reason, .. }) => (line, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_the_format_and_its_variants() {
+        let text = "\u{feff}images/a b.png 3\r\n\r\n  \n../c.jpg\t 0\nd\u{e9}.png   12";
+        let list = read(text.as_bytes(), None).unwrap();
+        let found: Vec<_> =
+            list.entries().iter().map(|e| (e.path.as_str(), e.label, e.line)).collect();
+        assert_eq!(found, [("images/a b.png", 3, 1), ("../c.jpg", 0, 4), ("d\u{e9}.png", 12, 5)]);
+        assert_eq!(list.num_classes(), 13);
+        assert_eq!(read(text.as_bytes(), Some(20)).unwrap().num_classes(), 20);
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        assert_eq!(refusal(b"a.png 0\nb.png\n", None).0, 2);
+        assert_eq!(refusal(b"a.png 0\n\nb.png one\n", None).0, 3);
+        assert_eq!(refusal(b"a.png 1.0\n", None).0, 1);
+        assert_eq!(refusal(b"a.png 0\n\xff\xfe.png 1\n", None), (2, "not UTF-8".into()));
+        assert_eq!(refusal(b"7\n", None).0, 1);
+        let long = [b"a.png 0\n".as_slice(), &vec![b'x'; 1 << 20]].concat();
+        assert_eq!(refusal(&long, None).0, 2);
+    }
+
+    #[test]
+    fn a_label_out_of_range_is_named() {
+        let (line, reason) = refusal(b"a.png 0\nb.png 10\n", Some(10));
+        assert_eq!((line, reason.as_str()), (2, "label 10 is not in 0..10"));
+        assert_eq!(refusal(b"a.png -1\n", Some(10)).0, 1);
+        assert_eq!(refusal(b"a.png -1\n", None).0, 1);
+        assert_eq!(refusal(b"a.png 9223372036854775807\n", None).0, 1);
+        assert_eq!(refusal(b"a.png 99999999999999999999\n", None).0, 1);
+    }
+
+    #[test]
+    fn an_empty_list_a_missing_one_and_no_classes_are_errors() {
+        assert!(matches!(read(b"", None), Err(Error::CorruptFile { .. })));
+        assert!(matches!(read(b"\n \r\n", Some(3)), Err(Error::CorruptFile { .. })));
+        assert!(matches!(read(b"a.png 0\n", Some(0)), Err(Error::Config { .. })));
+        let missing = FileList::read("/", "/no/such/list.txt", None);
+        assert!(matches!(missing, Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn a_hundred_thousand_lines() {
+        let text: String = (0..100_000).map(|i| format!("images/{i}.png {}\n", i % 7)).collect();
+        let list = read(text.as_bytes(), None).unwrap();
+        assert_eq!((list.entries().len(), list.num_classes()), (100_000, 7));
+        assert_eq!(list.entries()[99_999].line, 100_000);
+    }
+}

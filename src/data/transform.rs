@@ -1,0 +1,147 @@
+//! u8 pixels to the numbers that a backbone was trained on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// How pixels in [0, 1] are shifted and scaled, `(x - mean) / std` a channel.
+///
+/// All of them circulate for the same backbones and change the numbers, so there is no default: it is named
+/// with each run and recorded with each result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalization {
+    /// The mean and deviation of ImageNet-1k: `imagenet`.
+    #[serde(rename = "imagenet")]
+    ImageNet,
+    /// Mean and deviation 0.5, which is [-1, 1]: `half`. What Google's ViT checkpoints were trained with.
+    Half,
+    /// [0, 1] as it is: `unit`.
+    Unit,
+    /// The mean and deviation of CLIP's training images: `clip`.
+    Clip,
+}
+
+impl Normalization {
+    /// Every normalization.
+    pub const ALL: [Self; 4] = [Self::ImageNet, Self::Half, Self::Unit, Self::Clip];
+
+    /// The name in files and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ImageNet => "imagenet",
+            Self::Half => "half",
+            Self::Unit => "unit",
+            Self::Clip => "clip",
+        }
+    }
+
+    /// Mean of red, green and blue, pixels in [0, 1].
+    pub const fn mean(self) -> [f32; 3] {
+        match self {
+            Self::ImageNet => [0.485, 0.456, 0.406],
+            Self::Half => [0.5; 3],
+            Self::Unit => [0.0; 3],
+            Self::Clip => [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        }
+    }
+
+    /// Standard deviation of red, green and blue, pixels in [0, 1].
+    pub const fn std(self) -> [f32; 3] {
+        match self {
+            Self::ImageNet => [0.229, 0.224, 0.225],
+            Self::Half => [0.5; 3],
+            Self::Unit => [1.0; 3],
+            Self::Clip => [0.268_629_54, 0.261_302_6, 0.275_777_1],
+        }
+    }
+
+    /// `[B, H, W, 3]` u8 to `[B, 3, H, W]` f32, contiguous, on the device of the input.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another shape or element type.
+    pub fn normalize(self, images: &Tensor) -> Result<Tensor> {
+        let (kind, size) = (images.f_kind()?, images.size());
+        if kind != Kind::Uint8 || !matches!(size[..], [_, _, _, 3]) {
+            return Err(Error::Input {
+                argument: "images",
+                expected: "Uint8 [B, H, W, 3]".into(),
+                found: format!("{kind:?} {size:?}"),
+            });
+        }
+        let channel = |values: [f32; 3]| {
+            Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to_device(images.device())
+        };
+        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines, and so
+        // their rounding. The permute is made contiguous while a pixel is still one byte.
+        let mut x = images.f_permute([0, 3, 1, 2])?.f_contiguous()?.f_to_kind(Kind::Float)?;
+        x = x.f_divide_scalar_(255.0)?;
+        if self != Self::Unit {
+            x = x.f_sub_(&channel(self.mean())?)?;
+            x = x.f_div_(&channel(self.std())?)?;
+        }
+        Ok(x)
+    }
+}
+
+impl fmt::Display for Normalization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Normalization {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|n| n.name() == name).ok_or_else(|| {
+            Error::config("normalization", "one of imagenet, half, unit and clip", name)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_in_text_and_in_json() {
+        for n in Normalization::ALL {
+            assert_eq!(n.to_string().parse::<Normalization>().unwrap(), n);
+            assert_eq!(serde_json::to_string(&n).unwrap(), format!("\"{n}\""));
+        }
+        assert!(matches!("ImageNet".parse::<Normalization>(), Err(Error::Config { .. })));
+    }
+
+    #[test]
+    fn agrees_with_the_formula_pixel_by_pixel() {
+        let bytes: Vec<u8> = (0..2 * 3 * 5 * 3).map(|i| (i * 37 % 256) as u8).collect();
+        let images = Tensor::from_slice(&bytes).view([2, 3, 5, 3]);
+        for n in Normalization::ALL {
+            let x = n.normalize(&images).unwrap();
+            assert_eq!((x.size(), x.kind()), (vec![2, 3, 3, 5], Kind::Float));
+            assert!(x.is_contiguous());
+            for (i, &byte) in bytes.iter().enumerate() {
+                let (b, row, column, c) = (i / 45, i / 15 % 3, i / 3 % 5, i % 3);
+                let at = [b as i64, c as i64, row as i64, column as i64];
+                let expected = (f32::from(byte) / 255.0 - n.mean()[c]) / n.std()[c];
+                assert!((x.double_value(&at) - f64::from(expected)).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn another_shape_or_kind_is_an_error() {
+        for images in [
+            Tensor::zeros([2, 3, 4, 4], (Kind::Uint8, tch::Device::Cpu)),
+            Tensor::zeros([2, 4, 4, 3], (Kind::Float, tch::Device::Cpu)),
+            Tensor::zeros([4, 4, 3], (Kind::Uint8, tch::Device::Cpu)),
+        ] {
+            assert!(matches!(Normalization::Half.normalize(&images), Err(Error::Input { .. })));
+        }
+    }
+}
