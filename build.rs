@@ -1,1 +1,149 @@
-fn main() {}
+// Makes programs find libtorch at run time, and refuses a libtorch that `tch` was not written for.
+//
+// torch-sys locates libtorch and links it; this script only reads what torch-sys hands on.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+/// Each `tch` (and torch-sys) minor release beside the libtorch it binds.
+const PAIRS: [(&str, &str); 3] = [("0.24", "2.11"), ("0.25", "2.12"), ("0.26", "2.13")];
+
+/// Set, to anything, by those who know better; torch-sys reads the same variable.
+const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed={BYPASS}");
+    if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
+        return;
+    }
+    // Exported by torch-sys on Linux and macOS. Windows has no rpath: its loader searches PATH.
+    println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
+    let Some(lib) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let result = check_version(&lib, &out_dir).and_then(|()| hand_on(&lib, &out_dir));
+    if let Err(message) = result {
+        eprintln!("error: {message}");
+        std::process::exit(1);
+    }
+}
+
+/// Tells the linker, the loader and dependent crates where libtorch is.
+fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
+    let lib = lib.canonicalize().map_err(|e| not_found(lib, &e))?;
+    // Readable by a direct dependent's build.rs as DEP_CONVPASS_LIBTORCH_LIB.
+    println!("cargo:libtorch_lib={}", lib.display());
+    // Our own tests, examples and benches, which thus start outside cargo too.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // Link arguments do not reach dependents. Cargo does put every link-search folder inside the target folder
+    // on the loader's path for `cargo run` and `cargo test`, and a symlink counts as inside.
+    let link = out_dir.join("libtorch");
+    let root = lib.parent().unwrap_or(&lib);
+    symlink(root, &link).map_err(|e| format!("{}: cannot create: {e}", link.display()))?;
+    let search = if root == lib { link } else { link.join(lib.file_name().unwrap_or_default()) };
+    println!("cargo:rustc-link-search=native={}", search.display());
+    Ok(())
+}
+
+/// Points `link` at `target`, whatever it pointed at before.
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    match fs::remove_file(link) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(target, link)?;
+    Ok(())
+}
+
+/// Compares libtorch's version with the one that the torch-sys of this build binds.
+///
+/// A libtorch that does not state its version, as a distribution's may not, passes.
+fn check_version(lib: &Path, out_dir: &Path) -> Result<(), String> {
+    let root = lib.parent().unwrap_or(lib);
+    let Some((file, found)) = version_found(root) else { return Ok(()) };
+    println!("cargo:rerun-if-changed={}", file.display());
+    let wanted = versions_wanted(&locked_torch_sys(out_dir));
+    if env::var_os(BYPASS).is_some() || wanted.iter().any(|w| minor(&found) == *w) {
+        return Ok(());
+    }
+    Err(wrong_version(&file, &found, &wanted))
+}
+
+/// The file that states libtorch's version and what it says: a wheel's `version.py`, a zip's `build-version`.
+fn version_found(root: &Path) -> Option<(PathBuf, String)> {
+    ["version.py", "build-version"].iter().find_map(|name| {
+        let file = root.join(name);
+        let version = parse_version(&fs::read_to_string(&file).ok()?)?;
+        Some((file, version))
+    })
+}
+
+/// `2.13.0+cpu` from `__version__ = '2.13.0+cpu'`, or from a file that holds the version alone.
+fn parse_version(text: &str) -> Option<String> {
+    let assigned = text.lines().find_map(|l| l.strip_prefix("__version__ = "));
+    let version = assigned.unwrap_or(text).trim().trim_matches(['\'', '"']);
+    version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_string())
+}
+
+/// `2.13` of `2.13.0+cpu`.
+fn minor(version: &str) -> &str {
+    let end = version.match_indices('.').nth(1).map_or(version.len(), |(i, _)| i);
+    &version[..end]
+}
+
+/// The libtorch that each of `torch_sys` binds; all known ones where none is recognized.
+fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
+    let of = |keep: &dyn Fn(&str) -> bool| -> Vec<&'static str> {
+        PAIRS.iter().filter(|(sys, _)| keep(sys)).map(|(_, torch)| *torch).collect()
+    };
+    let known = of(&|sys| torch_sys.iter().any(|v| minor(v) == sys));
+    if known.is_empty() { of(&|_| true) } else { known }
+}
+
+/// The torch-sys versions in the Cargo.lock nearest above the build folder.
+///
+/// Cargo tells a build script nothing of its dependencies' versions. With a target folder elsewhere there is
+/// no lock file above it, and the answer is empty.
+fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
+    let lock = out_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|file| file.is_file());
+    let Some(lock) = lock else { return Vec::new() };
+    println!("cargo:rerun-if-changed={}", lock.display());
+    torch_sys_versions(&fs::read_to_string(lock).unwrap_or_default())
+}
+
+/// The `version` lines that follow `name = "torch-sys"` in the text of a Cargo.lock.
+fn torch_sys_versions(lock: &str) -> Vec<String> {
+    let lines: Vec<&str> = lock.lines().map(str::trim).collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[0] == r#"name = "torch-sys""#)
+        .filter_map(|pair| pair[1].strip_prefix("version = "))
+        .map(|version| version.trim_matches('"').to_string())
+        .collect()
+}
+
+fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String {
+    format!(
+        "libtorch {found} found ({}), {} wanted\n{}\nor set {BYPASS}=1 to build against it all the same",
+        file.display(),
+        wanted.iter().map(|w| format!("{w}.x")).collect::<Vec<_>>().join(" or "),
+        ways(wanted.last().unwrap_or(&"")),
+    )
+}
+
+fn not_found(lib: &Path, e: &io::Error) -> String {
+    format!("{}: no libtorch here: {e}\n{}", lib.display(), ways(PAIRS[PAIRS.len() - 1].1))
+}
+
+/// How to get a libtorch that fits.
+fn ways(version: &str) -> String {
+    format!(
+        "Get it in one of three ways:\n\
+         - in a checkout of convpass, unset LIBTORCH and run `make libtorch`;\n\
+         - set LIBTORCH to the folder of an unpacked libtorch {version}.x, or to the `torch` folder that \
+         `pip install torch=={version}.0` makes;\n\
+         - set LIBTORCH_USE_PYTORCH=1 to use the PyTorch {version}.x of the `python3` on your PATH.\n\
+         With none of them set, the feature `download-libtorch` fetches it during the build."
+    )
+}

@@ -20,7 +20,13 @@ pub use data::{
     Resize, bundled, decode_image, vtab,
 };
 pub use error::{Error, Result};
+pub use ffi::cuda::cuda_load_error;
 pub use model::{PetlConfig, PetlModel, TrainableParams};
 pub use nn::Branch;
 pub use petl::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Method, Placement, SubLayers};
 pub use seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};
+
+/// The programs of the README, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,55 @@
+# Two commands from a bare machine: `make demo` and `make test`. Both fetch libtorch first, and only once.
+
+PYTHON ?= python3
+TORCH := 2.13.0
+# libtorch_cpu of the wheel is linked with two CUDA libraries that it needs even where there is no GPU.
+NVIDIA := $(if $(filter Linux,$(shell uname -s)),nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+CPU_SET := --no-deps torch==$(TORCH) $(NVIDIA)
+FULL_SET := torch==$(TORCH)
+SET := $(if $(CUDA),$(FULL_SET),$(CPU_SET))
+
+# Everything runs in release, so that demo, tests, benches and lints share one build of libtorch's bindings.
+PROFILE := --release
+FEATURES := $(if $(CUDA),--features cuda)
+
+.PHONY: demo test libtorch lint doc bench clean
+
+demo: libtorch
+	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
+
+test: libtorch
+	cargo test $(PROFILE) $(FEATURES)
+
+lint: libtorch
+	cargo fmt --check
+	cargo clippy $(PROFILE) $(FEATURES) --all-targets -- -D warnings
+
+doc: libtorch
+	RUSTDOCFLAGS="-D warnings" cargo doc $(PROFILE) $(FEATURES) --no-deps
+
+bench: libtorch
+	cargo bench $(FEATURES)
+
+# Leaves .libtorch, which takes a download to get back.
+clean:
+	cargo clean
+	rm -rf .libtorch.new
+
+ifneq ($(LIBTORCH)$(LIBTORCH_USE_PYTORCH),)
+libtorch:
+	@echo "libtorch: yours ($(if $(LIBTORCH_USE_PYTORCH),LIBTORCH_USE_PYTORCH is set,LIBTORCH=$(LIBTORCH)))"
+else
+libtorch: .libtorch/have
+endif
+
+# What is there counts where it is of the right version and, with CUDA=1, holds cuDNN: the CPU set does not.
+.PHONY: .libtorch/have
+.libtorch/have:
+	@if grep -qs "^__version__ = '$(TORCH)" .libtorch/torch/version.py \
+	    && { [ -z "$(CUDA)" ] || [ -d .libtorch/nvidia/cudnn ]; }; then exit 0; fi; \
+	set -e; trap 'rm -rf .libtorch.new' EXIT; rm -rf .libtorch.new; \
+	$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "libtorch: $(PYTHON) has no pip: install it (Debian: python3-pip), or set LIBTORCH" >&2; exit 1; }; \
+	echo "libtorch: fetching PyTorch $(TORCH) into .libtorch ($(if $(CUDA),2.7 GB,540 MB); once)"; \
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --target .libtorch.new --only-binary=:all: \
+	    --no-compile --disable-pip-version-check $(SET); \
+	rm -rf .libtorch; mv .libtorch.new .libtorch

@@ -1,0 +1,115 @@
+//! Loads `libtorch_cuda` before `main`.
+//!
+//! No program refers to a symbol of libtorch_cuda, so the linker drops it, and linking it by force would keep
+//! the program from starting where the CUDA libraries are absent. Loading it by name serves both. It has to
+//! happen before the first tensor exists, because ATen looks for its CUDA hooks once and keeps the answer.
+
+/// Why `Device::Cuda` cannot work in this process, or `None` where libtorch's CUDA half was loaded.
+///
+/// With the feature `cuda`, on Linux, the text is what the dynamic loader said when it was asked for
+/// `libtorch_cuda.so`: the library that is missing, by name. Without it, that the feature is off.
+///
+/// `None` says that the libraries are there, not that a GPU is: for that ask `tch::Cuda::is_available()`.
+pub fn cuda_load_error() -> Option<&'static str> {
+    imp::error()
+}
+
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod imp {
+    use std::ffi::{CStr, CString};
+    use std::path::PathBuf;
+    use std::sync::OnceLock;
+
+    static ERROR: OnceLock<Option<String>> = OnceLock::new();
+
+    /// The loader runs this after the constructors of every library the program is linked with, and before
+    /// `main`. `used` keeps it through LTO and in programs that depend on this crate.
+    #[used]
+    // SAFETY: `.init_array` is an array of pointers to functions of the C ABI, which `on_load` is. The loader
+    // passes (argc, argv, envp), which a C function may leave unread.
+    #[unsafe(link_section = ".init_array")]
+    static ON_LOAD: extern "C" fn() = on_load;
+
+    extern "C" fn on_load() {
+        // Nothing may unwind into the loader; a panic here is reported like any failure to load.
+        let outcome = std::panic::catch_unwind(load);
+        let _ =
+            ERROR.set(outcome.unwrap_or_else(|_| Some("loading libtorch_cuda panicked".into())));
+    }
+
+    pub(super) fn error() -> Option<&'static str> {
+        ERROR.get_or_init(load).as_deref()
+    }
+
+    /// Loads libtorch_cuda for the life of the process; the loader's words where it cannot.
+    fn load() -> Option<String> {
+        let name =
+            CString::new(beside_libtorch_cpu().into_os_string().into_encoded_bytes()).ok()?;
+        // SAFETY: `name` is a C string that outlives the call. The constructors that run are libtorch's own,
+        // the same that would run if the program were linked with the library.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if !handle.is_null() {
+            return None;
+        }
+        // SAFETY: dlerror returns null or a C string that stays valid until this thread's next dl call; it is
+        // copied before one.
+        let text = unsafe {
+            let text = libc::dlerror();
+            if text.is_null() {
+                None
+            } else {
+                Some(CStr::from_ptr(text).to_string_lossy().into_owned())
+            }
+        };
+        Some(text.unwrap_or_else(|| "dlopen failed without a reason".into()))
+    }
+
+    /// The path of `libtorch_cuda.so` in the folder that libtorch_cpu was loaded from; its bare name, for the
+    /// loader to search, where that folder cannot be told.
+    fn beside_libtorch_cpu() -> PathBuf {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let cpu = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"));
+        let path = cpu.and_then(|line| line.find('/').map(|start| PathBuf::from(&line[start..])));
+        path.map_or_else(|| "libtorch_cuda.so".into(), |p| p.with_file_name("libtorch_cuda.so"))
+    }
+}
+
+#[cfg(not(all(feature = "cuda", target_os = "linux")))]
+mod imp {
+    pub(super) fn error() -> Option<&'static str> {
+        if cfg!(feature = "cuda") {
+            None // Windows and macOS: libtorch is linked as a whole, or has no CUDA half.
+        } else {
+            Some("convpass was built without its feature `cuda`")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// True on any machine: what cannot be loaded is named, what was loaded comes without an error.
+    #[test]
+    fn says_why_there_is_no_cuda() {
+        match cuda_load_error() {
+            Some(reason) => {
+                assert!(
+                    !tch::Cuda::is_available(),
+                    "CUDA works, yet the reason for its absence is: {reason}"
+                );
+                assert!(
+                    reason.contains(if cfg!(feature = "cuda") { ".so" } else { "feature" }),
+                    "{reason}"
+                );
+            }
+            None => assert!(cfg!(feature = "cuda")),
+        }
+    }
+
+    #[test]
+    fn tensors_work_after_a_failed_load() {
+        let sum = tch::Tensor::from_slice(&[1f32, 2.0]).sum(tch::Kind::Float);
+        assert_eq!(f64::try_from(sum).expect("a scalar"), 3.0);
+    }
+}
