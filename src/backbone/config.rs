@@ -115,6 +115,20 @@ impl ViTConfig {
         TokenLayout { prefix: self.num_prefix_tokens(), grid: self.grid() }
     }
 
+    /// Number of weights, the projection's among them where there is one.
+    pub fn num_params(&self) -> i64 {
+        let (c, hidden, depth) = (self.embed_dim, self.mlp_dim, self.depth);
+        let halves = if self.activation == MlpActivation::SwiGlu { 2 } else { 1 };
+        let tokens = self.num_prefix_tokens() * c;
+        let positions = (self.pos_embed_prefix + self.layout().num_patches()) * c;
+        let patches = 3 * self.patch_size * self.patch_size * c + i64::from(self.patch_bias) * c;
+        let attention = 4 * c * c + c + i64::from(self.qkv_bias) * 3 * c;
+        let mlp = (halves + 1) * c * hidden + halves * hidden + c;
+        let norms = 4 * c + i64::from(self.layer_scale) * 2 * c;
+        let outside = 2 * c + i64::from(self.pre_norm) * 2 * c + self.projection.unwrap_or(0) * c;
+        tokens + positions + patches + depth * (attention + mlp + norms) + outside
+    }
+
     /// Checks that a model of this shape can exist.
     ///
     /// # Errors

@@ -214,8 +214,7 @@ fn claim(zip: &[u8], size: u32) -> Vec<u8> {
 
 #[test]
 fn entries_that_overlap_are_refused() {
-    let mut zip =
-        zipped(&[("a.npy", &npy("(1,)", &[0; 4])), ("b.npy", &npy("(1,)", &[0; 4]))]);
+    let mut zip = zipped(&[("a.npy", &npy("(1,)", &[0; 4])), ("b.npy", &npy("(1,)", &[0; 4]))]);
     let second = (0..zip.len()).rfind(|&at| zip[at..].starts_with(b"PK\x01\x02")).unwrap();
     zip[second + 42..second + 46].copy_from_slice(&[0; 4]);
     assert!(read_all(&zip).is_err());

@@ -30,10 +30,10 @@ pub(super) fn read(
         let reason = "a TorchScript archive; torch.save its state_dict() instead";
         return Err(PickleError::Corrupt(reason.into()));
     }
-    if let Some(order) = zip.get(&format!("{folder}byteorder")) {
-        if order.head(file, 8).map_err(PickleError::Corrupt)? != b"little" {
-            return Err("its byte order is not little".into());
-        }
+    if let Some(order) = zip.get(&format!("{folder}byteorder"))
+        && order.head(file, 8).map_err(PickleError::Corrupt)? != b"little"
+    {
+        return Err("its byte order is not little".into());
     }
     let record = &zip[&format!("{folder}data.pkl")];
     if record.size() > MAX_PICKLE {

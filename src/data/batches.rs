@@ -24,6 +24,19 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// The positions of `count` images in this order.
+    pub(crate) fn indices(self, count: usize) -> Vec<usize> {
+        let mut indices: Vec<usize> = (0..count).collect();
+        if let Order::Shuffled { seed, epoch } = self {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+            rng.set_stream(epoch as u64);
+            indices.shuffle(&mut rng);
+        }
+        indices
+    }
+}
+
 /// What becomes of the last images where they fill no batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartialBatch {
@@ -32,6 +45,16 @@ pub enum PartialBatch {
     Drop,
     /// Handed out as a smaller batch.
     Keep,
+}
+
+impl PartialBatch {
+    /// How many of `count` images a pass in batches of `batch_size` hands out.
+    pub(crate) fn images_used(self, count: usize, batch_size: usize) -> usize {
+        match self {
+            PartialBatch::Drop => count / batch_size * batch_size,
+            PartialBatch::Keep => count,
+        }
+    }
 }
 
 /// How batches are made.
@@ -67,15 +90,8 @@ impl<'a> Batches<'a> {
         if config.batch_size == 0 {
             return Err(Error::config("batch_size", "1 or more", 0));
         }
-        let mut indices: Vec<usize> = (0..dataset.len()).collect();
-        if let Order::Shuffled { seed, epoch } = config.order {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
-            rng.set_stream(epoch as u64);
-            indices.shuffle(&mut rng);
-        }
-        if config.partial == PartialBatch::Drop {
-            indices.truncate(dataset.len() / config.batch_size * config.batch_size);
-        }
+        let mut indices = config.order.indices(dataset.len());
+        indices.truncate(config.partial.images_used(dataset.len(), config.batch_size));
         Ok(Self { dataset, config, indices, next: 0 })
     }
 

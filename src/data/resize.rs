@@ -281,7 +281,7 @@ mod tests {
             assert_eq!(refuses, shape != (1, 3_000_000, 3), "{shape:?}");
         }
         let tall = Array3::zeros((70_000, 1, 3));
-        let wide = Resize::bicubic((69_000.min(65_535), 65_535)).unwrap();
+        let wide = Resize::bicubic((65_535, 65_535)).unwrap();
         assert!(matches!(wide.apply(tall.view()), Err(Error::Input { .. })));
     }
 }

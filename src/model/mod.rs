@@ -1,9 +1,11 @@
 //! An adapted model: a backbone, a method and a head.
 
 mod adapter_file;
+mod audit;
 mod head;
 mod petl_model;
 mod trainable_params;
 
+pub use audit::{AuditRow, audit};
 pub use petl_model::{PetlConfig, PetlModel};
 pub use trainable_params::TrainableParams;

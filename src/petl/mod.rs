@@ -46,6 +46,18 @@ impl Method {
         }
     }
 
+    /// Weights it trains beside a backbone of these block widths and `backbone` weights.
+    pub(crate) fn num_params(&self, block_dims: &[i64], backbone: i64) -> i64 {
+        match self {
+            Method::LinearProbe => 0,
+            Method::Full => backbone,
+            Method::ConvBypass(config) => {
+                let modules = if config.sub_layers == SubLayers::Both { 2 } else { 1 };
+                block_dims.iter().map(|&dim| modules * config.num_params(dim)).sum()
+            }
+        }
+    }
+
     /// Creates the method's variables under `vs`, for a backbone of these block widths.
     pub(crate) fn build(
         &self,

@@ -1,0 +1,449 @@
+//! Finetunes a frozen ViT on a task in the VTAB-1k layout.
+//!
+//! Without arguments it runs the bundled tasks on the bundled ViT, a linear probe and Convpass side by side, and
+//! prints a table; with `--data`, `--task` and `--backbone` it runs one task of yours:
+//!
+//! ```text
+//! cargo run --release --example vtab_finetune
+//! cargo run --release --example vtab_finetune -- --data DIR --task NAME --backbone FILE --epochs 100 --out runs/NAME
+//! ```
+//!
+//! `DIR/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`, each line `path label`.
+//! `--out` gets `adapter.safetensors` and `run.json`. Ctrl-C ends after the current step, with the adapter saved.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use convpass::bundled::{self, BundledTask};
+use convpass::vtab::{self, PublishedInit, VtabFolder, VtabSplit};
+use convpass::{
+    ConvBypassConfig, ConvInit, FrozenViT, Method, PetlConfig, PetlModel, Placement, SubLayers,
+    ViTConfig, evaluate,
+};
+use convpass::{
+    CosineSchedule, EpochReport, Observer, Progress, RunRecord, Selection, StepReport, Stepped,
+    TrainConfig, fit, peak_rss_mb,
+};
+use convpass::{ImageDataset, Normalization};
+use tch::{Cuda, Device};
+
+/// Finetunes a frozen ViT on a task in the VTAB-1k layout; without --task, on the bundled tasks.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Folder that holds the task's folder; the bundled tasks are written here too.
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Name of the task's folder.
+    #[arg(long, requires = "backbone")]
+    task: Option<String>,
+    /// Checkpoint: Google .npz, or .safetensors of timm, Hugging Face, open_clip.
+    #[arg(long)]
+    backbone: Option<PathBuf>,
+    /// Attention heads, where the checkpoint's width does not tell them.
+    #[arg(long)]
+    heads: Option<i64>,
+    /// Image height and width; the position table is resized to it.
+    #[arg(long)]
+    image_size: Option<i64>,
+    #[arg(long, value_enum, default_value_t = MethodName::ConvBypass)]
+    method: MethodName,
+    /// h, the bottleneck of the bypass.
+    #[arg(long = "bottleneck-dim", visible_alias = "h", default_value_t = 8)]
+    bottleneck_dim: i64,
+    /// s, the factor on the bypass [default: the task's published one, else 1].
+    #[arg(long)]
+    scale: Option<f64>,
+    /// How the 3x3 convolution starts [default: the task's published one, else identity].
+    #[arg(long, value_enum)]
+    init: Option<Init>,
+    #[arg(long, value_enum, default_value_t = Where::Both)]
+    sub_layers: Where,
+    #[arg(long)]
+    sequential: bool,
+    #[arg(long, default_value_t = 3)]
+    kernel_size: i64,
+    #[arg(long, default_value_t = 0.1)]
+    dropout: f64,
+    /// Drop path rate at the last block [default: 0.1, for a linear probe 0].
+    #[arg(long)]
+    drop_path: Option<f64>,
+    /// [default: 100; bundled tasks 12].
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Epochs of warm-up [default: a tenth of the epochs, at least 1].
+    #[arg(long)]
+    warmup_epochs: Option<usize>,
+    /// When the learning rate changes [default: epoch; bundled tasks step].
+    #[arg(long, value_enum)]
+    schedule: Option<Stepping>,
+    /// [default: 64; bundled tasks 50].
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// [default: 1e-3; bundled tasks 5e-3].
+    #[arg(long)]
+    lr: Option<f64>,
+    #[arg(long, default_value_t = 1e-4)]
+    weight_decay: f64,
+    /// imagenet, half, unit or clip [default: clip for a CLIP tower, half for the bundled ViT, else imagenet].
+    #[arg(long)]
+    normalization: Option<Normalization>,
+    #[arg(long, default_value_t = 42)]
+    seed: i64,
+    /// last: train on all 1,000, keep the last epoch; val: train on 800, keep the best epoch on the 200.
+    #[arg(long, value_enum, default_value_t = Select::Last)]
+    select: Select,
+    /// Where adapter.safetensors and run.json go [default: runs/TASK-METHOD].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// cpu or cuda.
+    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
+    device: Processor,
+    /// libtorch's threads [default: all cores].
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodName {
+    LinearProbe,
+    Full,
+    #[value(alias = "convpass")]
+    ConvBypass,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Init {
+    Identity,
+    #[value(alias = "xavier")]
+    XavierUniform,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Where {
+    Both,
+    Attention,
+    Mlp,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Stepping {
+    /// Once after each epoch, as the published code does.
+    Epoch,
+    /// At each step.
+    Step,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Select {
+    Last,
+    Val,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Processor {
+    Cpu,
+    Cuda,
+}
+
+/// What a flag that is not given means.
+struct Defaults {
+    epochs: usize,
+    batch_size: usize,
+    lr: f64,
+    schedule: Stepping,
+    /// `None`: by the family of the backbone.
+    normalization: Option<Normalization>,
+}
+
+/// The paper's, for VTAB-1k.
+const PUBLISHED: Defaults = Defaults {
+    epochs: 100,
+    batch_size: 64,
+    lr: 1e-3,
+    schedule: Stepping::Epoch,
+    normalization: None,
+};
+
+/// Short enough to wait for.
+const BUNDLED: Defaults = Defaults {
+    epochs: 12,
+    batch_size: 50,
+    lr: 5e-3,
+    schedule: Stepping::Step,
+    normalization: Some(Normalization::Half),
+};
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nending after this step; Ctrl-C again to quit at once");
+    })?;
+    match &args.task {
+        Some(task) => run_task(&args, task, &stop)?,
+        None => run_demo(&args, &stop)?,
+    }
+    if stop.load(Ordering::SeqCst) {
+        std::process::exit(130);
+    }
+    Ok(())
+}
+
+/// One task of the user's.
+fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
+    let file = args.backbone.as_deref().context("--backbone")?;
+    let folder = VtabFolder::open(&args.data, name)?;
+    let backbone = open_backbone(args, file)?;
+    let method = method(args, name);
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("runs").join(format!("{name}-{}", method.name())));
+    let job = Job { args, defaults: &PUBLISHED, file, backbone, folder: &folder, stop };
+    let record = job.run(method, &out)?;
+    if let Some(top1) = record.test_top1 {
+        println!(
+            "{name}: top-1 {top1:.2} % on the test images, last-epoch weights unless --select val"
+        );
+    }
+    println!("{}", out.display());
+    Ok(())
+}
+
+/// The bundled tasks on the bundled backbone.
+fn run_demo(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
+    const BACKBONE: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors");
+    let file = args.backbone.clone().unwrap_or_else(|| PathBuf::from(BACKBONE));
+    let backbone = open_backbone(args, &file)?;
+    let methods = [Method::LinearProbe, Method::ConvBypass(bypass_config(args, ""))];
+    let mut rows = Vec::new();
+    'tasks: for task in BundledTask::ALL {
+        bundled::write(&args.data, task, backbone.config().image_size.0, 0)?;
+        let folder = VtabFolder::open(&args.data, task.name())?;
+        for method in &methods {
+            let out = PathBuf::from("runs").join(format!("{task}-{}", method.name()));
+            let (file, backbone) = (file.as_path(), backbone.clone());
+            let job = Job { args, defaults: &BUNDLED, file, backbone, folder: &folder, stop };
+            rows.push((task, job.run(method.clone(), &out)?));
+            if stop.load(Ordering::SeqCst) {
+                break 'tasks;
+            }
+        }
+    }
+    print_table(&rows);
+    Ok(())
+}
+
+fn print_table(rows: &[(BundledTask, RunRecord)]) {
+    println!(
+        "\n{:<12} {:<13} {:>8} {:>10} {:>7} {:>9} {:>8}",
+        "task", "method", "top-1 %", "method's", "head's", "backbone", "seconds"
+    );
+    for (task, record) in rows {
+        let params = record.trainable_params;
+        let top1 = record.test_top1.map_or("stopped".to_owned(), |top1| format!("{top1:.2}"));
+        println!(
+            "{:<12} {:<13} {top1:>8} {:>10} {:>7} {:>9} {:>8.1}",
+            task.name(),
+            record.model.method.name(),
+            params.method,
+            params.head,
+            params.backbone(),
+            record.fit.seconds + record.test_seconds.unwrap_or_default()
+        );
+    }
+}
+
+fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
+    let mut config = ViTConfig::infer(file)?;
+    config.num_heads = args.heads.unwrap_or(config.num_heads);
+    if let Some(side) = args.image_size {
+        config.image_size = (side, side);
+    }
+    let device = match args.device {
+        Processor::Cpu => Device::Cpu,
+        Processor::Cuda if Cuda::is_available() => Device::Cuda(0),
+        Processor::Cuda => bail!(
+            "libtorch finds no CUDA device; build with --features cuda on a machine that has one"
+        ),
+    };
+    Ok(FrozenViT::open_with(file, &config, device)?)
+}
+
+fn method(args: &Args, task: &str) -> Method {
+    match args.method {
+        MethodName::LinearProbe => Method::LinearProbe,
+        MethodName::Full => Method::Full,
+        MethodName::ConvBypass => Method::ConvBypass(bypass_config(args, task)),
+    }
+}
+
+/// The flags, and for a VTAB-1k task the published s and init where no flag says otherwise.
+fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
+    let published = vtab::task(task).map(|row| match args.sub_layers {
+        Where::Attention => row.convpass_attention,
+        Where::Both | Where::Mlp => row.convpass,
+    });
+    let init = match (args.init, published.map(|choice| choice.conv_init)) {
+        (Some(Init::XavierUniform), _) | (None, Some(PublishedInit::XavierUniform)) => {
+            ConvInit::XavierUniform
+        }
+        _ => ConvInit::Identity,
+    };
+    ConvBypassConfig {
+        bottleneck_dim: args.bottleneck_dim,
+        kernel_size: args.kernel_size,
+        scale: args.scale.or(published.map(|choice| choice.scale)).unwrap_or(1.0),
+        dropout: args.dropout,
+        conv_init: init,
+        sub_layers: match args.sub_layers {
+            Where::Both => SubLayers::Both,
+            Where::Attention => SubLayers::Attention,
+            Where::Mlp => SubLayers::Mlp,
+        },
+        placement: if args.sequential { Placement::Sequential } else { Placement::Parallel },
+    }
+}
+
+/// One run: a method on a task.
+struct Job<'a> {
+    args: &'a Args,
+    defaults: &'static Defaults,
+    file: &'a Path,
+    backbone: FrozenViT,
+    folder: &'a VtabFolder,
+    stop: &'a Arc<AtomicBool>,
+}
+
+impl Job<'_> {
+    fn run(&self, method: Method, out: &Path) -> Result<RunRecord> {
+        let (args, label) = (self.args, format!("{} {}", self.folder.name(), method.name()));
+        let train_config = self.train_config();
+        let mut model_config = PetlConfig::new(method, self.folder.num_classes());
+        model_config.seed = args.seed;
+        model_config.drop_path = args.drop_path.unwrap_or(model_config.drop_path);
+        let mut model = PetlModel::new(self.backbone.clone(), &model_config)?;
+        println!(
+            "{label}: {}, normalization {}",
+            model.trainable_params(),
+            train_config.normalization
+        );
+        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+
+        let (train, val) = match args.select {
+            Select::Last => (self.load(VtabSplit::Train800Val200)?, None),
+            Select::Val => (self.load(VtabSplit::Train800)?, Some(self.load(VtabSplit::Val200)?)),
+        };
+        let mut watch = Watch { progress: Progress::new(&label), stop: self.stop.clone() };
+        let fit = fit(&mut model, &train, val.as_ref(), &train_config, &mut watch)?;
+        model.save_adapter(out.join("adapter.safetensors"))?;
+
+        let mut split_hashes = vec![train.split_hash().to_owned()];
+        split_hashes.extend(val.map(|val| val.split_hash().to_owned()));
+        let start = Instant::now();
+        let mut test_top1 = None;
+        if !fit.stopped {
+            let test = self.load(VtabSplit::Test)?;
+            split_hashes.push(test.split_hash().to_owned());
+            let mut pass = |done, images| watch.pass("test", done, images);
+            let (normalization, batch_size) = (train_config.normalization, train_config.batch_size);
+            let sums = evaluate(&model, &test, normalization, batch_size, &mut pass)?;
+            test_top1 = (sums.images == test.len()).then(|| sums.top1());
+        }
+        let record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: self.folder.name().to_owned(),
+            model: model_config,
+            train: train_config,
+            backbone: self.file.display().to_string(),
+            backbone_digest: model.backbone().digest(),
+            split_hashes,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1,
+            test_seconds: test_top1.map(|_| start.elapsed().as_secs_f64()),
+            peak_rss_mb: peak_rss_mb(),
+        };
+        record.save(out.join("run.json"))?;
+        Ok(record)
+    }
+
+    fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
+        Ok(ImageDataset::load(self.folder.split(split), self.backbone.config().image_size)?)
+    }
+
+    fn train_config(&self) -> TrainConfig {
+        let (args, defaults) = (self.args, self.defaults);
+        let epochs = args.epochs.unwrap_or(defaults.epochs);
+        let by_family = match self.backbone.config().pre_norm {
+            true => Normalization::Clip,
+            false => Normalization::ImageNet,
+        };
+        TrainConfig {
+            epochs,
+            batch_size: args.batch_size.unwrap_or(defaults.batch_size),
+            schedule: CosineSchedule {
+                lr: args.lr.unwrap_or(defaults.lr),
+                warmup_epochs: args.warmup_epochs.unwrap_or((epochs / 10).max(1)),
+                stepped: match args.schedule.unwrap_or(defaults.schedule) {
+                    Stepping::Epoch => Stepped::AfterEpoch,
+                    Stepping::Step => Stepped::EachStep,
+                },
+                ..CosineSchedule::default()
+            },
+            weight_decay: args.weight_decay,
+            normalization: args.normalization.or(defaults.normalization).unwrap_or(by_family),
+            seed: args.seed,
+            selection: match args.select {
+                Select::Last => Selection::LastEpoch,
+                Select::Val => Selection::BestOnValidation,
+            },
+        }
+    }
+}
+
+/// The progress bar, and Ctrl-C.
+struct Watch {
+    progress: Progress,
+    stop: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn go_on(&self) -> ControlFlow<()> {
+        match self.stop.load(Ordering::SeqCst) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
+        let _shown = self.progress.step(step);
+        self.go_on()
+    }
+
+    fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
+        let _shown = self.progress.pass(label, done, images);
+        self.go_on()
+    }
+
+    fn epoch(&mut self, epoch: &EpochReport) {
+        self.progress.epoch(epoch);
+    }
+}

@@ -1,0 +1,86 @@
+//! Top-1 and loss over a dataset.
+
+use std::ops::ControlFlow;
+
+use tch::{Kind, Reduction, Tensor};
+
+use super::inputs::Inputs;
+use crate::backbone::Backbone;
+use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
+use crate::error::Result;
+use crate::model::PetlModel;
+
+/// Sums over evaluated images.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// Images evaluated.
+    pub images: usize,
+    /// Images whose highest logit is their label's.
+    pub correct: usize,
+    loss: f64,
+}
+
+impl Evaluation {
+    /// Share of correct images in percent.
+    pub fn top1(&self) -> f64 {
+        100.0 * self.correct as f64 / self.images.max(1) as f64
+    }
+
+    /// Mean cross entropy.
+    pub fn loss(&self) -> f64 {
+        self.loss / self.images.max(1) as f64
+    }
+
+    /// Counts logits `[B, K]` against labels `[B]`.
+    pub(crate) fn add(&mut self, logits: &Tensor, labels: &Tensor) -> Result<()> {
+        let (weight, ignored, smoothing) = (None::<&Tensor>, -100, 0.0);
+        let loss =
+            logits.f_cross_entropy_loss(labels, weight, Reduction::Sum, ignored, smoothing)?;
+        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
+        self.loss += loss.f_double_value(&[])?;
+        self.correct += hits.f_int64_value(&[])? as usize;
+        self.images += labels.numel();
+        Ok(())
+    }
+}
+
+/// Evaluates `model` on every image of `dataset`, `batch_size` at a time. `watch` is told how many
+/// images are done, of how many, and may end the evaluation: the sums are then of those alone.
+///
+/// # Errors
+/// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone;
+/// [`Error::Config`](crate::Error::Config) for a batch size of 0.
+pub fn evaluate<B: Backbone>(
+    model: &PetlModel<B>,
+    dataset: &ImageDataset,
+    normalization: Normalization,
+    batch_size: usize,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    let config = BatchConfig {
+        batch_size,
+        partial: PartialBatch::Keep,
+        order: Order::Sequential,
+        normalization,
+        device: model.var_store().device(),
+    };
+    evaluate_inputs(model, &Inputs::Images(dataset), config, &mut |done| watch(done, dataset.len()))
+}
+
+/// As [`evaluate`], on images or on features computed before.
+pub(crate) fn evaluate_inputs<B: Backbone>(
+    model: &PetlModel<B>,
+    inputs: &Inputs,
+    config: BatchConfig,
+    watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    let mut sum = Evaluation::default();
+    for batch in inputs.batches(config)? {
+        let batch = batch?;
+        sum.add(&tch::no_grad(|| batch.logits(model, false))?, &batch.labels)?;
+        if watch(sum.images).is_break() {
+            break;
+        }
+    }
+    Ok(sum)
+}

@@ -1,0 +1,92 @@
+//! What a method trains beside a backbone, in closed form: no weight is allocated.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backbone::ViTConfig;
+use crate::error::Result;
+use crate::petl::Method;
+
+/// One row of a parameter table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// The method and its choices.
+    pub method: Method,
+    /// Weights of the method; the head is not counted, as in papers.
+    pub params: i64,
+    /// Weights of the backbone.
+    pub backbone: i64,
+    /// `params` over `backbone`, in percent.
+    pub percent: f64,
+    /// Size in bytes of the method's weights in an f32 file.
+    pub bytes: i64,
+}
+
+/// Counts what `method` trains beside a ViT of this shape.
+///
+/// # Errors
+/// [`Error::Config`](crate::Error::Config) if either is no model.
+pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
+    vit.validate()?;
+    method.validate()?;
+    let backbone = vit.num_params();
+    let dims = vec![vit.embed_dim; vit.depth as usize];
+    let params = method.num_params(&dims, backbone);
+    let percent = 100.0 * params as f64 / backbone as f64;
+    Ok(AuditRow { method: method.clone(), params, backbone, percent, bytes: 4 * params })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::petl::{ConvBypassConfig, SubLayers};
+    use crate::{FrozenViT, PetlConfig, PetlModel};
+    use tch::Device;
+
+    fn bypass(bottleneck_dim: i64, sub_layers: SubLayers) -> Method {
+        Method::ConvBypass(ConvBypassConfig { bottleneck_dim, sub_layers, ..Default::default() })
+    }
+
+    #[test]
+    fn the_published_counts() {
+        let count = |preset, h, sub_layers| {
+            audit(&ViTConfig::preset(preset).unwrap(), &bypass(h, sub_layers)).unwrap().params
+        };
+        assert_eq!(count("vit_base_patch16_224", 8, SubLayers::Both), 327_552);
+        assert_eq!(count("vit_base_patch16_224", 8, SubLayers::Attention), 163_776);
+        assert_eq!(count("vit_base_patch16_224", 16, SubLayers::Both), 664_320);
+        assert_eq!(count("vit_large_patch16_224", 8, SubLayers::Both), 864_000);
+        let full = audit(&ViTConfig::default(), &Method::Full).unwrap();
+        assert_eq!(full.params, 85_798_656);
+    }
+
+    #[test]
+    fn closed_form_equals_the_built_model() {
+        let small = |name: &str| ViTConfig {
+            image_size: (28, 56),
+            patch_size: 14,
+            embed_dim: 12,
+            depth: 3,
+            num_heads: 2,
+            mlp_dim: 20,
+            projection: None,
+            ..ViTConfig::preset(name).unwrap()
+        };
+        for name in ViTConfig::presets() {
+            let vit = small(name);
+            let backbone = FrozenViT::random(&vit, 0, Device::Cpu).unwrap();
+            let methods = [
+                Method::LinearProbe,
+                Method::Full,
+                bypass(3, SubLayers::Both),
+                bypass(5, SubLayers::Mlp),
+            ];
+            for method in methods {
+                let row = audit(&vit, &method).unwrap();
+                let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method, 7)).unwrap();
+                let built = model.trainable_params();
+                let found = (built.method, built.head, built.backbone());
+                assert_eq!(found, (row.params as usize, 7 * 13, row.backbone as usize), "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The training loop.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tch::{Reduction, Tensor};
+
+use super::adamw::AdamW;
+use super::schedule::CosineSchedule;
+use crate::backbone::Backbone;
+use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, Inputs, evaluate_inputs};
+use crate::model::PetlModel;
+
+/// Which epoch's weights a run ends with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// The last epoch's.
+    #[default]
+    LastEpoch,
+    /// The first of those with the best top-1 on the validation images. There is no selection on
+    /// the test set here.
+    BestOnValidation,
+}
+
+/// A run's hyper-parameters; the default is the paper's for VTAB-1k, with the normalization of
+/// the published code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images a step; a last partial batch is dropped.
+    pub batch_size: usize,
+    /// The learning rate over the run.
+    pub schedule: CosineSchedule,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// What the pixels become.
+    pub normalization: Normalization,
+    /// Seed of the order of the images, dropout and drop path.
+    pub seed: i64,
+    /// Which epoch's weights the run ends with.
+    pub selection: Selection,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            epochs: 100,
+            batch_size: 64,
+            schedule: CosineSchedule::default(),
+            weight_decay: 1e-4,
+            normalization: Normalization::ImageNet,
+            seed: 0,
+            selection: Selection::LastEpoch,
+        }
+    }
+}
+
+/// One step, as it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// From 0.
+    pub epoch: usize,
+    /// From 0, within the epoch.
+    pub step: usize,
+    /// Epochs of the run.
+    pub epochs: usize,
+    /// Steps an epoch.
+    pub steps: usize,
+    /// Images of this step.
+    pub images: usize,
+    /// The learning rate of this step.
+    pub lr: f64,
+    /// Mean cross entropy over the epoch so far.
+    pub loss: f64,
+    /// Top-1 in percent on training batches, dropout and drop path on, over the epoch so far.
+    pub accuracy: f64,
+}
+
+/// One epoch, as it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// From 0.
+    pub epoch: usize,
+    /// The learning rate of its last step.
+    pub lr: f64,
+    /// Mean cross entropy on the training batches.
+    pub loss: f64,
+    /// Top-1 in percent on the training batches, dropout and drop path on.
+    pub accuracy: f64,
+    /// Top-1 in percent on the validation images, where there are any.
+    pub val_top1: Option<f64>,
+    /// Seconds, validation included.
+    pub seconds: f64,
+}
+
+/// Watches a run and may end it.
+pub trait Observer {
+    /// After each step; `Break` ends the run with the weights as they are.
+    fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// After each batch of a pass without training: features computed once, or validation.
+    /// `Break` ends the run.
+    fn pass(&mut self, _label: &str, _done: usize, _images: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// After each epoch.
+    fn epoch(&mut self, _epoch: &EpochReport) {}
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// How a run went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fit {
+    /// The epochs that were finished.
+    pub epochs: Vec<EpochReport>,
+    /// The epoch whose weights the model holds; `None` if the run was ended before its first one
+    /// was over.
+    pub selected_epoch: Option<usize>,
+    /// Whether the observer ended the run.
+    pub stopped: bool,
+    /// Seconds of the whole run.
+    pub seconds: f64,
+}
+
+/// Trains `model` in place on `train`.
+///
+/// The same seed gives the same weights, bit for bit, on one machine and thread count: libtorch's
+/// global generator is seeded anew at each step from the seed and the step's number. Where
+/// nothing before the head is trained or drawn (a linear probe without drop path), each image's
+/// features are computed once.
+///
+/// # Errors
+/// [`Error::Config`] for hyper-parameters that make no run (fewer images than a batch, labels
+/// beyond the head, no validation images to select on); what the data and libtorch report.
+pub fn fit<B: Backbone>(
+    model: &mut PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+    observer: &mut dyn Observer,
+) -> Result<Fit> {
+    check(model, train, validation, config)?;
+    let start = Instant::now();
+    let (mut epochs, mut best) = (Vec::new(), Best::default());
+    let finished = match Run::new(model, train, validation, config, observer)? {
+        Some(mut run) => run.epochs(&mut epochs, &mut best, observer)?,
+        None => false,
+    };
+    let last = epochs.last().map(|report| report.epoch);
+    let selected_epoch = if finished { best.restore(model)?.or(last) } else { last };
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Fit { epochs, selected_epoch, stopped: !finished, seconds })
+}
+
+fn batches<B: Backbone>(model: &PetlModel<B>, config: &TrainConfig, order: Order) -> BatchConfig {
+    BatchConfig {
+        batch_size: config.batch_size,
+        partial: PartialBatch::Drop,
+        order,
+        normalization: config.normalization,
+        device: model.var_store().device(),
+    }
+}
+
+fn check<B: Backbone>(
+    model: &PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+) -> Result<()> {
+    config.schedule.validate()?;
+    if config.batch_size == 0 || config.batch_size > train.len() {
+        let expected = format!("from 1 to the {} training images", train.len());
+        return Err(Error::config("batch_size", expected, config.batch_size));
+    }
+    if config.selection == Selection::BestOnValidation && validation.is_none() {
+        return Err(Error::config(
+            "selection",
+            "last_epoch without validation images",
+            "best_on_validation",
+        ));
+    }
+    let classes = model.config().num_classes;
+    match [Some(train), validation].into_iter().flatten().find(|set| set.num_classes() > classes) {
+        Some(set) => {
+            let expected = format!("at least the data's {}", set.num_classes());
+            Err(Error::config("num_classes", expected, classes))
+        }
+        None => Ok(()),
+    }
+}
+
+struct Run<'a, B: Backbone> {
+    model: &'a PetlModel<B>,
+    inputs: Inputs<'a>,
+    validation: Option<(Inputs<'a>, usize)>,
+    optimizer: AdamW,
+    steps: usize,
+    config: &'a TrainConfig,
+}
+
+impl<'a, B: Backbone> Run<'a, B> {
+    /// `None` if the observer ended it while features were computed.
+    fn new(
+        model: &'a PetlModel<B>,
+        train: &'a ImageDataset,
+        validation: Option<&'a ImageDataset>,
+        config: &'a TrainConfig,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Self>> {
+        let mut inputs = |set, label: &str| {
+            let batches = batches(model, config, Order::Sequential);
+            Inputs::new(model, set, batches, &mut |done, images| observer.pass(label, done, images))
+        };
+        let Some(train_inputs) = inputs(train, "features")? else { return Ok(None) };
+        let validation = match validation {
+            Some(set) => match inputs(set, "validation features")? {
+                Some(inputs) => Some((inputs, set.len())),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        Ok(Some(Run {
+            inputs: train_inputs,
+            validation,
+            optimizer: AdamW::new(model.var_store(), config.weight_decay)?,
+            steps: train.len() / config.batch_size,
+            model,
+            config,
+        }))
+    }
+
+    /// Every epoch; `false` if the observer ended the run.
+    fn epochs(
+        &mut self,
+        epochs: &mut Vec<EpochReport>,
+        best: &mut Best,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        for epoch in 0..self.config.epochs {
+            let start = Instant::now();
+            let Some(mut report) = self.epoch(epoch, observer)? else { return Ok(false) };
+            if let Some((inputs, images)) = &self.validation {
+                let Some(top1) = self.validate(inputs, *images, observer)? else {
+                    return Ok(false);
+                };
+                report.val_top1 = Some(top1);
+                if self.config.selection == Selection::BestOnValidation {
+                    best.consider(epoch, top1, self.model)?;
+                }
+            }
+            report.seconds = start.elapsed().as_secs_f64();
+            observer.epoch(&report);
+            epochs.push(report);
+        }
+        Ok(true)
+    }
+
+    /// One pass; `None` if the observer ended it.
+    fn epoch(&mut self, epoch: usize, observer: &mut dyn Observer) -> Result<Option<EpochReport>> {
+        let config = self.config;
+        let order = Order::Shuffled { seed: config.seed, epoch: epoch as i64 };
+        let mut sum = Evaluation::default();
+        let mut lr = 0.0;
+        for (step, batch) in self.inputs.batches(batches(self.model, config, order))?.enumerate() {
+            let batch = batch?;
+            lr = config.schedule.lr(epoch, step, config.epochs, self.steps);
+            tch::manual_seed(step_seed(config.seed, (epoch * self.steps + step) as u64));
+            let logits = batch.logits(self.model, true)?;
+            let loss = cross_entropy(&logits, &batch.labels)?;
+            self.optimizer.backward_step(&loss, lr)?;
+            sum.add(&logits.f_detach()?, &batch.labels)?;
+            let report = StepReport {
+                epoch,
+                step,
+                epochs: config.epochs,
+                steps: self.steps,
+                images: batch.labels.numel(),
+                lr,
+                loss: sum.loss(),
+                accuracy: sum.top1(),
+            };
+            if observer.step(&report).is_break() {
+                return Ok(None);
+            }
+        }
+        let (loss, accuracy) = (sum.loss(), sum.top1());
+        Ok(Some(EpochReport { epoch, lr, loss, accuracy, val_top1: None, seconds: 0.0 }))
+    }
+
+    /// Top-1 in percent; `None` if the observer ended the run.
+    fn validate(
+        &self,
+        inputs: &Inputs,
+        images: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<f64>> {
+        let config = BatchConfig {
+            partial: PartialBatch::Keep,
+            ..batches(self.model, self.config, Order::Sequential)
+        };
+        let mut watch = |done| observer.pass("validation", done, images);
+        let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
+        Ok((evaluation.images == images).then(|| evaluation.top1()))
+    }
+}
+
+/// Mean cross entropy of logits `[B, K]` against labels `[B]`.
+fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (ignored, smoothing) = (-100, 0.0);
+    Ok(logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, ignored, smoothing)?)
+}
+
+/// A seed of its own for each step (SplitMix64's finalizer), so that a run can be taken up at any
+/// step without the state of libtorch's generator.
+fn step_seed(seed: i64, step: u64) -> i64 {
+    let mut z =
+        (seed as u64).wrapping_add(step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as i64
+}
+
+/// The best epoch so far and the weights it ended with.
+#[derive(Default)]
+struct Best {
+    kept: Option<Snapshot>,
+}
+
+struct Snapshot {
+    epoch: usize,
+    top1: f64,
+    weights: Vec<(String, Tensor)>,
+}
+
+impl Best {
+    fn consider<B: Backbone>(
+        &mut self,
+        epoch: usize,
+        top1: f64,
+        model: &PetlModel<B>,
+    ) -> Result<()> {
+        if self.kept.as_ref().is_none_or(|best| top1 > best.top1) {
+            let copy = |(name, v): (String, Tensor)| Ok((name, v.f_detach_copy()?));
+            let weights = model.var_store().variables().into_iter().map(copy);
+            self.kept = Some(Snapshot { epoch, top1, weights: weights.collect::<Result<_>>()? });
+        }
+        Ok(())
+    }
+
+    fn restore<B: Backbone>(self, model: &PetlModel<B>) -> Result<Option<usize>> {
+        let Some(best) = self.kept else { return Ok(None) };
+        let mut variables = model.var_store().variables();
+        tch::no_grad(|| {
+            best.weights.iter().try_for_each(|(name, value)| match variables.get_mut(name) {
+                Some(variable) => variable.f_copy_(value),
+                None => Ok(()),
+            })
+        })?;
+        Ok(Some(best.epoch))
+    }
+}

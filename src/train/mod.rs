@@ -1,0 +1,14 @@
+//! Training: the published schedule and optimizer, a loop that can be watched and stopped, and
+//! the record of a run.
+
+mod adamw;
+mod fit;
+mod progress;
+mod record;
+mod schedule;
+
+pub use adamw::AdamW;
+pub use fit::{EpochReport, Fit, Observer, Selection, Silent, StepReport, TrainConfig, fit};
+pub use progress::Progress;
+pub use record::{RunRecord, peak_rss_mb};
+pub use schedule::{CosineSchedule, Stepped};

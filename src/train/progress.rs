@@ -1,0 +1,75 @@
+//! A progress bar on the terminal.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::fit::{EpochReport, Observer, StepReport};
+
+/// Shows epoch, loss, accuracy, images/s and time left on standard error, where that is a
+/// terminal; a finished epoch leaves a line either way.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    images: usize,
+}
+
+impl Progress {
+    /// A bar under a label, for instance the task's name.
+    pub fn new(label: &str) -> Self {
+        const TEMPLATE: &str = "{prefix} [{wide_bar}] {pos}/{len} steps, {msg}, {eta} left";
+        let bar = ProgressBar::new(0).with_prefix(label.to_owned());
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_secs(1));
+        Progress { bar, images: 0 }
+    }
+}
+
+impl Observer for Progress {
+    fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
+        self.images += step.images;
+        self.bar.set_length((step.epochs * step.steps) as u64);
+        self.bar.set_position((step.epoch * step.steps + step.step + 1) as u64);
+        let rate = self.images as f64 / self.bar.elapsed().as_secs_f64().max(1e-9);
+        self.bar.set_message(format!(
+            "epoch {}/{}, loss {:.4}, train {:.1} %, {rate:.1} images/s",
+            step.epoch + 1,
+            step.epochs,
+            step.loss,
+            step.accuracy
+        ));
+        ControlFlow::Continue(())
+    }
+
+    fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
+        self.bar.set_message(format!("{label} {done}/{images}"));
+        ControlFlow::Continue(())
+    }
+
+    fn epoch(&mut self, epoch: &EpochReport) {
+        let val = epoch.val_top1.map(|top1| format!(", val {top1:.2} %")).unwrap_or_default();
+        let line = format!(
+            "{} epoch {}: lr {:.2e}, loss {:.4}, train {:.2} %{val}, {:.1} s",
+            self.bar.prefix(),
+            epoch.epoch + 1,
+            epoch.lr,
+            epoch.loss,
+            epoch.accuracy,
+            epoch.seconds
+        );
+        // A hidden bar (no terminal) swallows lines; a log keeps them.
+        match self.bar.is_hidden() {
+            true => eprintln!("{line}"),
+            false => self.bar.println(line),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,70 @@
+//! What a run was and what came of it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::fit::{Fit, TrainConfig};
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::model::{PetlConfig, TrainableParams};
+
+/// A run's record: enough to say what a number means and to run it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Version of this crate.
+    pub version: String,
+    /// The task's name.
+    pub task: String,
+    /// Method, classes, drop path and seed of the initial values.
+    pub model: PetlConfig,
+    /// The hyper-parameters, normalization among them.
+    pub train: TrainConfig,
+    /// The backbone's file or name.
+    pub backbone: String,
+    /// The backbone's digest.
+    pub backbone_digest: String,
+    /// Hashes of the image lists: training, validation, test.
+    pub split_hashes: Vec<String>,
+    /// Trained weights: of the method, of the head, and those of the backbone.
+    pub trainable_params: TrainableParams,
+    /// Epoch by epoch.
+    pub fit: Fit,
+    /// Top-1 in percent on the test images, with the weights that the run ended with.
+    pub test_top1: Option<f64>,
+    /// Seconds of the evaluation on the test images.
+    pub test_seconds: Option<f64>,
+    /// The highest resident memory of the process in MB, where the system tells.
+    pub peak_rss_mb: Option<f64>,
+}
+
+impl RunRecord {
+    /// Writes the record as JSON; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::io(path)(e.into()))?;
+        text.push(b'\n');
+        write_atomically(path, &text)
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is no record.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read(path).map_err(Error::io(path))?;
+        serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
+    }
+}
+
+/// The highest resident memory of this process so far in MB (10^6 bytes), on Linux.
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
