@@ -47,10 +47,7 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
     };
     let pre_norm = plan.has("norm_pre.weight");
     let positions = plan.shape("pos_embed", 3)?[1];
-    let usual = match plan.family.bare_positions {
-        Some(name) if plan.file.contains(name) => 0,
-        _ => i64::from(class_token),
-    };
+    let usual = usual_prefix(plan, class_token);
     let (pos_embed_prefix, grid) = split_positions(positions, usual, class_token, num_registers);
     let side = |patches: i64| patches.saturating_mul(patch_size);
     let config = ViTConfig {
@@ -81,6 +78,14 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
     };
     config.validate()?;
     Ok(config)
+}
+
+/// The prefix rows that position tables of this family usually have.
+pub(super) fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
+    match plan.family.bare_positions {
+        Some(name) if plan.file.contains(name) => 0,
+        _ => i64::from(class_token),
+    }
 }
 
 /// The prefix rows of a position table and the grid of the others.
