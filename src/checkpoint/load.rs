@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
-use super::infer::{infer, square_root};
+use super::infer::{infer, prefixes, square_root};
 use super::plan::Plan;
 use super::{LoadReport, TensorFile};
 use crate::backbone::{FrozenViT, ViTConfig};
@@ -23,7 +23,8 @@ impl FrozenViT {
     }
 
     /// Opens a checkpoint with a config of the caller's. A position table for another number of
-    /// patches is resized (bicubic and antialiased, as timm does it), if it is for a square grid.
+    /// patches is resized (bicubic and antialiased, as timm does it), if it is for a square grid;
+    /// one that fits the config's grid is taken as it is, whatever `pos_embed_prefix` says.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if `config` is no model; with the name in the file:
@@ -48,7 +49,7 @@ impl FrozenViT {
         let plan = Plan::new(&file)?;
         plan.check_names()?;
         let config = match config {
-            Some(config) => config.clone(),
+            Some(config) => fit_positions(&plan, config)?,
             None => infer(&plan)?,
         };
         let mut taken = HashSet::new();
@@ -63,6 +64,19 @@ impl FrozenViT {
         let report = plan.report(|name| taken.contains(name))?;
         Ok((backbone, report))
     }
+}
+
+/// The config with the prefix that makes the file's table fit its grid as it is, if one does: a
+/// table of 4x4 rows is also one of 3x5 and a class token, and only the grid says which.
+fn fit_positions(plan: &Plan, config: &ViTConfig) -> Result<ViTConfig> {
+    config.validate()?;
+    let rows = plan.shape("pos_embed", 3)?[1];
+    let patches = config.layout().num_patches();
+    let fits = |prefix: &i64| prefix.checked_add(patches) == Some(rows);
+    let others = prefixes(config.class_token, config.num_registers);
+    let prefix = [config.pos_embed_prefix].into_iter().chain(others).find(fits);
+    let pos_embed_prefix = prefix.unwrap_or(config.pos_embed_prefix);
+    Ok(ViTConfig { pos_embed_prefix, ..config.clone() })
 }
 
 /// The position table `[1, prefix + N, C]`, resized where the file's is for another square grid.

@@ -63,4 +63,5 @@ const RULES: &[Rule] = &[
 #[rustfmt::skip]
 const AROUND: &[Rule] = &[
     skip("classifier.**", HEAD),
+    skip("decoder.**", MASK),
 ];
