@@ -47,8 +47,15 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
     };
     let pre_norm = plan.has("norm_pre.weight");
     let positions = plan.shape("pos_embed", 3)?[1];
-    let usual = usual_prefix(plan, class_token);
-    let (pos_embed_prefix, grid) = split_positions(positions, usual, class_token, num_registers);
+    let usual = match plan.family.bare_positions {
+        Some(name) if plan.file.contains(name) => 0,
+        _ => i64::from(class_token),
+    };
+    let others = match plan.family.bare_positions {
+        Some(_) => prefixes(class_token, num_registers),
+        None => [usual; 3],
+    };
+    let (pos_embed_prefix, grid) = split_positions(positions, usual, others);
     let side = |patches: i64| patches.saturating_mul(patch_size);
     let config = ViTConfig {
         image_size: (side(grid.0), side(grid.1)),
@@ -80,27 +87,20 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
     Ok(config)
 }
 
-/// The prefix rows that position tables of this family usually have.
-pub(super) fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
-    match plan.family.bare_positions {
-        Some(name) if plan.file.contains(name) => 0,
-        _ => i64::from(class_token),
-    }
-}
-
-/// The prefix rows of a position table and the grid of the others.
-fn split_positions(
-    positions: i64,
-    usual: i64,
-    class_token: bool,
-    num_registers: i64,
-) -> (i64, (i64, i64)) {
-    let class = i64::from(class_token);
+/// The prefix rows of a position table and the grid of the others: square after the `usual`
+/// prefix, or after one of the `others`, or else one row after the usual one.
+fn split_positions(positions: i64, usual: i64, others: [i64; 3]) -> (i64, (i64, i64)) {
     let square = |prefix: i64| Some((prefix, square_root(positions.checked_sub(prefix)?)?));
-    match [usual, 0, class, class.saturating_add(num_registers)].into_iter().find_map(square) {
+    match square(usual).or_else(|| others.into_iter().find_map(square)) {
         Some((prefix, side)) => (prefix, (side, side)),
         None => (usual, (1, positions.saturating_sub(usual))),
     }
+}
+
+/// The prefix tokens that a position table may have rows for: none, the class token, all.
+pub(super) fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
+    let class = i64::from(class_token);
+    [0, class, class.saturating_add(num_registers)]
 }
 
 /// The root of a square number from 1 on.
@@ -147,7 +147,7 @@ mod tests {
             (2, 1, true, 0, (1, (1, 1))),
             (0, 1, true, 0, (1, (1, -1))),
         ] {
-            let found = split_positions(positions, usual, class_token, registers);
+            let found = split_positions(positions, usual, prefixes(class_token, registers));
             assert_eq!(found, expected, "{positions}");
         }
     }

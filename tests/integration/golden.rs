@@ -6,18 +6,22 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+
+use convpass::{FrozenViT, ViTConfig};
 
 /// One folder below `fixtures/<family>/`: its `case.json`, and the tensors of `golden.safetensors`.
 pub struct Case {
     pub name: String,
     pub facts: Map<String, Value>,
     pub tensors: BTreeMap<String, Tensor>,
+    family: PathBuf,
+    folder: PathBuf,
     tolerance: f64,
 }
 
 impl Case {
-    fn read(folder: PathBuf) -> Self {
+    fn read(family: &Path, folder: PathBuf) -> Self {
         let facts = std::fs::read(folder.join("case.json")).expect("case.json is readable");
         let facts: Map<String, Value> = serde_json::from_slice(&facts).expect("case.json is JSON");
         let tensors = Tensor::read_safetensors(folder.join("golden.safetensors"))
@@ -27,6 +31,8 @@ impl Case {
             tolerance: facts["tolerance"].as_f64().expect("a tolerance"),
             facts,
             tensors: tensors.into_iter().collect(),
+            family: family.to_path_buf(),
+            folder,
         }
     }
 
@@ -36,8 +42,34 @@ impl Case {
             .unwrap_or_else(|e| panic!("{}: {key}: {e}", self.name))
     }
 
+    /// The path of the file in the case's own folder that `key` names.
+    pub fn file(&self, key: &str) -> PathBuf {
+        self.folder.join(self.fact::<String>(key))
+    }
+
+    /// The path of the file in the family's folder that `key` names.
+    pub fn shared_file(&self, key: &str) -> PathBuf {
+        self.family.join(self.fact::<String>(key))
+    }
+
     pub fn tensor(&self, name: &str) -> &Tensor {
         self.tensors.get(name).unwrap_or_else(|| panic!("{}: no golden {name}", self.name))
+    }
+
+    /// Opens the backbone at `path` as a user would: with [`FrozenViT::open`] if the file tells
+    /// all, else with the inferred config corrected by what `case.json` names.
+    pub fn open(&self, path: &Path) -> convpass::Result<FrozenViT> {
+        let corrections: Map<String, Value> = self.fact("config");
+        if corrections.is_empty() {
+            return FrozenViT::open(path, Device::Cpu);
+        }
+        let mut config = serde_json::to_value(ViTConfig::infer(path)?).expect("a config is JSON");
+        for (field, value) in corrections {
+            assert!(config.get(&field).is_some(), "{}: ViTConfig has no {field}", self.name);
+            config[field] = value;
+        }
+        let config = serde_json::from_value(config).expect("a corrected config is a config");
+        FrozenViT::open_with(path, &config, Device::Cpu)
     }
 
     /// Checks that `found` is the golden tensor `name`: the greatest absolute difference within
@@ -73,7 +105,7 @@ pub fn cases(family: &str) -> Vec<Case> {
         .collect();
     folders.sort();
     assert!(!folders.is_empty(), "{}: no cases", family.display());
-    folders.into_iter().map(Case::read).collect()
+    folders.into_iter().map(|folder| Case::read(&family, folder)).collect()
 }
 
 /// Runs `check` on every case of a family and names each one that fails.

@@ -3,7 +3,9 @@
 mod adapted;
 mod build_script;
 mod bypass;
+mod convpass_models;
 #[cfg(feature = "data")]
 mod data;
+mod features;
 mod golden;
 mod layering;

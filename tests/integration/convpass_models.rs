@@ -1,0 +1,38 @@
+//! Adapted models against a PyTorch statement of the equations over timm's and transformers' blocks.
+
+use std::collections::HashSet;
+use std::error::Error;
+
+use convpass::{Method, PetlConfig, PetlModel};
+use tch::Tensor;
+
+use crate::golden::{Case, check_all};
+
+#[test]
+fn logits_and_every_gradient_agree_with_pytorch() {
+    check_all("convpass_model", check);
+}
+
+fn check(case: &Case) -> Result<(), Box<dyn Error>> {
+    let backbone = case.open(&case.shared_file("backbone"))?;
+    let config = PetlConfig::new(Method::ConvBypass(case.fact("method")), case.fact("num_classes"));
+    let mut model = PetlModel::new(backbone, &config)?;
+    let report = model.load_weights(case.file("adapter"))?;
+
+    let variables = model.var_store().variables();
+    let golden: HashSet<&str> =
+        case.tensors.keys().filter_map(|name| name.strip_prefix("grad.")).collect();
+    assert_eq!(variables.keys().map(String::as_str).collect::<HashSet<_>>(), golden);
+    assert_eq!(report.applied.len(), golden.len());
+
+    let logits = model.forward(case.tensor("images"), false)?;
+    case.compare("logits", &logits)?;
+    let labels = Tensor::from_slice(&case.fact::<Vec<i64>>("labels"));
+    let loss = logits.cross_entropy_for_logits(&labels);
+    case.compare("loss", &loss)?;
+    loss.f_backward()?;
+    for (name, variable) in &variables {
+        case.compare(&format!("grad.{name}"), &variable.grad())?;
+    }
+    Ok(())
+}
