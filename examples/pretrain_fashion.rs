@@ -31,7 +31,7 @@ struct Args {
     /// Where the weights go.
     #[arg(long)]
     out: PathBuf,
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     epochs: usize,
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
@@ -43,13 +43,13 @@ struct Args {
 
 const SIDE: i64 = 32;
 
-/// 1.2 M weights: 64 patches of 4x4, C = 128, 6 blocks, 2 heads.
+/// 1.0 M weights: 64 patches of 4x4, C = 128, 5 blocks, 2 heads.
 fn config() -> ViTConfig {
     ViTConfig {
         image_size: (SIDE, SIDE),
         patch_size: 4,
         embed_dim: 128,
-        depth: 6,
+        depth: 5,
         num_heads: 2,
         mlp_dim: 512,
         ..ViTConfig::default()
