@@ -26,19 +26,20 @@ pub struct ImageDataset {
 }
 
 impl ImageDataset {
-    /// Decodes every image of `list` and resizes it to `image_size` = (rows, columns) with [`Resize::bicubic`],
-    /// on as many threads as the machine has cores.
+    /// Decodes every image of `list` and resizes it to `image_size` = (rows, columns) with
+    /// [`Resize::bicubic`], on as many threads as the machine has cores.
     ///
     /// # Errors
-    /// [`Error::Image`] for an image that is missing or cannot be decoded, with its path, the list and the line;
-    /// of several, the first in the list. [`Error::Config`] for a size that cannot be, or has no room in memory.
+    /// [`Error::Image`] for an image that is missing or cannot be decoded, with its path, the list
+    /// and the line; of several, the first in the list. [`Error::Config`] for a size that cannot
+    /// be, or has no room in memory.
     pub fn load(list: &FileList, image_size: (i64, i64)) -> Result<Self> {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self::load_with(list, image_size, threads, |_| {})
     }
 
-    /// [`ImageDataset::load`] on `threads` threads. `progress` is called on this thread with the number of images
-    /// done, from 1 to N.
+    /// [`ImageDataset::load`] on `threads` threads. `progress` is called on this thread with the
+    /// number of images done, from 1 to N.
     pub fn load_with(
         list: &FileList,
         image_size: (i64, i64),
@@ -60,8 +61,8 @@ impl ImageDataset {
     /// The caller's own images, `[N, H, W, 3]` RGB u8, with their labels.
     ///
     /// # Errors
-    /// [`Error::Input`] unless there is at least one pixel, 3 channels, a label an image, and each label is in
-    /// `0..num_classes`.
+    /// [`Error::Input`] unless there is at least one pixel, 3 channels, a label an image, and each
+    /// label is in `0..num_classes`.
     pub fn from_arrays(images: Array4<u8>, labels: Vec<i64>, num_classes: i64) -> Result<Self> {
         let (count, rows, columns, channels) = images.dim();
         if count == 0 || rows == 0 || columns == 0 || channels != 3 {
@@ -109,8 +110,9 @@ impl ImageDataset {
         self.num_classes
     }
 
-    /// SHA-256 in hex, for a run's record: of the relative paths and labels where the images come from a list (the same
-    /// wherever the data lies), of the pixels and labels where they come from arrays.
+    /// SHA-256 in hex, for a run's record: of the relative paths and labels where the images come
+    /// from a list (the same wherever the data lies), of the pixels and labels where they come from
+    /// arrays.
     pub fn split_hash(&self) -> &str {
         &self.split_hash
     }
@@ -147,8 +149,9 @@ fn zeroed(count: usize, image_bytes: usize) -> Result<Vec<u8>> {
 /// The images not handed out yet: each with its place in the output.
 type Queue<'a> = Box<dyn Iterator<Item = (&'a FileEntry, &'a mut [u8])> + Send + 'a>;
 
-/// Fills `pixels` with every image of the list. Images are handed out in the order of the list and those
-/// handed out are finished, so that the first error by line is the same on any number of threads.
+/// Fills `pixels` with every image of the list. Images are handed out in the order of the list and
+/// those handed out are finished, so that the first error by line is the same on any number of
+/// threads.
 fn decode_all(
     list: &FileList,
     resize: Resize,

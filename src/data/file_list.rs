@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 
 /// A longer line is no path; without a bound a file without line breaks would be read as one line.
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// Where the number of classes is not given it is 1 + the highest label, and a head of that many rows
-/// follows; a label beyond this is a mistake (ImageNet-21k has 21,841 classes).
+/// Where the number of classes is not given it is 1 + the highest label, and a head of that many
+/// rows follows; a label beyond this is a mistake (ImageNet-21k has 21,841 classes).
 const MAX_INFERRED_CLASSES: i64 = 1 << 20;
 
 /// One image of a list.
@@ -36,14 +36,15 @@ pub struct FileList {
 impl FileList {
     /// Reads the list `file`, whose paths are relative to `root`.
     ///
-    /// The label is the last field separated by white space, so that paths may hold spaces. Windows line ends, a
-    /// byte order mark, blank lines and a missing last line break are all accepted. Without `num_classes` it is
-    /// taken to be 1 + the highest label.
+    /// The label is the last field separated by white space, so that paths may hold spaces. Windows
+    /// line ends, a byte order mark, blank lines and a missing last line break are all accepted.
+    /// Without `num_classes` it is taken to be 1 + the highest label.
     ///
     /// # Errors
-    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] for a line that is not UTF-8, has no path or
-    /// no label, or a label outside `0..num_classes`; [`Error::CorruptFile`] for a list that names no image;
-    /// [`Error::Config`] for a `num_classes` below 1. Images are not looked for before they are decoded.
+    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] for a line that is not UTF-8,
+    /// has no path or no label, or a label outside `0..num_classes`; [`Error::CorruptFile`] for a
+    /// list that names no image; [`Error::Config`] for a `num_classes` below 1. Images are not
+    /// looked for before they are decoded.
     pub fn read(
         root: impl AsRef<Path>,
         file: impl AsRef<Path>,

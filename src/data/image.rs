@@ -20,10 +20,10 @@ const MAX_JPEG_PIXELS_PER_BYTE: u64 = 8 * 64;
 
 /// Decodes a JPEG or PNG file of any colour type and bit depth to RGB u8, `[H, W, 3]`.
 ///
-/// The format is recognized by content, never by extension. Grey is repeated over the three channels;
-/// alpha is dropped, not blended (what Pillow's `convert("RGB")` does); of 16-bit samples the high byte is
-/// kept; an EXIF orientation is not applied. An image whose header claims more pixels than a file of that
-/// size can hold is refused before anything is allocated for it.
+/// The format is recognized by content, never by extension. Grey is repeated over the three
+/// channels; alpha is dropped, not blended (what Pillow's `convert("RGB")` does); of 16-bit samples
+/// the high byte is kept; an EXIF orientation is not applied. An image whose header claims more
+/// pixels than a file of that size can hold is refused before anything is allocated for it.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it cannot be decoded to its end.
@@ -92,8 +92,9 @@ fn check_size(
     Ok(())
 }
 
-/// Whether a JPEG goes on to its end-of-image marker. Segments (which may hold a thumbnail with an end
-/// marker of its own) are stepped over; in entropy-coded data `FF` is followed by `00` or a restart marker.
+/// Whether a JPEG goes on to its end-of-image marker. Segments (which may hold a thumbnail with an
+/// end marker of its own) are stepped over; in entropy-coded data `FF` is followed by `00` or a
+/// restart marker.
 fn has_end_marker(bytes: &[u8]) -> bool {
     let mut at = 0;
     while let Some(&[first, marker]) = bytes.get(at..at + 2) {

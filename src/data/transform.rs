@@ -10,15 +10,16 @@ use crate::error::{Error, Result};
 
 /// How pixels in [0, 1] are shifted and scaled, `(x - mean) / std` a channel.
 ///
-/// All of them circulate for the same backbones and change the numbers, so there is no default: it is named
-/// with each run and recorded with each result.
+/// All of them circulate for the same backbones and change the numbers, so there is no default: it
+/// is named with each run and recorded with each result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
     /// The mean and deviation of ImageNet-1k: `imagenet`.
     #[serde(rename = "imagenet")]
     ImageNet,
-    /// Mean and deviation 0.5, which is [-1, 1]: `half`. What Google's ViT checkpoints were trained with.
+    /// Mean and deviation 0.5, which is [-1, 1]: `half`. What Google's ViT checkpoints were trained
+    /// with.
     Half,
     /// [0, 1] as it is: `unit`.
     Unit,
@@ -76,8 +77,8 @@ impl Normalization {
         let channel = |values: [f32; 3]| {
             Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to_device(images.device())
         };
-        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines, and so
-        // their rounding. The permute is made contiguous while a pixel is still one byte.
+        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines,
+        // and so their rounding. The permute is made contiguous while a pixel is still one byte.
         let mut x = images.f_permute([0, 3, 1, 2])?.f_contiguous()?.f_to_kind(Kind::Float)?;
         x = x.f_divide_scalar_(255.0)?;
         if self != Self::Unit {

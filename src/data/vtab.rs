@@ -1,7 +1,8 @@
 //! VTAB-1k: its 19 tasks as a table, and its folder layout.
 //!
-//! The layout is `<root>/<task>/{train800.txt, val200.txt, train800val200.txt, test.txt}`, each line a
-//! `relative/path label`, relative to the task's folder. A folder of one's own in that layout works alike.
+//! The layout is `<root>/<task>/{train800.txt, val200.txt, train800val200.txt, test.txt}`, each
+//! line a `relative/path label`, relative to the task's folder. A folder of one's own in that
+//! layout works alike.
 
 use std::fmt;
 use std::io;
@@ -31,8 +32,8 @@ impl fmt::Display for VtabGroup {
     }
 }
 
-/// How the published run of a task initialized the 3x3 convolution. The names in a configuration are those of
-/// the method's own `ConvInit`, which this module cannot import.
+/// How the published run of a task initialized the 3x3 convolution. The names in a configuration
+/// are those of the method's own `ConvInit`, which this module cannot import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PublishedInit {
     /// Centre tap the identity, zero elsewhere: `identity`.
@@ -90,7 +91,8 @@ const fn row(
 /// The 19 tasks, in the order in which results are published.
 #[rustfmt::skip]
 pub const TASKS: [VtabTask; 19] = [
-    // name, group, classes, test images; s and init beside both sub-layers; beside attention only; top-1
+    // name, group, classes, test images; s and init beside both sub-layers; beside attention only;
+    // top-1
     row(("cifar", NATURAL, 100, 10_000), (0.1, IDENTITY), (0.1, XAVIER), 72.29),
     row(("caltech101", NATURAL, 102, 6_084), (1.0, IDENTITY), (100.0, XAVIER), 91.16),
     row(("dtd", NATURAL, 47, 1_880), (0.01, XAVIER), (0.1, XAVIER), 72.18),
@@ -156,12 +158,12 @@ pub struct VtabFolder {
 }
 
 impl VtabFolder {
-    /// Opens `<root>/<task>`. A task of [`TASKS`] has the number of classes of its row; any other has 1 + the
-    /// highest label of its four lists.
+    /// Opens `<root>/<task>`. A task of [`TASKS`] has the number of classes of its row; any other
+    /// has 1 + the highest label of its four lists.
     ///
     /// # Errors
-    /// [`Error::Io`], which names what is expected, where the folder or one of its lists is missing, and the errors
-    /// of [`FileList::read`].
+    /// [`Error::Io`], which names what is expected, where the folder or one of its lists is
+    /// missing, and the errors of [`FileList::read`].
     pub fn open(root: impl AsRef<Path>, task: &str) -> Result<Self> {
         let path = root.as_ref().join(task);
         check_layout(&path)?;

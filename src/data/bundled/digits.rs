@@ -13,7 +13,8 @@ const LABELS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/d
 const COLUMNS: usize = 42;
 const SIDE: usize = 8;
 
-/// Every digit, `[8, 8, 3]`, with its label, shuffled from the seed: the source has them writer by writer.
+/// Every digit, `[8, 8, 3]`, with its label, shuffled from the seed: the source has them writer by
+/// writer.
 pub(super) fn all(seed: i64) -> Result<Vec<(Array3<u8>, i64)>> {
     let sheet = decode(SHEET).map_err(|reason| Error::corrupt("assets/digits.png", reason))?;
     let mut digits = Vec::new();

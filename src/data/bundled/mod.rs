@@ -1,5 +1,5 @@
-//! Small tasks that come with the crate, written in the VTAB layout: three rendered in the manner of VTAB's
-//! structured group, and one of real images.
+//! Small tasks that come with the crate, written in the VTAB layout: three rendered in the manner
+//! of VTAB's structured group, and one of real images.
 
 mod digits;
 mod scene;
@@ -30,9 +30,11 @@ pub enum BundledTask {
     Count,
     /// In which cell of a 4x4 grid (not drawn) the one shape is, row by row.
     Location,
-    /// In which of 16 directions, 22.5 degrees apart, an arrow points; direction 0 is right, 4 is down.
+    /// In which of 16 directions, 22.5 degrees apart, an arrow points; direction 0 is right, 4 is
+    /// down.
     Orientation,
-    /// Handwritten digits, real ones: 1,797 of UCI's *Optical Recognition of Handwritten Digits*, CC BY 4.0.
+    /// Handwritten digits, real ones: 1,797 of UCI's *Optical Recognition of Handwritten Digits*,
+    /// CC BY 4.0.
     Digits,
 }
 
@@ -95,16 +97,17 @@ struct Record {
     seed: i64,
 }
 
-/// Writes `task` into `<root>/<task>` in the VTAB layout, `side` x `side` PNG files, and returns that folder, which
-/// [`VtabFolder::open`](super::vtab::VtabFolder::open) reads. A folder that is there already, made with the
-/// same values, is left as it is.
+/// Writes `task` into `<root>/<task>` in the VTAB layout, `side` x `side` PNG files, and returns
+/// that folder, which [`VtabFolder::open`](super::vtab::VtabFolder::open) reads. A folder that is
+/// there already, made with the same values, is left as it is.
 ///
-/// `seed` decides everything drawn, and for digits which image is in which split. The folder appears under its name
-/// only when it is complete, so that an interrupted run leaves no half of a task.
+/// `seed` decides everything drawn, and for digits which image is in which split. The folder
+/// appears under its name only when it is complete, so that an interrupted run leaves no half of a
+/// task.
 ///
 /// # Errors
-/// [`Error::Config`] unless `side` is from 16 to 1,024; [`Error::Io`], also where the folder exists and was
-/// not made with the same values.
+/// [`Error::Config`] unless `side` is from 16 to 1,024; [`Error::Io`], also where the folder exists
+/// and was not made with the same values.
 pub fn write(root: impl AsRef<Path>, task: BundledTask, side: i64, seed: i64) -> Result<PathBuf> {
     let root = root.as_ref();
     let folder = root.join(task.name());

@@ -23,8 +23,9 @@ pub(super) fn labels(task: BundledTask, count: usize, seed: i64) -> Vec<i64> {
     labels
 }
 
-/// Image `index` of a task, `[side, side, 3]` RGB u8. What the label does not decide (kind, colour, size,
-/// place, shade of the background) is drawn from the seed, the same for an image whatever was drawn before it.
+/// Image `index` of a task, `[side, side, 3]` RGB u8. What the label does not decide (kind, colour,
+/// size, place, shade of the background) is drawn from the seed, the same for an image whatever was
+/// drawn before it.
 pub(super) fn draw(
     task: BundledTask,
     label: i64,
@@ -137,8 +138,8 @@ fn drop_path() -> Option<Path> {
     path.finish()
 }
 
-/// `count` shapes that do not touch, each within the image. Where they find no room they are all made
-/// smaller and placed anew, so that this ends.
+/// `count` shapes that do not touch, each within the image. Where they find no room they are all
+/// made smaller and placed anew, so that this ends.
 fn count_scene(count: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     const GAP: f32 = 0.035;
     const TRIES: usize = 100;
