@@ -1,4 +1,40 @@
 //! Adapt frozen Vision Transformers with convolutional bypasses.
+//!
+//! An implementation of *Convolutional Bypasses Are Better Vision Transformer Adapters* (Jie and Deng,
+//! arXiv 2207.07039) over libtorch. A pretrained ViT stays frozen; beside each of its sub-layers a small bypass
+//! (1x1, 3x3 on the patch grid, 1x1) is trained on as few as 1,000 images and kept as one file of 1.3 MB.
+//!
+//! ```
+//! use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
+//! use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A real one comes from `FrozenViT::open("vit.safetensors", device)`.
+//! let vit = ViTConfig { image_size: (32, 32), embed_dim: 64, num_heads: 1, depth: 2, ..ViTConfig::default() };
+//! let backbone = FrozenViT::random(&vit, 0, Device::Cpu)?;
+//! let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 10);
+//! let model = PetlModel::new(backbone, &config)?;
+//!
+//! let images = Tensor::zeros([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+//! let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
+//! let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-3)?;
+//! optimizer.backward_step(&model.forward(&images, true)?.cross_entropy_for_logits(&labels));
+//! assert_eq!(model.trainable_params().method, 4 * (17 * 64 + 9 * 64 + 16));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | what | where |
+//! |---|---|
+//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`] |
+//! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
+//! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
+//! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
+//! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
+//! | parameter counts without a model | [`audit`](fn@audit) |
+//!
+//! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
 
 mod backbone;
 mod checkpoint;

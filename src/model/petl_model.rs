@@ -57,26 +57,6 @@ impl PetlConfig {
 ///
 /// The trainables, and nothing else, are in [`PetlModel::var_store`]: any tch optimizer builds on
 /// it. At the start every method leaves the features as they are.
-///
-/// ```
-/// use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
-/// use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let vit = ViTConfig { image_size: (32, 32), embed_dim: 64, num_heads: 1, depth: 2, ..ViTConfig::default() };
-/// let backbone = FrozenViT::random(&vit, 0, Device::Cpu)?;
-/// let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 10);
-/// let model = PetlModel::new(backbone, &config)?;
-///
-/// let images = Tensor::zeros([4, 3, 32, 32], (Kind::Float, Device::Cpu));
-/// let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
-/// let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-3)?;
-/// let loss = model.forward(&images, true)?.cross_entropy_for_logits(&labels);
-/// optimizer.backward_step(&loss);
-/// assert_eq!(model.trainable_params().method, 4 * (17 * 64 + 9 * 64 + 16));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Debug)]
 pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,

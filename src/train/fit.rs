@@ -139,7 +139,8 @@ pub struct Fit {
 /// Trains `model` in place on `train`.
 ///
 /// The same seed gives the same weights, bit for bit, on one machine and thread count: libtorch's
-/// global generator is seeded anew at each step from the seed and the step's number. Where
+/// generator, which the whole process shares, is seeded anew at each step from the seed and the
+/// step's number. Runs side by side in one process draw from it in turn and do not repeat. Where
 /// nothing before the head is trained or drawn (a linear probe without drop path), each image's
 /// features are computed once.
 ///

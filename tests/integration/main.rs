@@ -9,3 +9,5 @@ mod data;
 mod features;
 mod golden;
 mod layering;
+#[cfg(feature = "train")]
+mod training;

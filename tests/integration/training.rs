@@ -1,0 +1,195 @@
+//! What a run promises: it learns, repeats bit for bit, selects as asked, and ends when told to.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::process::Command;
+
+use convpass::{
+    ConvBypassConfig, CosineSchedule, Error, Fit, FrozenViT, ImageDataset, Method, Normalization,
+    Observer, PetlConfig, PetlModel, RunRecord, Selection, Silent, StepReport, Stepped,
+    TrainConfig, ViTConfig, evaluate, fit,
+};
+use ndarray::Array4;
+use tch::{Device, Kind, Tensor};
+
+/// Two classes of 16x16 images: bright in the left half or in the right one.
+fn halves(count: usize) -> ImageDataset {
+    let images = Array4::from_shape_fn((count, 16, 16, 3), |(n, row, column, channel)| {
+        let lit = (column < 8) == (n % 2 == 0);
+        let noise = ((n * 31 + row * 17 + column * 7 + channel * 3) % 64) as u8;
+        if lit { 160 + noise } else { noise }
+    });
+    let labels = (0..count).map(|n| (n % 2) as i64).collect();
+    ImageDataset::from_arrays(images, labels, 2).unwrap()
+}
+
+fn model(method: Method) -> PetlModel {
+    let vit = ViTConfig {
+        image_size: (16, 16),
+        patch_size: 4,
+        embed_dim: 32,
+        depth: 2,
+        num_heads: 2,
+        mlp_dim: 64,
+        ..ViTConfig::default()
+    };
+    let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
+    PetlModel::new(backbone, &PetlConfig { seed: 5, ..PetlConfig::new(method, 2) }).unwrap()
+}
+
+fn bypass() -> Method {
+    Method::ConvBypass(ConvBypassConfig::default())
+}
+
+fn config(epochs: usize) -> TrainConfig {
+    TrainConfig {
+        epochs,
+        batch_size: 8,
+        schedule: CosineSchedule {
+            lr: 1e-2,
+            warmup_epochs: 1,
+            stepped: Stepped::EachStep,
+            ..CosineSchedule::default()
+        },
+        normalization: Normalization::Half,
+        seed: 9,
+        ..TrainConfig::default()
+    }
+}
+
+fn weights(model: &PetlModel) -> BTreeMap<String, Tensor> {
+    let copy = |(name, weight): (String, Tensor)| (name, weight.detach().copy());
+    model.var_store().variables().into_iter().map(copy).collect()
+}
+
+#[test]
+fn every_method_learns_beside_an_unchanged_backbone() {
+    let (train, test) = (halves(40), halves(20));
+    for method in [Method::LinearProbe, bypass(), Method::Full] {
+        let mut model = model(method.clone());
+        let digest = model.backbone().digest();
+        let run = fit(&mut model, &train, None, &config(10), &mut Silent).unwrap();
+        assert_eq!(model.backbone().digest(), digest);
+        assert_eq!((run.epochs.len(), run.selected_epoch, run.stopped), (10, Some(9), false));
+        assert!(run.epochs[9].loss < run.epochs[0].loss);
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let sums = evaluate(&model, &test, Normalization::Half, 7, go_on).unwrap();
+        // What little is trained beside a random backbone does not tell left from right so soon.
+        let least = if method == Method::Full { 95.0 } else { 50.0 };
+        assert_eq!(sums.images, 20);
+        assert!(sums.top1() >= least, "{}: {}", method.name(), sums.top1());
+    }
+}
+
+/// Each run is a process of its own: dropout and drop path draw from libtorch's one generator,
+/// which the tests of this process share.
+#[test]
+fn a_seed_repeats_a_run_byte_for_byte() {
+    const OUT: &str = "CONVPASS_TEST_RUN_TO";
+    if let Some(out) = std::env::var_os(OUT) {
+        let mut model = model(bypass());
+        fit(&mut model, &halves(40), None, &config(3), &mut Silent).unwrap();
+        return model.save_adapter(out).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str| {
+        let out = folder.path().join(name);
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "training::a_seed_repeats_a_run_byte_for_byte"])
+            .env(OUT, &out)
+            .status()
+            .unwrap();
+        assert!(status.success());
+        std::fs::read(out).unwrap()
+    };
+    assert!(run("first") == run("second"));
+}
+
+#[test]
+fn the_best_epoch_on_validation_is_kept() {
+    let (train, val) = (halves(40), halves(20));
+    let config = TrainConfig { selection: Selection::BestOnValidation, ..config(6) };
+    let mut chosen = model(bypass());
+    let run: Fit = fit(&mut chosen, &train, Some(&val), &config, &mut Silent).unwrap();
+    let top1s: Vec<f64> = run.epochs.iter().map(|epoch| epoch.val_top1.unwrap()).collect();
+    let best = top1s.iter().copied().fold(0.0, f64::max);
+    let first_best = top1s.iter().position(|&top1| top1 == best).unwrap();
+    assert_eq!(run.selected_epoch, Some(first_best));
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let again = evaluate(&chosen, &val, Normalization::Half, 8, go_on).unwrap();
+    assert_eq!(again.top1(), best);
+}
+
+/// Ends the run in the middle of its second epoch.
+struct StopInSecondEpoch;
+
+impl Observer for StopInSecondEpoch {
+    fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
+        match (step.epoch, step.step) {
+            (1, 2) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+#[test]
+fn an_observer_ends_a_run_and_the_weights_stay() {
+    let (mut stopped, train) = (model(bypass()), halves(40));
+    let before = weights(&stopped);
+    let run = fit(&mut stopped, &train, None, &config(6), &mut StopInSecondEpoch).unwrap();
+    assert_eq!((run.epochs.len(), run.selected_epoch, run.stopped), (1, Some(0), true));
+    assert_ne!(weights(&stopped), before);
+}
+
+#[test]
+fn runs_that_cannot_be_are_refused() {
+    let (train, mut model) = (halves(4), model(bypass()));
+    let mut refused = |config: TrainConfig, train: &ImageDataset| {
+        let error = fit(&mut model, train, None, &config, &mut Silent).unwrap_err();
+        assert!(matches!(error, Error::Config { .. }), "{error}");
+    };
+    refused(config(1), &train);
+    refused(TrainConfig { batch_size: 0, ..config(1) }, &train);
+    let train = halves(8);
+    refused(TrainConfig { selection: Selection::BestOnValidation, ..config(1) }, &train);
+    refused(TrainConfig { weight_decay: f64::NAN, ..config(1) }, &train);
+    let schedule = CosineSchedule { lr: -1.0, ..CosineSchedule::default() };
+    refused(TrainConfig { schedule, ..config(1) }, &train);
+    let images = Array4::zeros((8, 16, 16, 3));
+    let three = ImageDataset::from_arrays(images, vec![2; 8], 3).unwrap();
+    refused(config(1), &three);
+
+    let small = ImageDataset::from_arrays(Array4::zeros((8, 8, 8, 3)), vec![0; 8], 2).unwrap();
+    let error = fit(&mut model, &small, None, &config(1), &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Input { .. }), "{error}");
+}
+
+#[test]
+fn a_record_is_read_back_as_it_was_written() {
+    let mut model = model(Method::LinearProbe);
+    let train = halves(16);
+    let config = config(2);
+    let fit = fit(&mut model, &train, None, &config, &mut Silent).unwrap();
+    let record = RunRecord {
+        version: "0.1.0".into(),
+        task: "halves".into(),
+        model: model.config().clone(),
+        train: config,
+        backbone: "random".into(),
+        backbone_digest: model.backbone().digest(),
+        split_hashes: vec![train.split_hash().to_owned()],
+        trainable_params: model.trainable_params(),
+        fit,
+        test_top1: Some(100.0),
+        test_seconds: None,
+        peak_rss_mb: convpass::peak_rss_mb(),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.json");
+    record.save(&path).unwrap();
+    assert_eq!(RunRecord::load(&path).unwrap(), record);
+    std::fs::write(&path, "{\"version\": 1").unwrap();
+    assert!(matches!(RunRecord::load(&path).unwrap_err(), Error::CorruptFile { .. }));
+    let missing = RunRecord::load(folder.path().join("none.json")).unwrap_err();
+    assert!(matches!(missing, Error::Io { .. }));
+}
