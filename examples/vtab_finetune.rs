@@ -52,8 +52,9 @@ struct Args {
     /// Image height and width; the position table is resized to it.
     #[arg(long)]
     image_size: Option<i64>,
-    #[arg(long, value_enum, default_value_t = MethodName::ConvBypass)]
-    method: MethodName,
+    /// [default: conv_bypass; bundled tasks: it and the linear probe].
+    #[arg(long, value_enum, requires = "task")]
+    method: Option<MethodName>,
     /// h, the bottleneck of the bypass.
     #[arg(long = "bottleneck-dim", visible_alias = "h", default_value_t = 8)]
     bottleneck_dim: i64,
@@ -100,7 +101,7 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Select::Last)]
     select: Select,
     /// Where adapter.safetensors and run.json go [default: runs/TASK-METHOD].
-    #[arg(long)]
+    #[arg(long, requires = "task")]
     out: Option<PathBuf>,
     /// cpu or cuda.
     #[arg(long, value_enum, default_value_t = Processor::Cpu)]
@@ -111,17 +112,20 @@ struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
 enum MethodName {
+    #[value(aliases = ["linear", "linear-probe"])]
     LinearProbe,
     Full,
-    #[value(alias = "convpass")]
+    #[value(aliases = ["convpass", "conv-bypass"])]
     ConvBypass,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
 enum Init {
     Identity,
-    #[value(alias = "xavier")]
+    #[value(aliases = ["xavier", "xavier-uniform"])]
     XavierUniform,
 }
 
@@ -290,7 +294,7 @@ fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
 }
 
 fn method(args: &Args, task: &str) -> Method {
-    match args.method {
+    match args.method.unwrap_or(MethodName::ConvBypass) {
         MethodName::LinearProbe => Method::LinearProbe,
         MethodName::Full => Method::Full,
         MethodName::ConvBypass => Method::ConvBypass(bypass_config(args, task)),
@@ -357,18 +361,13 @@ impl Job<'_> {
         let fit = fit(&mut model, &train, val.as_ref(), &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
 
-        let mut split_hashes = vec![train.split_hash().to_owned()];
-        split_hashes.extend(val.map(|val| val.split_hash().to_owned()));
+        let test = if fit.stopped { None } else { Some(self.load(VtabSplit::Test)?) };
         let start = Instant::now();
-        let mut test_top1 = None;
-        if !fit.stopped {
-            let test = self.load(VtabSplit::Test)?;
-            split_hashes.push(test.split_hash().to_owned());
-            let mut pass = |done, images| watch.pass("test", done, images);
-            let (normalization, batch_size) = (train_config.normalization, train_config.batch_size);
-            let sums = evaluate(&model, &test, normalization, batch_size, &mut pass)?;
-            test_top1 = (sums.images == test.len()).then(|| sums.top1());
-        }
+        let test_top1 = match &test {
+            Some(test) => self.test(&model, test, &train_config, &mut watch)?,
+            None => None,
+        };
+        let hash = |set: &ImageDataset| set.split_hash().to_owned();
         let record = RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task: self.folder.name().to_owned(),
@@ -376,7 +375,9 @@ impl Job<'_> {
             train: train_config,
             backbone: self.file.display().to_string(),
             backbone_digest: model.backbone().digest(),
-            split_hashes,
+            train_split: hash(&train),
+            val_split: val.as_ref().map(hash),
+            test_split: test.as_ref().map(hash),
             trainable_params: model.trainable_params(),
             fit,
             test_top1,
@@ -385,6 +386,19 @@ impl Job<'_> {
         };
         record.save(out.join("run.json"))?;
         Ok(record)
+    }
+
+    /// Top-1 in percent, or `None` after Ctrl-C.
+    fn test(
+        &self,
+        model: &PetlModel,
+        test: &ImageDataset,
+        config: &TrainConfig,
+        watch: &mut Watch,
+    ) -> Result<Option<f64>> {
+        let mut pass = |done, images| watch.pass("test", done, images);
+        let sums = evaluate(model, test, config.normalization, config.batch_size, &mut pass)?;
+        Ok((sums.images == test.len()).then(|| sums.top1()))
     }
 
     fn load(&self, split: VtabSplit) -> Result<ImageDataset> {

@@ -97,17 +97,18 @@ impl Default for ViTConfig {
 }
 
 /// No model has a dimension above this; it keeps products of dimensions within `i64`.
-const MAX_DIM: i64 = 1 << 20;
+const MAX_DIM: i64 = 1 << 16;
 
 impl ViTConfig {
     /// Class and register tokens: P.
     pub fn num_prefix_tokens(&self) -> i64 {
-        i64::from(self.class_token) + self.num_registers
+        self.num_registers.saturating_add(i64::from(self.class_token))
     }
 
     /// Rows and columns of the patch grid.
     pub fn grid(&self) -> (i64, i64) {
-        (self.image_size.0 / self.patch_size, self.image_size.1 / self.patch_size)
+        let patches = |side: i64| side.checked_div(self.patch_size).unwrap_or_default();
+        (patches(self.image_size.0), patches(self.image_size.1))
     }
 
     /// How the tokens of this backbone lie in its sequence.
@@ -117,16 +118,27 @@ impl ViTConfig {
 
     /// Number of weights, the projection's among them where there is one.
     pub fn num_params(&self) -> i64 {
-        let (c, hidden, depth) = (self.embed_dim, self.mlp_dim, self.depth);
+        let (c, hidden, patch) = (self.embed_dim, self.mlp_dim, self.patch_size);
+        let present = i64::from;
         let halves = if self.activation == MlpActivation::SwiGlu { 2 } else { 1 };
-        let tokens = self.num_prefix_tokens() * c;
-        let positions = (self.pos_embed_prefix + self.layout().num_patches()) * c;
-        let patches = 3 * self.patch_size * self.patch_size * c + i64::from(self.patch_bias) * c;
-        let attention = 4 * c * c + c + i64::from(self.qkv_bias) * 3 * c;
-        let mlp = (halves + 1) * c * hidden + halves * hidden + c;
-        let norms = 4 * c + i64::from(self.layer_scale) * 2 * c;
-        let outside = 2 * c + i64::from(self.pre_norm) * 2 * c + self.projection.unwrap_or(0) * c;
-        tokens + positions + patches + depth * (attention + mlp + norms) + outside
+        let positions = self.pos_embed_prefix.saturating_add(self.layout().num_patches());
+        let products: [&[i64]; 13] = [
+            &[self.num_prefix_tokens(), c],
+            &[positions, c],
+            &[3, patch, patch, c],
+            &[present(self.patch_bias), c],
+            &[self.depth, 4, c, c],
+            &[self.depth, 1 + 3 * present(self.qkv_bias), c],
+            &[self.depth, halves + 1, c, hidden],
+            &[self.depth, halves, hidden],
+            &[self.depth, 5, c],
+            &[self.depth, 2 * present(self.layer_scale), c],
+            &[2, c],
+            &[2 * present(self.pre_norm), c],
+            &[self.projection.unwrap_or(0), c],
+        ];
+        let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
+        products.into_iter().map(product).fold(0, i64::saturating_add)
     }
 
     /// Checks that a model of this shape can exist.

@@ -1,6 +1,6 @@
 //! Named configs, under timm's names.
 
-use super::{MlpActivation, Pooling, ViTConfig};
+use super::{MlpActivation, ViTConfig};
 use crate::error::{Error, Result};
 
 /// Name, image side, patch side, C, depth, heads.
@@ -19,9 +19,9 @@ const VIT: &[Row] = &[
 /// As above, and the width of the projection.
 #[rustfmt::skip]
 const CLIP: &[(Row, i64)] = &[
-    (("vit_base_patch32_clip_224",  224, 32,  768, 12, 12), 512),
-    (("vit_base_patch16_clip_224",  224, 16,  768, 12, 12), 512),
-    (("vit_large_patch14_clip_224", 224, 14, 1024, 24, 16), 768),
+    (("vit_base_patch32_clip_quickgelu_224",  224, 32,  768, 12, 12), 512),
+    (("vit_base_patch16_clip_quickgelu_224",  224, 16,  768, 12, 12), 512),
+    (("vit_large_patch14_clip_quickgelu_224", 224, 14, 1024, 24, 16), 768),
 ];
 
 /// DINOv2, each with and without four registers.
@@ -62,7 +62,8 @@ fn clip(row: Row, projection: i64) -> ViTConfig {
 
 fn dinov2(row: Row, num_registers: i64) -> ViTConfig {
     let config =
-        ViTConfig { num_registers, layer_scale: true, pooling: Pooling::ClassToken, ..plain(row) };
+        // timm's tables of the models with registers cover the patches alone.
+        ViTConfig { num_registers, pos_embed_prefix: i64::from(num_registers == 0), layer_scale: true, ..plain(row) };
     match config.embed_dim {
         // ViT-g: SwiGLU, its hidden width 2/3 of 4C rounded up to a multiple of 8.
         1536 => ViTConfig { activation: MlpActivation::SwiGlu, mlp_dim: 4096, ..config },

@@ -119,6 +119,10 @@ impl FrozenViT {
     fn check_images(&self, images: &Tensor) -> Result<()> {
         let (height, width) = self.config.image_size;
         let weight = &self.layers.patch_embed.weight;
+        if !images.defined() {
+            let (expected, found) = (format!("[B, 3, {height}, {width}]"), "no tensor".to_owned());
+            return Err(Error::Input { argument: "images", expected, found });
+        }
         let shape_fits = matches!(images.size()[..], [_, 3, h, w] if (h, w) == (height, width));
         if shape_fits && images.kind() == weight.kind() && images.device() == weight.device() {
             return Ok(());

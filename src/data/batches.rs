@@ -24,19 +24,6 @@ pub enum Order {
     },
 }
 
-impl Order {
-    /// The positions of `count` images in this order.
-    pub(crate) fn indices(self, count: usize) -> Vec<usize> {
-        let mut indices: Vec<usize> = (0..count).collect();
-        if let Order::Shuffled { seed, epoch } = self {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
-            rng.set_stream(epoch as u64);
-            indices.shuffle(&mut rng);
-        }
-        indices
-    }
-}
-
 /// What becomes of the last images where they fill no batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartialBatch {
@@ -45,16 +32,6 @@ pub enum PartialBatch {
     Drop,
     /// Handed out as a smaller batch.
     Keep,
-}
-
-impl PartialBatch {
-    /// How many of `count` images a pass in batches of `batch_size` hands out.
-    pub(crate) fn images_used(self, count: usize, batch_size: usize) -> usize {
-        match self {
-            PartialBatch::Drop => count / batch_size * batch_size,
-            PartialBatch::Keep => count,
-        }
-    }
 }
 
 /// How batches are made.
@@ -72,6 +49,28 @@ pub struct BatchConfig {
     pub device: Device,
 }
 
+impl BatchConfig {
+    /// Which of `count` images a pass hands out, in its order.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a batch size of 0.
+    pub(crate) fn indices(&self, count: usize) -> Result<Vec<usize>> {
+        if self.batch_size == 0 {
+            return Err(Error::config("batch_size", "1 or more", 0));
+        }
+        let mut indices: Vec<usize> = (0..count).collect();
+        if let Order::Shuffled { seed, epoch } = self.order {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+            rng.set_stream(epoch as u64);
+            indices.shuffle(&mut rng);
+        }
+        if self.partial == PartialBatch::Drop {
+            indices.truncate(count / self.batch_size * self.batch_size);
+        }
+        Ok(indices)
+    }
+}
+
 /// One pass over a dataset: `(images, labels)`, f32 `[B, 3, H, W]` and i64 `[B]`.
 #[derive(Debug)]
 pub struct Batches<'a> {
@@ -87,11 +86,7 @@ impl<'a> Batches<'a> {
     /// # Errors
     /// [`Error::Config`] for a batch size of 0.
     pub fn new(dataset: &'a ImageDataset, config: BatchConfig) -> Result<Self> {
-        if config.batch_size == 0 {
-            return Err(Error::config("batch_size", "1 or more", 0));
-        }
-        let mut indices = config.order.indices(dataset.len());
-        indices.truncate(config.partial.images_used(dataset.len(), config.batch_size));
+        let indices = config.indices(dataset.len())?;
         Ok(Self { dataset, config, indices, next: 0 })
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// Where the number of classes is not given it is 1 + the highest label, and a head of that many
 /// rows follows; a label beyond this is a mistake (ImageNet-21k has 21,841 classes).
-const MAX_INFERRED_CLASSES: i64 = 1 << 20;
+const MAX_INFERRED_CLASSES: i64 = 1 << 16;
 
 /// One image of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use tch::{Kind, Reduction, Tensor};
 use super::inputs::Inputs;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::PetlModel;
 
 /// Sums over evaluated images.
@@ -31,17 +31,33 @@ impl Evaluation {
         self.loss / self.images.max(1) as f64
     }
 
-    /// Counts logits `[B, K]` against labels `[B]`.
-    pub(crate) fn add(&mut self, logits: &Tensor, labels: &Tensor) -> Result<()> {
-        let (weight, ignored, smoothing) = (None::<&Tensor>, -100, 0.0);
-        let loss =
-            logits.f_cross_entropy_loss(labels, weight, Reduction::Sum, ignored, smoothing)?;
+    /// Counts logits `[B, K]` against labels `[B]`, whose mean cross entropy is `loss`.
+    pub(crate) fn add(&mut self, logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Result<()> {
         let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
-        self.loss += loss.f_double_value(&[])?;
+        self.loss += loss.f_double_value(&[])? * labels.numel() as f64;
         self.correct += hits.f_int64_value(&[])? as usize;
         self.images += labels.numel();
         Ok(())
     }
+}
+
+/// Mean cross entropy of logits `[B, K]` against labels `[B]`.
+pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (weight, ignored, smoothing) = (None::<&Tensor>, -100, 0.0);
+    Ok(logits.f_cross_entropy_loss(labels, weight, Reduction::Mean, ignored, smoothing)?)
+}
+
+/// Checks that the head has a row for every label: on a GPU one beyond it ends the process.
+pub(crate) fn check_classes<B: Backbone>(
+    model: &PetlModel<B>,
+    dataset: &ImageDataset,
+) -> Result<()> {
+    let (classes, needed) = (model.config().num_classes, dataset.num_classes());
+    if needed > classes {
+        let expected = format!("at least the data's {needed}");
+        return Err(Error::config("num_classes", expected, classes));
+    }
+    Ok(())
 }
 
 /// Evaluates `model` on every image of `dataset`, `batch_size` at a time. `watch` is told how many
@@ -49,7 +65,7 @@ impl Evaluation {
 ///
 /// # Errors
 /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone;
-/// [`Error::Config`](crate::Error::Config) for a batch size of 0.
+/// [`Error::Config`](crate::Error::Config) for a batch size of 0 or labels beyond the head.
 pub fn evaluate<B: Backbone>(
     model: &PetlModel<B>,
     dataset: &ImageDataset,
@@ -57,6 +73,7 @@ pub fn evaluate<B: Backbone>(
     batch_size: usize,
     watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
+    check_classes(model, dataset)?;
     let config = BatchConfig {
         batch_size,
         partial: PartialBatch::Keep,
@@ -64,7 +81,7 @@ pub fn evaluate<B: Backbone>(
         normalization,
         device: model.var_store().device(),
     };
-    evaluate_inputs(model, &Inputs::Images(dataset), config, &mut |done| watch(done, dataset.len()))
+    evaluate_inputs(model, &Inputs::Images(dataset), config, watch)
 }
 
 /// As [`evaluate`], on images or on features computed before.
@@ -72,13 +89,14 @@ pub(crate) fn evaluate_inputs<B: Backbone>(
     model: &PetlModel<B>,
     inputs: &Inputs,
     config: BatchConfig,
-    watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
     let mut sum = Evaluation::default();
     for batch in inputs.batches(config)? {
-        let batch = batch?;
-        sum.add(&tch::no_grad(|| batch.logits(model, false))?, &batch.labels)?;
-        if watch(sum.images).is_break() {
+        let (batch, labels) = batch?;
+        let logits = tch::no_grad(|| inputs.logits(model, &batch, false))?;
+        sum.add(&logits, &labels, &cross_entropy(&logits, &labels)?)?;
+        if watch(sum.images, inputs.len()).is_break() {
             break;
         }
     }

@@ -16,27 +16,8 @@ pub(crate) enum Inputs<'a> {
     Features { features: Tensor, labels: Tensor },
 }
 
-/// One batch of either kind, with its labels.
-pub(crate) struct Batch {
-    input: Input,
-    pub(crate) labels: Tensor,
-}
-
-enum Input {
-    Images(Tensor),
-    Features(Tensor),
-}
-
-impl Batch {
-    pub(crate) fn logits<B: Backbone>(&self, model: &PetlModel<B>, train: bool) -> Result<Tensor> {
-        match &self.input {
-            Input::Images(images) => model.forward(images, train),
-            Input::Features(features) => model.classify(features),
-        }
-    }
-}
-
-type BatchIter<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
+/// One batch after the other: images or features, and labels.
+type BatchIter<'a> = Box<dyn Iterator<Item = Result<(Tensor, Tensor)>> + 'a>;
 
 impl<'a> Inputs<'a> {
     /// `config` says how images are normalized and how many are run at a time. `watch` is told
@@ -68,26 +49,41 @@ impl<'a> Inputs<'a> {
         }))
     }
 
+    /// Number of images.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Inputs::Images(dataset) => dataset.len(),
+            Inputs::Features { labels, .. } => labels.numel(),
+        }
+    }
+
     /// One pass, in the order and the batches that `config` says.
     pub(crate) fn batches(&self, config: BatchConfig) -> Result<BatchIter<'_>> {
+        let (features, labels) = match self {
+            Inputs::Images(dataset) => return Ok(Box::new(Batches::new(dataset, config)?)),
+            Inputs::Features { features, labels } => (features, labels),
+        };
+        let indices = config.indices(labels.numel())?;
+        let chunks: Vec<Vec<i64>> = indices
+            .chunks(config.batch_size)
+            .map(|chunk| chunk.iter().map(|&index| index as i64).collect())
+            .collect();
+        Ok(Box::new(chunks.into_iter().map(move |chunk| {
+            let index = Tensor::f_from_slice(&chunk)?.f_to_device(features.device())?;
+            Ok((features.f_index_select(0, &index)?, labels.f_index_select(0, &index)?))
+        })))
+    }
+
+    /// Logits of a batch that [`Inputs::batches`] gave.
+    pub(crate) fn logits<B: Backbone>(
+        &self,
+        model: &PetlModel<B>,
+        batch: &Tensor,
+        train: bool,
+    ) -> Result<Tensor> {
         match self {
-            Inputs::Images(dataset) => Ok(Box::new(Batches::new(dataset, config)?.map(|batch| {
-                let (images, labels) = batch?;
-                Ok(Batch { input: Input::Images(images), labels })
-            }))),
-            Inputs::Features { features, labels } => {
-                let count = features.size()[0] as usize;
-                let indices = config.order.indices(count);
-                let used = config.partial.images_used(count, config.batch_size);
-                let chunks: Vec<Vec<usize>> =
-                    indices[..used].chunks(config.batch_size).map(<[usize]>::to_vec).collect();
-                Ok(Box::new(chunks.into_iter().map(move |chunk| {
-                    let chunk: Vec<i64> = chunk.into_iter().map(|index| index as i64).collect();
-                    let index = Tensor::f_from_slice(&chunk)?.f_to_device(features.device())?;
-                    let input = Input::Features(features.f_index_select(0, &index)?);
-                    Ok(Batch { input, labels: labels.f_index_select(0, &index)? })
-                })))
-            }
+            Inputs::Images(_) => model.forward(batch, train),
+            Inputs::Features { .. } => model.classify(batch),
         }
     }
 }

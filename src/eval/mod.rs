@@ -3,6 +3,6 @@
 mod evaluate;
 mod inputs;
 
-pub(crate) use evaluate::evaluate_inputs;
 pub use evaluate::{Evaluation, evaluate};
+pub(crate) use evaluate::{check_classes, cross_entropy, evaluate_inputs};
 pub(crate) use inputs::Inputs;

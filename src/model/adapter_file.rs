@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use super::petl_model::PetlConfig;
+use crate::backbone::Backbone;
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -35,6 +36,30 @@ pub(super) fn info(path: &Path) -> Result<AdapterInfo> {
         )));
     };
     serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
+}
+
+/// Checks that the file holds as many weights as its config asks for, before any is allocated.
+pub(super) fn check_size<B: Backbone>(
+    path: &Path,
+    config: &PetlConfig,
+    backbone: &B,
+) -> Result<()> {
+    config.validate()?;
+    let backbone_params = backbone.num_params() as i64;
+    let method = config.method.num_params(&backbone.block_dims(), backbone_params);
+    let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
+    let expected = method.saturating_add(head);
+    let file = TensorFile::open(path)?;
+    let numel = |shape: &[i64]| shape.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
+    let found = file
+        .names()
+        .filter_map(|name| file.shape(name))
+        .fold(0, |sum: i64, shape| sum.saturating_add(numel(shape)));
+    if expected == found {
+        return Ok(());
+    }
+    let reason = format!("its config asks for {expected} weights, it holds {found}");
+    Err(Error::corrupt(path, reason))
 }
 
 /// Writes every variable of `vs`, atomically.

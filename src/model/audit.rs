@@ -32,7 +32,13 @@ pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
     let dims = vec![vit.embed_dim; vit.depth as usize];
     let params = method.num_params(&dims, backbone);
     let percent = 100.0 * params as f64 / backbone as f64;
-    Ok(AuditRow { method: method.clone(), params, backbone, percent, bytes: 4 * params })
+    Ok(AuditRow {
+        method: method.clone(),
+        params,
+        backbone,
+        percent,
+        bytes: params.saturating_mul(4),
+    })
 }
 
 #[cfg(test)]

@@ -173,6 +173,7 @@ impl<B: Backbone> PetlModel<B> {
             let (file, expected) = (path.to_path_buf(), info.backbone);
             return Err(Error::BackboneMismatch { file, expected, found });
         }
+        adapter_file::check_size(path, &info.config, &backbone)?;
         let mut model = PetlModel::new(backbone, &info.config)?;
         model.load_weights(path)?;
         Ok(model)

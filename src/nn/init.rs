@@ -1,11 +1,11 @@
-//! Random initial values from a generator of our own: the same on every platform and libtorch
-//! version, and drawing them leaves libtorch's generator alone.
+//! Random initial values from a generator of our own, so that they do not change with libtorch's
+//! version and drawing them leaves libtorch's generator alone.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A seeded source of initial values (ChaCha8).
 #[derive(Clone, Debug)]
@@ -55,8 +55,14 @@ impl InitRng {
     }
 
     fn fill(&mut self, shape: &[i64], mut draw: impl FnMut(&mut Self) -> f32) -> Result<Tensor> {
-        let count = shape.iter().product::<i64>();
-        let values: Vec<f32> = (0..count).map(|_| draw(self)).collect();
+        let count = shape
+            .iter()
+            .try_fold(1usize, |count, &side| count.checked_mul(usize::try_from(side).ok()?));
+        let mut values: Vec<f32> = Vec::new();
+        let too_large = || Error::config("shape", "one that fits in memory", format!("{shape:?}"));
+        let count = count.ok_or_else(too_large)?;
+        values.try_reserve_exact(count).map_err(|_| too_large())?;
+        values.extend((0..count).map(|_| draw(self)));
         Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?)
     }
 }

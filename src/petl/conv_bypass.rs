@@ -93,11 +93,11 @@ impl ConvBypassConfig {
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
         let (h, k) = (self.bottleneck_dim, self.kernel_size);
-        if !(1..=1 << 16).contains(&h) {
-            return Err(Error::config("bottleneck_dim", "within 1..=65536", h));
+        if !(1..=4096).contains(&h) {
+            return Err(Error::config("bottleneck_dim", "within 1..=4096", h));
         }
-        if !(1..=255).contains(&k) || k % 2 == 0 {
-            return Err(Error::config("kernel_size", "odd and within 1..=255", k));
+        if !(1..=63).contains(&k) || k % 2 == 0 {
+            return Err(Error::config("kernel_size", "odd and within 1..=63", k));
         }
         if !self.scale.is_finite() {
             return Err(Error::config("scale", "finite", self.scale));
@@ -111,7 +111,9 @@ impl ConvBypassConfig {
     /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`.
     pub fn num_params(&self, embed_dim: i64) -> i64 {
         let (h, k) = (self.bottleneck_dim, self.kernel_size);
-        (2 * h + 1) * embed_dim + h * h * k * k + 2 * h
+        let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
+        let products: [&[i64]; 4] = [&[2, h, embed_dim], &[embed_dim], &[h, h, k, k], &[2, h]];
+        products.into_iter().map(product).fold(0, i64::saturating_add)
     }
 }
 
@@ -150,8 +152,8 @@ impl ConvBypass {
         rng: &mut InitRng,
     ) -> Result<Self> {
         config.validate()?;
-        if !(1..=1 << 20).contains(&embed_dim) {
-            return Err(Error::config("embed_dim", "within 1..=1048576", embed_dim));
+        if !(1..=1 << 16).contains(&embed_dim) {
+            return Err(Error::config("embed_dim", "within 1..=65536", embed_dim));
         }
         let (c, h, k) = (embed_dim, config.bottleneck_dim, config.kernel_size);
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));

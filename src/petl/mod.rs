@@ -53,7 +53,10 @@ impl Method {
             Method::Full => backbone,
             Method::ConvBypass(config) => {
                 let modules = if config.sub_layers == SubLayers::Both { 2 } else { 1 };
-                block_dims.iter().map(|&dim| modules * config.num_params(dim)).sum()
+                block_dims
+                    .iter()
+                    .map(|&dim| config.num_params(dim).saturating_mul(modules))
+                    .fold(0, i64::saturating_add)
             }
         }
     }

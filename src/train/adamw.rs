@@ -1,4 +1,4 @@
-//! AdamW with its state in reach.
+//! AdamW.
 
 use tch::{Tensor, nn};
 
@@ -6,18 +6,19 @@ use crate::error::{Error, Result};
 
 /// AdamW (Loshchilov and Hutter, 2019) over the variables of a `VarStore`, as PyTorch computes it.
 ///
-/// tch's own optimizer keeps its moments out of reach, so that a run could not be continued.
+/// tch's own optimizer panics on what this returns as an error, and orders its variables by their
+/// creation, where this goes by their names.
 #[derive(Debug)]
 pub struct AdamW {
-    /// Factors of the two moving averages.
-    pub betas: (f64, f64),
-    /// Added to the denominator.
-    pub eps: f64,
-    /// Decoupled weight decay, multiplied by the learning rate.
-    pub weight_decay: f64,
+    weight_decay: f64,
     step: i32,
     slots: Vec<Slot>,
 }
+
+/// Factors of the moving averages of the gradient and of its square.
+const BETAS: (f64, f64) = (0.9, 0.999);
+/// Added to the denominator.
+const EPS: f64 = 1e-8;
 
 #[derive(Debug)]
 struct Slot {
@@ -27,7 +28,7 @@ struct Slot {
 }
 
 impl AdamW {
-    /// Betas 0.9 and 0.999, eps 1e-8, over every variable of `vs` in the order of their names.
+    /// Betas 0.9 and 0.999, eps 1e-8 and this decoupled weight decay, over every variable of `vs` in the order of their names.
     ///
     /// # Errors
     /// [`Error::Config`] for a weight decay that is negative or not finite.
@@ -44,7 +45,7 @@ impl AdamW {
                 Ok(Slot { mean: zeros()?, square: zeros()?, variable })
             })
             .collect::<Result<_>>()?;
-        Ok(AdamW { betas: (0.9, 0.999), eps: 1e-8, weight_decay, step: 0, slots })
+        Ok(AdamW { weight_decay, step: 0, slots })
     }
 
     /// Clears gradients, runs `loss` backwards and updates every variable that got a gradient.
@@ -53,7 +54,10 @@ impl AdamW {
     /// What libtorch says, for instance of a loss that is no scalar.
     pub fn backward_step(&mut self, loss: &Tensor, lr: f64) -> Result<()> {
         for slot in &mut self.slots {
-            slot.variable.zero_grad();
+            let mut gradient = slot.variable.f_grad()?;
+            if gradient.defined() {
+                let _zeroed = gradient.f_detach_()?.f_zero_()?;
+            }
         }
         loss.f_backward()?;
         self.step += 1;
@@ -61,7 +65,7 @@ impl AdamW {
     }
 
     fn update(&mut self, lr: f64) -> Result<()> {
-        let (beta1, beta2) = self.betas;
+        let (beta1, beta2) = BETAS;
         let (bias1, bias2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
         for Slot { variable, mean, square } in &mut self.slots {
             let gradient = variable.f_grad()?;
@@ -75,9 +79,8 @@ impl AdamW {
             )?;
             let _mean = mean.f_lerp_tensor_(&gradient, &weight)?;
             let _square = square.f_mul_scalar_(beta2)?;
-            let _square = square.f_addcmul_(&gradient, &(&gradient * (1.0 - beta2)))?;
-            let denominator =
-                square.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(self.eps)?;
+            let _square = square.f_addcmul_(&gradient, &gradient.f_mul_scalar(1.0 - beta2)?)?;
+            let denominator = square.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(EPS)?;
             let _decayed = variable.f_mul_scalar_(1.0 - lr * self.weight_decay)?;
             let update = mean.f_div(&denominator)?.f_mul_scalar_(lr / bias1)?;
             let _updated = variable.f_sub_(&update)?;

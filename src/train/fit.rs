@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tch::{Reduction, Tensor};
+use tch::Tensor;
 
 use super::adamw::AdamW;
 use super::schedule::CosineSchedule;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Inputs, evaluate_inputs};
+use crate::eval::{Evaluation, Inputs, check_classes, cross_entropy, evaluate_inputs};
 use crate::model::PetlModel;
 
 /// Which epoch's weights a run ends with.
@@ -127,8 +127,8 @@ impl Observer for Silent {}
 pub struct Fit {
     /// The epochs that were finished.
     pub epochs: Vec<EpochReport>,
-    /// The epoch whose weights the model holds; `None` if the run was ended before its first one
-    /// was over.
+    /// The epoch whose weights the model holds; `None` if the run was ended within an epoch and
+    /// the weights are of that moment.
     pub selected_epoch: Option<usize>,
     /// Whether the observer ended the run.
     pub stopped: bool,
@@ -156,15 +156,13 @@ pub fn fit<B: Backbone>(
 ) -> Result<Fit> {
     check(model, train, validation, config)?;
     let start = Instant::now();
-    let (mut epochs, mut best) = (Vec::new(), Best::default());
-    let finished = match Run::new(model, train, validation, config, observer)? {
-        Some(mut run) => run.epochs(&mut epochs, &mut best, observer)?,
-        None => false,
-    };
-    let last = epochs.last().map(|report| report.epoch);
-    let selected_epoch = if finished { best.restore(model)?.or(last) } else { last };
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Fit { epochs, selected_epoch, stopped: !finished, seconds })
+    let (mut epochs, mut selected_epoch, mut stopped) = (Vec::new(), None, true);
+    if let Some(mut run) = Run::new(model, train, validation, config, observer)? {
+        stopped = !run.run(observer)?;
+        selected_epoch = run.select(stopped)?;
+        epochs = run.epochs;
+    }
+    Ok(Fit { epochs, selected_epoch, stopped, seconds: start.elapsed().as_secs_f64() })
 }
 
 fn batches<B: Backbone>(model: &PetlModel<B>, config: &TrainConfig, order: Order) -> BatchConfig {
@@ -195,23 +193,25 @@ fn check<B: Backbone>(
             "best_on_validation",
         ));
     }
-    let classes = model.config().num_classes;
-    match [Some(train), validation].into_iter().flatten().find(|set| set.num_classes() > classes) {
-        Some(set) => {
-            let expected = format!("at least the data's {}", set.num_classes());
-            Err(Error::config("num_classes", expected, classes))
-        }
-        None => Ok(()),
-    }
+    [Some(train), validation].into_iter().flatten().try_for_each(|set| check_classes(model, set))
 }
 
 struct Run<'a, B: Backbone> {
     model: &'a PetlModel<B>,
     inputs: Inputs<'a>,
-    validation: Option<(Inputs<'a>, usize)>,
+    validation: Option<Inputs<'a>>,
     optimizer: AdamW,
     steps: usize,
     config: &'a TrainConfig,
+    epochs: Vec<EpochReport>,
+    best: Option<Snapshot>,
+}
+
+/// The best epoch on validation so far: each variable with a copy of what it was.
+struct Snapshot {
+    epoch: usize,
+    top1: f64,
+    weights: Vec<(Tensor, Tensor)>,
 }
 
 impl<'a, B: Backbone> Run<'a, B> {
@@ -230,7 +230,7 @@ impl<'a, B: Backbone> Run<'a, B> {
         let Some(train_inputs) = inputs(train, "features")? else { return Ok(None) };
         let validation = match validation {
             Some(set) => match inputs(set, "validation features")? {
-                Some(inputs) => Some((inputs, set.len())),
+                Some(inputs) => Some(inputs),
                 None => return Ok(None),
             },
             None => None,
@@ -242,31 +242,24 @@ impl<'a, B: Backbone> Run<'a, B> {
             steps: train.len() / config.batch_size,
             model,
             config,
+            epochs: Vec::new(),
+            best: None,
         }))
     }
 
     /// Every epoch; `false` if the observer ended the run.
-    fn epochs(
-        &mut self,
-        epochs: &mut Vec<EpochReport>,
-        best: &mut Best,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    fn run(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         for epoch in 0..self.config.epochs {
             let start = Instant::now();
             let Some(mut report) = self.epoch(epoch, observer)? else { return Ok(false) };
-            if let Some((inputs, images)) = &self.validation {
-                let Some(top1) = self.validate(inputs, *images, observer)? else {
-                    return Ok(false);
-                };
+            if let Some(inputs) = &self.validation {
+                let Some(top1) = self.validate(inputs, observer)? else { return Ok(false) };
                 report.val_top1 = Some(top1);
-                if self.config.selection == Selection::BestOnValidation {
-                    best.consider(epoch, top1, self.model)?;
-                }
+                self.consider(epoch, top1)?;
             }
             report.seconds = start.elapsed().as_secs_f64();
             observer.epoch(&report);
-            epochs.push(report);
+            self.epochs.push(report);
         }
         Ok(true)
     }
@@ -278,19 +271,19 @@ impl<'a, B: Backbone> Run<'a, B> {
         let mut sum = Evaluation::default();
         let mut lr = 0.0;
         for (step, batch) in self.inputs.batches(batches(self.model, config, order))?.enumerate() {
-            let batch = batch?;
+            let (batch, labels) = batch?;
             lr = config.schedule.lr(epoch, step, config.epochs, self.steps);
             tch::manual_seed(step_seed(config.seed, (epoch * self.steps + step) as u64));
-            let logits = batch.logits(self.model, true)?;
-            let loss = cross_entropy(&logits, &batch.labels)?;
+            let logits = self.inputs.logits(self.model, &batch, true)?;
+            let loss = cross_entropy(&logits, &labels)?;
             self.optimizer.backward_step(&loss, lr)?;
-            sum.add(&logits.f_detach()?, &batch.labels)?;
+            sum.add(&logits, &labels, &loss)?;
             let report = StepReport {
                 epoch,
                 step,
                 epochs: config.epochs,
                 steps: self.steps,
-                images: batch.labels.numel(),
+                images: labels.numel(),
                 lr,
                 loss: sum.loss(),
                 accuracy: sum.top1(),
@@ -304,26 +297,37 @@ impl<'a, B: Backbone> Run<'a, B> {
     }
 
     /// Top-1 in percent; `None` if the observer ended the run.
-    fn validate(
-        &self,
-        inputs: &Inputs,
-        images: usize,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<f64>> {
+    fn validate(&self, inputs: &Inputs, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let config = BatchConfig {
             partial: PartialBatch::Keep,
             ..batches(self.model, self.config, Order::Sequential)
         };
-        let mut watch = |done| observer.pass("validation", done, images);
+        let mut watch = |done, images| observer.pass("validation", done, images);
         let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
-        Ok((evaluation.images == images).then(|| evaluation.top1()))
+        Ok((evaluation.images == inputs.len()).then(|| evaluation.top1()))
     }
-}
 
-/// Mean cross entropy of logits `[B, K]` against labels `[B]`.
-fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (ignored, smoothing) = (-100, 0.0);
-    Ok(logits.f_cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, ignored, smoothing)?)
+    /// Keeps a copy of the weights if they are the best so far and the run selects so.
+    fn consider(&mut self, epoch: usize, top1: f64) -> Result<()> {
+        let better = self.best.as_ref().is_none_or(|best| top1 > best.top1);
+        if self.config.selection == Selection::BestOnValidation && better {
+            let variables = self.model.var_store().trainable_variables();
+            let weights = variables
+                .into_iter()
+                .map(|variable| variable.f_detach_copy().map(|copy| (variable, copy)));
+            self.best = Some(Snapshot { epoch, top1, weights: weights.collect::<Result<_, _>>()? });
+        }
+        Ok(())
+    }
+
+    /// Leaves the model with the best weights on validation, if the run selects so and has any,
+    /// and says which epoch's weights the model holds.
+    fn select(&mut self, stopped: bool) -> Result<Option<usize>> {
+        let last = self.epochs.last().map(|report| report.epoch);
+        let Some(best) = &mut self.best else { return Ok(last.filter(|_| !stopped)) };
+        tch::no_grad(|| best.weights.iter_mut().try_for_each(|(v, value)| v.f_copy_(value)))?;
+        Ok(Some(best.epoch))
+    }
 }
 
 /// A seed of its own for each step (SplitMix64's finalizer), so that a run can be taken up at any
@@ -334,44 +338,4 @@ fn step_seed(seed: i64, step: u64) -> i64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     (z ^ (z >> 31)) as i64
-}
-
-/// The best epoch so far and the weights it ended with.
-#[derive(Default)]
-struct Best {
-    kept: Option<Snapshot>,
-}
-
-struct Snapshot {
-    epoch: usize,
-    top1: f64,
-    weights: Vec<(String, Tensor)>,
-}
-
-impl Best {
-    fn consider<B: Backbone>(
-        &mut self,
-        epoch: usize,
-        top1: f64,
-        model: &PetlModel<B>,
-    ) -> Result<()> {
-        if self.kept.as_ref().is_none_or(|best| top1 > best.top1) {
-            let copy = |(name, v): (String, Tensor)| Ok((name, v.f_detach_copy()?));
-            let weights = model.var_store().variables().into_iter().map(copy);
-            self.kept = Some(Snapshot { epoch, top1, weights: weights.collect::<Result<_>>()? });
-        }
-        Ok(())
-    }
-
-    fn restore<B: Backbone>(self, model: &PetlModel<B>) -> Result<Option<usize>> {
-        let Some(best) = self.kept else { return Ok(None) };
-        let mut variables = model.var_store().variables();
-        tch::no_grad(|| {
-            best.weights.iter().try_for_each(|(name, value)| match variables.get_mut(name) {
-                Some(variable) => variable.f_copy_(value),
-                None => Ok(()),
-            })
-        })?;
-        Ok(Some(best.epoch))
-    }
 }

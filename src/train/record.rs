@@ -24,8 +24,12 @@ pub struct RunRecord {
     pub backbone: String,
     /// The backbone's digest.
     pub backbone_digest: String,
-    /// Hashes of the image lists: training, validation, test.
-    pub split_hashes: Vec<String>,
+    /// Hash of the training images' list.
+    pub train_split: String,
+    /// Hash of the validation images' list, where there were any.
+    pub val_split: Option<String>,
+    /// Hash of the test images' list, where they were reached.
+    pub test_split: Option<String>,
     /// Trained weights: of the method, of the head, and those of the backbone.
     pub trainable_params: TrainableParams,
     /// Epoch by epoch.

@@ -67,7 +67,9 @@ impl CosineSchedule {
         match self.stepped {
             Stepped::AfterEpoch => self.at(epoch.saturating_sub(1), self.warmup_epochs, epochs),
             Stepped::EachStep => {
-                self.at(epoch * steps + step, self.warmup_epochs * steps, epochs * steps)
+                let time = epoch.saturating_mul(steps).saturating_add(step);
+                let warmup = self.warmup_epochs.saturating_mul(steps);
+                self.at(time, warmup, epochs.saturating_mul(steps))
             }
         }
     }
