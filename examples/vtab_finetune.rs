@@ -325,6 +325,7 @@ fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
             Where::Mlp => SubLayers::Mlp,
         },
         placement: if args.sequential { Placement::Sequential } else { Placement::Parallel },
+        ..ConvBypassConfig::default()
     }
 }
 

@@ -65,8 +65,15 @@ pub use eval::{Evaluation, evaluate};
 pub use ffi::cuda::cuda_load_error;
 pub use model::{AuditRow, PetlConfig, PetlModel, TrainableParams, audit};
 pub use nn::Branch;
-pub use petl::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Method, Placement, SubLayers};
-pub use seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};
+pub use petl::{
+    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
+    ConvBypassConfig, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget, LoraConfig,
+    Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
+};
+pub use seam::{
+    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,
+    TokenLayout,
+};
 #[cfg(feature = "train")]
 pub use train::{
     AdamW, CosineSchedule, EpochReport, Fit, Observer, Progress, RunRecord, Selection, Silent,

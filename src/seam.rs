@@ -72,22 +72,131 @@ pub struct Site {
     pub sub_layer: SubLayer,
 }
 
+/// A layer with weights, as the seam names it; blocks count from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// Images `[B, 3, H, W]` to patches `[B, N, C]`, before positions and prefix tokens join.
+    PatchEmbed,
+    /// The norm between the embedding and the first block.
+    PreNorm,
+    /// The norm in front of attention.
+    Norm1(usize),
+    /// The fused query, key and value projection: `[.., C]` to `[.., 3C]`.
+    Qkv(usize),
+    /// Its first third alone, where a last block computes queries for the class token alone.
+    Q(usize),
+    /// Its other two thirds, keys then values, in such a block: for all tokens.
+    Kv(usize),
+    /// The projection after attention.
+    Proj(usize),
+    /// The norm in front of the MLP.
+    Norm2(usize),
+    /// The first linear layer of the MLP.
+    Fc1(usize),
+    /// The second.
+    Fc2(usize),
+    /// The norm before the features. Where only one token is read its output is `[B, C]`.
+    FinalNorm,
+}
+
+impl Layer {
+    /// Whether this is a layer norm; the others multiply by a matrix.
+    pub fn is_norm(self) -> bool {
+        use Layer::*;
+        matches!(self, PreNorm | Norm1(_) | Norm2(_) | FinalNorm)
+    }
+}
+
+/// The size of a [`Layer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Which layer.
+    pub layer: Layer,
+    /// Inputs of each output: the columns of its matrix, or the width of a norm.
+    pub inputs: i64,
+    /// Outputs: the rows of its matrix, or the width of a norm.
+    pub outputs: i64,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+/// What a method has to know of a backbone to make its variables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackboneShape {
+    /// Width of the tokens in each block, in order.
+    pub block_dims: Vec<i64>,
+    /// Every layer at which [`Seam::after_layer`] is called, in the order of the forward pass;
+    /// [`Layer::Qkv`] stands for its parts too.
+    pub layers: Vec<LayerShape>,
+    /// Number of weights.
+    pub num_params: i64,
+}
+
+impl BackboneShape {
+    /// The size of `layer`, if the backbone has one.
+    pub fn layer(&self, layer: Layer) -> Option<LayerShape> {
+        self.layers.iter().copied().find(|shape| shape.layer == layer)
+    }
+}
+
+/// Where [`Seam::beside`] is called, and what is there to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside<'a> {
+    /// Which sub-layer.
+    pub site: Site,
+    /// The residual stream as it entered the sub-layer, `[B, T, C]`.
+    pub raw: &'a Tensor,
+    /// The same after the layer norm: what the sub-layer itself reads.
+    pub normed: &'a Tensor,
+    /// How the tokens lie.
+    pub layout: &'a TokenLayout,
+    /// Which samples of the batch take part (drop path).
+    pub branch: &'a Branch,
+    /// Whether dropout is on.
+    pub train: bool,
+}
+
+/// Weight and bias of a layer, for a method that can be folded into them.
+#[derive(Debug)]
+pub struct LayerWeights {
+    /// `[out, in, ..]`, or `[out]` for a norm.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
 /// What a method may do to a backbone's forward pass. Every place defaults to nothing.
 ///
 /// `layout` describes the tokens of that call. In the last block of a backbone that reads its
 /// class token alone, the block passes that token alone: one prefix token and an empty grid.
 pub trait Seam: Debug + Send {
-    /// Beside a sub-layer: adds a branch over its normed input `[B, T, C]` into the residual
-    /// stream of the same shape. `branch` says which samples of the batch take part (drop path).
-    fn beside(
+    /// Entering a block: its tokens `[B, P + N, C]`. A method may add tokens at the end of the
+    /// prefix and take its own away again, and says so in the layout that it returns.
+    fn entering(
         &self,
-        _site: Site,
-        _normed: &Tensor,
-        residual: Tensor,
-        _layout: &TokenLayout,
-        _branch: &Branch,
+        _block: usize,
+        tokens: Tensor,
+        layout: TokenLayout,
+        _train: bool,
+    ) -> Result<(Tensor, TokenLayout)> {
+        Ok((tokens, layout))
+    }
+
+    /// After a linear layer or a norm: its input and its output, `[.., in]` and `[.., out]`. What
+    /// it makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
+    fn after_layer(
+        &self,
+        _layer: Layer,
+        _input: &Tensor,
+        output: Tensor,
         _train: bool,
     ) -> Result<Tensor> {
+        Ok(output)
+    }
+
+    /// Beside a sub-layer: adds a branch into the residual stream `[B, T, C]`, in which the
+    /// sub-layer's own output is already.
+    fn beside(&self, _at: &Beside, residual: Tensor) -> Result<Tensor> {
         Ok(residual)
     }
 
@@ -106,10 +215,25 @@ pub trait Seam: Debug + Send {
     ) -> Result<Tensor> {
         Ok(output)
     }
+
+    /// Whether all that the method does in evaluation can be folded into the backbone's weights.
+    fn can_merge(&self) -> bool {
+        false
+    }
+
+    /// The weights with which `layer` alone does what it does together with the method; only
+    /// called where [`Seam::can_merge`].
+    fn merge(&self, _layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
+        Ok(weights)
+    }
 }
 
 /// The method that does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoMethod;
 
-impl Seam for NoMethod {}
+impl Seam for NoMethod {
+    fn can_merge(&self) -> bool {
+        true
+    }
+}

@@ -1,9 +1,13 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
+mod block;
 mod config;
 mod digest;
+mod merge;
 mod presets;
+mod shape;
 mod vit;
+mod weights;
 
 use std::fmt::Debug;
 
@@ -13,7 +17,7 @@ pub use config::{MlpActivation, Pooling, ViTConfig};
 pub use vit::FrozenViT;
 
 use crate::error::Result;
-use crate::seam::Seam;
+use crate::seam::{BackboneShape, Seam};
 
 /// How a forward pass is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,8 +38,8 @@ pub trait Backbone: Clone + Debug + Send {
     /// Width of the features.
     fn feature_dim(&self) -> i64;
 
-    /// Width of the tokens in each block, in order.
-    fn block_dims(&self) -> Vec<i64>;
+    /// The layers that a method can act on.
+    fn shape(&self) -> BackboneShape;
 
     /// Every weight under its name, in a fixed order.
     fn named_weights(&self) -> &[(String, Tensor)];
@@ -43,6 +47,10 @@ pub trait Backbone: Clone + Debug + Send {
     /// The same backbone over the tensors that `replace` gives for its own, by name.
     fn map_weights(&self, replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>)
     -> Result<Self>;
+
+    /// A backbone that alone does what this one does in evaluation with a `method` that can be
+    /// merged ([`Seam::can_merge`]). It shares every weight that does not change.
+    fn merge(&self, method: &dyn Seam) -> Result<Self>;
 
     /// SHA-256 over every frozen byte and over what the forward pass does with them, in hex.
     fn digest(&self) -> Result<String>;

@@ -2,13 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::block::{Block, Hooks, Run};
 use super::digest::digest;
-use super::{Backbone, MlpActivation, Pass, Pooling, ViTConfig};
+use super::merge::merge;
+use super::weights::{WeightSource, Weights};
+use super::{Backbone, Pass, Pooling, ViTConfig};
 use crate::error::{Error, Result};
-use crate::nn::{
-    Attention, Branch, DropPath, InitRng, LayerNorm, Linear, Mlp, MlpKind, PatchEmbed,
-};
-use crate::seam::{NoMethod, Seam, Site, SubLayer, TokenLayout};
+use crate::nn::{DropPath, InitRng, LayerNorm, Linear, PatchEmbed};
+use crate::seam::{BackboneShape, Layer, NoMethod, Seam, TokenLayout};
 
 /// A pretrained Vision Transformer whose weights never change: ViT, CLIP's image tower, DINOv2.
 ///
@@ -31,19 +32,6 @@ struct Layers {
     norm: LayerNorm,
     projection: Option<Linear>,
 }
-
-#[derive(Debug)]
-struct Block {
-    norm1: LayerNorm,
-    attention: Attention,
-    scale1: Option<Tensor>,
-    norm2: LayerNorm,
-    mlp: Mlp,
-    scale2: Option<Tensor>,
-}
-
-/// Where weights come from: a name and the shape that the model needs under it.
-pub(crate) type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
 
 impl FrozenViT {
     /// A backbone with random weights, for tests, benches and audits.
@@ -138,7 +126,7 @@ impl FrozenViT {
 
     /// `[B, 3, H, W] -> [B, P + N, C]`. The first rows of the position table belong to the prefix
     /// tokens that it covers, the rest to the patches.
-    fn embed(&self, images: &Tensor) -> Result<Tensor> {
+    fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
         let layers = &self.layers;
         let covered = self.config.pos_embed_prefix;
         let positions = |start, len| layers.pos_embed.f_narrow(1, start, len);
@@ -154,26 +142,26 @@ impl FrozenViT {
             start += len;
         }
         let patches = layers.patch_embed.forward(images)?;
+        let patches = hooks.after(Layer::PatchEmbed, images, patches)?;
         parts.push(patches.f_add(&positions(covered, self.config.layout().num_patches())?)?);
         let tokens = Tensor::f_cat(&parts, 1)?;
         match &layers.pre_norm {
-            Some(norm) => norm.forward(&tokens),
+            Some(norm) => hooks.norm(Layer::PreNorm, norm, &tokens),
             None => Ok(tokens),
         }
     }
 
     /// `[B, T, C] -> [B, C]`. With class-token pooling only the first token is read.
-    fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
-        let norm = &self.layers.norm;
+    fn pool(&self, tokens: &Tensor, layout: &TokenLayout, hooks: &Hooks) -> Result<Tensor> {
+        let norm = |x: &Tensor| hooks.norm(Layer::FinalNorm, &self.layers.norm, x);
         let patches = |x: &Tensor| -> Result<Tensor> {
-            let layout = self.config.layout();
             let x = x.f_narrow(1, layout.prefix, layout.num_patches())?;
             Ok(x.f_mean_dim(1i64, false, x.kind())?)
         };
         match self.config.pooling {
-            Pooling::ClassToken => norm.forward(&tokens.f_select(1, 0)?),
-            Pooling::Average => patches(&norm.forward(tokens)?),
-            Pooling::AverageThenNorm => norm.forward(&patches(tokens)?),
+            Pooling::ClassToken => norm(&tokens.f_select(1, 0)?),
+            Pooling::Average => patches(&norm(tokens)?),
+            Pooling::AverageThenNorm => norm(&patches(tokens)?),
         }
     }
 }
@@ -181,24 +169,26 @@ impl FrozenViT {
 impl Backbone for FrozenViT {
     fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
         self.check_images(images)?;
-        let mut tokens = self.embed(images)?;
-        let (layout, depth) = (self.config.layout(), self.layers.blocks.len());
+        let hooks = Hooks { method, train: pass.train };
+        let mut tokens = self.embed(images, &hooks)?;
+        let (mut layout, depth) = (self.config.layout(), self.layers.blocks.len());
         for (index, block) in self.layers.blocks.iter().enumerate() {
+            (tokens, layout) = method.entering(index, tokens, layout, pass.train)?;
             // Nothing after the last block reads more than the class token.
             let class_only = index + 1 == depth && self.config.pooling == Pooling::ClassToken;
             let drop_path = DropPath::linear(pass.drop_path, index, depth);
-            let run = Run { index, layout, class_only, drop_path, method, train: pass.train };
+            let run = Run { index, layout, class_only, drop_path, hooks };
             tokens = block.forward(tokens, &run)?;
         }
-        self.pool(&tokens)
+        self.pool(&tokens, &layout, &hooks)
     }
 
     fn feature_dim(&self) -> i64 {
         self.config.embed_dim
     }
 
-    fn block_dims(&self) -> Vec<i64> {
-        vec![self.config.embed_dim; self.layers.blocks.len()]
+    fn shape(&self) -> BackboneShape {
+        self.config.shape()
     }
 
     fn named_weights(&self) -> &[(String, Tensor)] {
@@ -215,6 +205,10 @@ impl Backbone for FrozenViT {
             Some((own, weight)) if own == name => replace(name, weight),
             _ => unreachable!("a config names its weights in one order"),
         })
+    }
+
+    fn merge(&self, method: &dyn Seam) -> Result<Self> {
+        merge(self, method)
     }
 
     fn digest(&self) -> Result<String> {
@@ -241,107 +235,6 @@ impl Clone for FrozenViT {
     fn clone(&self) -> Self {
         self.map_weights(&mut |_, weight| Ok(weight.shallow_clone()))
             .expect("a built backbone can be built again from its own weights")
-    }
-}
-
-/// What a block needs to know of the pass it is in.
-struct Run<'a> {
-    index: usize,
-    layout: TokenLayout,
-    class_only: bool,
-    drop_path: DropPath,
-    method: &'a dyn Seam,
-    train: bool,
-}
-
-impl Block {
-    /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later.
-    fn forward(&self, tokens: Tensor, run: &Run) -> Result<Tensor> {
-        let (mut tokens, mut layout) = (tokens, run.layout);
-        let normed = self.norm1.forward(&tokens)?;
-        let mut beside = normed.shallow_clone();
-        if run.class_only {
-            layout = TokenLayout { prefix: 1, grid: (0, 0) };
-            tokens = tokens.f_narrow(1, 0, 1)?;
-            beside = normed.f_narrow(1, 0, 1)?;
-        }
-        let tokens =
-            self.sub_layer(SubLayer::Attention, tokens, &beside, &layout, run, |branch| {
-                let normed = branch.select(&normed)?;
-                match run.class_only {
-                    true => self.attention.forward_first(&normed, 1),
-                    false => self.attention.forward(&normed),
-                }
-            })?;
-        let normed = self.norm2.forward(&tokens)?;
-        self.sub_layer(SubLayer::Mlp, tokens, &normed, &layout, run, |branch| {
-            self.mlp.forward(&branch.select(&normed)?)
-        })
-    }
-
-    /// Adds the sub-layer `f` and what the method has beside it into the residual stream; each
-    /// draws drop path for itself.
-    fn sub_layer(
-        &self,
-        sub_layer: SubLayer,
-        tokens: Tensor,
-        normed: &Tensor,
-        layout: &TokenLayout,
-        run: &Run,
-        f: impl FnOnce(&Branch) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let site = Site { block: run.index, sub_layer };
-        let layer_scale = match sub_layer {
-            SubLayer::Attention => &self.scale1,
-            SubLayer::Mlp => &self.scale2,
-        };
-        let branch = run.drop_path.draw(&tokens, run.train)?;
-        let mut sum = tokens;
-        if !branch.is_empty() {
-            let mut output = f(&branch)?;
-            if let Some(gamma) = layer_scale {
-                output = output.f_mul(gamma)?;
-            }
-            let output = run.method.after_sub_layer(site, output, layout, run.train)?;
-            sum = branch.add(&sum, &output)?;
-        }
-        if run.method.is_beside(site) {
-            let branch = run.drop_path.draw(&sum, run.train)?;
-            if !branch.is_empty() {
-                sum = run.method.beside(site, normed, sum, layout, &branch, run.train)?;
-            }
-        }
-        Ok(sum)
-    }
-}
-
-/// Asks a [`WeightSource`] for weights and keeps them under their names.
-struct Weights<'a, 'b> {
-    source: &'a mut WeightSource<'b>,
-    named: Vec<(String, Tensor)>,
-}
-
-impl Weights<'_, '_> {
-    fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let weight = (self.source)(name, shape)?;
-        self.named.push((name.to_owned(), weight.shallow_clone()));
-        Ok(weight)
-    }
-
-    fn get_if(&mut self, present: bool, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
-        present.then(|| self.get(name, shape)).transpose()
-    }
-
-    fn linear(&mut self, name: &str, out: i64, inner: i64, bias: bool) -> Result<Linear> {
-        let weight = self.get(&format!("{name}.weight"), &[out, inner])?;
-        let bias = self.get_if(bias, &format!("{name}.bias"), &[out])?;
-        Ok(Linear { weight, bias })
-    }
-
-    fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<LayerNorm> {
-        let weight = self.get(&format!("{name}.weight"), &[dim])?;
-        let bias = self.get(&format!("{name}.bias"), &[dim])?;
-        Ok(LayerNorm { weight, bias, eps })
     }
 }
 
@@ -374,34 +267,6 @@ impl Layers {
                 Some(dim) => Some(weights.linear("projection", dim, c, false)?),
                 None => None,
             },
-        })
-    }
-}
-
-impl Block {
-    fn build(config: &ViTConfig, index: i64, weights: &mut Weights) -> Result<Self> {
-        let (c, hidden, eps) = (config.embed_dim, config.mlp_dim, config.norm_eps);
-        let name = |part: &str| format!("blocks.{index}.{part}");
-        let (kind, halves) = match config.activation {
-            MlpActivation::Gelu => (MlpKind::Gelu, 1),
-            MlpActivation::QuickGelu => (MlpKind::QuickGelu, 1),
-            MlpActivation::SwiGlu => (MlpKind::SwiGlu, 2),
-        };
-        Ok(Block {
-            norm1: weights.norm(&name("norm1"), c, eps)?,
-            attention: Attention {
-                qkv: weights.linear(&name("attn.qkv"), 3 * c, c, config.qkv_bias)?,
-                proj: weights.linear(&name("attn.proj"), c, c, true)?,
-                num_heads: config.num_heads,
-            },
-            scale1: weights.get_if(config.layer_scale, &name("ls1.gamma"), &[c])?,
-            norm2: weights.norm(&name("norm2"), c, eps)?,
-            mlp: Mlp {
-                fc1: weights.linear(&name("mlp.fc1"), halves * hidden, c, true)?,
-                fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
-                kind,
-            },
-            scale2: weights.get_if(config.layer_scale, &name("ls2.gamma"), &[c])?,
         })
     }
 }

@@ -45,8 +45,7 @@ pub(super) fn check_size<B: Backbone>(
     backbone: &B,
 ) -> Result<()> {
     config.validate()?;
-    let backbone_params = backbone.num_params() as i64;
-    let method = config.method.num_params(&backbone.block_dims(), backbone_params);
+    let method = config.method.num_params(&backbone.shape())?;
     let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
     let expected = method.saturating_add(head);
     let file = TensorFile::open(path)?;

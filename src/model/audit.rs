@@ -28,9 +28,8 @@ pub struct AuditRow {
 pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
     vit.validate()?;
     method.validate()?;
-    let backbone = vit.num_params();
-    let dims = vec![vit.embed_dim; vit.depth as usize];
-    let params = method.num_params(&dims, backbone);
+    let shape = vit.shape();
+    let (params, backbone) = (method.num_params(&shape)?, shape.num_params);
     let percent = 100.0 * params as f64 / backbone as f64;
     Ok(AuditRow {
         method: method.clone(),
@@ -44,7 +43,7 @@ pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::petl::{ConvBypassConfig, SubLayers};
+    use crate::petl::{ConvBypassConfig, LoraConfig, SsfConfig, SubLayers};
     use crate::{FrozenViT, PetlConfig, PetlModel};
     use tch::Device;
 
@@ -83,6 +82,10 @@ mod tests {
             let methods = [
                 Method::LinearProbe,
                 Method::Full,
+                Method::BitFit,
+                Method::LayerNorm,
+                Method::Ssf(SsfConfig::default()),
+                Method::Lora(LoraConfig::default()),
                 bypass(3, SubLayers::Both),
                 bypass(5, SubLayers::Mlp),
             ];

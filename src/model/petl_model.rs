@@ -13,7 +13,7 @@ use crate::checkpoint::LoadReport;
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear};
 use crate::petl::Method;
-use crate::seam::Seam;
+use crate::seam::{NoMethod, Seam};
 
 /// What is trained, for how many classes, and from which seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,13 +56,16 @@ impl PetlConfig {
 /// A frozen backbone adapted by a method, with a classification head.
 ///
 /// The trainables, and nothing else, are in [`PetlModel::var_store`]: any tch optimizer builds on
-/// it. At the start every method leaves the features as they are.
+/// it. At the start most methods leave the features as they are
+/// ([`Method::starts_as_identity`]).
 #[derive(Debug)]
 pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,
     /// The backbone over trained weights, where the method trains them.
     unfrozen: Option<B>,
     method: Box<dyn Seam>,
+    /// The backbone with the method folded in, while it is.
+    merged: Option<B>,
     head: Linear,
     var_store: nn::VarStore,
     config: PetlConfig,
@@ -77,11 +80,12 @@ impl<B: Backbone> PetlModel<B> {
         config.validate()?;
         let var_store = nn::VarStore::new(backbone.device());
         let (root, mut rng) = (var_store.root(), InitRng::from_seed(config.seed));
-        let method = config.method.build(&root, &backbone.block_dims(), &mut rng)?;
+        let method = config.method.build(&root, &backbone.shape(), &mut rng)?;
         let unfrozen = config.method.unfreeze(&root, &backbone)?;
         let head = head(&root, backbone.feature_dim(), config.num_classes, &mut rng)?;
         drop(root);
-        Ok(PetlModel { backbone, unfrozen, method, head, var_store, config: config.clone() })
+        let (merged, config) = (None, config.clone());
+        Ok(PetlModel { backbone, unfrozen, method, merged, head, var_store, config })
     }
 
     /// Images `[B, 3, H, W]` to logits `[B, num_classes]`; `train` turns dropout and drop path
@@ -98,9 +102,52 @@ impl<B: Backbone> PetlModel<B> {
     /// # Errors
     /// As [`PetlModel::forward`].
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let backbone = self.unfrozen.as_ref().unwrap_or(&self.backbone);
         let pass = Pass { train, drop_path: self.config.drop_path };
-        backbone.forward(images, &*self.method, pass)
+        match &self.merged {
+            Some(_) if train => Err(Error::Input {
+                argument: "train",
+                expected: "false while the method is merged".to_owned(),
+                found: train.to_string(),
+            }),
+            Some(merged) => merged.forward(images, &NoMethod, pass),
+            None => self.adapted_backbone().forward(images, &*self.method, pass),
+        }
+    }
+
+    /// The backbone that the method acts on.
+    fn adapted_backbone(&self) -> &B {
+        self.unfrozen.as_ref().unwrap_or(&self.backbone)
+    }
+
+    /// A plain backbone with the same features, for [`PetlModel::forward`] in evaluation up to
+    /// rounding: no cost is left of the method. It shares the weights that do not change.
+    ///
+    /// LoRA, SSF, RepAdapter and FacT can be folded in, what trains the backbone itself, and
+    /// compositions of these (a RepAdapter alone).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the method can not.
+    pub fn merged_backbone(&self) -> Result<B> {
+        if !self.method.can_merge() {
+            let expected = "one that folds into weights (lora, ssf, rep_adapter, fact)";
+            return Err(Error::config("method", expected, self.config.method.name()));
+        }
+        self.adapted_backbone().merge(&*self.method)
+    }
+
+    /// Runs [`PetlModel::forward`] on [`PetlModel::merged_backbone`] from here on, with the
+    /// trainables as they are now and in evaluation alone.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the method can not be folded in.
+    pub fn merge(&mut self) -> Result<()> {
+        self.merged = Some(self.merged_backbone()?);
+        Ok(())
+    }
+
+    /// Takes [`PetlModel::merge`] back, exactly: merging changes no weight of the model itself.
+    pub fn unmerge(&mut self) {
+        self.merged = None;
     }
 
     /// The head alone: features `[B, C]` to logits `[B, num_classes]`.
@@ -163,8 +210,9 @@ impl<B: Backbone> PetlModel<B> {
     ///
     /// # Errors
     /// [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
-    /// without the metadata (build the model and use [`PetlModel::load_weights`]); the errors of
-    /// `load_weights` otherwise.
+    /// without the metadata (build the model and use [`PetlModel::load_weights`]);
+    /// [`Error::CorruptFile`] if it does not hold as many weights as its config asks for; the
+    /// errors of `load_weights` otherwise.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let info = adapter_file::info(path)?;
@@ -181,13 +229,15 @@ impl<B: Backbone> PetlModel<B> {
 
     /// Takes the trainables from a `.safetensors` file or a published `.pt` file, by content;
     /// metadata is neither needed nor read. Every tensor of the file must have its place and
-    /// every trainable its tensor, or nothing is changed.
+    /// every trainable its tensor, or nothing is changed. A merged model is unmerged.
     ///
     /// # Errors
     /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with
     /// the tensor's name; [`Error::CorruptFile`] and its like for the file itself.
     pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
-        adapter_file::load(path.as_ref(), &self.var_store)
+        let report = adapter_file::load(path.as_ref(), &self.var_store)?;
+        self.unmerge();
+        Ok(report)
     }
 }
 

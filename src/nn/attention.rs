@@ -14,23 +14,18 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// `[B, T, C] -> [B, T, C]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut qkv = self.qkv.forward(x)?.f_chunk(3, -1)?.into_iter();
-        let mut next = || self.split_heads(&qkv.next().unwrap_or_default());
-        let (q, k, v) = (next()?, next()?, next()?);
-        self.attend(&q, &k, &v)
+    /// Everything between the two projections, from the output of `qkv`:
+    /// `[B, T, 3C] -> [B, T, C]`.
+    pub(crate) fn mix(&self, qkv: &Tensor) -> Result<Tensor> {
+        let c = self.proj.weight.size()[1];
+        let part = |index: i64| qkv.f_narrow(-1, index * c, c);
+        self.attend(&part(0)?, &part(1)?, &part(2)?)
     }
 
-    /// The first `count` tokens of [`Attention::forward`]: queries, softmax and projection for
-    /// those alone, `[B, T, C] -> [B, count, C]`.
-    pub(crate) fn forward_first(&self, x: &Tensor, count: i64) -> Result<Tensor> {
-        let c = self.proj.weight.size()[0];
-        let q = self.qkv.rows(0, c)?.forward(&x.f_narrow(1, 0, count)?)?;
-        let mut kv = self.qkv.rows(c, 2 * c)?.forward(x)?.f_chunk(2, -1)?.into_iter();
-        let mut next = || self.split_heads(&kv.next().unwrap_or_default());
-        let (k, v) = (next()?, next()?);
-        self.attend(&self.split_heads(&q)?, &k, &v)
+    /// [`Attention::mix`] for fewer queries: `q` is `[B, count, C]`, `kv` is `[B, T, 2C]`.
+    pub(crate) fn mix_split(&self, q: &Tensor, kv: &Tensor) -> Result<Tensor> {
+        let c = self.proj.weight.size()[1];
+        self.attend(q, &kv.f_narrow(-1, 0, c)?, &kv.f_narrow(-1, c, c)?)
     }
 
     /// `[B, T, C] -> [B, heads, T, C / heads]`.
@@ -39,11 +34,12 @@ impl Attention {
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.split_heads(q)?, self.split_heads(k)?, self.split_heads(v)?);
         let (dropout, causal, scale, grouped) = (0.0, false, None::<f64>, false);
         let x = Tensor::f_scaled_dot_product_attention(
-            q,
-            k,
-            v,
+            &q,
+            &k,
+            &v,
             None::<&Tensor>,
             dropout,
             causal,
@@ -51,6 +47,6 @@ impl Attention {
             grouped,
         )?;
         // [B, heads, T, d] -> [B, T, C]
-        self.proj.forward(&x.f_transpose(1, 2)?.f_flatten(2, 3)?)
+        Ok(x.f_transpose(1, 2)?.f_flatten(2, 3)?)
     }
 }

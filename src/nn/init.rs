@@ -35,6 +35,12 @@ impl InitRng {
         self.uniform(shape, (6.0 / fans as f64).sqrt())
     }
 
+    /// Kaiming (He) uniform with PyTorch's `a = sqrt(5)` for a weight `[out, in]`: bound
+    /// `1 / sqrt(in)`, what its linear layers start from.
+    pub(crate) fn kaiming_uniform(&mut self, shape: &[i64; 2]) -> Result<Tensor> {
+        self.uniform(shape, (shape[1] as f64).sqrt().recip())
+    }
+
     /// Normal with mean 0 (Box-Muller).
     pub(crate) fn normal(&mut self, shape: &[i64], std: f64) -> Result<Tensor> {
         let std = std as f32;

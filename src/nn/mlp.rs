@@ -25,18 +25,17 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// `[B, T, C] -> [B, T, C]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.fc1.forward(x)?;
-        let x = match self.kind {
+    /// What stands between the two linear layers: `[B, T, hidden] -> [B, T, hidden]`, of half the
+    /// width for SwiGLU.
+    pub(crate) fn activate(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.kind {
             MlpKind::Gelu => x.f_gelu("none")?,
-            MlpKind::QuickGelu => quick_gelu(&x)?,
+            MlpKind::QuickGelu => quick_gelu(x)?,
             MlpKind::SwiGlu => {
                 let half = x.size()[2] / 2;
                 let (gate, value) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
                 gate.f_silu()?.f_mul(&value)?
             }
-        };
-        self.fc2.forward(&x)
+        })
     }
 }

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
+use super::up_projection::UpProjection;
+use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::{Branch, InitRng, Linear, quick_gelu, variable};
-use crate::seam::{Seam, Site, SubLayer, TokenLayout};
+use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer, TokenLayout};
 
 /// How the 3x3 convolution starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,29 +18,6 @@ pub enum ConvInit {
     Identity,
     /// Xavier (Glorot) uniform.
     XavierUniform,
-}
-
-/// The sub-layers of each block that get a bypass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SubLayers {
-    /// Attention and MLP: the paper's Convpass.
-    #[default]
-    Both,
-    /// Attention alone: the paper's Convpass-attn.
-    Attention,
-    /// The MLP alone.
-    Mlp,
-}
-
-impl SubLayers {
-    fn contains(self, sub_layer: SubLayer) -> bool {
-        match self {
-            SubLayers::Both => true,
-            SubLayers::Attention => sub_layer == SubLayer::Attention,
-            SubLayers::Mlp => sub_layer == SubLayer::Mlp,
-        }
-    }
 }
 
 /// Where a bypass takes its input from.
@@ -58,10 +37,18 @@ pub enum Placement {
 pub struct ConvBypassConfig {
     /// h, the channels between the 1x1 convolutions.
     pub bottleneck_dim: i64,
-    /// Side of the middle convolution's kernel; odd.
+    /// Side of the middle convolution's kernel; odd. A side of 1 mixes no neighbours: the
+    /// language-oriented bypass of the paper's ablation.
     pub kernel_size: i64,
+    /// The side beside the MLP, where it is not `kernel_size` too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_kernel_size: Option<i64>,
     /// s, the factor on the output; the paper chooses it for each task from 0.01 to 100.
     pub scale: f64,
+    /// Whether s is trained, one per channel, from `scale` on (Adapter+): one configuration for
+    /// all tasks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub channel_scale: bool,
     /// Dropout rate before the up convolution, in training.
     pub dropout: f64,
     /// How the middle convolution starts.
@@ -70,6 +57,9 @@ pub struct ConvBypassConfig {
     pub sub_layers: SubLayers,
     /// Beside a sub-layer or after it.
     pub placement: Placement,
+    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
 }
 
 impl Default for ConvBypassConfig {
@@ -77,11 +67,14 @@ impl Default for ConvBypassConfig {
         ConvBypassConfig {
             bottleneck_dim: 8,
             kernel_size: 3,
+            mlp_kernel_size: None,
             scale: 1.0,
+            channel_scale: false,
             dropout: 0.1,
             conv_init: ConvInit::Identity,
             sub_layers: SubLayers::Both,
             placement: Placement::Parallel,
+            blocks: None,
         }
     }
 }
@@ -92,28 +85,50 @@ impl ConvBypassConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        let (h, k) = (self.bottleneck_dim, self.kernel_size);
-        if !(1..=4096).contains(&h) {
-            return Err(Error::config("bottleneck_dim", "within 1..=4096", h));
+        widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
+        let sides = [
+            ("kernel_size", self.kernel_size),
+            ("mlp_kernel_size", self.mlp_kernel_size.unwrap_or(1)),
+        ];
+        for (field, side) in sides {
+            if !(1..=63).contains(&side) || side % 2 == 0 {
+                return Err(Error::config(field, "odd and within 1..=63", side));
+            }
         }
-        if !(1..=63).contains(&k) || k % 2 == 0 {
-            return Err(Error::config("kernel_size", "odd and within 1..=63", k));
-        }
-        if !self.scale.is_finite() {
-            return Err(Error::config("scale", "finite", self.scale));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::config("dropout", "within 0..1", self.dropout));
-        }
-        Ok(())
+        checks::scale(self.scale)?;
+        checks::dropout(self.dropout)
     }
 
-    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`.
+    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`, and C more
+    /// with `channel_scale`.
     pub fn num_params(&self, embed_dim: i64) -> i64 {
         let (h, k) = (self.bottleneck_dim, self.kernel_size);
+        let vectors = if self.channel_scale { 2 } else { 1 };
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
-        let products: [&[i64]; 4] = [&[2, h, embed_dim], &[embed_dim], &[h, h, k, k], &[2, h]];
+        let products: [&[i64]; 4] =
+            [&[2, h, embed_dim], &[vectors, embed_dim], &[h, h, k, k], &[2, h]];
         products.into_iter().map(product).fold(0, i64::saturating_add)
+    }
+
+    /// The choices of the bypass at one place, where its bottleneck is `h` wide.
+    fn at(&self, sub_layer: SubLayer, h: i64) -> Option<Self> {
+        let kernel_size = match sub_layer {
+            SubLayer::Attention => self.kernel_size,
+            SubLayer::Mlp => self.mlp_kernel_size.unwrap_or(self.kernel_size),
+        };
+        let present = h > 0 && self.sub_layers.contains(sub_layer);
+        present.then(|| ConvBypassConfig { bottleneck_dim: h, kernel_size, ..self.clone() })
+    }
+
+    /// Weights of all bypasses beside a backbone.
+    pub(super) fn total_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
+        let block = |(&c, h)| -> i64 {
+            let sites = [SubLayer::Attention, SubLayer::Mlp].map(|sub_layer| self.at(sub_layer, h));
+            sites.iter().flatten().map(|config| config.num_params(c)).sum()
+        };
+        Ok(dims.iter().zip(widths).map(block).sum())
     }
 }
 
@@ -128,9 +143,7 @@ pub struct ConvBypass {
     down: Linear,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    scale: f64,
+    up: UpProjection,
     dropout: f64,
 }
 
@@ -168,9 +181,7 @@ impl ConvBypass {
             },
             conv_weight: variable(vs, "adapter_conv.weight", &conv)?,
             conv_bias: variable(vs, "adapter_conv.bias", &zeros(&[h])?)?,
-            up_weight: variable(vs, "adapter_up.weight", &zeros(&[c, h])?)?,
-            up_bias: variable(vs, "adapter_up.bias", &zeros(&[c])?)?,
-            scale: config.scale,
+            up: UpProjection::new(vs, "adapter_up", (c, h), config.scale, config.channel_scale)?,
             dropout: config.dropout,
         })
     }
@@ -182,10 +193,8 @@ impl ConvBypass {
     /// # Errors
     /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
     pub fn forward(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
-        layout.check(tokens, self.up_weight.size()[0])?;
-        let x = self.hidden(tokens, layout, train)?;
-        let x = x.f_linear(&self.up_weight, Some(&self.up_bias))?;
-        Ok(if self.scale == 1.0 { x } else { x.f_mul_scalar(self.scale)? })
+        layout.check(tokens, self.up.weight.size()[0])?;
+        self.up.forward(&self.hidden(tokens, layout, train)?)
     }
 
     /// This bypass as a tch module over tokens of one layout.
@@ -193,8 +202,7 @@ impl ConvBypass {
         FixedLayout { bypass: self, layout }
     }
 
-    /// `residual + s * Convpass(tokens)` without a pass of its own over `[B, T, C]` for the bias,
-    /// the scale and the sum: one product accumulates into the residual stream.
+    /// `residual + s * Convpass(tokens)` for the kept samples.
     fn add_into(
         &self,
         residual: &Tensor,
@@ -204,26 +212,7 @@ impl ConvBypass {
         train: bool,
     ) -> Result<Tensor> {
         let hidden = self.hidden(&branch.select(tokens)?, layout, train)?;
-        match branch {
-            Branch::All => {
-                // [B * T, h + 1] x [h + 1, C]: a column of ones carries the bias.
-                let (hidden, flat) = (hidden.f_flatten(0, 1)?, residual.f_flatten(0, 1)?);
-                let ones =
-                    hidden.f_new_ones([hidden.size()[0], 1], (hidden.kind(), hidden.device()))?;
-                let left = Tensor::f_cat(&[&hidden, &ones], 1)?;
-                let bias = self.up_bias.f_unsqueeze(1)?;
-                // s goes into the small matrix, where it costs nothing.
-                let right =
-                    Tensor::f_cat(&[&self.up_weight, &bias], 1)?.f_mul_scalar(self.scale)?;
-                let sum = flat.f_addmm(&left, &right.f_transpose(0, 1)?)?;
-                Ok(sum.f_reshape(residual.size())?)
-            }
-            Branch::Kept { index, scale } => {
-                let mut output = hidden.f_linear(&self.up_weight, Some(&self.up_bias))?;
-                let output = output.f_mul_scalar_(self.scale * scale)?;
-                Ok(residual.f_index_add(0, index, &output)?)
-            }
-        }
+        self.up.add_into(residual, &hidden, branch)
     }
 
     /// Everything before the up convolution: `[B, P + N, C] -> [B, P + N, h]`.
@@ -305,22 +294,23 @@ impl Bypasses {
     /// Variables `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
     pub(super) fn new(
         vs: &nn::Path,
-        block_dims: &[i64],
+        shape: &BackboneShape,
         config: &ConvBypassConfig,
         rng: &mut InitRng,
     ) -> Result<Self> {
-        let mut bypass = |index: usize, dim: i64, sub_layer, name| {
-            let vs = vs / "blocks" / index / name;
-            let present = config.sub_layers.contains(sub_layer);
-            present.then(|| ConvBypass::with_rng(&vs, dim, config, rng)).transpose()
-        };
-        let mut block = |(index, &dim): (usize, &i64)| {
-            Ok(BlockBypasses {
-                attention: bypass(index, dim, SubLayer::Attention, "adapter_attn")?,
-                mlp: bypass(index, dim, SubLayer::Mlp, "adapter_mlp")?,
-            })
-        };
-        let blocks = block_dims.iter().enumerate().map(&mut block).collect::<Result<_>>()?;
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(config.bottleneck_dim, &config.blocks, dims.len())?;
+        let mut blocks = Vec::with_capacity(dims.len());
+        for (index, (&dim, h)) in dims.iter().zip(widths).enumerate() {
+            let mut bypass = |sub_layer, name| {
+                let vs = vs / "blocks" / index / name;
+                let config = config.at(sub_layer, h);
+                config.map(|config| ConvBypass::with_rng(&vs, dim, &config, rng)).transpose()
+            };
+            let attention = bypass(SubLayer::Attention, "adapter_attn")?;
+            let mlp = bypass(SubLayer::Mlp, "adapter_mlp")?;
+            blocks.push(BlockBypasses { attention, mlp });
+        }
         Ok(Bypasses { blocks, placement: config.placement })
     }
 
@@ -338,17 +328,9 @@ impl Seam for Bypasses {
         self.at(site, Placement::Parallel).is_some()
     }
 
-    fn beside(
-        &self,
-        site: Site,
-        normed: &Tensor,
-        residual: Tensor,
-        layout: &TokenLayout,
-        branch: &Branch,
-        train: bool,
-    ) -> Result<Tensor> {
-        match self.at(site, Placement::Parallel) {
-            Some(bypass) => bypass.add_into(&residual, normed, layout, branch, train),
+    fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
+        match self.at(at.site, Placement::Parallel) {
+            Some(bypass) => bypass.add_into(&residual, at.normed, at.layout, at.branch, at.train),
             None => Ok(residual),
         }
     }
@@ -369,6 +351,7 @@ impl Seam for Bypasses {
 
 #[cfg(test)]
 mod tests {
+    use super::super::up_projection::Scale;
     use super::*;
     use proptest::prelude::*;
     use tch::nn::VarStore;
@@ -404,7 +387,11 @@ mod tests {
         let (x, wd, bd) =
             (get(tokens), get(&bypass.down.weight), get(bypass.down.bias.as_ref().unwrap()));
         let (wc, bc) = (get(&bypass.conv_weight), get(&bypass.conv_bias));
-        let (wu, bu) = (get(&bypass.up_weight), get(&bypass.up_bias));
+        let (wu, bu) = (get(&bypass.up.weight), get(&bypass.up.bias));
+        let scale = match &bypass.up.scale {
+            Scale::Fixed(scale) => vec![*scale; c as usize],
+            Scale::PerChannel(scale) => get(scale),
+        };
         let act = |x: f64| x / (1.0 + (-1.702 * x).exp());
         let mut out = Vec::new();
         for b in 0..batch {
@@ -435,7 +422,7 @@ mod tests {
                 for o in 0..c {
                     let up: f64 =
                         (0..h).map(|j| act(hidden[j as usize]) * wu[(o * h + j) as usize]).sum();
-                    out.push(bypass.scale * (up + bu[o as usize]));
+                    out.push(scale[o as usize] * (up + bu[o as usize]));
                 }
             }
         }
@@ -452,11 +439,11 @@ mod tests {
         #[test]
         fn equals_its_naive_twin_on_any_shape(
             batch in 1i64..3, prefix in 0i64..6, rows in 0i64..5, cols in 1i64..6,
-            c in 1i64..10, h in 1i64..6, half in 0i64..3, seed in any::<i64>(),
+            c in 1i64..10, h in 1i64..6, half in 0i64..3, channel_scale in any::<bool>(), seed in any::<i64>(),
         ) {
             prop_assume!(prefix + rows > 0);
             let config = ConvBypassConfig {
-                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7,
+                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7, channel_scale,
                 ..ConvBypassConfig::default()
             };
             let layout = TokenLayout { prefix, grid: (rows, cols) };
@@ -481,7 +468,12 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
+        let config = ConvBypassConfig {
+            bottleneck_dim: 3,
+            scale: 1.5,
+            channel_scale: true,
+            ..Default::default()
+        };
         let layout = TokenLayout { prefix: 2, grid: (3, 2) };
         let (vs, bypass) = random_bypass(5, &config, 11);
         let x = tokens(2, &layout, 5, 12).set_requires_grad(true);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use convpass::{
-    Backbone, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, Pass, PetlConfig, PetlModel,
-    Placement, Pooling, Result, Seam, SubLayers, ViTConfig,
+    Backbone, BackboneShape, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, Pass,
+    PetlConfig, PetlModel, Placement, Pooling, Result, Seam, SubLayers, ViTConfig,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
@@ -292,8 +292,8 @@ impl Backbone for Widths {
         self.0[self.0.len() - 1]
     }
 
-    fn block_dims(&self) -> Vec<i64> {
-        self.0.clone()
+    fn shape(&self) -> BackboneShape {
+        BackboneShape { block_dims: self.0.clone(), layers: Vec::new(), num_params: 0 }
     }
 
     fn named_weights(&self) -> &[(String, Tensor)] {
@@ -302,6 +302,10 @@ impl Backbone for Widths {
 
     fn map_weights(&self, _: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
         Ok(self.clone())
+    }
+
+    fn merge(&self, _: &dyn Seam) -> Result<Self> {
+        unreachable!("only counted")
     }
 
     fn digest(&self) -> Result<String> {

@@ -1,0 +1,155 @@
+//! A pre-norm block, and the method's places around its layers.
+
+use tch::Tensor;
+
+use super::weights::Weights;
+use super::{MlpActivation, ViTConfig};
+use crate::error::Result;
+use crate::nn::{Attention, Branch, DropPath, LayerNorm, Linear, Mlp, MlpKind};
+use crate::seam::{Beside, Layer, Seam, Site, SubLayer, TokenLayout};
+
+#[derive(Debug)]
+pub(super) struct Block {
+    norm1: LayerNorm,
+    attention: Attention,
+    scale1: Option<Tensor>,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    scale2: Option<Tensor>,
+}
+
+/// The method's places at the layers.
+#[derive(Clone, Copy)]
+pub(super) struct Hooks<'a> {
+    pub(super) method: &'a dyn Seam,
+    pub(super) train: bool,
+}
+
+impl Hooks<'_> {
+    pub(super) fn after(&self, layer: Layer, input: &Tensor, output: Tensor) -> Result<Tensor> {
+        self.method.after_layer(layer, input, output, self.train)
+    }
+
+    fn linear(&self, layer: Layer, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        self.after(layer, x, linear.forward(x)?)
+    }
+
+    pub(super) fn norm(&self, layer: Layer, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        self.after(layer, x, norm.forward(x)?)
+    }
+}
+
+/// What a block needs to know of the pass it is in.
+pub(super) struct Run<'a> {
+    pub(super) index: usize,
+    pub(super) layout: TokenLayout,
+    pub(super) class_only: bool,
+    pub(super) drop_path: DropPath,
+    pub(super) hooks: Hooks<'a>,
+}
+
+impl Block {
+    /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later.
+    pub(super) fn forward(&self, tokens: Tensor, run: &Run) -> Result<Tensor> {
+        let (mut tokens, mut layout) = (tokens, run.layout);
+        let normed = run.hooks.norm(Layer::Norm1(run.index), &self.norm1, &tokens)?;
+        let mut beside = normed.shallow_clone();
+        if run.class_only {
+            layout = TokenLayout { prefix: 1, grid: (0, 0) };
+            tokens = tokens.f_narrow(1, 0, 1)?;
+            beside = normed.f_narrow(1, 0, 1)?;
+        }
+        let tokens =
+            self.sub_layer(SubLayer::Attention, tokens, &beside, &layout, run, |branch| {
+                self.attend(&branch.select(&normed)?, run)
+            })?;
+        let normed = run.hooks.norm(Layer::Norm2(run.index), &self.norm2, &tokens)?;
+        self.sub_layer(SubLayer::Mlp, tokens, &normed, &layout, run, |branch| {
+            let (fc1, fc2) = (Layer::Fc1(run.index), Layer::Fc2(run.index));
+            let x = run.hooks.linear(fc1, &self.mlp.fc1, &branch.select(&normed)?)?;
+            run.hooks.linear(fc2, &self.mlp.fc2, &self.mlp.activate(&x)?)
+        })
+    }
+
+    /// Attention over the normed tokens, `[B, T, C] -> [B, T, C]`; of the first token alone,
+    /// `[B, 1, C]`, where it alone is read later.
+    fn attend(&self, normed: &Tensor, run: &Run) -> Result<Tensor> {
+        let (hooks, index, attention) = (&run.hooks, run.index, &self.attention);
+        let mixed = if run.class_only {
+            let c = attention.proj.weight.size()[1];
+            let first = normed.f_narrow(1, 0, 1)?;
+            let q = hooks.linear(Layer::Q(index), &attention.qkv.rows(0, c)?, &first)?;
+            let kv = hooks.linear(Layer::Kv(index), &attention.qkv.rows(c, 2 * c)?, normed)?;
+            attention.mix_split(&q, &kv)?
+        } else {
+            attention.mix(&hooks.linear(Layer::Qkv(index), &attention.qkv, normed)?)?
+        };
+        hooks.linear(Layer::Proj(index), &attention.proj, &mixed)
+    }
+
+    /// Adds the sub-layer `f` and what the method has beside it into the residual stream; each
+    /// draws drop path for itself.
+    fn sub_layer(
+        &self,
+        sub_layer: SubLayer,
+        tokens: Tensor,
+        normed: &Tensor,
+        layout: &TokenLayout,
+        run: &Run,
+        f: impl FnOnce(&Branch) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (method, train) = (run.hooks.method, run.hooks.train);
+        let site = Site { block: run.index, sub_layer };
+        let layer_scale = match sub_layer {
+            SubLayer::Attention => &self.scale1,
+            SubLayer::Mlp => &self.scale2,
+        };
+        // Held only for a method that may read it.
+        let raw = method.is_beside(site).then(|| tokens.shallow_clone());
+        let branch = run.drop_path.draw(&tokens, train)?;
+        let mut sum = tokens;
+        if !branch.is_empty() {
+            let mut output = f(&branch)?;
+            if let Some(gamma) = layer_scale {
+                output = output.f_mul(gamma)?;
+            }
+            let output = method.after_sub_layer(site, output, layout, train)?;
+            sum = branch.add(&sum, &output)?;
+        }
+        if let Some(raw) = &raw {
+            let branch = &run.drop_path.draw(&sum, train)?;
+            if !branch.is_empty() {
+                sum = method.beside(&Beside { site, raw, normed, layout, branch, train }, sum)?;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+impl Block {
+    pub(super) fn build(config: &ViTConfig, index: i64, weights: &mut Weights) -> Result<Self> {
+        let (c, hidden, eps) = (config.embed_dim, config.mlp_dim, config.norm_eps);
+        let name = |part: &str| format!("blocks.{index}.{part}");
+        let (kind, halves) = match config.activation {
+            MlpActivation::Gelu => (MlpKind::Gelu, 1),
+            MlpActivation::QuickGelu => (MlpKind::QuickGelu, 1),
+            MlpActivation::SwiGlu => (MlpKind::SwiGlu, 2),
+        };
+        Ok(Block {
+            norm1: weights.norm(&name("norm1"), c, eps)?,
+            attention: Attention {
+                qkv: weights.linear(&name("attn.qkv"), 3 * c, c, config.qkv_bias)?,
+                proj: weights.linear(&name("attn.proj"), c, c, true)?,
+                num_heads: config.num_heads,
+            },
+            scale1: weights.get_if(config.layer_scale, &name("ls1.gamma"), &[c])?,
+            norm2: weights.norm(&name("norm2"), c, eps)?,
+            mlp: Mlp {
+                fc1: weights.linear(&name("mlp.fc1"), halves * hidden, c, true)?,
+                fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
+                kind,
+            },
+            scale2: weights.get_if(config.layer_scale, &name("ls2.gamma"), &[c])?,
+        })
+    }
+}

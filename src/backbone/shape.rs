@@ -1,0 +1,47 @@
+//! The layers of a ViT that a method can act on, and the names of their weights.
+
+use super::{MlpActivation, Pooling, ViTConfig};
+use crate::seam::{BackboneShape, Layer, LayerShape};
+
+impl ViTConfig {
+    /// The layers of a config that [`ViTConfig::validate`] accepts that a method can act on, in the
+    /// order of the forward pass.
+    pub(crate) fn shape(&self) -> BackboneShape {
+        let (c, hidden) = (self.embed_dim, self.mlp_dim);
+        let halves = if self.activation == MlpActivation::SwiGlu { 2 } else { 1 };
+        let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
+        let norm = |layer| shape(layer, c, c, true);
+        let patch = 3 * self.patch_size * self.patch_size;
+        let mut layers = vec![shape(Layer::PatchEmbed, patch, c, self.patch_bias)];
+        layers.extend(self.pre_norm.then(|| norm(Layer::PreNorm)));
+        for block in 0..self.depth as usize {
+            layers.extend([
+                norm(Layer::Norm1(block)),
+                shape(Layer::Qkv(block), c, 3 * c, self.qkv_bias),
+                shape(Layer::Proj(block), c, c, true),
+                norm(Layer::Norm2(block)),
+                shape(Layer::Fc1(block), c, halves * hidden, true),
+                shape(Layer::Fc2(block), hidden, c, true),
+            ]);
+        }
+        layers.push(norm(Layer::FinalNorm));
+        let block_dims = vec![c; self.depth as usize];
+        BackboneShape { block_dims, layers, num_params: self.num_params() }
+    }
+
+    /// The name in front of `.weight` and `.bias` of a layer that [`ViTConfig::shape`] lists.
+    pub(super) fn layer_name(&self, layer: Layer) -> String {
+        match layer {
+            Layer::PatchEmbed => "patch_embed.proj".to_owned(),
+            Layer::PreNorm => "norm_pre".to_owned(),
+            Layer::Norm1(i) => format!("blocks.{i}.norm1"),
+            Layer::Qkv(i) | Layer::Q(i) | Layer::Kv(i) => format!("blocks.{i}.attn.qkv"),
+            Layer::Proj(i) => format!("blocks.{i}.attn.proj"),
+            Layer::Norm2(i) => format!("blocks.{i}.norm2"),
+            Layer::Fc1(i) => format!("blocks.{i}.mlp.fc1"),
+            Layer::Fc2(i) => format!("blocks.{i}.mlp.fc2"),
+            Layer::FinalNorm if self.pooling == Pooling::AverageThenNorm => "fc_norm".to_owned(),
+            Layer::FinalNorm => "norm".to_owned(),
+        }
+    }
+}

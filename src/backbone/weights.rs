@@ -1,0 +1,50 @@
+//! Weights as the layers of a ViT ask for them: by name and shape, in one order.
+
+use tch::Tensor;
+
+use crate::error::Result;
+use crate::nn::{LayerNorm, Linear};
+
+/// Where weights come from: a name and the shape that the model needs under it.
+pub(crate) type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+
+/// Asks a [`WeightSource`] for weights and keeps them under their names.
+pub(super) struct Weights<'a, 'b> {
+    pub(super) source: &'a mut WeightSource<'b>,
+    pub(super) named: Vec<(String, Tensor)>,
+}
+
+impl Weights<'_, '_> {
+    pub(super) fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let weight = (self.source)(name, shape)?;
+        self.named.push((name.to_owned(), weight.shallow_clone()));
+        Ok(weight)
+    }
+
+    pub(super) fn get_if(
+        &mut self,
+        present: bool,
+        name: &str,
+        shape: &[i64],
+    ) -> Result<Option<Tensor>> {
+        present.then(|| self.get(name, shape)).transpose()
+    }
+
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        out: i64,
+        inner: i64,
+        bias: bool,
+    ) -> Result<Linear> {
+        let weight = self.get(&format!("{name}.weight"), &[out, inner])?;
+        let bias = self.get_if(bias, &format!("{name}.bias"), &[out])?;
+        Ok(Linear { weight, bias })
+    }
+
+    pub(super) fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<LayerNorm> {
+        let weight = self.get(&format!("{name}.weight"), &[dim])?;
+        let bias = self.get(&format!("{name}.bias"), &[dim])?;
+        Ok(LayerNorm { weight, bias, eps })
+    }
+}

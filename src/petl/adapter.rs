@@ -1,0 +1,124 @@
+//! Adapter: a bottleneck with a residual of its own after a sub-layer (Houlsby et al., arXiv
+//! 1902.00751; Pfeiffer et al., arXiv 2005.00247).
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
+use super::{SubLayers, checks, widths};
+use crate::error::Result;
+use crate::nn::{Branch, InitRng};
+use crate::seam::{BackboneShape, Seam, Site, SubLayer, TokenLayout};
+
+/// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, before
+/// it joins the residual stream.
+///
+/// The default is the one that Convpass is compared with: Pfeiffer's, after the MLP alone, with
+/// GELU. `sub_layers: SubLayers::Both` is Houlsby's; with `channel_scale` it is Adapter+. The
+/// first matrix starts Xavier uniform and the second at zero, so that an adapter starts as the
+/// identity; Houlsby draws both from a narrow normal instead, and NOAH's code both from Xavier
+/// with QuickGELU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// h, the width between the two matrices.
+    pub bottleneck_dim: i64,
+    /// Which sub-layers get an adapter.
+    pub sub_layers: SubLayers,
+    /// What stands between the matrices.
+    pub activation: BottleneckActivation,
+    /// Dropout rate before the second matrix, in training; none in Houlsby's and NOAH's.
+    pub dropout: f64,
+    /// s, the factor on the branch; one in both papers.
+    pub scale: f64,
+    /// Whether s is trained, one per channel, from `scale` on.
+    pub channel_scale: bool,
+    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig {
+            bottleneck_dim: 8,
+            sub_layers: SubLayers::Mlp,
+            activation: BottleneckActivation::Gelu,
+            dropout: 0.0,
+            scale: 1.0,
+            channel_scale: false,
+            blocks: None,
+        }
+    }
+}
+
+impl AdapterConfig {
+    /// Checks that adapters of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
+        checks::scale(self.scale)?;
+        checks::dropout(self.dropout)
+    }
+
+    /// `2hC + h + C` for each adapter, and C more with `channel_scale`.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
+        let one = |(&c, h)| Bottleneck::num_params(c, h, self.channel_scale);
+        Ok(self.sub_layers.count() * dims.iter().zip(widths).map(one).sum::<i64>())
+    }
+}
+
+/// The adapters of a whole backbone, `[attention, MLP]` in each block.
+#[derive(Debug)]
+pub(super) struct Adapters(Vec<[Option<Bottleneck>; 2]>);
+
+impl Adapters {
+    /// Variables `blocks.N.{attn,mlp}.adapter.{down,up}.{weight,bias}`, perhaps `...scale`.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &AdapterConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let options = Options {
+            names: ("down", "up"),
+            activation: config.activation,
+            dropout: config.dropout,
+            scale: config.scale,
+            channel_scale: config.channel_scale,
+        };
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(config.bottleneck_dim, &config.blocks, dims.len())?;
+        let mut blocks = Vec::with_capacity(dims.len());
+        for (index, (&c, h)) in dims.iter().zip(widths).enumerate() {
+            let mut adapter = |sub_layer, name| {
+                let present = h > 0 && config.sub_layers.contains(sub_layer);
+                let vs = vs / "blocks" / index / name / "adapter";
+                let mut new = || Bottleneck::new(&vs, &rng.xavier_uniform(&[h, c])?, &options);
+                present.then(&mut new).transpose()
+            };
+            blocks.push([adapter(SubLayer::Attention, "attn")?, adapter(SubLayer::Mlp, "mlp")?]);
+        }
+        Ok(Adapters(blocks))
+    }
+}
+
+impl Seam for Adapters {
+    fn after_sub_layer(
+        &self,
+        site: Site,
+        output: Tensor,
+        _: &TokenLayout,
+        train: bool,
+    ) -> Result<Tensor> {
+        let index = usize::from(site.sub_layer == SubLayer::Mlp);
+        match self.0.get(site.block).and_then(|block| block[index].as_ref()) {
+            Some(adapter) => adapter.add_into(&output, &output, &Branch::All, train),
+            None => Ok(output),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! AdaptFormer: a scaled bottleneck beside the MLP (Chen et al., arXiv 2205.13535).
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
+use super::{checks, widths};
+use crate::error::Result;
+use crate::nn::InitRng;
+use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer};
+
+/// What the branch of AdaptFormer reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdaptFormerInput {
+    /// The residual stream as it enters the sub-layer: its published code, whose runs set
+    /// `ffn_adapter_layernorm_option` to none.
+    #[default]
+    Raw,
+    /// The same after the layer norm that the MLP reads: the equations of its paper.
+    Normed,
+}
+
+/// The choices of AdaptFormer: `X + MLP(LN(X)) + s * (relu(X W_down) W_up)`.
+///
+/// The default follows its published code: raw input, s = 0.1, dropout 0.1, the first matrix
+/// Kaiming uniform (a = sqrt(5), as LoRA's) and the second zero; h is the comparison's 8. One
+/// difference remains: the branch takes part in drop path like every branch here, where the code
+/// leaves it out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdaptFormerConfig {
+    /// h, the width between the two matrices.
+    pub bottleneck_dim: i64,
+    /// s, the factor on the branch.
+    pub scale: f64,
+    /// Whether s is trained, one per channel, from `scale` on (Adapter+).
+    pub channel_scale: bool,
+    /// Dropout rate before the second matrix, in training.
+    pub dropout: f64,
+    /// What the branch reads.
+    pub input: AdaptFormerInput,
+    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl Default for AdaptFormerConfig {
+    fn default() -> Self {
+        AdaptFormerConfig {
+            bottleneck_dim: 8,
+            scale: 0.1,
+            channel_scale: false,
+            dropout: 0.1,
+            input: AdaptFormerInput::Raw,
+            blocks: None,
+        }
+    }
+}
+
+impl AdaptFormerConfig {
+    /// Checks that branches of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
+        checks::scale(self.scale)?;
+        checks::dropout(self.dropout)
+    }
+
+    /// `2hC + h + C` a block, and C more with `channel_scale`.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
+        let one = |(&c, h)| Bottleneck::num_params(c, h, self.channel_scale);
+        Ok(dims.iter().zip(widths).map(one).sum())
+    }
+}
+
+/// The branches of a whole backbone.
+#[derive(Debug)]
+pub(super) struct AdaptMlps {
+    blocks: Vec<Option<Bottleneck>>,
+    input: AdaptFormerInput,
+}
+
+impl AdaptMlps {
+    /// Variables `blocks.N.adaptmlp.{down,up}_proj.{weight,bias}`, the published names, and
+    /// perhaps `blocks.N.adaptmlp.scale`.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &AdaptFormerConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let options = Options {
+            names: ("down_proj", "up_proj"),
+            activation: BottleneckActivation::Relu,
+            dropout: config.dropout,
+            scale: config.scale,
+            channel_scale: config.channel_scale,
+        };
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(config.bottleneck_dim, &config.blocks, dims.len())?;
+        let mut blocks = Vec::with_capacity(dims.len());
+        for (index, (&c, h)) in dims.iter().zip(widths).enumerate() {
+            let vs = vs / "blocks" / index / "adaptmlp";
+            let mut new = || Bottleneck::new(&vs, &rng.kaiming_uniform(&[h, c])?, &options);
+            blocks.push((h > 0).then(&mut new).transpose()?);
+        }
+        Ok(AdaptMlps { blocks, input: config.input })
+    }
+
+    fn at(&self, site: Site) -> Option<&Bottleneck> {
+        let block = self.blocks.get(site.block).filter(|_| site.sub_layer == SubLayer::Mlp);
+        block?.as_ref()
+    }
+}
+
+impl Seam for AdaptMlps {
+    fn is_beside(&self, site: Site) -> bool {
+        self.at(site).is_some()
+    }
+
+    fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
+        let input = match self.input {
+            AdaptFormerInput::Raw => at.raw,
+            AdaptFormerInput::Normed => at.normed,
+        };
+        match self.at(at.site) {
+            Some(branch) => branch.add_into(&residual, input, at.branch, at.train),
+            None => Ok(residual),
+        }
+    }
+}

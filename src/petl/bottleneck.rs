@@ -1,0 +1,81 @@
+//! Two linear layers with a bottleneck between them: what Adapter and AdaptFormer add.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::up_projection::UpProjection;
+use crate::error::Result;
+use crate::nn::{Branch, Linear, quick_gelu, variable};
+
+/// The activation of a bottleneck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BottleneckActivation {
+    /// The exact (erf) GELU.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// `s * (dropout(act(x W_down + b_down)) W_up + b_up)`; W_up and both biases start at zero.
+#[derive(Debug)]
+pub(super) struct Bottleneck {
+    down: Linear,
+    activation: BottleneckActivation,
+    dropout: f64,
+    up: UpProjection,
+}
+
+/// What a [`Bottleneck`] is made from.
+pub(super) struct Options<'a> {
+    pub(super) names: (&'a str, &'a str),
+    pub(super) activation: BottleneckActivation,
+    pub(super) dropout: f64,
+    pub(super) scale: f64,
+    pub(super) channel_scale: bool,
+}
+
+impl Bottleneck {
+    /// Variables under `vs`: the two layers under `options.names`, and perhaps `scale`. `down` is
+    /// the initial value of the first matrix, `[h, C]`.
+    pub(super) fn new(vs: &nn::Path, down: &Tensor, options: &Options) -> Result<Self> {
+        let (down_name, up_name) = options.names;
+        let (h, c) = (down.size()[0], down.size()[1]);
+        let bias = Tensor::f_zeros([h], (Kind::Float, Device::Cpu))?;
+        Ok(Bottleneck {
+            down: Linear {
+                weight: variable(vs, &format!("{down_name}.weight"), down)?,
+                bias: Some(variable(vs, &format!("{down_name}.bias"), &bias)?),
+            },
+            activation: options.activation,
+            dropout: options.dropout,
+            up: UpProjection::new(vs, up_name, (c, h), options.scale, options.channel_scale)?,
+        })
+    }
+
+    /// Number of weights beside tokens of width `c`; none where `h` is zero.
+    pub(super) fn num_params(c: i64, h: i64, channel_scale: bool) -> i64 {
+        if h == 0 { 0 } else { c * h + h + UpProjection::num_params(c, h, channel_scale) }
+    }
+
+    /// Adds its output for the kept samples of `x` into `residual`, both `[B, T, C]`.
+    pub(super) fn add_into(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        branch: &Branch,
+        train: bool,
+    ) -> Result<Tensor> {
+        let x = self.down.forward(&branch.select(x)?)?;
+        let x = match self.activation {
+            BottleneckActivation::Gelu => x.f_gelu("none")?,
+            BottleneckActivation::QuickGelu => quick_gelu(&x)?,
+            BottleneckActivation::Relu => x.f_relu()?,
+        };
+        let drop = train && self.dropout > 0.0;
+        let x = if drop { x.f_dropout(self.dropout, true)? } else { x };
+        self.up.add_into(residual, &x, branch)
+    }
+}

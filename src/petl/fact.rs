@@ -1,0 +1,259 @@
+//! FacT: the updates of all linear layers as one factored tensor (Jie and Deng, arXiv 2212.03145).
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::linear_targets::{LinearTarget, merge_linear, targets_of};
+use super::{checks, widths};
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, variable};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+
+/// How FacT factors the tensor of all updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FactForm {
+    /// FacT-TT: each layer has a core of its own between two factors that all share.
+    #[default]
+    TensorTrain,
+    /// FacT-TK (Tucker): each core is a trained mixture of the slices of one that all share.
+    Tucker,
+}
+
+/// The choices of FacT: `s * x U^T S V^T` beside every linear layer, where U `[r, C]` and
+/// V `[C, r]` are shared by all layers and blocks. The MLP's layers count as several of width C.
+///
+/// It follows its published code in all that the paper leaves open: dropout after the core,
+/// V at zero, U and the tensor train's cores uniform with bound `1 / sqrt(in)`, Tucker's factors
+/// Xavier uniform, and the order in which Tucker's mixtures lie (queries, keys, values,
+/// projection, then the MLP's layers, block after block). Its r and s are chosen for each task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FactConfig {
+    /// Which factors.
+    pub form: FactForm,
+    /// r, the rank.
+    pub rank: i64,
+    /// s, the factor on the update.
+    pub scale: f64,
+    /// Dropout rate between core and V, in training.
+    pub dropout: f64,
+}
+
+impl Default for FactConfig {
+    fn default() -> Self {
+        FactConfig { form: FactForm::TensorTrain, rank: 16, scale: 1.0, dropout: 0.1 }
+    }
+}
+
+/// How many layers of width C the parts of a block count as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slots {
+    c: i64,
+    fc1: i64,
+    fc2: i64,
+}
+
+impl Slots {
+    fn of(shape: &BackboneShape) -> Result<Self> {
+        let mut all = None;
+        for (block, &c) in shape.block_dims.iter().enumerate() {
+            let wide = |width: i64| match width % c {
+                0 => Ok(width / c),
+                _ => Err(Error::config("fact", "an MLP of a multiple of C wide", width)),
+            };
+            let (fc1, fc2) =
+                (LinearTarget::Fc1.size(shape, block)?.1, LinearTarget::Fc2.size(shape, block)?.0);
+            let slots = Slots { c, fc1: wide(fc1)?, fc2: wide(fc2)? };
+            if all.is_some_and(|all| all != slots) {
+                return Err(Error::config("fact", "blocks of one width", format!("{slots:?}")));
+            }
+            all = Some(slots);
+        }
+        all.ok_or_else(|| Error::config("fact", "beside a backbone with blocks", "none"))
+    }
+
+    /// Queries, keys, values, projection, and the MLP's.
+    fn per_block(self) -> i64 {
+        4 + self.fc1 + self.fc2
+    }
+
+    /// Start and number of the slots of a map within its block.
+    fn range(self, target: LinearTarget) -> (i64, i64) {
+        match target {
+            LinearTarget::Q => (0, 1),
+            LinearTarget::K => (1, 1),
+            LinearTarget::V => (2, 1),
+            LinearTarget::Proj => (3, 1),
+            LinearTarget::Fc1 => (4, self.fc1),
+            LinearTarget::Fc2 => (4 + self.fc1, self.fc2),
+        }
+    }
+}
+
+const TARGETS: [LinearTarget; 6] = [
+    LinearTarget::Q,
+    LinearTarget::K,
+    LinearTarget::V,
+    LinearTarget::Proj,
+    LinearTarget::Fc1,
+    LinearTarget::Fc2,
+];
+
+impl FactConfig {
+    /// Checks that such factors can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("rank", self.rank, &None)?;
+        // Its core has r^3 entries.
+        if self.form == FactForm::Tucker && self.rank > 1 << 10 {
+            return Err(Error::config("rank", "within 1..=1024 for Tucker's form", self.rank));
+        }
+        checks::scale(self.scale)?;
+        checks::dropout(self.dropout)
+    }
+
+    /// `2rC`, and `r^2` for each slot of width C (tensor train) or `r` for each and `r^3`
+    /// (Tucker).
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let (slots, r) = (Slots::of(shape)?, self.rank);
+        let count = slots.per_block() * shape.block_dims.len() as i64;
+        let cores = match self.form {
+            FactForm::TensorTrain => count.saturating_mul(r * r),
+            FactForm::Tucker => count * r + r * r * r,
+        };
+        Ok(cores.saturating_add(2 * r * slots.c))
+    }
+}
+
+/// The factors of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Fact {
+    /// `[r, C]`.
+    u: Tensor,
+    /// `[C, r]`.
+    v: Tensor,
+    cores: Cores,
+    slots: Slots,
+    scale: f64,
+    dropout: f64,
+}
+
+#[derive(Debug)]
+enum Cores {
+    /// For each block and target: `[out r, in r]`.
+    TensorTrain(Vec<Vec<Tensor>>),
+    /// `[r, slots]` and `[r, r, r]`.
+    Tucker { mixtures: Tensor, core: Tensor },
+}
+
+impl Fact {
+    /// Variables under the published names: `FacTu.weight`, `FacTv.weight`, and
+    /// `blocks.N.attn.q_FacTs.weight` and so on, or `FacTp` and `FacTc`.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &FactConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let (slots, r, count) = (Slots::of(shape)?, config.rank, shape.block_dims.len());
+        let u = variable(vs, "FacTu.weight", &rng.kaiming_uniform(&[r, slots.c])?)?;
+        let zeros = Tensor::f_zeros([slots.c, r], (Kind::Float, Device::Cpu))?;
+        let v = variable(vs, "FacTv.weight", &zeros)?;
+        let cores = match config.form {
+            FactForm::TensorTrain => {
+                let mut core = |block: usize, target: LinearTarget| {
+                    let n = slots.range(target).1;
+                    let shape = if target == LinearTarget::Fc2 { [r, n * r] } else { [n * r, r] };
+                    let name = format!("{}_FacTs.weight", target.path());
+                    variable(&(vs / "blocks" / block), &name, &rng.kaiming_uniform(&shape)?)
+                };
+                let mut block = |block| TARGETS.iter().map(|&t| core(block, t)).collect();
+                Cores::TensorTrain((0..count).map(&mut block).collect::<Result<_>>()?)
+            }
+            FactForm::Tucker => {
+                let mixtures = rng.xavier_uniform(&[r, slots.per_block() * count as i64])?;
+                Cores::Tucker {
+                    mixtures: variable(vs, "FacTp", &mixtures)?,
+                    core: variable(vs, "FacTc", &rng.xavier_uniform(&[r, r, r])?)?,
+                }
+            }
+        };
+        Ok(Fact { u, v, cores, slots, scale: config.scale, dropout: config.dropout })
+    }
+
+    /// The core of a map, `[out r, in r]`.
+    fn core(&self, block: usize, target: LinearTarget) -> Result<Tensor> {
+        match &self.cores {
+            Cores::TensorTrain(blocks) => {
+                let index = TARGETS.iter().position(|&t| t == target).unwrap_or_default();
+                Ok(blocks[block][index].shallow_clone())
+            }
+            Cores::Tucker { mixtures, core } => {
+                let (start, n) = self.slots.range(target);
+                let first = block as i64 * self.slots.per_block() + start;
+                // [r, r, r] x [r, n] -> [r, r, n] -> [r, r n]: the code's own order of entries.
+                let mixed = core.f_matmul(&mixtures.f_narrow(1, first, n)?)?.f_flatten(1, 2)?;
+                match target {
+                    LinearTarget::Fc2 => Ok(mixed),
+                    _ => Ok(mixed.f_transpose(0, 1)?),
+                }
+            }
+        }
+    }
+
+    /// Adds the update of the maps whose outputs `output` is made of, `[B, T, k C]`.
+    fn add(
+        &self,
+        block: usize,
+        targets: &[LinearTarget],
+        input: &Tensor,
+        output: &Tensor,
+        train: bool,
+    ) -> Result<Tensor> {
+        let cores = targets.iter().map(|&target| self.core(block, target));
+        let core = Tensor::f_cat(&cores.collect::<Result<Vec<_>>>()?, 0)?;
+        // [B, T, n C] -> [B, T, n, C] -> [B, T, n r] -> [B, T, k r] -> [B, T, k, r]
+        let parts = input.f_unflatten(-1, [-1, self.slots.c])?;
+        let hidden = parts.f_linear(&self.u, None::<&Tensor>)?.f_flatten(-2, -1)?;
+        let hidden = hidden.f_linear(&core, None::<&Tensor>)?;
+        let drop = train && self.dropout > 0.0;
+        let hidden = if drop { hidden.f_dropout(self.dropout, true)? } else { hidden };
+        let rank = self.u.size()[0];
+        // [B T k, r] x [r, C] accumulates into [B T k, C].
+        let rows = hidden.f_reshape([-1, rank])?;
+        let up = self.v.f_mul_scalar(self.scale)?.f_transpose(0, 1)?;
+        let sum = output.f_reshape([-1, self.slots.c])?.f_addmm(&rows, &up)?;
+        Ok(sum.f_reshape(output.size())?)
+    }
+}
+
+impl Seam for Fact {
+    fn after_layer(
+        &self,
+        layer: Layer,
+        input: &Tensor,
+        output: Tensor,
+        train: bool,
+    ) -> Result<Tensor> {
+        match targets_of(layer) {
+            Some((block, targets)) => self.add(block, targets, input, &output, train),
+            None => Ok(output),
+        }
+    }
+
+    fn can_merge(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
+        match targets_of(layer) {
+            Some((block, targets)) => merge_linear(weights, |input, output| {
+                self.add(block, targets, input, &output, false)
+            }),
+            None => Ok(weights),
+        }
+    }
+}

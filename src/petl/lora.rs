@@ -1,0 +1,164 @@
+//! LoRA: a low-rank product beside a linear layer (Hu et al., arXiv 2106.09685).
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::linear_targets::{LinearTarget, merge_linear, targets_of};
+use super::widths;
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, variable};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+
+/// The choices of LoRA: `x W^T + alpha / r * x A^T B^T`.
+///
+/// The default acts on queries and values with r = alpha = 8, the comparison's. A starts Kaiming
+/// uniform (a = sqrt(5): bound `1 / sqrt(in)`) and B at zero, as in its published code and in
+/// Hugging Face PEFT; the paper's text draws A from a normal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// r, the rank.
+    pub rank: i64,
+    /// The product is multiplied by `alpha / r`.
+    pub alpha: f64,
+    /// The linear layers it acts on; each at most once.
+    pub targets: Vec<LinearTarget>,
+    /// r of each block in place of `rank`; 0 leaves a block without. The factor is `alpha` over
+    /// the block's own rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let targets = vec![LinearTarget::Q, LinearTarget::V];
+        LoraConfig { rank: 8, alpha: 8.0, targets, blocks: None }
+    }
+}
+
+impl LoraConfig {
+    /// Checks that products of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("rank", self.rank, &self.blocks)?;
+        if !self.alpha.is_finite() {
+            return Err(Error::config("alpha", "finite", self.alpha));
+        }
+        let repeated = |i: usize| self.targets[..i].contains(&self.targets[i]);
+        if self.targets.is_empty() || (0..self.targets.len()).any(repeated) {
+            let found = format!("{:?}", self.targets);
+            return Err(Error::config("targets", "a list without repetition", found));
+        }
+        Ok(())
+    }
+
+    /// `r (in + out)` for each layer that it acts on.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let ranks = widths::resolve(self.rank, &self.blocks, shape.block_dims.len())?;
+        let mut total = 0;
+        for (block, rank) in ranks.into_iter().enumerate().filter(|&(_, rank)| rank > 0) {
+            for target in &self.targets {
+                let (inputs, outputs) = target.size(shape, block)?;
+                total += rank * (inputs + outputs);
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// The products of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Lora(Vec<Vec<Product>>);
+
+#[derive(Debug)]
+struct Product {
+    target: LinearTarget,
+    /// `[r, in]`.
+    a: Tensor,
+    /// `[out, r]`.
+    b: Tensor,
+    scale: f64,
+}
+
+impl Lora {
+    /// Variables `blocks.N.attn.q.lora_A.weight [r, in]`, `...lora_B.weight [out, r]`, and so on
+    /// for each target.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &LoraConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let ranks = widths::resolve(config.rank, &config.blocks, shape.block_dims.len())?;
+        let mut product = |block: usize, rank: i64, target: LinearTarget| {
+            let (inputs, outputs) = target.size(shape, block)?;
+            let (vs, name) = (vs / "blocks" / block, target.path());
+            let zeros = Tensor::f_zeros([outputs, rank], (Kind::Float, Device::Cpu))?;
+            Ok(Product {
+                target,
+                a: variable(
+                    &vs,
+                    &format!("{name}.lora_A.weight"),
+                    &rng.kaiming_uniform(&[rank, inputs])?,
+                )?,
+                b: variable(&vs, &format!("{name}.lora_B.weight"), &zeros)?,
+                scale: config.alpha / rank as f64,
+            })
+        };
+        let mut blocks = Vec::with_capacity(ranks.len());
+        for (block, rank) in ranks.into_iter().enumerate() {
+            let targets = config.targets.iter().filter(|_| rank > 0);
+            let products = targets.map(|&target| product(block, rank, target));
+            blocks.push(products.collect::<Result<_>>()?);
+        }
+        Ok(Lora(blocks))
+    }
+
+    /// The products of a layer, one place for each map that its output is made of; none at all
+    /// where the method does nothing.
+    fn at(&self, layer: Layer) -> Option<Vec<Option<&Product>>> {
+        let (block, targets) = targets_of(layer)?;
+        let products = self.0.get(block)?;
+        let find = |target| products.iter().find(|product| product.target == target);
+        let found: Vec<_> = targets.iter().map(|&target| find(target)).collect();
+        found.iter().any(Option::is_some).then_some(found)
+    }
+}
+
+/// Adds every product of a layer into its output with two small products in all: the matrices A
+/// stacked, the matrices B on a diagonal of blocks.
+fn add(products: &[Option<&Product>], input: &Tensor, output: Tensor) -> Result<Tensor> {
+    let downs: Vec<&Tensor> = products.iter().flatten().map(|product| &product.a).collect();
+    let hidden = input.f_linear(&Tensor::f_cat(&downs, 0)?, None::<&Tensor>)?;
+    let outputs = output.size().last().copied().unwrap_or_default() / products.len() as i64;
+    let ups = products.iter().map(|product| match product {
+        Some(product) => Ok(product.b.f_mul_scalar(product.scale)?),
+        None => Ok(hidden.f_new_zeros([outputs, 0], (hidden.kind(), hidden.device()))?),
+    });
+    // [out, sum of ranks]
+    let up = Tensor::f_block_diag(&ups.collect::<Result<Vec<_>>>()?)?;
+    let (hidden, flat) = (hidden.f_flatten(0, 1)?, output.f_flatten(0, 1)?);
+    Ok(flat.f_addmm(&hidden, &up.f_transpose(0, 1)?)?.f_reshape(output.size())?)
+}
+
+impl Seam for Lora {
+    fn after_layer(&self, layer: Layer, input: &Tensor, output: Tensor, _: bool) -> Result<Tensor> {
+        match self.at(layer) {
+            Some(products) => add(&products, input, output),
+            None => Ok(output),
+        }
+    }
+
+    fn can_merge(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
+        match self.at(layer) {
+            Some(products) => merge_linear(weights, |input, output| add(&products, input, output)),
+            None => Ok(weights),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! RepAdapter: a linear adapter in front of a sub-layer, which folds into the layer behind it (Luo
+//! et al., arXiv 2302.08106).
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::up_projection::{Scale, add_product};
+use super::{SubLayers, checks, widths};
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, Linear, variable};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, SubLayer};
+
+/// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
+/// with B in groups and no activation; in front of attention and MLP, as its published code's
+/// `repblock`.
+///
+/// A starts Xavier uniform, the rest at zero. That code chooses s for each task; the paper's count
+/// of 0.22 M for ViT-B leaves the biases out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepAdapterConfig {
+    /// h, the width between the two matrices.
+    pub bottleneck_dim: i64,
+    /// Groups of the second matrix; divides h and C.
+    pub groups: i64,
+    /// s, the factor on the branch.
+    pub scale: f64,
+    /// Dropout rate between the matrices, in training.
+    pub dropout: f64,
+    /// In front of which sub-layers.
+    pub sub_layers: SubLayers,
+    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl Default for RepAdapterConfig {
+    fn default() -> Self {
+        RepAdapterConfig {
+            bottleneck_dim: 8,
+            groups: 2,
+            scale: 1.0,
+            dropout: 0.1,
+            sub_layers: SubLayers::Both,
+            blocks: None,
+        }
+    }
+}
+
+impl RepAdapterConfig {
+    /// Checks that adapters of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
+        if self.groups < 1 {
+            return Err(Error::config("groups", "positive", self.groups));
+        }
+        let widths = self.blocks.clone().unwrap_or_else(|| vec![self.bottleneck_dim]);
+        if let Some(h) = widths.into_iter().find(|h| h % self.groups != 0) {
+            return Err(Error::config("groups", format!("a divisor of h = {h}"), self.groups));
+        }
+        checks::scale(self.scale)?;
+        checks::dropout(self.dropout)
+    }
+
+    fn widths(&self, shape: &BackboneShape) -> Result<Vec<i64>> {
+        let dims = &shape.block_dims;
+        if let Some(c) = dims.iter().find(|&c| c % self.groups != 0) {
+            return Err(Error::config("groups", format!("a divisor of C = {c}"), self.groups));
+        }
+        widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())
+    }
+
+    /// `hC + h + Ch / groups + C` for each adapter.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let one = |(&c, h): (&i64, i64)| match h {
+            0 => 0,
+            _ => h * c + h + c * h / self.groups + c,
+        };
+        let each = shape.block_dims.iter().zip(self.widths(shape)?).map(one);
+        Ok(self.sub_layers.count() * each.sum::<i64>())
+    }
+}
+
+/// The adapters of a whole backbone, `[attention, MLP]` in each block.
+#[derive(Debug)]
+pub(super) struct RepAdapters(Vec<[Option<RepAdapter>; 2]>);
+
+#[derive(Debug)]
+struct RepAdapter {
+    a: Linear,
+    /// `[C, h / groups]`.
+    b_weight: Tensor,
+    b_bias: Tensor,
+    groups: i64,
+    scale: f64,
+    dropout: f64,
+}
+
+impl RepAdapters {
+    /// Variables `blocks.N.adapter_{attn,mlp}.conv_{A,B}.{weight,bias}`, the published names.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &RepAdapterConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let mut adapter = |block: usize, name: &str, c: i64, h: i64| {
+            let vs = vs / "blocks" / block / name;
+            let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));
+            Ok::<_, Error>(RepAdapter {
+                a: Linear {
+                    weight: variable(&vs, "conv_A.weight", &rng.xavier_uniform(&[h, c])?)?,
+                    bias: Some(variable(&vs, "conv_A.bias", &zeros(&[h])?)?),
+                },
+                b_weight: variable(&vs, "conv_B.weight", &zeros(&[c, h / config.groups])?)?,
+                b_bias: variable(&vs, "conv_B.bias", &zeros(&[c])?)?,
+                groups: config.groups,
+                scale: config.scale,
+                dropout: config.dropout,
+            })
+        };
+        let mut blocks = Vec::with_capacity(shape.block_dims.len());
+        for (block, (&c, h)) in shape.block_dims.iter().zip(config.widths(shape)?).enumerate() {
+            let has = |sub_layer| h > 0 && config.sub_layers.contains(sub_layer);
+            let attention = has(SubLayer::Attention)
+                .then(|| adapter(block, "adapter_attn", c, h))
+                .transpose()?;
+            let mlp =
+                has(SubLayer::Mlp).then(|| adapter(block, "adapter_mlp", c, h)).transpose()?;
+            blocks.push([attention, mlp]);
+        }
+        Ok(RepAdapters(blocks))
+    }
+}
+
+impl RepAdapter {
+    /// `[B, T, C] -> [B, T, C]`.
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let hidden = self.a.forward(x)?;
+        let drop = train && self.dropout > 0.0;
+        let hidden = if drop { hidden.f_dropout(self.dropout, true)? } else { hidden };
+        let dense = match self.groups {
+            1 => self.b_weight.shallow_clone(),
+            // Each group's outputs read their own part of the bottleneck: blocks on a diagonal.
+            groups => Tensor::f_block_diag(&self.b_weight.f_chunk(groups, 0)?)?,
+        };
+        add_product(x, &hidden, &dense, &self.b_bias, &Scale::Fixed(self.scale))
+    }
+
+    /// The weights of a linear layer that reads this adapter's output, for one that reads its
+    /// input.
+    fn merge(&self, weights: LayerWeights) -> Result<LayerWeights> {
+        let LayerWeights { weight, bias } = weights;
+        let (kind, c) = (weight.kind(), weight.size()[1]);
+        let weight = weight.f_to_kind(Kind::Float)?;
+        let identity = Tensor::f_eye(c, (Kind::Float, weight.device()))?;
+        let offset =
+            self.forward(&identity.f_zeros_like()?.f_narrow(0, 0, 1)?.f_unsqueeze(0)?, false)?;
+        let offset = offset.f_reshape([c])?;
+        // Row j is what the adapter makes of input j: the transposed matrix.
+        let matrix = self.forward(&identity.f_unsqueeze(0)?, false)?.f_squeeze_dim(0)?;
+        let matrix = matrix.f_sub(&offset)?;
+        let shift = weight.f_mv(&offset)?;
+        let bias = match bias {
+            Some(bias) => bias.f_add(&shift)?,
+            None => shift,
+        };
+        let weight = weight.f_matmul(&matrix.f_transpose(0, 1)?)?;
+        Ok(LayerWeights { weight: weight.f_to_kind(kind)?, bias: Some(bias.f_to_kind(kind)?) })
+    }
+}
+
+impl Seam for RepAdapters {
+    fn after_layer(&self, layer: Layer, _: &Tensor, output: Tensor, train: bool) -> Result<Tensor> {
+        let (block, index) = match layer {
+            Layer::Norm1(block) => (block, 0),
+            Layer::Norm2(block) => (block, 1),
+            _ => return Ok(output),
+        };
+        match self.0.get(block).and_then(|adapters| adapters[index].as_ref()) {
+            Some(adapter) => adapter.forward(&output, train),
+            None => Ok(output),
+        }
+    }
+
+    fn can_merge(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
+        let (block, index) = match layer {
+            Layer::Qkv(block) => (block, 0),
+            Layer::Fc1(block) => (block, 1),
+            _ => return Ok(weights),
+        };
+        match self.0.get(block).and_then(|adapters| adapters[index].as_ref()) {
+            Some(adapter) => adapter.merge(weights),
+            None => Ok(weights),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! SSF: a scale and a shift per channel after every layer (Lian et al., arXiv 2210.08823).
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, variable};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+
+/// The choices of SSF: `x * scale + shift` after the patch embedding, every linear layer and every
+/// norm, where its published code has them (the patches before the position table joins; CLIP's
+/// norm in front of the first block, which that code does not have, like the other norms).
+///
+/// Scales start normal around 1 and shifts around 0, so that the untrained model is close to the
+/// frozen one and not equal to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SsfConfig {
+    /// Deviation of the initial values; 0.02 in its code. With 0 it starts as the identity.
+    pub init_std: f64,
+}
+
+impl Default for SsfConfig {
+    fn default() -> Self {
+        SsfConfig { init_std: 0.02 }
+    }
+}
+
+impl SsfConfig {
+    /// Checks the field.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the deviation is negative or no number.
+    pub fn validate(&self) -> Result<()> {
+        match self.init_std.is_finite() && self.init_std >= 0.0 {
+            true => Ok(()),
+            false => Err(Error::config("init_std", "finite and not negative", self.init_std)),
+        }
+    }
+
+    /// Two for each output of each layer.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> i64 {
+        2 * shape.layers.iter().map(|layer| layer.outputs).sum::<i64>()
+    }
+}
+
+/// The factors of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Ssf(HashMap<Layer, Factors>);
+
+/// Both `[out]`.
+#[derive(Debug)]
+struct Factors {
+    scale: Tensor,
+    shift: Tensor,
+}
+
+impl Ssf {
+    /// Variables under the published names: `blocks.N.attn.ssf_scale_1`, and so on.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &SsfConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let mut factors = HashMap::new();
+        for layer in &shape.layers {
+            let (place, number) = place(layer.layer);
+            let mut draw = || rng.normal(&[layer.outputs], config.init_std);
+            let (scale, shift) = (draw()?.f_add_scalar(1.0)?, draw()?);
+            let name = |kind: &str| format!("{place}ssf_{kind}_{number}");
+            let scale = variable(vs, &name("scale"), &scale)?;
+            let shift = variable(vs, &name("shift"), &shift)?;
+            factors.insert(layer.layer, Factors { scale, shift });
+        }
+        Ok(Ssf(factors))
+    }
+}
+
+/// Where the published code keeps a layer's factors, and which pair of that place they are.
+fn place(layer: Layer) -> (String, u8) {
+    let block = |i: usize, part: &str| format!("blocks.{i}.{part}");
+    match layer {
+        Layer::PatchEmbed => ("patch_embed.".to_owned(), 1),
+        Layer::PreNorm => ("norm_pre.".to_owned(), 1),
+        Layer::Norm1(i) => (block(i, ""), 1),
+        Layer::Norm2(i) => (block(i, ""), 2),
+        Layer::Qkv(i) | Layer::Q(i) | Layer::Kv(i) => (block(i, "attn."), 1),
+        Layer::Proj(i) => (block(i, "attn."), 2),
+        Layer::Fc1(i) => (block(i, "mlp."), 1),
+        Layer::Fc2(i) => (block(i, "mlp."), 2),
+        Layer::FinalNorm => (String::new(), 1),
+    }
+}
+
+impl Seam for Ssf {
+    fn after_layer(&self, layer: Layer, _: &Tensor, output: Tensor, _: bool) -> Result<Tensor> {
+        // A part of the fused projection takes its part of the factors.
+        let (whole, part) = match layer {
+            Layer::Q(block) => (Layer::Qkv(block), Some((0, 1))),
+            Layer::Kv(block) => (Layer::Qkv(block), Some((1, 2))),
+            _ => (layer, None),
+        };
+        let Some(Factors { scale, shift }) = self.0.get(&whole) else { return Ok(output) };
+        let take = |factor: &Tensor| match part {
+            Some((start, len)) => {
+                let third = factor.size()[0] / 3;
+                factor.f_narrow(0, start * third, len * third)
+            }
+            None => Ok(factor.shallow_clone()),
+        };
+        Ok(take(shift)?.f_addcmul(&output, &take(scale)?)?)
+    }
+
+    fn can_merge(&self) -> bool {
+        true
+    }
+
+    fn merge(&self, layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
+        let Some(Factors { scale, shift }) = self.0.get(&layer) else { return Ok(weights) };
+        let LayerWeights { weight, bias } = weights;
+        let kind = weight.kind();
+        // One factor a row, whatever the weight's other dimensions.
+        let mut rows = vec![1; weight.dim()];
+        rows[0] = -1;
+        let bias = bias.map_or_else(|| shift.f_zeros_like(), Ok)?;
+        let bias = shift.f_addcmul(&bias, scale)?;
+        let weight = weight.f_mul(&scale.f_reshape(rows)?)?;
+        Ok(LayerWeights { weight: weight.f_to_kind(kind)?, bias: Some(bias.f_to_kind(kind)?) })
+    }
+}

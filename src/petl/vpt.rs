@@ -1,0 +1,134 @@
+//! VPT: trained prompt tokens beside the patches (Jia et al., arXiv 2203.12119).
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::{checks, widths};
+use crate::error::{Error, Result};
+use crate::nn::{InitRng, variable};
+use crate::seam::{BackboneShape, Layer, Seam, TokenLayout};
+
+/// The choices of VPT; the default is deep, with the number of prompts and the dropout (none) of
+/// its published code.
+///
+/// Prompts are the last prefix tokens: after the class token and the registers, before the
+/// patches. They enter after the position table (and after CLIP's norm in front of the first
+/// block). The features never read them: with average pooling the mean is over the patches alone.
+/// They start uniform with bound `sqrt(6 / (3 p^2 + C))` for patches of side p, as in that code.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VptConfig {
+    /// Prompts in front of each block that has some.
+    pub num_tokens: i64,
+    /// VPT-deep: every block has prompts of its own, in place of the block's before. Otherwise
+    /// the first block's run through all (VPT-shallow).
+    pub deep: bool,
+    /// Dropout rate on the prompts, in training.
+    pub dropout: f64,
+    /// Prompts of each block in place of `num_tokens`, 0 for none; only where `deep`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl Default for VptConfig {
+    fn default() -> Self {
+        VptConfig { num_tokens: 5, deep: true, dropout: 0.0, blocks: None }
+    }
+}
+
+impl VptConfig {
+    /// Checks that such prompts can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        widths::validate("num_tokens", self.num_tokens, &self.blocks)?;
+        if self.blocks.is_some() && !self.deep {
+            return Err(Error::config("blocks", "absent where prompts are not deep", "present"));
+        }
+        checks::dropout(self.dropout)
+    }
+
+    /// Prompts of each block's own.
+    fn tokens(&self, count: usize) -> Result<Vec<i64>> {
+        let mut tokens = widths::resolve(self.num_tokens, &self.blocks, count)?;
+        if !self.deep {
+            tokens.iter_mut().skip(1).for_each(|tokens| *tokens = 0);
+        }
+        Ok(tokens)
+    }
+
+    /// C for each prompt.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let dims = &shape.block_dims;
+        Ok(dims.iter().zip(self.tokens(dims.len())?).map(|(c, tokens)| c * tokens).sum())
+    }
+}
+
+/// The prompts of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Prompts {
+    /// `[tokens, C]` of each block that has some.
+    blocks: Vec<Option<Tensor>>,
+    deep: bool,
+    dropout: f64,
+}
+
+impl Prompts {
+    /// Variables `blocks.N.prompts [tokens, C]`; of the first block alone where not deep.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &VptConfig,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let Some(patch) = shape.layer(Layer::PatchEmbed) else {
+            return Err(Error::config("vpt", "beside a backbone with a patch embedding", "none"));
+        };
+        let dims = &shape.block_dims;
+        let mut prompts = |(index, (&c, tokens)): (usize, (&i64, i64))| {
+            let bound = (6.0 / (patch.inputs + c) as f64).sqrt();
+            let vs = vs / "blocks" / index;
+            let mut new = || variable(&vs, "prompts", &rng.uniform(&[tokens, c], bound)?);
+            (tokens > 0).then(&mut new).transpose()
+        };
+        let tokens = config.tokens(dims.len())?;
+        let blocks =
+            dims.iter().zip(tokens).enumerate().map(&mut prompts).collect::<Result<_>>()?;
+        Ok(Prompts { blocks, deep: config.deep, dropout: config.dropout })
+    }
+
+    /// Prompts that are still among the tokens when a block is entered.
+    fn left_by_the_block_before(&self, block: usize) -> i64 {
+        let before = block.checked_sub(1).filter(|_| self.deep);
+        let prompts = before.and_then(|before| self.blocks.get(before)?.as_ref());
+        prompts.map_or(0, |prompts| prompts.size()[0])
+    }
+}
+
+impl Seam for Prompts {
+    fn entering(
+        &self,
+        block: usize,
+        tokens: Tensor,
+        layout: TokenLayout,
+        train: bool,
+    ) -> Result<(Tensor, TokenLayout)> {
+        let stale = self.left_by_the_block_before(block);
+        let own = self.blocks.get(block).and_then(Option::as_ref);
+        if stale == 0 && own.is_none() {
+            return Ok((tokens, layout));
+        }
+        let kept = layout.prefix - stale;
+        let mut parts = vec![tokens.f_narrow(1, 0, kept)?];
+        let mut prefix = kept;
+        if let Some(own) = own {
+            let prompts = own.f_unsqueeze(0)?.f_expand([tokens.size()[0], -1, -1], false)?;
+            let drop = train && self.dropout > 0.0;
+            parts.push(if drop { prompts.f_dropout(self.dropout, true)? } else { prompts });
+            prefix += own.size()[0];
+        }
+        parts.push(tokens.f_narrow(1, layout.prefix, layout.num_patches())?);
+        Ok((Tensor::f_cat(&parts, 1)?, TokenLayout { prefix, ..layout }))
+    }
+}

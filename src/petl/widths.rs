@@ -1,0 +1,28 @@
+//! A width for each block.
+
+use crate::error::{Error, Result};
+
+/// No method is wider than this (bottleneck, rank, prompts); it keeps counts within `i64`.
+const MAX_WIDTH: i64 = 1 << 12;
+
+/// Checks `width`, and `blocks` where it is given, without a backbone at hand.
+pub(super) fn validate(field: &str, width: i64, blocks: &Option<Vec<i64>>) -> Result<()> {
+    if !(1..=MAX_WIDTH).contains(&width) {
+        return Err(Error::config(field, format!("within 1..={MAX_WIDTH}"), width));
+    }
+    match blocks.iter().flatten().find(|width| !(0..=MAX_WIDTH).contains(*width)) {
+        Some(width) => Err(Error::config("blocks", format!("within 0..={MAX_WIDTH} each"), width)),
+        None => Ok(()),
+    }
+}
+
+/// The width in each of `count` blocks: `blocks` where it is given, else `width` everywhere.
+pub(super) fn resolve(width: i64, blocks: &Option<Vec<i64>>, count: usize) -> Result<Vec<i64>> {
+    match blocks {
+        None => Ok(vec![width; count]),
+        Some(blocks) if blocks.len() == count => Ok(blocks.clone()),
+        Some(blocks) => {
+            Err(Error::config("blocks", format!("{count} widths, one a block"), blocks.len()))
+        }
+    }
+}
