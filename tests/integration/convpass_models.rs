@@ -10,12 +10,22 @@ use crate::golden::{Case, check_all};
 
 #[test]
 fn logits_and_every_gradient_agree_with_pytorch() {
-    check_all("convpass_model", check);
+    check_all("convpass_model", |case| check(case, Method::ConvBypass(case.fact("method"))));
 }
 
-fn check(case: &Case) -> Result<(), Box<dyn Error>> {
+#[test]
+fn every_method_agrees_with_its_equations_in_pytorch() {
+    check_all("methods", |case| check(case, case.fact("method")));
+}
+
+#[test]
+fn lora_agrees_with_hugging_face_peft() {
+    check_all("peft_lora", |case| check(case, case.fact("method")));
+}
+
+fn check(case: &Case, method: Method) -> Result<(), Box<dyn Error>> {
     let backbone = case.open(&case.shared_file("backbone"))?;
-    let config = PetlConfig::new(Method::ConvBypass(case.fact("method")), case.fact("num_classes"));
+    let config = PetlConfig::new(method, case.fact("num_classes"));
     let mut model = PetlModel::new(backbone, &config)?;
     let report = model.load_weights(case.file("adapter"))?;
 

@@ -3,6 +3,7 @@
 mod adapted;
 mod build_script;
 mod bypass;
+mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]
 mod data;

@@ -10,7 +10,7 @@ use convpass::{
     TrainConfig, ViTConfig, evaluate, fit,
 };
 use ndarray::Array4;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Two classes of 16x16 images: bright in the left half or in the right one.
 fn halves(count: usize) -> ImageDataset {

@@ -1,0 +1,421 @@
+//! What every method promises on every kind of backbone.
+
+use std::collections::BTreeMap;
+
+use convpass::{
+    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig, Error,
+    FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig, Method, MlpActivation, PetlConfig,
+    PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig, SubLayers, ViTConfig,
+    VptConfig, audit,
+};
+use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+
+const CLASSES: i64 = 5;
+const DEPTH: usize = 3;
+
+fn backbones() -> Vec<(&'static str, FrozenViT)> {
+    let class_token = ViTConfig {
+        image_size: (12, 20),
+        patch_size: 4,
+        embed_dim: 24,
+        depth: DEPTH as i64,
+        num_heads: 4,
+        mlp_dim: 48,
+        ..ViTConfig::default()
+    };
+    let average = ViTConfig {
+        class_token: false,
+        pos_embed_prefix: 0,
+        pooling: Pooling::Average,
+        ..class_token.clone()
+    };
+    let registers = ViTConfig {
+        num_registers: 4,
+        layer_scale: true,
+        activation: MlpActivation::SwiGlu,
+        pooling: Pooling::AverageThenNorm,
+        ..class_token.clone()
+    };
+    let clip = ViTConfig {
+        pre_norm: true,
+        patch_bias: false,
+        qkv_bias: false,
+        activation: MlpActivation::QuickGelu,
+        norm_eps: 1e-5,
+        ..class_token.clone()
+    };
+    [
+        ("class token", class_token),
+        ("average", average),
+        ("registers, SwiGLU", registers),
+        ("CLIP", clip),
+    ]
+    .into_iter()
+    .map(|(name, config)| (name, FrozenViT::random(&config, 1, Device::Cpu).unwrap()))
+    .collect()
+}
+
+fn methods() -> Vec<Method> {
+    use LinearTarget::{Fc1, Fc2, K, Proj, Q, V};
+    let all = vec![Q, K, V, Proj, Fc1, Fc2];
+    let adapter = AdapterConfig::default();
+    let bypass = ConvBypassConfig::default();
+    let former = AdaptFormerConfig::default();
+    let lora = LoraConfig::default();
+    let vpt = VptConfig::default();
+    let rep = RepAdapterConfig::default();
+    let noah = vec![
+        Method::Adapter(AdapterConfig { blocks: Some(vec![0, 2, 4]), ..adapter.clone() }),
+        Method::Lora(LoraConfig { blocks: Some(vec![3, 0, 1]), ..lora.clone() }),
+        Method::Vpt(VptConfig { blocks: Some(vec![1, 0, 2]), ..vpt.clone() }),
+    ];
+    let folding =
+        vec![Method::BitFit, Method::Lora(lora.clone()), Method::Ssf(SsfConfig::default())];
+    let beside =
+        vec![Method::ConvBypass(bypass.clone()), Method::AdaptFormer(former.clone()), Method::Full];
+    vec![
+        Method::LinearProbe,
+        Method::Full,
+        Method::BitFit,
+        Method::LayerNorm,
+        Method::ConvBypass(bypass.clone()),
+        Method::ConvBypass(ConvBypassConfig {
+            placement: Placement::Sequential,
+            channel_scale: true,
+            ..bypass.clone()
+        }),
+        Method::ConvBypass(ConvBypassConfig {
+            mlp_kernel_size: Some(1),
+            channel_scale: true,
+            blocks: Some(vec![3, 0, 5]),
+            ..bypass
+        }),
+        Method::Adapter(adapter.clone()),
+        Method::Adapter(AdapterConfig {
+            sub_layers: SubLayers::Both,
+            channel_scale: true,
+            blocks: Some(vec![0, 1, 6]),
+            ..adapter
+        }),
+        Method::AdaptFormer(former.clone()),
+        Method::AdaptFormer(AdaptFormerConfig {
+            input: AdaptFormerInput::Normed,
+            channel_scale: true,
+            blocks: Some(vec![2, 2, 0]),
+            ..former
+        }),
+        Method::Lora(lora.clone()),
+        Method::Lora(LoraConfig { targets: all, blocks: Some(vec![0, 2, 1]), ..lora }),
+        Method::Vpt(vpt.clone()),
+        Method::Vpt(VptConfig { deep: false, dropout: 0.1, ..vpt.clone() }),
+        Method::Vpt(VptConfig { blocks: Some(vec![2, 0, 3]), ..vpt }),
+        Method::Ssf(SsfConfig::default()),
+        Method::Ssf(SsfConfig { init_std: 0.0 }),
+        Method::RepAdapter(rep.clone()),
+        Method::RepAdapter(RepAdapterConfig {
+            sub_layers: SubLayers::Mlp,
+            groups: 1,
+            blocks: Some(vec![1, 0, 3]),
+            ..rep
+        }),
+        Method::Fact(FactConfig { rank: 3, ..Default::default() }),
+        Method::Fact(FactConfig { rank: 3, form: FactForm::Tucker, ..Default::default() }),
+        Method::Compose { methods: noah },
+        Method::Compose { methods: folding },
+        Method::Compose { methods: beside },
+    ]
+}
+
+/// Runs `check` for every method on every backbone, on a new model.
+fn for_each(check: impl Fn(&str, PetlModel)) {
+    for (kind, backbone) in backbones() {
+        for method in methods() {
+            let config = PetlConfig::new(method, CLASSES);
+            let case = format!("{:?} beside {kind}", config.method);
+            let model = PetlModel::new(backbone.clone(), &config);
+            check(&case, model.unwrap_or_else(|e| panic!("{case}: {e}")));
+        }
+    }
+}
+
+fn images(count: i64) -> Tensor {
+    let pixels = count * 3 * 12 * 20;
+    (Tensor::arange(pixels, (Kind::Float, Device::Cpu)) * 0.37).sin().view([count, 3, 12, 20])
+}
+
+fn logits(model: &PetlModel) -> Tensor {
+    tch::no_grad(|| model.forward(&images(3), false).unwrap())
+}
+
+fn variables(model: &PetlModel) -> BTreeMap<String, Tensor> {
+    model.var_store().variables().into_iter().collect()
+}
+
+fn loss(model: &PetlModel, train: bool) -> Tensor {
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 0, 1, 2]);
+    model.forward(&images(8), train).unwrap().cross_entropy_for_logits(&labels)
+}
+
+/// Moves every variable away from where it starts: no zero is left.
+fn disturb(model: &PetlModel) {
+    tch::no_grad(|| {
+        for (index, mut variable) in variables(model).into_values().enumerate() {
+            let count = variable.numel() as i64;
+            let steps = Tensor::arange(count, (Kind::Float, Device::Cpu)) + index as f64 + 1.0;
+            let noise = (steps * 1.7).sin() * 0.1;
+            let _sum = variable.g_add_(&noise.view_as(&variable));
+        }
+    });
+}
+
+#[test]
+fn starts_as_the_frozen_backbone_where_it_promises_to() {
+    for_each(|case, model| {
+        let features = tch::no_grad(|| model.features(&images(3), false).unwrap());
+        let frozen = model.backbone().features(&images(3)).unwrap();
+        let gap = (&features - &frozen).abs().max() / frozen.abs().max();
+        let gap = gap.double_value(&[]);
+        match model.config().method.starts_as_identity() {
+            // The same weights at another address: a product may round differently.
+            true if trains_matrices(&model.config().method) => assert!(gap < 1e-6, "{case}: {gap}"),
+            promised => assert_eq!(gap == 0.0, promised, "{case}: {gap}"),
+        }
+    });
+}
+
+fn trains_matrices(method: &Method) -> bool {
+    match method {
+        Method::Compose { methods } => methods.iter().any(trains_matrices),
+        method => *method == Method::Full,
+    }
+}
+
+#[test]
+fn trains_its_variables_and_nothing_else() {
+    for_each(|case, model| {
+        let digest = model.backbone().digest();
+        let before: BTreeMap<_, _> =
+            variables(&model).into_iter().map(|(name, v)| (name, v.detach().copy())).collect();
+        let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-2).unwrap();
+        for _ in 0..3 {
+            optimizer.backward_step(&loss(&model, true));
+        }
+        assert_eq!(model.backbone().digest(), digest, "{case}");
+        for (name, after) in variables(&model) {
+            assert!(after.requires_grad(), "{case}: {name}");
+            assert_ne!(after, before[&name], "{case}: {name} was not trained");
+        }
+        let frozen = model.backbone().named_weights();
+        assert!(frozen.iter().all(|(_, w)| !w.requires_grad() && !w.grad().defined()), "{case}");
+        assert!(logits(&model).isfinite().all().int64_value(&[]) == 1, "{case}");
+    });
+}
+
+#[test]
+fn every_variable_has_a_gradient() {
+    for_each(|case, model| {
+        disturb(&model);
+        loss(&model, false).backward();
+        for (name, variable) in variables(&model) {
+            let gradient = variable.grad();
+            assert!(gradient.defined(), "{case}: {name} has no gradient");
+            assert!(gradient.abs().max().double_value(&[]) > 0.0, "{case}: {name}");
+        }
+    });
+}
+
+#[test]
+fn the_audit_counts_the_variables() {
+    for_each(|case, model| {
+        let row = audit(model.backbone().config(), &model.config().method).unwrap();
+        let built = model.trainable_params();
+        assert_eq!(
+            (row.params, row.backbone),
+            (built.method as i64, built.backbone() as i64),
+            "{case}"
+        );
+    });
+}
+
+#[test]
+fn comes_back_from_its_file_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("1"), folder.path().join("2"));
+    for_each(|case, model| {
+        disturb(&model);
+        model.save_adapter(&first).unwrap();
+        let again = PetlModel::load_adapter(model.backbone().clone(), &first).unwrap();
+        assert_eq!(again.config(), model.config(), "{case}");
+        assert_eq!(logits(&again), logits(&model), "{case}");
+        again.save_adapter(&second).unwrap();
+        assert_eq!(std::fs::read(&second).unwrap(), std::fs::read(&first).unwrap(), "{case}");
+    });
+}
+
+/// A file whose config asks for more than it holds is refused before anything is made of it.
+#[test]
+fn a_config_alone_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    let backbone = &backbones()[0].1;
+    let lora = Method::Lora(LoraConfig::default());
+    let model = PetlModel::new(backbone.clone(), &PetlConfig::new(lora, CLASSES)).unwrap();
+    model.save_adapter(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    // The file is JSON in front and tensors behind; the ranks keep the length of the JSON.
+    let (from, to) = (br#"\"rank\":8,\"alpha\":8.0"#, br#"\"rank\":4000,\"alpha\":8"#);
+    let to = &to[..];
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    let mut changed = bytes;
+    let tail = changed.split_off(at);
+    changed.extend_from_slice(to);
+    changed.extend_from_slice(&tail[from.len()..]);
+    let padding = from.len() as i64 - to.len() as i64;
+    let header = u64::from_le_bytes(changed[..8].try_into().unwrap());
+    changed[..8].copy_from_slice(&header.wrapping_add_signed(-padding).to_le_bytes());
+    std::fs::write(&path, &changed).unwrap();
+    let error = PetlModel::load_adapter(backbone.clone(), &path).unwrap_err();
+    assert!(matches!(error, Error::CorruptFile { .. }), "{error}");
+    assert!(error.to_string().contains("asks for"), "{error}");
+}
+
+fn folds(method: &Method) -> bool {
+    match method {
+        Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => true,
+        Method::Lora(_) | Method::Ssf(_) | Method::RepAdapter(_) | Method::Fact(_) => true,
+        Method::Compose { methods } => methods.iter().all(folds),
+        _ => false,
+    }
+}
+
+#[test]
+fn folds_into_the_weights_and_out_again() {
+    for_each(|case, mut model| {
+        disturb(&model);
+        let apart = logits(&model);
+        if !folds(&model.config().method) {
+            assert!(matches!(model.merge(), Err(Error::Config { .. })), "{case}");
+            return;
+        }
+        let digest = model.backbone().digest();
+        model.merge().unwrap();
+        let gap = (logits(&model) - &apart).abs().max() / apart.abs().max();
+        assert!(gap.double_value(&[]) < 1e-5, "{case}: off by {gap:?}");
+        assert!(model.forward(&images(1), true).is_err(), "{case}");
+        let plain = model.merged_backbone().unwrap();
+        assert!(plain.named_weights().iter().all(|(_, w)| !w.requires_grad()), "{case}");
+
+        model.unmerge();
+        assert_eq!(logits(&model), apart, "{case}");
+        assert_eq!(model.backbone().digest(), digest, "{case}");
+    });
+}
+
+#[test]
+fn choices_that_do_not_fit_are_told() {
+    let backbone = &backbones()[0].1;
+    let new = |method: Method| -> Result<PetlModel> {
+        let closed_form = audit(backbone.config(), &method).map(|row| row.params);
+        let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method, CLASSES));
+        // Names are seen when the variables are made; all else the closed form refuses too.
+        let named = matches!(model, Err(Error::DuplicateVariable { .. }));
+        assert!(named || model.is_err() == closed_form.is_err());
+        model
+    };
+    let lora = LoraConfig::default();
+    let two_widths = Some(vec![1, 2]);
+    let wrong = [
+        Method::Lora(LoraConfig { rank: 0, ..lora.clone() }),
+        Method::Lora(LoraConfig { targets: vec![], ..lora.clone() }),
+        Method::Lora(LoraConfig { targets: vec![LinearTarget::Q; 2], ..lora.clone() }),
+        Method::Lora(LoraConfig { alpha: f64::NAN, ..lora.clone() }),
+        Method::Lora(LoraConfig { blocks: two_widths.clone(), ..lora.clone() }),
+        Method::Adapter(AdapterConfig { blocks: two_widths.clone(), ..Default::default() }),
+        Method::Adapter(AdapterConfig { bottleneck_dim: -1, ..Default::default() }),
+        Method::AdaptFormer(AdaptFormerConfig { dropout: 1.0, ..Default::default() }),
+        Method::ConvBypass(ConvBypassConfig { blocks: two_widths.clone(), ..Default::default() }),
+        Method::ConvBypass(ConvBypassConfig { mlp_kernel_size: Some(2), ..Default::default() }),
+        Method::Vpt(VptConfig { blocks: Some(vec![1, 2, -3]), ..Default::default() }),
+        Method::Vpt(VptConfig { deep: false, blocks: Some(vec![1, 2, 3]), ..Default::default() }),
+        Method::Ssf(SsfConfig { init_std: -1.0 }),
+        Method::RepAdapter(RepAdapterConfig { groups: 5, ..Default::default() }),
+        Method::RepAdapter(RepAdapterConfig { groups: 0, ..Default::default() }),
+        Method::RepAdapter(RepAdapterConfig { bottleneck_dim: 7, groups: 7, ..Default::default() }),
+        Method::Fact(FactConfig { scale: f64::INFINITY, ..Default::default() }),
+        Method::Fact(FactConfig { rank: 1 << 14, form: FactForm::Tucker, ..Default::default() }),
+        Method::Compose { methods: vec![] },
+        Method::Compose { methods: vec![Method::Lora(LoraConfig { rank: 0, ..lora.clone() })] },
+    ];
+    for method in wrong {
+        let error = new(method.clone()).unwrap_err();
+        assert!(matches!(error, Error::Config { .. }), "{method:?}: {error}");
+    }
+    for twice in [Method::Lora(lora), Method::BitFit, Method::Vpt(VptConfig::default())] {
+        let methods = vec![twice.clone(), twice];
+        let error = new(Method::Compose { methods }).unwrap_err();
+        assert!(matches!(error, Error::DuplicateVariable { .. }), "{error}");
+    }
+
+    let odd = ViTConfig { mlp_dim: 50, ..backbone.config().clone() };
+    let odd = FrozenViT::random(&odd, 0, Device::Cpu).unwrap();
+    let config = PetlConfig::new(Method::Fact(FactConfig::default()), CLASSES);
+    assert!(matches!(PetlModel::new(odd, &config), Err(Error::Config { .. })));
+}
+
+#[test]
+fn a_rep_adapter_folds_alone() {
+    let backbone = &backbones()[0].1;
+    let rep = || Method::RepAdapter(RepAdapterConfig::default());
+    let fold = |methods| {
+        let config = PetlConfig::new(Method::Compose { methods }, CLASSES);
+        PetlModel::new(backbone.clone(), &config).unwrap().merge()
+    };
+    fold(vec![rep()]).unwrap();
+    fold(vec![rep(), Method::Ssf(SsfConfig::default())]).unwrap_err();
+    let nested = Method::Compose { methods: vec![rep(), Method::LinearProbe] };
+    fold(vec![Method::Lora(LoraConfig::default()), nested]).unwrap_err();
+}
+
+#[test]
+fn configs_are_the_same_after_json() {
+    for method in methods() {
+        let text = serde_json::to_string(&method).unwrap();
+        assert_eq!(serde_json::from_str::<Method>(&text).unwrap(), method, "{text}");
+        assert!(text.starts_with(&format!("{{\"name\":\"{}\"", method.name())), "{text}");
+    }
+}
+
+/// ViT-B/16, h = r = 8.
+#[test]
+fn counts_are_the_published_ones() {
+    let vit = ViTConfig::preset("vit_base_patch16_224").unwrap();
+    let count = |method: Method| audit(&vit, &method).unwrap().params;
+    let houlsby = AdapterConfig { sub_layers: SubLayers::Both, ..Default::default() };
+    let one_by_one = ConvBypassConfig { kernel_size: 1, ..Default::default() };
+    let rep = Method::RepAdapter(RepAdapterConfig::default());
+    let tucker = FactConfig { form: FactForm::Tucker, ..Default::default() };
+    let shallow = VptConfig { deep: false, ..Default::default() };
+    let channel_scale = ConvBypassConfig { channel_scale: true, ..Default::default() };
+    let counts = [
+        (Method::Adapter(AdapterConfig::default()), 156_768),
+        (Method::Adapter(houlsby), 2 * 156_768),
+        (Method::AdaptFormer(AdaptFormerConfig::default()), 156_768),
+        (Method::Lora(LoraConfig::default()), 294_912),
+        (Method::ConvBypass(ConvBypassConfig::default()), 327_552),
+        (Method::ConvBypass(one_by_one), 327_552 - 24 * 8 * 64),
+        (Method::ConvBypass(channel_scale), 327_552 + 24 * 768),
+        (Method::BitFit, 102_912),
+        (Method::LayerNorm, 25 * 2 * 768),
+        // 0.205 M in the paper.
+        (Method::Ssf(SsfConfig::default()), 205_824),
+        // 0.22 M in the paper, which leaves the biases out: 24 (8 + 768) of these.
+        (rep, 221_184 + 24 * 776),
+        (Method::Vpt(VptConfig::default()), 12 * 5 * 768),
+        (Method::Vpt(shallow), 5 * 768),
+        (Method::Fact(FactConfig::default()), 2 * 768 * 16 + 144 * 256),
+        (Method::Fact(tucker), 2 * 768 * 16 + 144 * 16 + 4096),
+    ];
+    for (method, expected) in counts {
+        assert_eq!(count(method.clone()), expected, "{method:?}");
+    }
+}
