@@ -325,7 +325,6 @@ fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
             Where::Mlp => SubLayers::Mlp,
         },
         placement: if args.sequential { Placement::Sequential } else { Placement::Parallel },
-        ..ConvBypassConfig::default()
     }
 }
 

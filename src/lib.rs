@@ -67,8 +67,8 @@ pub use model::{AuditRow, PetlConfig, PetlModel, TrainableParams, audit};
 pub use nn::Branch;
 pub use petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
-    ConvBypassConfig, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget, LoraConfig,
-    Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
+    ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
+    LoraConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,

@@ -7,7 +7,7 @@ use super::up_projection::UpProjection;
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::{Branch, InitRng, Linear, quick_gelu, variable};
-use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer, TokenLayout};
+use crate::seam::TokenLayout;
 
 /// How the 3x3 convolution starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,15 +40,8 @@ pub struct ConvBypassConfig {
     /// Side of the middle convolution's kernel; odd. A side of 1 mixes no neighbours: the
     /// language-oriented bypass of the paper's ablation.
     pub kernel_size: i64,
-    /// The side beside the MLP, where it is not `kernel_size` too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mlp_kernel_size: Option<i64>,
     /// s, the factor on the output; the paper chooses it for each task from 0.01 to 100.
     pub scale: f64,
-    /// Whether s is trained, one per channel, from `scale` on (Adapter+): one configuration for
-    /// all tasks.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub channel_scale: bool,
     /// Dropout rate before the up convolution, in training.
     pub dropout: f64,
     /// How the middle convolution starts.
@@ -57,9 +50,6 @@ pub struct ConvBypassConfig {
     pub sub_layers: SubLayers,
     /// Beside a sub-layer or after it.
     pub placement: Placement,
-    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub blocks: Option<Vec<i64>>,
 }
 
 impl Default for ConvBypassConfig {
@@ -67,14 +57,11 @@ impl Default for ConvBypassConfig {
         ConvBypassConfig {
             bottleneck_dim: 8,
             kernel_size: 3,
-            mlp_kernel_size: None,
             scale: 1.0,
-            channel_scale: false,
             dropout: 0.1,
             conv_init: ConvInit::Identity,
             sub_layers: SubLayers::Both,
             placement: Placement::Parallel,
-            blocks: None,
         }
     }
 }
@@ -85,51 +72,27 @@ impl ConvBypassConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
-        let sides = [
-            ("kernel_size", self.kernel_size),
-            ("mlp_kernel_size", self.mlp_kernel_size.unwrap_or(1)),
-        ];
-        for (field, side) in sides {
-            if !(1..=63).contains(&side) || side % 2 == 0 {
-                return Err(Error::config(field, "odd and within 1..=63", side));
-            }
-        }
+        widths::validate("bottleneck_dim", self.bottleneck_dim, &None)?;
+        check_kernel("kernel_size", self.kernel_size)?;
         checks::scale(self.scale)?;
         checks::dropout(self.dropout)
     }
 
-    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`, and C more
-    /// with `channel_scale`.
+    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`.
     pub fn num_params(&self, embed_dim: i64) -> i64 {
         let (h, k) = (self.bottleneck_dim, self.kernel_size);
-        let vectors = if self.channel_scale { 2 } else { 1 };
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
-        let products: [&[i64]; 4] =
-            [&[2, h, embed_dim], &[vectors, embed_dim], &[h, h, k, k], &[2, h]];
+        let products: [&[i64]; 4] = [&[2, h, embed_dim], &[embed_dim], &[h, h, k, k], &[2, h]];
         products.into_iter().map(product).fold(0, i64::saturating_add)
     }
+}
 
-    /// The choices of the bypass at one place, where its bottleneck is `h` wide.
-    fn at(&self, sub_layer: SubLayer, h: i64) -> Option<Self> {
-        let kernel_size = match sub_layer {
-            SubLayer::Attention => self.kernel_size,
-            SubLayer::Mlp => self.mlp_kernel_size.unwrap_or(self.kernel_size),
-        };
-        let present = h > 0 && self.sub_layers.contains(sub_layer);
-        present.then(|| ConvBypassConfig { bottleneck_dim: h, kernel_size, ..self.clone() })
+/// Checks the side of a convolution's kernel.
+pub(super) fn check_kernel(field: &str, side: i64) -> Result<()> {
+    if !(1..=63).contains(&side) || side % 2 == 0 {
+        return Err(Error::config(field, "odd and within 1..=63", side));
     }
-
-    /// Weights of all bypasses beside a backbone.
-    pub(super) fn total_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let dims = &shape.block_dims;
-        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
-        let block = |(&c, h)| -> i64 {
-            let sites = [SubLayer::Attention, SubLayer::Mlp].map(|sub_layer| self.at(sub_layer, h));
-            sites.iter().flatten().map(|config| config.num_params(c)).sum()
-        };
-        Ok(dims.iter().zip(widths).map(block).sum())
-    }
+    Ok(())
 }
 
 /// One bypass: 1x1 convolution `C -> h`, QuickGELU, kxk convolution `h -> h` on the patch grid,
@@ -155,13 +118,15 @@ impl ConvBypass {
     /// [`Error::Config`] on a config or width that no bypass has; [`Error::DuplicateVariable`]
     /// if `vs` holds a bypass already.
     pub fn new(vs: &nn::Path, embed_dim: i64, config: &ConvBypassConfig) -> Result<Self> {
-        Self::with_rng(vs, embed_dim, config, &mut InitRng::from_libtorch()?)
+        Self::with_rng(vs, embed_dim, config, false, &mut InitRng::from_libtorch()?)
     }
 
-    pub(crate) fn with_rng(
+    /// As [`ConvBypass::new`]; with `channel_scale`, s is a variable of a value per channel.
+    pub(super) fn with_rng(
         vs: &nn::Path,
         embed_dim: i64,
         config: &ConvBypassConfig,
+        channel_scale: bool,
         rng: &mut InitRng,
     ) -> Result<Self> {
         config.validate()?;
@@ -181,7 +146,7 @@ impl ConvBypass {
             },
             conv_weight: variable(vs, "adapter_conv.weight", &conv)?,
             conv_bias: variable(vs, "adapter_conv.bias", &zeros(&[h])?)?,
-            up: UpProjection::new(vs, "adapter_up", (c, h), config.scale, config.channel_scale)?,
+            up: UpProjection::new(vs, "adapter_up", (c, h), config.scale, channel_scale)?,
             dropout: config.dropout,
         })
     }
@@ -203,7 +168,7 @@ impl ConvBypass {
     }
 
     /// `residual + s * Convpass(tokens)` for the kept samples.
-    fn add_into(
+    pub(super) fn add_into(
         &self,
         residual: &Tensor,
         tokens: &Tensor,
@@ -277,78 +242,6 @@ impl nn::ModuleT for FixedLayout {
     }
 }
 
-/// The bypasses of a whole backbone.
-#[derive(Debug)]
-pub(super) struct Bypasses {
-    blocks: Vec<BlockBypasses>,
-    placement: Placement,
-}
-
-#[derive(Debug)]
-struct BlockBypasses {
-    attention: Option<ConvBypass>,
-    mlp: Option<ConvBypass>,
-}
-
-impl Bypasses {
-    /// Variables `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
-    pub(super) fn new(
-        vs: &nn::Path,
-        shape: &BackboneShape,
-        config: &ConvBypassConfig,
-        rng: &mut InitRng,
-    ) -> Result<Self> {
-        let dims = &shape.block_dims;
-        let widths = widths::resolve(config.bottleneck_dim, &config.blocks, dims.len())?;
-        let mut blocks = Vec::with_capacity(dims.len());
-        for (index, (&dim, h)) in dims.iter().zip(widths).enumerate() {
-            let mut bypass = |sub_layer, name| {
-                let vs = vs / "blocks" / index / name;
-                let config = config.at(sub_layer, h);
-                config.map(|config| ConvBypass::with_rng(&vs, dim, &config, rng)).transpose()
-            };
-            let attention = bypass(SubLayer::Attention, "adapter_attn")?;
-            let mlp = bypass(SubLayer::Mlp, "adapter_mlp")?;
-            blocks.push(BlockBypasses { attention, mlp });
-        }
-        Ok(Bypasses { blocks, placement: config.placement })
-    }
-
-    fn at(&self, site: Site, placement: Placement) -> Option<&ConvBypass> {
-        let block = self.blocks.get(site.block).filter(|_| self.placement == placement)?;
-        match site.sub_layer {
-            SubLayer::Attention => block.attention.as_ref(),
-            SubLayer::Mlp => block.mlp.as_ref(),
-        }
-    }
-}
-
-impl Seam for Bypasses {
-    fn is_beside(&self, site: Site) -> bool {
-        self.at(site, Placement::Parallel).is_some()
-    }
-
-    fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
-        match self.at(at.site, Placement::Parallel) {
-            Some(bypass) => bypass.add_into(&residual, at.normed, at.layout, at.branch, at.train),
-            None => Ok(residual),
-        }
-    }
-
-    fn after_sub_layer(
-        &self,
-        site: Site,
-        output: Tensor,
-        layout: &TokenLayout,
-        train: bool,
-    ) -> Result<Tensor> {
-        match self.at(site, Placement::Sequential) {
-            Some(bypass) => bypass.add_into(&output, &output, layout, &Branch::All, train),
-            None => Ok(output),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::up_projection::Scale;
@@ -359,11 +252,16 @@ mod tests {
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
     /// A bypass in f64 whose six variables are all random.
-    fn random_bypass(c: i64, config: &ConvBypassConfig, seed: i64) -> (VarStore, ConvBypass) {
+    fn random_bypass(
+        c: i64,
+        config: &ConvBypassConfig,
+        channel_scale: bool,
+        seed: i64,
+    ) -> (VarStore, ConvBypass) {
         let mut vs = VarStore::new(Device::Cpu);
-        let bypass = ConvBypass::new(&vs.root(), c, config).unwrap();
-        vs.double();
         let mut rng = InitRng::from_seed(seed);
+        let bypass = ConvBypass::with_rng(&vs.root(), c, config, channel_scale, &mut rng).unwrap();
+        vs.double();
         tch::no_grad(|| {
             let mut variables: Vec<_> = vs.variables().into_iter().collect();
             variables.sort_by(|a, b| a.0.cmp(&b.0));
@@ -439,15 +337,16 @@ mod tests {
         #[test]
         fn equals_its_naive_twin_on_any_shape(
             batch in 1i64..3, prefix in 0i64..6, rows in 0i64..5, cols in 1i64..6,
-            c in 1i64..10, h in 1i64..6, half in 0i64..3, channel_scale in any::<bool>(), seed in any::<i64>(),
+            c in 1i64..10, h in 1i64..6, half in 0i64..3, channel_scale in any::<bool>(),
+            seed in any::<i64>(),
         ) {
             prop_assume!(prefix + rows > 0);
             let config = ConvBypassConfig {
-                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7, channel_scale,
+                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7,
                 ..ConvBypassConfig::default()
             };
             let layout = TokenLayout { prefix, grid: (rows, cols) };
-            let (_vs, bypass) = random_bypass(c, &config, seed);
+            let (_vs, bypass) = random_bypass(c, &config, channel_scale, seed);
             let x = tokens(batch, &layout, c, seed ^ 1);
             let expected = Tensor::from_slice(&naive(&bypass, &x, &layout)).view_as(&x);
 
@@ -468,14 +367,9 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
-        let config = ConvBypassConfig {
-            bottleneck_dim: 3,
-            scale: 1.5,
-            channel_scale: true,
-            ..Default::default()
-        };
+        let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
         let layout = TokenLayout { prefix: 2, grid: (3, 2) };
-        let (vs, bypass) = random_bypass(5, &config, 11);
+        let (vs, bypass) = random_bypass(5, &config, true, 11);
         let x = tokens(2, &layout, 5, 12).set_requires_grad(true);
         let residual = tokens(2, &layout, 5, 13);
         let probe = tokens(2, &layout, 5, 14);

@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 use tch::nn;
 
+use super::bypasses::Bypasses;
 use super::compose::Composed;
 use super::unfreeze::Unfrozen;
 use super::{
-    AdaptFormerConfig, AdapterConfig, ConvBypassConfig, FactConfig, LoraConfig, RepAdapterConfig,
-    SsfConfig, VptConfig, adapter, adaptformer, conv_bypass, fact, lora, rep_adapter, ssf, vpt,
+    AdaptFormerConfig, AdapterConfig, ConvBypassConfig, ConvBypassVariant, FactConfig, LoraConfig,
+    RepAdapterConfig, SsfConfig, VptConfig, adapter, adaptformer, fact, lora, rep_adapter, ssf,
+    vpt,
 };
 use crate::backbone::Backbone;
 use crate::error::{Error, Result};
@@ -29,6 +31,8 @@ pub enum Method {
     LayerNorm,
     /// Convolutional bypasses.
     ConvBypass(ConvBypassConfig),
+    /// Convolutional bypasses with choices beyond the paper's main method.
+    ConvBypassVariant(ConvBypassVariant),
     /// Adapters after the sub-layers.
     Adapter(AdapterConfig),
     /// AdaptFormer: bottlenecks beside the MLP.
@@ -60,6 +64,7 @@ impl Method {
             Method::BitFit => "bit_fit",
             Method::LayerNorm => "layer_norm",
             Method::ConvBypass(_) => "conv_bypass",
+            Method::ConvBypassVariant(_) => "conv_bypass_variant",
             Method::Adapter(_) => "adapter",
             Method::AdaptFormer(_) => "adapt_former",
             Method::Lora(_) => "lora",
@@ -79,6 +84,7 @@ impl Method {
         match self {
             Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => Ok(()),
             Method::ConvBypass(config) => config.validate(),
+            Method::ConvBypassVariant(config) => config.validate(),
             Method::Adapter(config) => config.validate(),
             Method::AdaptFormer(config) => config.validate(),
             Method::Lora(config) => config.validate(),
@@ -110,7 +116,10 @@ impl Method {
             Method::Full | Method::BitFit | Method::LayerNorm => {
                 self.unfrozen().map_or(0, |unfrozen| unfrozen.num_params(shape))
             }
-            Method::ConvBypass(config) => config.total_params(shape)?,
+            Method::ConvBypass(config) => {
+                ConvBypassVariant::from(config.clone()).num_params(shape)?
+            }
+            Method::ConvBypassVariant(config) => config.num_params(shape)?,
             Method::Adapter(config) => config.num_params(shape)?,
             Method::AdaptFormer(config) => config.num_params(shape)?,
             Method::Lora(config) => config.num_params(shape)?,
@@ -137,8 +146,9 @@ impl Method {
                 Box::new(NoMethod)
             }
             Method::ConvBypass(config) => {
-                Box::new(conv_bypass::Bypasses::new(vs, shape, config, rng)?)
+                Box::new(Bypasses::new(vs, shape, &config.clone().into(), rng)?)
             }
+            Method::ConvBypassVariant(config) => Box::new(Bypasses::new(vs, shape, config, rng)?),
             Method::Adapter(config) => Box::new(adapter::Adapters::new(vs, shape, config, rng)?),
             Method::AdaptFormer(config) => {
                 Box::new(adaptformer::AdaptMlps::new(vs, shape, config, rng)?)

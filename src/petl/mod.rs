@@ -3,6 +3,7 @@
 mod adapter;
 mod adaptformer;
 mod bottleneck;
+mod bypasses;
 mod checks;
 mod compose;
 mod conv_bypass;
@@ -21,6 +22,7 @@ mod widths;
 pub use adapter::AdapterConfig;
 pub use adaptformer::{AdaptFormerConfig, AdaptFormerInput};
 pub use bottleneck::BottleneckActivation;
+pub use bypasses::ConvBypassVariant;
 pub use conv_bypass::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Placement};
 pub use fact::{FactConfig, FactForm};
 pub use linear_targets::LinearTarget;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use convpass::{
-    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig, Error,
-    FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig, Method, MlpActivation, PetlConfig,
-    PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig, SubLayers, ViTConfig,
-    VptConfig, audit,
+    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
+    ConvBypassVariant, Error, FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig, Method,
+    MlpActivation, PetlConfig, PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig,
+    SubLayers, ViTConfig, VptConfig, audit,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
@@ -79,16 +79,15 @@ fn methods() -> Vec<Method> {
         Method::BitFit,
         Method::LayerNorm,
         Method::ConvBypass(bypass.clone()),
-        Method::ConvBypass(ConvBypassConfig {
-            placement: Placement::Sequential,
+        Method::ConvBypassVariant(ConvBypassVariant {
             channel_scale: true,
-            ..bypass.clone()
+            ..ConvBypassConfig { placement: Placement::Sequential, ..bypass.clone() }.into()
         }),
-        Method::ConvBypass(ConvBypassConfig {
+        Method::ConvBypassVariant(ConvBypassVariant {
+            base: bypass,
             mlp_kernel_size: Some(1),
             channel_scale: true,
             blocks: Some(vec![3, 0, 5]),
-            ..bypass
         }),
         Method::Adapter(adapter.clone()),
         Method::Adapter(AdapterConfig {
@@ -333,8 +332,14 @@ fn choices_that_do_not_fit_are_told() {
         Method::Adapter(AdapterConfig { blocks: two_widths.clone(), ..Default::default() }),
         Method::Adapter(AdapterConfig { bottleneck_dim: -1, ..Default::default() }),
         Method::AdaptFormer(AdaptFormerConfig { dropout: 1.0, ..Default::default() }),
-        Method::ConvBypass(ConvBypassConfig { blocks: two_widths.clone(), ..Default::default() }),
-        Method::ConvBypass(ConvBypassConfig { mlp_kernel_size: Some(2), ..Default::default() }),
+        Method::ConvBypassVariant(ConvBypassVariant {
+            blocks: two_widths.clone(),
+            ..Default::default()
+        }),
+        Method::ConvBypassVariant(ConvBypassVariant {
+            mlp_kernel_size: Some(2),
+            ..Default::default()
+        }),
         Method::Vpt(VptConfig { blocks: Some(vec![1, 2, -3]), ..Default::default() }),
         Method::Vpt(VptConfig { deep: false, blocks: Some(vec![1, 2, 3]), ..Default::default() }),
         Method::Ssf(SsfConfig { init_std: -1.0 }),
@@ -395,7 +400,7 @@ fn counts_are_the_published_ones() {
     let rep = Method::RepAdapter(RepAdapterConfig::default());
     let tucker = FactConfig { form: FactForm::Tucker, ..Default::default() };
     let shallow = VptConfig { deep: false, ..Default::default() };
-    let channel_scale = ConvBypassConfig { channel_scale: true, ..Default::default() };
+    let channel_scale = ConvBypassVariant { channel_scale: true, ..Default::default() };
     let counts = [
         (Method::Adapter(AdapterConfig::default()), 156_768),
         (Method::Adapter(houlsby), 2 * 156_768),
@@ -403,7 +408,7 @@ fn counts_are_the_published_ones() {
         (Method::Lora(LoraConfig::default()), 294_912),
         (Method::ConvBypass(ConvBypassConfig::default()), 327_552),
         (Method::ConvBypass(one_by_one), 327_552 - 24 * 8 * 64),
-        (Method::ConvBypass(channel_scale), 327_552 + 24 * 768),
+        (Method::ConvBypassVariant(channel_scale), 327_552 + 24 * 768),
         (Method::BitFit, 102_912),
         (Method::LayerNorm, 25 * 2 * 768),
         // 0.205 M in the paper.

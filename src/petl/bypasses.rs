@@ -1,0 +1,140 @@
+//! Convpass beside a whole backbone, and its variants.
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::conv_bypass::{ConvBypass, ConvBypassConfig, Placement, check_kernel};
+use super::widths;
+use crate::error::Result;
+use crate::nn::{Branch, InitRng};
+use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer, TokenLayout};
+
+/// Choices beyond the paper's main method.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConvBypassVariant {
+    /// The bypass itself. A kernel of side 1 mixes no neighbours: the language-oriented bypass of
+    /// the paper's ablation.
+    pub base: ConvBypassConfig,
+    /// The side of the kernel beside the MLP, where it is not `base.kernel_size` too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_kernel_size: Option<i64>,
+    /// Whether s is trained, one per channel, from `base.scale` on (Adapter+): one configuration
+    /// for all tasks.
+    pub channel_scale: bool,
+    /// h of each block in place of `base.bottleneck_dim`; 0 leaves a block without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<i64>>,
+}
+
+impl From<ConvBypassConfig> for ConvBypassVariant {
+    fn from(base: ConvBypassConfig) -> Self {
+        ConvBypassVariant { base, ..ConvBypassVariant::default() }
+    }
+}
+
+impl ConvBypassVariant {
+    /// Checks that bypasses of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        self.base.validate()?;
+        widths::validate("bottleneck_dim", self.base.bottleneck_dim, &self.blocks)?;
+        check_kernel("mlp_kernel_size", self.mlp_kernel_size.unwrap_or(1))
+    }
+
+    /// The bypass at one place, where its bottleneck is `h` wide, if there is one.
+    fn at(&self, sub_layer: SubLayer, h: i64) -> Option<ConvBypassConfig> {
+        let kernel_size = match sub_layer {
+            SubLayer::Attention => self.base.kernel_size,
+            SubLayer::Mlp => self.mlp_kernel_size.unwrap_or(self.base.kernel_size),
+        };
+        let present = h > 0 && self.base.sub_layers.contains(sub_layer);
+        present.then(|| ConvBypassConfig { bottleneck_dim: h, kernel_size, ..self.base.clone() })
+    }
+
+    /// Weights of all bypasses beside a backbone; each has C more with `channel_scale`.
+    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(self.base.bottleneck_dim, &self.blocks, dims.len())?;
+        let block = |(&c, h)| -> i64 {
+            let sites = [SubLayer::Attention, SubLayer::Mlp].map(|sub_layer| self.at(sub_layer, h));
+            let scales = if self.channel_scale { c } else { 0 };
+            sites.iter().flatten().map(|config| config.num_params(c) + scales).sum()
+        };
+        Ok(dims.iter().zip(widths).map(block).sum())
+    }
+}
+
+/// The bypasses of a whole backbone.
+#[derive(Debug)]
+pub(super) struct Bypasses {
+    blocks: Vec<BlockBypasses>,
+    placement: Placement,
+}
+
+#[derive(Debug)]
+struct BlockBypasses {
+    attention: Option<ConvBypass>,
+    mlp: Option<ConvBypass>,
+}
+
+impl Bypasses {
+    /// Variables `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
+    pub(super) fn new(
+        vs: &nn::Path,
+        shape: &BackboneShape,
+        config: &ConvBypassVariant,
+        rng: &mut InitRng,
+    ) -> Result<Self> {
+        let dims = &shape.block_dims;
+        let widths = widths::resolve(config.base.bottleneck_dim, &config.blocks, dims.len())?;
+        let mut blocks = Vec::with_capacity(dims.len());
+        for (index, (&dim, h)) in dims.iter().zip(widths).enumerate() {
+            let mut bypass = |sub_layer, name| -> Result<Option<ConvBypass>> {
+                let vs = vs / "blocks" / index / name;
+                let Some(bypass) = config.at(sub_layer, h) else { return Ok(None) };
+                ConvBypass::with_rng(&vs, dim, &bypass, config.channel_scale, rng).map(Some)
+            };
+            let attention = bypass(SubLayer::Attention, "adapter_attn")?;
+            let mlp = bypass(SubLayer::Mlp, "adapter_mlp")?;
+            blocks.push(BlockBypasses { attention, mlp });
+        }
+        Ok(Bypasses { blocks, placement: config.base.placement })
+    }
+
+    fn at(&self, site: Site, placement: Placement) -> Option<&ConvBypass> {
+        let block = self.blocks.get(site.block).filter(|_| self.placement == placement)?;
+        match site.sub_layer {
+            SubLayer::Attention => block.attention.as_ref(),
+            SubLayer::Mlp => block.mlp.as_ref(),
+        }
+    }
+}
+
+impl Seam for Bypasses {
+    fn is_beside(&self, site: Site) -> bool {
+        self.at(site, Placement::Parallel).is_some()
+    }
+
+    fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
+        match self.at(at.site, Placement::Parallel) {
+            Some(bypass) => bypass.add_into(&residual, at.normed, at.layout, at.branch, at.train),
+            None => Ok(residual),
+        }
+    }
+
+    fn after_sub_layer(
+        &self,
+        site: Site,
+        output: Tensor,
+        layout: &TokenLayout,
+        train: bool,
+    ) -> Result<Tensor> {
+        match self.at(site, Placement::Sequential) {
+            Some(bypass) => bypass.add_into(&output, &output, layout, &Branch::All, train),
+            None => Ok(output),
+        }
+    }
+}
