@@ -1,9 +1,11 @@
 //! Where a tensor lies in a file, and how to read it from there.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 
+use flate2::read::DeflateDecoder;
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
@@ -54,59 +56,50 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// Bytes of a file, as they are or compressed.
+/// Bytes of a file, as they are or deflated.
 #[derive(Clone, Debug)]
-pub(super) enum Stored {
-    /// As they are, at this range of the file.
-    Plain { at: Range<usize>, crc: Option<u32> },
-    /// Deflated, at this range of the file; `size` bytes when inflated.
-    Deflated { at: Range<usize>, size: usize, crc: Option<u32> },
+pub(super) struct Stored {
+    /// Where in the file.
+    pub(super) at: Range<usize>,
+    /// The CRC-32 of the bytes when inflated, where there is one to check.
+    pub(super) crc: Option<u32>,
+    /// Number of bytes when inflated; `None` if they are not deflated.
+    pub(super) inflated: Option<usize>,
 }
 
 impl Stored {
     /// Number of bytes when inflated.
     pub(super) fn size(&self) -> usize {
-        match self {
-            Stored::Plain { at, .. } => at.len(),
-            Stored::Deflated { size, .. } => *size,
-        }
+        self.inflated.unwrap_or(self.at.len())
     }
 
     /// The first bytes, at most `count`.
     pub(super) fn head(&self, file: &[u8], count: usize) -> Result<Vec<u8>, String> {
+        let stored = slice(file, &self.at)?;
+        if self.inflated.is_none() {
+            return Ok(stored[..count.min(stored.len())].to_vec());
+        }
         let mut head = Vec::new();
-        let reader: Box<dyn Read + '_> = match self {
-            Stored::Plain { at, .. } => Box::new(slice(file, at)?),
-            Stored::Deflated { at, .. } => {
-                Box::new(flate2::read::DeflateDecoder::new(slice(file, at)?))
-            }
-        };
-        reader.take(count as u64).read_to_end(&mut head).map_err(|e| e.to_string())?;
+        let mut reader = DeflateDecoder::new(stored).take(count as u64);
+        reader.read_to_end(&mut head).map_err(|e| e.to_string())?;
         Ok(head)
     }
 
-    /// Hands all bytes to `f`, straight from the file where they are not compressed, once they
+    /// Hands all bytes to `f`, straight from the file where they are not deflated, once they
     /// match their checksum.
     pub(super) fn with_bytes<T>(
         &self,
         file: &[u8],
         f: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, String> {
-        let (inflated, crc);
-        let bytes = match self {
-            Stored::Plain { at, crc: stated } => {
-                crc = stated;
-                slice(file, at)?
-            }
-            Stored::Deflated { at, size, crc: stated } => {
-                crc = stated;
-                inflated = inflate(slice(file, at)?, *size)?;
-                &inflated
-            }
+        let stored = slice(file, &self.at)?;
+        let bytes = match self.inflated {
+            None => Cow::Borrowed(stored),
+            Some(size) => Cow::Owned(inflate(stored, size)?),
         };
-        match crc {
-            Some(crc) if crc32fast::hash(bytes) != *crc => Err("checksum does not match".into()),
-            _ => Ok(f(bytes)),
+        match self.crc {
+            Some(crc) if crc32fast::hash(&bytes) != crc => Err("checksum does not match".into()),
+            _ => Ok(f(&bytes)),
         }
     }
 }
@@ -122,7 +115,7 @@ fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
     check_ratio(compressed.len(), size)?;
     let mut bytes = Vec::with_capacity(size + 1);
     // One byte more than stated, so that a longer stream is noticed.
-    flate2::read::DeflateDecoder::new(compressed)
+    DeflateDecoder::new(compressed)
         .take(size as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| e.to_string())?;
@@ -157,19 +150,22 @@ impl Entry {
     /// Checks that every element lies within the stored bytes and that the tensor is no larger
     /// than they are (an expanded one would be), so that reading it allocates what is justified.
     ///
-    /// Elements of unknown size are not checked: they are never read.
+    /// Every entry of an index has passed. Elements of unknown size do unchecked: they are never
+    /// read.
     pub(super) fn check(&self) -> Result<(), String> {
         let Some(element_size) = self.element.size() else { return Ok(()) };
         let available = self.stored.size().checked_sub(self.skip).ok_or("starts past its end")?;
-        let outside = || {
-            let shape = &self.shape;
-            format!("shape {shape:?} of {} needs more than {available} bytes", self.element)
+        let fits = |elements: Option<usize>| {
+            let bytes = elements.and_then(|count| count.checked_mul(element_size));
+            bytes.is_some_and(|bytes| bytes <= available)
         };
-        let numel = numel(&self.shape).ok_or_else(outside)?;
-        let needed = numel.checked_mul(element_size).ok_or_else(outside)?;
-        let span = self.span().ok_or_else(outside)?;
-        let spanned = span.checked_mul(element_size).ok_or_else(outside)?;
-        if needed > available || spanned > available { Err(outside()) } else { Ok(()) }
+        match fits(numel(&self.shape)) && fits(self.span()) {
+            true => Ok(()),
+            false => Err(format!(
+                "shape {:?} of {} needs more than {available} bytes",
+                self.shape, self.element
+            )),
+        }
     }
 
     /// Elements from the first to the last one, both counted.
@@ -188,24 +184,26 @@ impl Entry {
     /// The tensor on the CPU in f32; `None` if its elements have no place in a model.
     pub(super) fn read(&self, file: &[u8]) -> Result<Option<Tensor>, String> {
         let Some(kind) = self.element.kind() else { return Ok(None) };
-        self.check()?;
-        let (size, span) = (kind.elt_size_in_bytes(), self.span().unwrap_or(0));
-        let copied = self.stored.with_bytes(file, |bytes| {
-            let bytes = &bytes[self.skip..self.skip + span * size];
-            match self.big_endian {
-                true => self.tensor(&swapped(bytes, size), kind, span),
-                false => self.tensor(bytes, kind, span),
-            }
-        })?;
-        copied.map(Some).map_err(|e| e.to_string())
+        let (size, span) = (kind.elt_size_in_bytes(), self.span());
+        self.stored.with_bytes(file, |bytes| {
+            // Checked once more, as libtorch copies the elements without looking.
+            let len = span.and_then(|span| span.checked_mul(size));
+            let bytes = bytes.get(self.skip..).and_then(|rest| rest.get(..len?));
+            let bytes = bytes.ok_or("its elements lie outside of its bytes")?;
+            let tensor = match self.big_endian {
+                true => self.tensor(&swapped(bytes, size), kind),
+                false => self.tensor(bytes, kind),
+            };
+            tensor.map(Some).map_err(|e| e.to_string())
+        })?
     }
 
-    /// `bytes` holds exactly the `span` elements; libtorch copies them without looking.
-    fn tensor(&self, bytes: &[u8], kind: Kind, span: usize) -> Result<Tensor, tch::TchError> {
-        debug_assert_eq!(bytes.len(), span * kind.elt_size_in_bytes());
+    /// `bytes` holds exactly the elements from the first to the last one.
+    fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<Tensor, tch::TchError> {
         let tensor = match &self.strides {
             None => Tensor::f_from_data_size(bytes, &self.shape, kind)?,
             Some(strides) => {
+                let span = bytes.len() / kind.elt_size_in_bytes();
                 let flat = Tensor::f_from_data_size(bytes, &[span as i64], kind)?;
                 flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous()?
             }
@@ -225,11 +223,4 @@ pub(super) fn numel(shape: &[i64]) -> Option<usize> {
         .iter()
         .try_fold(1i64, |n, &dim| if dim < 0 { None } else { n.checked_mul(dim.max(1)) })?;
     if shape.contains(&0) { Some(0) } else { usize::try_from(bound).ok() }
-}
-
-/// A shape from a file, where each dimension fits.
-pub(super) fn shape_of<T: Copy + TryInto<i64>>(dims: &[T]) -> Result<Vec<i64>, String> {
-    dims.iter()
-        .map(|&dim| dim.try_into().map_err(|_| "a dimension does not fit 63 bits".to_owned()))
-        .collect()
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::TensorFile;
-use super::names::{Activation, Layout};
+use super::names::{Activation, Layout, Positions};
 use super::plan::Plan;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
 use crate::error::Result;
@@ -23,12 +23,17 @@ impl ViTConfig {
     /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT), 1e-5 (CLIP under any names: `norm_pre` under timm's) |
     /// | activation | SwiGLU where the MLP is packed; QuickGELU for Hugging Face CLIP, and for open_clip names beside OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); else exact GELU |
     /// | pooling | average then norm where there is `fc_norm`; else the class token; without one, norm then average |
-    /// | position table | its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do, what is usual: none for timm's models with registers, else the class token |
+    /// | position table | under timm's and DINOv2's own names its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do or none does, none beside a `reg_token`, else the class token. Under other names it always has a row for the class token |
     ///
     /// # Errors
     /// As [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensors are named as by no family
     /// that is read; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
-    /// the sizes are absent or of another rank.
+    /// the sizes are absent or of another rank; [`Error::Config`] if they tell what is no model.
+    ///
+    /// [`Error::UnknownFormat`]: crate::Error::UnknownFormat
+    /// [`Error::MissingTensor`]: crate::Error::MissingTensor
+    /// [`Error::ShapeMismatch`]: crate::Error::ShapeMismatch
+    /// [`Error::Config`]: crate::Error::Config
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
         infer(&Plan::new(&TensorFile::open(path)?)?)
     }
@@ -46,16 +51,7 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
         false => 0,
     };
     let pre_norm = plan.has("norm_pre.weight");
-    let positions = plan.shape("pos_embed", 3)?[1];
-    let usual = match plan.family.bare_positions {
-        Some(name) if plan.file.contains(name) => 0,
-        _ => i64::from(class_token),
-    };
-    let others = match plan.family.bare_positions {
-        Some(_) => prefixes(class_token, num_registers),
-        None => [usual; 3],
-    };
-    let (pos_embed_prefix, grid) = split_positions(positions, usual, others);
+    let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
     let side = |patches: i64| patches.saturating_mul(patch_size);
     let config = ViTConfig {
         image_size: (side(grid.0), side(grid.1)),
@@ -87,13 +83,26 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
     Ok(config)
 }
 
-/// The prefix rows of a position table and the grid of the others: square after the `usual`
-/// prefix, or after one of the `others`, or else one row after the usual one.
-fn split_positions(positions: i64, usual: i64, others: [i64; 3]) -> (i64, (i64, i64)) {
-    let square = |prefix: i64| Some((prefix, square_root(positions.checked_sub(prefix)?)?));
-    match square(usual).or_else(|| others.into_iter().find_map(square)) {
+/// The prefix rows of the file's position table and the grid of the others.
+fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64, (i64, i64))> {
+    let rows = plan.shape("pos_embed", 3)?[1];
+    let [none, class, all] = prefixes(class_token, num_registers);
+    Ok(match plan.family.positions {
+        Positions::Class => split_positions(rows, class, &[]),
+        Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => {
+            split_positions(rows, none, &[class, all])
+        }
+        Positions::UsuallyNoneBeside(_) => split_positions(rows, class, &[none, all]),
+    })
+}
+
+/// The prefix among the `usual` and the `others` that leaves a square, the first of them, and the
+/// grid; where none does, the usual prefix and one row.
+fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
+    let square = |&prefix: &i64| Some((prefix, square_root(rows.checked_sub(prefix)?)?));
+    match [usual].iter().chain(others).find_map(square) {
         Some((prefix, side)) => (prefix, (side, side)),
-        None => (usual, (1, positions.saturating_sub(usual))),
+        None => (usual, (1, rows.saturating_sub(usual))),
     }
 }
 
@@ -147,7 +156,7 @@ mod tests {
             (2, 1, true, 0, (1, (1, 1))),
             (0, 1, true, 0, (1, (1, -1))),
         ] {
-            let found = split_positions(positions, usual, prefixes(class_token, registers));
+            let found = split_positions(positions, usual, &prefixes(class_token, registers));
             assert_eq!(found, expected, "{positions}");
         }
     }

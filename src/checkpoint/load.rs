@@ -27,10 +27,14 @@ impl FrozenViT {
     /// one that fits the config's grid is taken as it is, whatever `pos_embed_prefix` says.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if `config` is no model; with the name in the file:
-    /// [`Error::MissingTensor`](crate::Error::MissingTensor),
-    /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) and
-    /// [`Error::UnexpectedTensors`](crate::Error::UnexpectedTensors); and as [`TensorFile::open`].
+    /// [`Error::Config`] if `config` is no model; with the name in the file:
+    /// [`Error::MissingTensor`], [`Error::ShapeMismatch`] and [`Error::UnexpectedTensors`]; and as
+    /// [`TensorFile::open`].
+    ///
+    /// [`Error::Config`]: crate::Error::Config
+    /// [`Error::MissingTensor`]: crate::Error::MissingTensor
+    /// [`Error::ShapeMismatch`]: crate::Error::ShapeMismatch
+    /// [`Error::UnexpectedTensors`]: crate::Error::UnexpectedTensors
     pub fn open_with(path: impl AsRef<Path>, config: &ViTConfig, device: Device) -> Result<Self> {
         Ok(Self::open_reported(path, Some(config), device)?.0)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{Entry, Stored};
+use super::entry::{Entry, Stored, numel};
 use super::npy::{self, Header};
 use super::tensor_file::Index;
 
@@ -32,11 +32,9 @@ fn array(file: &[u8], stored: Stored) -> Result<Entry, String> {
         big_endian: header.big_endian,
         stored,
     };
-    entry.check()?;
-    let size = entry.element.size().zip(super::entry::numel(&entry.shape)).map(|(s, n)| s * n);
-    let data = entry.stored.size() - entry.skip.min(entry.stored.size());
-    match size {
-        Some(size) if size != data => {
+    let data = entry.stored.size().saturating_sub(entry.skip);
+    match entry.element.size() {
+        Some(size) if numel(&entry.shape).and_then(|n| n.checked_mul(size)) != Some(data) => {
             Err(format!("shape {:?} of {} is not {data} bytes", entry.shape, entry.element))
         }
         _ => Ok(entry),

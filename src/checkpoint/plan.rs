@@ -48,13 +48,13 @@ impl<'a> Plan<'a> {
     }
 
     fn place(&mut self, name: &str) {
+        let found = self.family.find(self.prefix, name).map(|(rule, found)| (rule.action, found));
         let name = name.to_owned();
-        match self.family.find(self.prefix, &name).map(|(rule, number)| (rule.action, number)) {
+        match found {
             None => self.unknown.push(name),
             Some((Action::Skip(reason), _)) => self.skipped.push((name, reason.to_owned())),
-            Some((Action::Take { to, layout, part }, number)) => {
-                let sources =
-                    self.sources.entry(super::names::with_number(to, number)).or_default();
+            Some((Action::Take { to, layout }, found)) => {
+                let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
                 // A second tensor for the same place is one too many.
                 match sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
                     true => sources.push(Source { name, layout, part }),
@@ -134,32 +134,36 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Accounts for each tensor, after the model took those that `taken` says.
+    /// Refuses a file with names that no rule knows.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`] with all that have no place.
-    pub(super) fn report(self, taken: impl Fn(&str) -> bool) -> Result<LoadReport> {
-        let (mut applied, mut unknown) = (Vec::new(), self.unknown);
-        for (name, sources) in self.sources {
-            let names = sources.into_iter().map(|source| source.name);
-            if taken(&name) { applied.extend(names) } else { unknown.extend(names) }
-        }
-        if unknown.is_empty() {
-            applied.sort();
-            return Ok(LoadReport { applied, skipped: self.skipped });
-        }
-        unknown.sort();
-        Err(Error::UnexpectedTensors { file: self.file.path().to_path_buf(), names: unknown })
+    /// [`Error::UnexpectedTensors`] with all of them.
+    pub(super) fn check_names(&self) -> Result<()> {
+        self.unexpected(self.unknown.clone())
     }
 
-    /// Refuses a file with names that no rule knows.
-    pub(super) fn check_names(&self) -> Result<()> {
-        match self.unknown.is_empty() {
+    /// Accounts for each tensor of a file whose names were checked, after the model took those
+    /// that `taken` says.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedTensors`] with all that it did not take.
+    pub(super) fn report(self, taken: impl Fn(&str) -> bool) -> Result<LoadReport> {
+        let (mut applied, mut left) = (Vec::new(), Vec::new());
+        for (name, sources) in &self.sources {
+            let names = sources.iter().map(|source| source.name.clone());
+            if taken(name) { applied.extend(names) } else { left.extend(names) }
+        }
+        left.sort();
+        self.unexpected(left)?;
+        applied.sort();
+        Ok(LoadReport { applied, skipped: self.skipped })
+    }
+
+    /// The error for `names`, if there are any.
+    fn unexpected(&self, names: Vec<String>) -> Result<()> {
+        match names.is_empty() {
             true => Ok(()),
-            false => Err(Error::UnexpectedTensors {
-                file: self.file.path().to_path_buf(),
-                names: self.unknown.clone(),
-            }),
+            false => Err(Error::UnexpectedTensors { file: self.file.path().to_path_buf(), names }),
         }
     }
 
@@ -219,4 +223,31 @@ fn recognize(file: &TensorFile) -> Result<(&'static Family, &'static str)> {
         file: file.path().to_path_buf(),
         reason: format!("tensors named as by none of {known}; the first are {found}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_position_table_is_reported_as_the_image_towers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("open_clip.safetensors");
+        // The text tower has a table of the same name, without the prefix.
+        let weight = Tensor::zeros([8], (tch::Kind::Float, tch::Device::Cpu));
+        let names = ["visual.class_embedding", "positional_embedding"];
+        Tensor::write_safetensors(&names.map(|name| (name, &weight)), &path).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        let plan = Plan::new(&file).unwrap();
+        for error in [
+            plan.shape("pos_embed", 3).unwrap_err(),
+            plan.read("pos_embed", &[-1, -1, -1], 1).unwrap_err(),
+        ] {
+            assert!(
+                matches!(&error, Error::MissingTensor { name, expected, .. }
+                    if name == "visual.positional_embedding" && expected == &[-1, -1, -1]),
+                "{error}"
+            );
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::entry::{ElementType, Entry, Stored, shape_of};
+use super::entry::{ElementType, Entry, Stored};
 use super::tensor_file::Index;
 
 /// Whether `file` looks like safetensors: eight bytes of header length, then a JSON object.
@@ -21,17 +21,21 @@ pub(super) fn read(file: &[u8]) -> Result<Index, String> {
         let (start, end) = info.data_offsets;
         let entry = Entry {
             element: element(info.dtype),
-            shape: shape_of(&info.shape)?,
+            shape: shape(&info.shape)
+                .ok_or_else(|| format!("tensor {name}: a dimension does not fit 63 bits"))?,
             strides: None,
-            stored: Stored::Plain { at: data + start..data + end, crc: None },
+            stored: Stored { at: data + start..data + end, crc: None, inflated: None },
             skip: 0,
             big_endian: false,
         };
-        entry.check().map_err(|e| format!("tensor {name}: {e}"))?;
         entries.insert(name, entry);
     }
     let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
     Ok(Index { entries, metadata })
+}
+
+fn shape(dims: &[usize]) -> Option<Vec<i64>> {
+    dims.iter().map(|&dim| dim.try_into().ok()).collect()
 }
 
 fn element(dtype: Dtype) -> ElementType {

@@ -90,24 +90,29 @@ impl TensorFile {
     /// rounded.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] if it is not there, [`Error::ElementType`] if its elements are
-    /// not floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not
-    /// match their checksum.
+    /// [`Error::Input`] if no tensor has this name, [`Error::ElementType`] if its elements are not
+    /// floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not match
+    /// their checksum.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         read_tensor(&self.path, &self.map, &self.index, name)
     }
 }
 
-/// Recognizes the container of `file` and reads its index.
+/// Recognizes the container of `file` and reads its index, each entry checked.
 pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
-    if zip_index::recognizes(file) {
-        return read_zip(path, file);
-    }
-    if safetensors::recognizes(file) {
+    let (container, index) = if zip_index::recognizes(file) {
+        read_zip(path, file)?
+    } else if safetensors::recognizes(file) {
         let index = safetensors::read(file).map_err(|reason| Error::corrupt(path, reason))?;
-        return Ok((Container::Safetensors, index));
+        (Container::Safetensors, index)
+    } else {
+        return Err(unknown(path, what_else(file)));
+    };
+    for (name, entry) in &index.entries {
+        let in_tensor = |reason| Error::corrupt(path, format!("tensor {name}: {reason}"));
+        entry.check().map_err(in_tensor)?;
     }
-    Err(unknown(path, what_else(file)))
+    Ok((container, index))
 }
 
 fn read_zip(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
@@ -147,16 +152,15 @@ fn what_else(file: &[u8]) -> &'static str {
 }
 
 pub(super) fn read_tensor(path: &Path, file: &[u8], index: &Index, name: &str) -> Result<Tensor> {
-    let path_buf = || path.to_path_buf();
     let Some(entry) = index.entries.get(name) else {
-        let (name, expected) = (name.to_owned(), Vec::new());
-        return Err(Error::MissingTensor { file: path_buf(), name, expected });
+        let expected = format!("the name of a tensor in {}", path.display());
+        return Err(Error::Input { argument: "name", expected, found: name.to_owned() });
     };
     match entry.read(file) {
         Ok(Some(tensor)) => Ok(tensor),
         Ok(None) => {
-            let (name, found) = (name.to_owned(), entry.element.to_string());
-            Err(Error::ElementType { file: path_buf(), name, found })
+            let (file, name) = (path.to_path_buf(), name.to_owned());
+            Err(Error::ElementType { file, name, found: entry.element.to_string() })
         }
         Err(reason) => Err(Error::corrupt(path, format!("tensor {name}: {reason}"))),
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{Entry, Stored, shape_of};
+use super::entry::{Entry, Stored};
 use super::pickle::{self, PickleError, View};
 use super::tensor_file::Index;
 
@@ -58,24 +58,15 @@ fn entry(view: View, stored: Stored) -> Result<Entry, String> {
     }
     let offset = usize::try_from(view.offset).map_err(|_| "a negative offset")?;
     let size = view.element.size().ok_or("elements of no size")?;
-    let entry = Entry {
+    Ok(Entry {
         strides: (!is_row_major(&view.shape, &view.strides)).then_some(view.strides),
-        shape: shape_of(&view.shape)?,
+        shape: view.shape,
         element: view.element,
         skip: offset.checked_mul(size).ok_or("an offset outside of the storage")?,
         big_endian: false,
         // torch can be told to write no checksums, and then writes wrong ones.
-        stored: without_checksum(stored),
-    };
-    entry.check()?;
-    Ok(entry)
-}
-
-fn without_checksum(stored: Stored) -> Stored {
-    match stored {
-        Stored::Plain { at, .. } => Stored::Plain { at, crc: None },
-        Stored::Deflated { at, size, .. } => Stored::Deflated { at, size, crc: None },
-    }
+        stored: Stored { crc: None, ..stored },
+    })
 }
 
 /// Whether elements lie row by row; the stride along a dimension of one does not matter.

@@ -29,19 +29,18 @@ pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
         let end = start.checked_add(len).filter(|&end| end <= file.len());
         let at = start..end.ok_or_else(|| in_entry("lies outside of the file"))?;
         let size = usize::try_from(entry.size()).map_err(|_| in_entry("is too large"))?;
-        let crc = Some(entry.crc32());
-        let stored = match entry.compression() {
+        let inflated = match entry.compression() {
             _ if entry.encrypted() => return Err(in_entry("is encrypted")),
-            CompressionMethod::STORE if size == len => Stored::Plain { at: at.clone(), crc },
+            CompressionMethod::STORE if size == len => None,
             CompressionMethod::STORE => return Err(in_entry("is stored with two sizes")),
             CompressionMethod::DEFLATE => {
                 check_ratio(len, size).map_err(|e| in_entry(&e))?;
-                Stored::Deflated { at: at.clone(), size, crc }
+                Some(size)
             }
             other => return Err(in_entry(&format!("is compressed by {other:?}"))),
         };
-        ranges.push(at);
-        entries.insert(name, stored);
+        ranges.push(at.clone());
+        entries.insert(name, Stored { at, crc: Some(entry.crc32()), inflated });
     }
     ranges.sort_by_key(|at| (at.start, at.end));
     match ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {

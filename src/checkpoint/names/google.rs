@@ -2,7 +2,7 @@
 //! which numbers the layers of a block anew.
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
-use super::{Activation, Family, HEAD, QKV_BIAS, QKV_WEIGHT, Rule, copy, qkv, skip, take};
+use super::{Activation, Family, HEAD, Positions, QKV_BIAS, QKV_WEIGHT, Rule, copy, skip, take};
 
 pub(super) const FAMILY: Family = Family {
     name: "Google ViT (Flax)",
@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    bare_positions: None,
+    positions: Positions::Class,
 };
 
 #[rustfmt::skip]
@@ -25,12 +25,8 @@ const RULES: &[Rule] = &[
     copy("pos_embedding", "pos_embed"),
     copy("Transformer/encoderblock_*/LayerNorm_0/scale", "blocks.*.norm1.weight"),
     copy("Transformer/encoderblock_*/LayerNorm_0/bias", "blocks.*.norm1.bias"),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/query/kernel", QKV_WEIGHT, IntoHeads, 0),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/key/kernel", QKV_WEIGHT, IntoHeads, 1),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/value/kernel", QKV_WEIGHT, IntoHeads, 2),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/query/bias", QKV_BIAS, HeadsBias, 0),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/key/bias", QKV_BIAS, HeadsBias, 1),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/value/bias", QKV_BIAS, HeadsBias, 2),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/{query,key,value}/kernel", QKV_WEIGHT, IntoHeads),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/{query,key,value}/bias", QKV_BIAS, HeadsBias),
     take("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/out/kernel", "blocks.*.attn.proj.weight", OutOfHeads),
     copy("Transformer/encoderblock_*/MultiHeadDotProductAttention_1/out/bias", "blocks.*.attn.proj.bias"),
     copy("Transformer/encoderblock_*/LayerNorm_2/scale", "blocks.*.norm2.weight"),
@@ -42,12 +38,8 @@ const RULES: &[Rule] = &[
     copy("Transformer/encoder_norm/scale", "norm.weight"),
     copy("Transformer/encoder_norm/bias", "norm.bias"),
     // big_vision: the same layers under other numbers.
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/query/kernel", QKV_WEIGHT, IntoHeads, 0),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/key/kernel", QKV_WEIGHT, IntoHeads, 1),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/value/kernel", QKV_WEIGHT, IntoHeads, 2),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/query/bias", QKV_BIAS, HeadsBias, 0),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/key/bias", QKV_BIAS, HeadsBias, 1),
-    qkv("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/value/bias", QKV_BIAS, HeadsBias, 2),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/{query,key,value}/kernel", QKV_WEIGHT, IntoHeads),
+    take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/{query,key,value}/bias", QKV_BIAS, HeadsBias),
     take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/out/kernel", "blocks.*.attn.proj.weight", OutOfHeads),
     copy("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/out/bias", "blocks.*.attn.proj.bias"),
     copy("Transformer/encoderblock_*/LayerNorm_1/scale", "blocks.*.norm2.weight"),

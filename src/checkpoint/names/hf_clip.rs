@@ -1,8 +1,7 @@
 //! Hugging Face's `CLIPVisionModel`, with and without projection, and the whole `CLIPModel`.
 //! `pre_layrnorm` is spelled so in the files.
 
-use super::Layout::Same;
-use super::{Activation, Family, INDICES, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, qkv, skip};
+use super::{Activation, Family, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip};
 
 pub(super) const FAMILY: Family = Family {
     name: "Hugging Face CLIP",
@@ -13,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
-    bare_positions: None,
+    positions: Positions::Class,
 };
 
 #[rustfmt::skip]
@@ -26,12 +25,8 @@ const RULES: &[Rule] = &[
     copy("pre_layrnorm.bias", "norm_pre.bias"),
     copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
     copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
-    qkv("encoder.layers.*.self_attn.q_proj.weight", QKV_WEIGHT, Same, 0),
-    qkv("encoder.layers.*.self_attn.k_proj.weight", QKV_WEIGHT, Same, 1),
-    qkv("encoder.layers.*.self_attn.v_proj.weight", QKV_WEIGHT, Same, 2),
-    qkv("encoder.layers.*.self_attn.q_proj.bias", QKV_BIAS, Same, 0),
-    qkv("encoder.layers.*.self_attn.k_proj.bias", QKV_BIAS, Same, 1),
-    qkv("encoder.layers.*.self_attn.v_proj.bias", QKV_BIAS, Same, 2),
+    copy("encoder.layers.*.self_attn.{q,k,v}_proj.weight", QKV_WEIGHT),
+    copy("encoder.layers.*.self_attn.{q,k,v}_proj.bias", QKV_BIAS),
     copy("encoder.layers.*.self_attn.out_proj.weight", "blocks.*.attn.proj.weight"),
     copy("encoder.layers.*.self_attn.out_proj.bias", "blocks.*.attn.proj.bias"),
     copy("encoder.layers.*.layer_norm2.weight", "blocks.*.norm2.weight"),

@@ -1,7 +1,8 @@
 //! Hugging Face's `ViTModel` and the models around it.
 
-use super::Layout::Same;
-use super::{Activation, Family, HEAD, MASK, POOLER, QKV_BIAS, QKV_WEIGHT, Rule, copy, qkv, skip};
+use super::{
+    Activation, Family, HEAD, MASK, POOLER, Positions, QKV_BIAS, QKV_WEIGHT, Rule, copy, skip,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "Hugging Face ViT",
@@ -12,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-12,
     activation: Activation::Gelu,
-    bare_positions: None,
+    positions: Positions::Class,
 };
 
 #[rustfmt::skip]
@@ -23,12 +24,8 @@ const RULES: &[Rule] = &[
     copy("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"),
     copy("encoder.layer.*.layernorm_before.weight", "blocks.*.norm1.weight"),
     copy("encoder.layer.*.layernorm_before.bias", "blocks.*.norm1.bias"),
-    qkv("encoder.layer.*.attention.attention.query.weight", QKV_WEIGHT, Same, 0),
-    qkv("encoder.layer.*.attention.attention.key.weight", QKV_WEIGHT, Same, 1),
-    qkv("encoder.layer.*.attention.attention.value.weight", QKV_WEIGHT, Same, 2),
-    qkv("encoder.layer.*.attention.attention.query.bias", QKV_BIAS, Same, 0),
-    qkv("encoder.layer.*.attention.attention.key.bias", QKV_BIAS, Same, 1),
-    qkv("encoder.layer.*.attention.attention.value.bias", QKV_BIAS, Same, 2),
+    copy("encoder.layer.*.attention.attention.{query,key,value}.weight", QKV_WEIGHT),
+    copy("encoder.layer.*.attention.attention.{query,key,value}.bias", QKV_BIAS),
     copy("encoder.layer.*.attention.output.dense.weight", "blocks.*.attn.proj.weight"),
     copy("encoder.layer.*.attention.output.dense.bias", "blocks.*.attn.proj.bias"),
     copy("encoder.layer.*.layernorm_after.weight", "blocks.*.norm2.weight"),
@@ -42,12 +39,8 @@ const RULES: &[Rule] = &[
     // The modules of transformers 5, whose names `save_pretrained` does not write.
     copy("layers.*.layernorm_before.weight", "blocks.*.norm1.weight"),
     copy("layers.*.layernorm_before.bias", "blocks.*.norm1.bias"),
-    qkv("layers.*.attention.q_proj.weight", QKV_WEIGHT, Same, 0),
-    qkv("layers.*.attention.k_proj.weight", QKV_WEIGHT, Same, 1),
-    qkv("layers.*.attention.v_proj.weight", QKV_WEIGHT, Same, 2),
-    qkv("layers.*.attention.q_proj.bias", QKV_BIAS, Same, 0),
-    qkv("layers.*.attention.k_proj.bias", QKV_BIAS, Same, 1),
-    qkv("layers.*.attention.v_proj.bias", QKV_BIAS, Same, 2),
+    copy("layers.*.attention.{q,k,v}_proj.weight", QKV_WEIGHT),
+    copy("layers.*.attention.{q,k,v}_proj.bias", QKV_BIAS),
     copy("layers.*.attention.o_proj.weight", "blocks.*.attn.proj.weight"),
     copy("layers.*.attention.o_proj.bias", "blocks.*.attn.proj.bias"),
     copy("layers.*.layernorm_after.weight", "blocks.*.norm2.weight"),

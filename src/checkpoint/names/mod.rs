@@ -1,8 +1,9 @@
 //! The names of each model family, one table a file.
 //!
 //! A rule maps a name of the file to the name that the model has for it, which is timm's. It
-//! matches whole path segments; `*` in a pattern stands for a block's number, and a last segment
-//! `**` for whatever follows.
+//! matches whole path segments. In a pattern `*` stands for a block's number, `{a,b}` for one of
+//! these, and a last segment `**` for whatever follows. The tensors of the names in braces are, in
+//! this order, the parts of one tensor of the model.
 
 mod google;
 mod hf_clip;
@@ -34,8 +35,8 @@ pub(super) struct Family {
     pub(super) norm_eps: f64,
     /// The activation of an MLP that is not packed; files do not tell it.
     pub(super) activation: Activation,
-    /// A tensor beside which the position table usually covers the patches alone.
-    pub(super) bare_positions: Option<&'static str>,
+    /// Which prefix tokens have rows in the position table; files do not tell it.
+    pub(super) positions: Positions,
 }
 
 /// Which activation a family has.
@@ -45,6 +46,16 @@ pub(super) enum Activation {
     QuickGelu,
     /// QuickGELU in files that have one of these tensors, else exact GELU.
     QuickGeluBeside(&'static [&'static str]),
+}
+
+/// Which prefix tokens have rows in the position table.
+#[derive(Debug)]
+pub(super) enum Positions {
+    /// The class token, where there is one.
+    Class,
+    /// None, the class token, or all; usually none in files that have this tensor, else the class
+    /// token.
+    UsuallyNoneBeside(&'static str),
 }
 
 /// Every family, in the order in which they are tried.
@@ -68,8 +79,8 @@ pub(super) struct Rule {
 /// What becomes of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Action {
-    /// It is the model's tensor of this name, or the numbered part of it.
-    Take { to: &'static str, layout: Layout, part: Part },
+    /// It is the model's tensor of this name, or a part of it.
+    Take { to: &'static str, layout: Layout },
     /// It belongs to nothing that is computed here, for this reason.
     Skip(&'static str),
 }
@@ -98,10 +109,8 @@ pub(super) enum Layout {
     OutOfHeads,
 }
 
-const WHOLE: Part = Part { index: 0, of: 1 };
-
 const fn take(from: &'static str, to: &'static str, layout: Layout) -> Rule {
-    Rule { from, action: Action::Take { to, layout, part: WHOLE } }
+    Rule { from, action: Action::Take { to, layout } }
 }
 
 const fn copy(from: &'static str, to: &'static str) -> Rule {
@@ -110,17 +119,6 @@ const fn copy(from: &'static str, to: &'static str) -> Rule {
 
 const fn skip(from: &'static str, reason: &'static str) -> Rule {
     Rule { from, action: Action::Skip(reason) }
-}
-
-/// Query, key and value: parts 0, 1 and 2 of 3.
-const fn qkv(from: &'static str, to: &'static str, layout: Layout, index: usize) -> Rule {
-    Rule { from, action: Action::Take { to, layout, part: Part { index, of: 3 } } }
-}
-
-/// Gate and value of a SwiGLU: parts 0 and 1 of 2.
-const fn half(from: &'static str, to: &'static str, index: usize) -> Rule {
-    let (layout, part) = (Layout::Same, Part { index, of: 2 });
-    Rule { from, action: Action::Take { to, layout, part } }
 }
 
 const QKV_WEIGHT: &str = "blocks.*.attn.qkv.weight";
@@ -134,75 +132,97 @@ const INDICES: &str = "position numbers, not weights";
 const NUMBERS: &str = "numbers about the model, not weights";
 
 impl Family {
-    /// The rule for a name of a file of this family whose backbone stands behind `prefix`, and the
-    /// number that `*` stands for.
-    pub(super) fn find(&self, prefix: &str, name: &str) -> Option<(&'static Rule, Option<u32>)> {
-        let within = |rules: &'static [Rule], name: &str| {
-            rules.iter().find_map(|rule| Some((rule, rule.matches(name, self.separator)?)))
-        };
-        name.strip_prefix(prefix)
-            .and_then(|name| within(self.rules, name))
-            .or_else(|| within(self.around, name))
+    /// The rule for a name of a file of this family whose backbone stands behind `prefix`, and how
+    /// it matches.
+    pub(super) fn find(&self, prefix: &str, name: &str) -> Option<(&'static Rule, Match)> {
+        self.tables(prefix).into_iter().find_map(|(prefix, rules)| {
+            let name = name.strip_prefix(prefix)?;
+            rules.iter().find_map(|rule| Some((rule, matches(rule.from, name, self.separator)?)))
+        })
     }
 
     /// The name that a file of this family has for each part of the model's `name`: that of the
     /// first rule.
     pub(super) fn file_names(&self, prefix: &str, name: &str) -> Vec<(String, Layout, Part)> {
-        let mut names: Vec<(String, Layout, Part)> = Vec::new();
-        for rule in self.rules.iter().chain(self.around) {
-            let Action::Take { to, layout, part } = rule.action else { continue };
-            let Some(number) = matches(to, name, '.') else { continue };
-            let follows = match names.last() {
-                None => part.index == 0,
-                Some((.., last)) => part.of == last.of && part.index == last.index + 1,
-            };
-            if follows {
-                let prefix =
-                    if self.around.iter().any(|r| r.from == rule.from) { "" } else { prefix };
-                names.push((prefix.to_owned() + &with_number(rule.from, number), layout, part));
+        for (prefix, rules) in self.tables(prefix) {
+            for rule in rules {
+                let Action::Take { to, layout } = rule.action else { continue };
+                let Some(Match { number, .. }) = matches(to, name, '.') else { continue };
+                let file_name = |part| prefix.to_owned() + &Match { number, part }.fill(rule.from);
+                return parts(rule.from).map(|part| (file_name(part), layout, part)).collect();
             }
         }
-        names
+        Vec::new()
+    }
+
+    /// Both tables, each with what stands before its names.
+    fn tables<'a>(&self, prefix: &'a str) -> [(&'a str, &'static [Rule]); 2] {
+        [(prefix, self.rules), ("", self.around)]
     }
 }
 
-impl Rule {
-    /// Whether `name` is one that this rule is for, and if so, its block's number.
-    fn matches(&self, name: &str, separator: char) -> Option<Option<u32>> {
-        matches(self.from, name, separator)
-    }
+/// What the variable places of a pattern stand for in a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Match {
+    /// The block's number, where there is a `*`.
+    pub(super) number: Option<u32>,
+    /// Which of the names in braces; the whole where there are none.
+    pub(super) part: Part,
 }
 
-/// Matches `name` to `pattern` segment by segment and gives the number that `*` stands for.
-fn matches(pattern: &str, name: &str, separator: char) -> Option<Option<u32>> {
-    let (mut pattern, mut name) = (pattern.split(separator), name.split(separator));
-    let mut number = None;
-    loop {
-        match (pattern.next(), name.next()) {
-            (None, None) => return Some(number),
-            (Some("**"), Some(_)) => return Some(number),
-            (Some(wanted), Some(found)) => match wanted.strip_suffix('*') {
-                Some(stem) => number = Some(parse_number(found.strip_prefix(stem)?)?),
-                None if wanted == found => {}
-                None => return None,
-            },
-            _ => return None,
+impl Match {
+    /// The name that `pattern` matches with these values.
+    pub(super) fn fill(self, pattern: &str) -> String {
+        let name = match braces(pattern) {
+            Some((before, names, after)) => [before, names[self.part.index], after].concat(),
+            None => pattern.to_owned(),
+        };
+        match self.number {
+            Some(number) => name.replacen('*', &number.to_string(), 1),
+            None => name,
         }
     }
+}
+
+/// Matches `name` to `pattern` segment by segment.
+fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
+    let (mut pattern, mut name) = (pattern.split(separator), name.split(separator));
+    let mut result = Match { number: None, part: Part { index: 0, of: 1 } };
+    loop {
+        let (wanted, found) = match (pattern.next(), name.next()) {
+            (None, None) | (Some("**"), Some(_)) => return Some(result),
+            (Some(wanted), Some(found)) => (wanted, found),
+            _ => return None,
+        };
+        if let Some(stem) = wanted.strip_suffix('*') {
+            result.number = Some(parse_number(found.strip_prefix(stem)?)?);
+        } else if let Some((before, names, after)) = braces(wanted) {
+            let found = found.strip_prefix(before)?.strip_suffix(after)?;
+            let index = names.iter().position(|&name| name == found)?;
+            result.part = Part { index, of: names.len() };
+        } else if wanted != found {
+            return None;
+        }
+    }
+}
+
+/// The part for each name that `pattern` has in braces; the whole where there are none.
+fn parts(pattern: &str) -> impl Iterator<Item = Part> {
+    let of = braces(pattern).map_or(1, |(_, names, _)| names.len());
+    (0..of).map(move |index| Part { index, of })
+}
+
+/// What stands before the braces of a pattern, the names within, and what stands after.
+fn braces(pattern: &str) -> Option<(&str, Vec<&str>, &str)> {
+    let (before, rest) = pattern.split_once('{')?;
+    let (names, after) = rest.split_once('}')?;
+    Some((before, names.split(',').collect(), after))
 }
 
 /// A number as a program writes it: no sign, no leading zero.
 fn parse_number(digits: &str) -> Option<u32> {
     let number: u32 = digits.parse().ok()?;
     (number.to_string() == digits).then_some(number)
-}
-
-/// The pattern with `*` replaced by the number.
-pub(super) fn with_number(pattern: &str, number: Option<u32>) -> String {
-    match number {
-        Some(number) => pattern.replacen('*', &number.to_string(), 1),
-        None => pattern.to_owned(),
-    }
 }
 
 impl Layout {
@@ -263,18 +283,26 @@ mod tests {
     #[test]
     fn patterns_match_whole_segments() {
         for (pattern, name, found) in [
-            ("blocks.*.norm1.weight", "blocks.3.norm1.weight", Some(Some(3))),
+            ("blocks.*.norm1.weight", "blocks.3.norm1.weight", Some((Some(3), 0, 1))),
             ("blocks.*.norm1.weight", "blocks.03.norm1.weight", None),
             ("blocks.*.norm1.weight", "blocks.+3.norm1.weight", None),
             ("blocks.*.norm1.weight", "blocks.3.norm1.weight.x", None),
             ("blocks.*.norm1.weight", "blocks.3.norm1", None),
-            ("head.**", "head.weight", Some(None)),
+            ("head.**", "head.weight", Some((None, 0, 1))),
             ("head.**", "head", None),
             ("head.**", "head_dist.weight", None),
+            ("{query,key,value}.bias", "query.bias", Some((None, 0, 3))),
+            ("{query,key,value}.bias", "value.bias", Some((None, 2, 3))),
+            ("{query,key,value}.bias", "query,key.bias", None),
+            ("layers.*.{q,k,v}_proj.bias", "layers.7.k_proj.bias", Some((Some(7), 1, 3))),
+            ("layers.*.{q,k,v}_proj.bias", "layers.7.qk_proj.bias", None),
+            ("layers.*.{q,k,v}_proj.bias", "layers.7.k.bias", None),
         ] {
+            let found = found.map(|(number, index, of)| Match { number, part: Part { index, of } });
             assert_eq!(matches(pattern, name, '.'), found, "{name}");
         }
-        assert_eq!(matches("a/block_*/k", "a/block_11/k", '/'), Some(Some(11)));
+        let found = matches("a/block_*/k", "a/block_11/k", '/');
+        assert_eq!(found.and_then(|found| found.number), Some(11));
     }
 
     #[test]
@@ -296,17 +324,45 @@ mod tests {
 
     #[test]
     fn each_name_of_a_table_leads_back_to_itself() {
-        for family in FAMILIES {
-            for rule in family.rules {
-                let Action::Take { to, part, .. } = rule.action else { continue };
-                let number = to.contains('*').then_some(7);
-                let name = with_number(rule.from, number);
-                let (found, at) = family.find("", &name).expect(rule.from);
-                assert_eq!((found.from, at), (rule.from, number), "{}", family.name);
-                let names = family.file_names("", &with_number(to, number));
-                assert_eq!(names.len(), names[0].2.of, "{}: {to}", family.name);
-                assert!(part.index < part.of);
+        for (family, prefix, before, rule) in every_rule() {
+            let Action::Take { to, .. } = rule.action else { continue };
+            let number = to.contains('*').then_some(7);
+            for part in parts(rule.from) {
+                let matched = Match { number, part };
+                let name = before.to_owned() + &matched.fill(rule.from);
+                let (found, how) = family.find(prefix, &name).expect(&name);
+                assert_eq!((found.from, how), (rule.from, matched), "{}", family.name);
             }
         }
+    }
+
+    #[test]
+    fn the_file_names_of_a_tensor_lead_to_it() {
+        for (family, prefix, _, rule) in every_rule() {
+            let Action::Take { to, .. } = rule.action else { continue };
+            let number = to.contains('*').then_some(7);
+            let to_name = Match { number, part: Part { index: 0, of: 1 } }.fill(to);
+            let names = family.file_names(prefix, &to_name);
+            assert_eq!(names.len(), names[0].2.of, "{}: {to}", family.name);
+            for (name, layout, part) in names {
+                let (found, how) = family.find(prefix, &name).expect(&name);
+                assert_eq!(how, Match { number, part }, "{name}");
+                assert!(
+                    matches!(found.action, Action::Take { to: t, layout: l } if t == to && l == layout),
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    /// Each rule with its family, a prefix, and what stands before the rule's names beside it.
+    fn every_rule()
+    -> impl Iterator<Item = (&'static Family, &'static str, &'static str, &'static Rule)> {
+        let prefixes = |family: &'static Family| family.prefixes.iter().map(move |p| (family, *p));
+        FAMILIES.into_iter().flat_map(prefixes).flat_map(|(family, prefix)| {
+            family.tables(prefix).into_iter().flat_map(move |(before, rules)| {
+                rules.iter().map(move |rule| (family, prefix, before, rule))
+            })
+        })
     }
 }

@@ -1,7 +1,9 @@
 //! The image tower of open_clip, whose names are those of OpenAI's CLIP, and the whole model.
 
 use super::Layout::Transposed;
-use super::{Activation, Family, NUMBERS, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip, take};
+use super::{
+    Activation, Family, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip, take,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "open_clip",
@@ -12,7 +14,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
-    bare_positions: None,
+    positions: Positions::Class,
 };
 
 /// Scalars that OpenAI's own files carry, whose models have QuickGELU.

@@ -1,7 +1,7 @@
 //! timm's names (ViT, CLIP and DINOv2 under timm), and those of the DINOv2 repository, which
 //! differ in three tensors.
 
-use super::{Activation, Family, HEAD, MASK, Rule, copy, skip};
+use super::{Activation, Family, HEAD, MASK, Positions, Rule, copy, skip};
 
 pub(super) const FAMILY: Family = Family {
     name: "timm",
@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    bare_positions: Some("reg_token"),
+    positions: Positions::UsuallyNoneBeside("reg_token"),
 };
 
 #[rustfmt::skip]

@@ -1,0 +1,123 @@
+//! The values that a pickle makes, and the arena that holds them.
+
+use super::{MAX_VALUES, PickleError, Result};
+use crate::checkpoint::entry::ElementType;
+
+/// Index of a value in the arena.
+pub(super) type Id = usize;
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    /// Something that a state dict may hold and nobody reads.
+    Opaque,
+    Mark,
+    Int(i64),
+    Str(String),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    Storage(ElementType, String),
+    Tensor(View),
+}
+
+/// A tensor as the pickle describes it: a view of a storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::checkpoint) struct View {
+    pub(in crate::checkpoint) element: ElementType,
+    /// Name of the storage's record, `data/<key>`.
+    pub(in crate::checkpoint) key: String,
+    pub(in crate::checkpoint) offset: i64,
+    pub(in crate::checkpoint) shape: Vec<i64>,
+    pub(in crate::checkpoint) strides: Vec<i64>,
+}
+
+/// What a pickle may name.
+#[derive(Clone, Debug)]
+pub(super) enum Global {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    Size,
+    Storage(ElementType),
+}
+
+impl Global {
+    /// # Errors
+    /// [`PickleError::Global`] for everything else.
+    pub(super) fn find(module: &str, name: &str) -> Result<Self> {
+        let other = |size| ElementType::Other(name.trim_end_matches("Storage").into(), Some(size));
+        Ok(match (module, name) {
+            ("collections", "OrderedDict") => Global::OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
+            ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
+            ("torch", "Size") => Global::Size,
+            ("torch", "DoubleStorage") => Global::Storage(ElementType::F64),
+            ("torch", "FloatStorage") => Global::Storage(ElementType::F32),
+            ("torch", "HalfStorage") => Global::Storage(ElementType::F16),
+            ("torch", "BFloat16Storage") => Global::Storage(ElementType::Bf16),
+            ("torch", "LongStorage" | "ComplexFloatStorage") => Global::Storage(other(8)),
+            ("torch", "IntStorage") => Global::Storage(other(4)),
+            ("torch", "ShortStorage") => Global::Storage(other(2)),
+            ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => Global::Storage(other(1)),
+            _ => return Err(PickleError::Global(format!("{module}.{name}"))),
+        })
+    }
+}
+
+/// Every value of a pickle. They refer to each other by index.
+#[derive(Debug, Default)]
+pub(super) struct Arena(Vec<Value>);
+
+impl Arena {
+    /// # Errors
+    /// Beyond [`MAX_VALUES`].
+    pub(super) fn add(&mut self, value: Value) -> Result<Id> {
+        if self.0.len() == MAX_VALUES {
+            return Err("the pickle has too many values".into());
+        }
+        self.0.push(value);
+        Ok(self.0.len() - 1)
+    }
+
+    pub(super) fn get(&self, id: Id) -> &Value {
+        &self.0[id]
+    }
+
+    pub(super) fn get_mut(&mut self, id: Id) -> &mut Value {
+        &mut self.0[id]
+    }
+
+    pub(super) fn text(&self, id: Id) -> Result<&str> {
+        match self.get(id) {
+            Value::Str(text) => Ok(text),
+            _ => Err("the pickle has no string where one belongs".into()),
+        }
+    }
+
+    pub(super) fn int(&self, id: Id) -> Result<i64> {
+        match *self.get(id) {
+            Value::Int(value) => Ok(value),
+            _ => Err("the pickle has no integer where one belongs".into()),
+        }
+    }
+
+    pub(super) fn tuple(&self, id: Id) -> Result<&[Id]> {
+        match self.get(id) {
+            Value::Tuple(items) => Ok(items),
+            _ => Err("the pickle has no tuple where one belongs".into()),
+        }
+    }
+
+    pub(super) fn ints(&self, id: Id) -> Result<Vec<i64>> {
+        self.tuple(id)?.iter().map(|&id| self.int(id)).collect()
+    }
+
+    /// The keys and values of a dict; none of anything else.
+    pub(super) fn items(&self, id: Id) -> &[(Id, Id)] {
+        match self.get(id) {
+            Value::Dict(items) => items,
+            _ => &[],
+        }
+    }
+}
