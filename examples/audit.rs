@@ -12,7 +12,10 @@
 
 use anyhow::Result;
 use clap::Parser;
-use convpass::{AuditRow, ConvBypassConfig, Method, SubLayers, ViTConfig, audit};
+use convpass::{
+    AdaptFormerConfig, AdapterConfig, AuditRow, ConvBypassConfig, FactConfig, LoraConfig, Method,
+    RepAdapterConfig, SsfConfig, SubLayers, ViTConfig, VptConfig, audit,
+};
 use serde_json::json;
 
 /// Parameter table of a backbone: what each method trains; heads are not counted.
@@ -65,11 +68,28 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The rows of the paper's comparison at r = h = 8, then Convpass over bottlenecks.
 fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
-    let mut methods =
-        vec![("linear_probe".to_owned(), Method::LinearProbe), ("full".to_owned(), Method::Full)];
+    let both = SubLayers::Both;
+    let houlsby = AdapterConfig { sub_layers: both, ..Default::default() };
+    let named = [
+        ("linear_probe", Method::LinearProbe),
+        ("full", Method::Full),
+        ("bit_fit", Method::BitFit),
+        ("layer_norm", Method::LayerNorm),
+        ("vpt deep, 5 prompts", Method::Vpt(VptConfig::default())),
+        ("adapter (Pfeiffer) h=8", Method::Adapter(AdapterConfig::default())),
+        ("adapter (Houlsby) h=8", Method::Adapter(houlsby)),
+        ("adapt_former h=8", Method::AdaptFormer(AdaptFormerConfig::default())),
+        ("lora q, v r=8", Method::Lora(LoraConfig::default())),
+        ("ssf", Method::Ssf(SsfConfig::default())),
+        ("rep_adapter h=8", Method::RepAdapter(RepAdapterConfig::default())),
+        ("fact", Method::Fact(FactConfig::default())),
+    ];
+    let mut methods: Vec<_> =
+        named.into_iter().map(|(label, method)| (label.to_owned(), method)).collect();
     for &bottleneck_dim in bottleneck_dims {
-        for (place, sub_layers) in [("", SubLayers::Both), (" attention", SubLayers::Attention)] {
+        for (place, sub_layers) in [("", both), (" attention", SubLayers::Attention)] {
             let config = ConvBypassConfig { bottleneck_dim, sub_layers, ..Default::default() };
             let label = format!("conv_bypass h={bottleneck_dim}{place}");
             methods.push((label, Method::ConvBypass(config)));

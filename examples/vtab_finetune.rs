@@ -52,9 +52,10 @@ struct Args {
     /// Image height and width; the position table is resized to it.
     #[arg(long)]
     image_size: Option<i64>,
+    /// A method's name, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}
     /// [default: conv_bypass; bundled tasks: it and the linear probe].
-    #[arg(long, value_enum, requires = "task")]
-    method: Option<MethodName>,
+    #[arg(long, value_parser = parse_method, requires = "task")]
+    method: Option<Method>,
     /// h, the bottleneck of the bypass.
     #[arg(long = "bottleneck-dim", visible_alias = "h", default_value_t = 8)]
     bottleneck_dim: i64,
@@ -111,14 +112,20 @@ struct Args {
     threads: Option<NonZeroUsize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum MethodName {
-    #[value(aliases = ["linear", "linear-probe"])]
-    LinearProbe,
-    Full,
-    #[value(aliases = ["convpass", "conv-bypass"])]
-    ConvBypass,
+/// A method from its name or from JSON.
+fn parse_method(text: &str) -> Result<Method, String> {
+    let method = match text.starts_with('{') {
+        true => serde_json::from_str(text),
+        false => {
+            let name = match text {
+                "linear" => "linear_probe".to_owned(),
+                "convpass" => "conv_bypass".to_owned(),
+                name => name.replace('-', "_"),
+            };
+            serde_json::from_value(serde_json::json!({ "name": name }))
+        }
+    };
+    method.map_err(|e| e.to_string())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -293,11 +300,13 @@ fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
     Ok(FrozenViT::open_with(file, &config, device)?)
 }
 
+/// The method asked for; the flags of the bypass apply to Convpass by name.
 fn method(args: &Args, task: &str) -> Method {
-    match args.method.unwrap_or(MethodName::ConvBypass) {
-        MethodName::LinearProbe => Method::LinearProbe,
-        MethodName::Full => Method::Full,
-        MethodName::ConvBypass => Method::ConvBypass(bypass_config(args, task)),
+    match &args.method {
+        Some(method) if *method != Method::ConvBypass(ConvBypassConfig::default()) => {
+            method.clone()
+        }
+        _ => Method::ConvBypass(bypass_config(args, task)),
     }
 }
 

@@ -6,7 +6,7 @@ use super::TensorFile;
 use super::names::{Activation, Layout, Positions};
 use super::plan::Plan;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The width of a head in every model of these families, small test models apart.
 const HEAD_DIM: i64 = 64;
@@ -79,21 +79,29 @@ pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
             false => None,
         },
     };
-    config.validate()?;
+    let path = plan.file.path();
+    config.validate().map_err(|e| Error::corrupt(path, e.to_string()))?;
     Ok(config)
 }
 
 /// The prefix rows of the file's position table and the grid of the others.
 fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64, (i64, i64))> {
     let rows = plan.shape("pos_embed", 3)?[1];
-    let [none, class, all] = prefixes(class_token, num_registers);
+    let usual = usual_prefix(plan, class_token);
     Ok(match plan.family.positions {
-        Positions::Class => split_positions(rows, class, &[]),
-        Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => {
-            split_positions(rows, none, &[class, all])
+        Positions::Class => split_positions(rows, usual, &[]),
+        Positions::UsuallyNoneBeside(_) => {
+            split_positions(rows, usual, &prefixes(class_token, num_registers))
         }
-        Positions::UsuallyNoneBeside(_) => split_positions(rows, class, &[none, all]),
     })
+}
+
+/// The prefix rows that position tables of this family usually have.
+pub(super) fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
+    match plan.family.positions {
+        Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => 0,
+        Positions::Class | Positions::UsuallyNoneBeside(_) => i64::from(class_token),
+    }
 }
 
 /// The prefix among the `usual` and the `others` that leaves a square, the first of them, and the

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
-use super::infer::{infer, prefixes, square_root};
+use super::infer::{infer, prefixes, square_root, usual_prefix};
 use super::plan::Plan;
 use super::{LoadReport, TensorFile};
 use crate::backbone::{FrozenViT, ViTConfig};
@@ -22,9 +22,12 @@ impl FrozenViT {
         Ok(Self::open_reported(path, None, device)?.0)
     }
 
-    /// Opens a checkpoint with a config of the caller's. A position table for another number of
-    /// patches is resized (bicubic and antialiased, as timm does it), if it is for a square grid;
-    /// one that fits the config's grid is taken as it is, whatever `pos_embed_prefix` says.
+    /// Opens a checkpoint with a config of the caller's.
+    ///
+    /// A position table that fits the config's grid, with `pos_embed_prefix` rows before it or as
+    /// many as the family usually has, is taken as it is: 16 rows are a class token and a grid of
+    /// 3x5 where the config says 3x5, though [`ViTConfig::infer`] read a grid of 4x4. One for
+    /// another square grid is resized (bicubic and antialiased, as timm does it).
     ///
     /// # Errors
     /// [`Error::Config`] if `config` is no model; with the name in the file:
@@ -70,15 +73,21 @@ impl FrozenViT {
     }
 }
 
-/// The config with the prefix that makes the file's table fit its grid as it is, if one does: a
-/// table of 4x4 rows is also one of 3x5 and a class token, and only the grid says which.
+/// The config with the prefix rows that the file's table most likely has. A table of 4x4 rows is
+/// also one of 3x5 and a class token, and only the grid says which; one that fits the grid with an
+/// unlikely prefix is more likely to be resized.
 fn fit_positions(plan: &Plan, config: &ViTConfig) -> Result<ViTConfig> {
     config.validate()?;
     let rows = plan.shape("pos_embed", 3)?[1];
     let patches = config.layout().num_patches();
+    let likely = [config.pos_embed_prefix, usual_prefix(plan, config.class_token)];
     let fits = |prefix: &i64| prefix.checked_add(patches) == Some(rows);
-    let others = prefixes(config.class_token, config.num_registers);
-    let prefix = [config.pos_embed_prefix].into_iter().chain(others).find(fits);
+    let resizes = |prefix: &i64| rows.checked_sub(*prefix).and_then(square_root).is_some();
+    let prefix = likely
+        .into_iter()
+        .find(fits)
+        .or_else(|| likely.into_iter().find(resizes))
+        .or_else(|| prefixes(config.class_token, config.num_registers).into_iter().find(fits));
     let pos_embed_prefix = prefix.unwrap_or(config.pos_embed_prefix);
     Ok(ViTConfig { pos_embed_prefix, ..config.clone() })
 }

@@ -2,6 +2,9 @@
 
 use std::error::Error;
 
+use convpass::{Backbone, FrozenViT, ViTConfig};
+use tch::{Device, Tensor};
+
 use crate::golden::{Case, check_all};
 
 fn check(case: &Case) -> Result<(), Box<dyn Error>> {
@@ -42,4 +45,37 @@ fn hugging_face_dinov2() {
 #[test]
 fn open_clip() {
     check_all("open_clip", check);
+}
+
+/// The size of the position table of a timm file of `stored` opened at another image size.
+fn positions_at(stored: &ViTConfig, image_size: (i64, i64)) -> i64 {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let backbone = FrozenViT::random(stored, 0, Device::Cpu).unwrap();
+    Tensor::write_safetensors(backbone.named_weights(), &path).unwrap();
+    let config = ViTConfig { image_size, ..ViTConfig::infer(&path).unwrap() };
+    let opened = FrozenViT::open_with(&path, &config, Device::Cpu).unwrap();
+    let table = opened.named_weights().iter().find(|(name, _)| name == "pos_embed");
+    table.unwrap().1.size()[1]
+}
+
+/// 16 rows are 4x4 patches, or 3x5 and a class token: which, the family and the grid must say.
+#[test]
+fn a_position_table_is_read_for_the_grid_it_was_made_for() {
+    let vit = ViTConfig {
+        patch_size: 4,
+        embed_dim: 64,
+        depth: 1,
+        num_heads: 1,
+        mlp_dim: 64,
+        ..ViTConfig::default()
+    };
+    let at = |rows: i64, cols: i64| (4 * rows, 4 * cols);
+    let with_class = ViTConfig { image_size: at(3, 5), ..vit.clone() };
+    assert_eq!(positions_at(&with_class, at(3, 5)), 1 + 15);
+    let registers =
+        ViTConfig { image_size: at(4, 4), num_registers: 4, pos_embed_prefix: 0, ..vit.clone() };
+    assert_eq!(positions_at(&registers, at(3, 5)), 15);
+    let square = ViTConfig { image_size: at(7, 7), ..vit };
+    assert_eq!(positions_at(&square, at(5, 10)), 1 + 50);
 }

@@ -12,8 +12,13 @@ pub(super) use state_dict::state_dict;
 pub(super) use value::View;
 use value::{Arena, Global, Id, Value};
 
-/// Enough for tens of thousands of tensors.
-const MAX_VALUES: usize = 1 << 20;
+/// Enough for ten thousand tensors.
+const MAX_VALUES: usize = 1 << 18;
+/// A few bytes of pickle can refer to a long string or tuple many times over. What each tensor
+/// copies is bounded, so that memory stays in proportion to the file.
+const MAX_KEY_BYTES: usize = 64;
+const MAX_NAME_BYTES: usize = 1 << 10;
+const MAX_DIMS: usize = 16;
 
 /// Why a pickle is not read.
 #[derive(Debug, PartialEq, Eq)]
@@ -264,7 +269,11 @@ impl<'a> Machine<'a> {
         };
         match (self.values.text(tag)?, self.values.get(class)) {
             ("storage", Value::Global(Global::Storage(element))) => {
-                let storage = Value::Storage(element.clone(), self.values.text(key)?.to_owned());
+                let key = self.values.text(key)?;
+                if key.len() > MAX_KEY_BYTES {
+                    return Err("the pickle names a storage at length".into());
+                }
+                let storage = Value::Storage(element.clone(), key.to_owned());
                 self.push(storage)
             }
             _ => Err("the pickle refers to what is no storage".into()),
@@ -290,8 +299,8 @@ impl<'a> Machine<'a> {
                     element: element.clone(),
                     key: key.clone(),
                     offset: self.values.int(offset)?,
-                    shape: self.values.ints(shape)?,
-                    strides: self.values.ints(strides)?,
+                    shape: self.values.dims(shape)?,
+                    strides: self.values.dims(strides)?,
                 };
                 self.push(Value::Tensor(view))
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::value::{Arena, Id, Value, View};
-use super::{Machine, Result};
+use super::{MAX_NAME_BYTES, Machine, Result};
 
 /// The tensors of a pickled state dict by name.
 ///
@@ -37,7 +37,9 @@ fn item(values: &Arena, dict: Id, key: &str) -> Option<Id> {
 
 fn tensors(values: &Arena, dict: Id) -> BTreeMap<String, View> {
     let named = |&(key, value): &(Id, Id)| match (values.get(key), values.get(value)) {
-        (Value::Str(name), Value::Tensor(view)) => Some((name.clone(), view.clone())),
+        (Value::Str(name), Value::Tensor(view)) if name.len() <= MAX_NAME_BYTES => {
+            Some((name.clone(), view.clone()))
+        }
         _ => None,
     };
     values.items(dict).iter().filter_map(named).collect()

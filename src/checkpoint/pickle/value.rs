@@ -1,6 +1,6 @@
 //! The values that a pickle makes, and the arena that holds them.
 
-use super::{MAX_VALUES, PickleError, Result};
+use super::{MAX_DIMS, MAX_VALUES, PickleError, Result};
 use crate::checkpoint::entry::ElementType;
 
 /// Index of a value in the arena.
@@ -109,8 +109,13 @@ impl Arena {
         }
     }
 
-    pub(super) fn ints(&self, id: Id) -> Result<Vec<i64>> {
-        self.tuple(id)?.iter().map(|&id| self.int(id)).collect()
+    /// A shape or strides.
+    pub(super) fn dims(&self, id: Id) -> Result<Vec<i64>> {
+        let dims = self.tuple(id)?;
+        if dims.len() > MAX_DIMS {
+            return Err("the pickle has a tensor of more dimensions than any model".into());
+        }
+        dims.iter().map(|&id| self.int(id)).collect()
     }
 
     /// The keys and values of a dict; none of anything else.
