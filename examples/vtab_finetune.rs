@@ -14,6 +14,7 @@
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -195,12 +196,23 @@ const BUNDLED: Defaults = Defaults {
     normalization: Some(Normalization::Half),
 };
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    let stop = Arc::new(AtomicBool::new(false));
+    match run(&Args::parse(), &stop) {
+        // As a shell reports a program that Ctrl-C ended.
+        Ok(()) if stop.load(Ordering::SeqCst) => ExitCode::from(130),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);
     }
-    let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
@@ -209,13 +221,9 @@ fn main() -> Result<()> {
         eprintln!("\nending after this step; Ctrl-C again to quit at once");
     })?;
     match &args.task {
-        Some(task) => run_task(&args, task, &stop)?,
-        None => run_demo(&args, &stop)?,
+        Some(task) => run_task(args, task, stop),
+        None => run_demo(args, stop),
     }
-    if stop.load(Ordering::SeqCst) {
-        std::process::exit(130);
-    }
-    Ok(())
 }
 
 /// One task of the user's.
@@ -231,9 +239,11 @@ fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
     let job = Job { args, defaults: &PUBLISHED, file, backbone, folder: &folder, stop };
     let record = job.run(method, &out)?;
     if let Some(top1) = record.test_top1 {
-        println!(
-            "{name}: top-1 {top1:.2} % on the test images, last-epoch weights unless --select val"
-        );
+        let weights = match args.select {
+            Select::Last => "last epoch",
+            Select::Val => "best epoch on the 200",
+        };
+        println!("{name}: top-1 {top1:.2} % on the test images ({weights})");
     }
     println!("{}", out.display());
     Ok(())
@@ -293,9 +303,12 @@ fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
     let device = match args.device {
         Processor::Cpu => Device::Cpu,
         Processor::Cuda if Cuda::is_available() => Device::Cuda(0),
-        Processor::Cuda => bail!(
-            "libtorch finds no CUDA device; build with --features cuda on a machine that has one"
-        ),
+        Processor::Cuda => {
+            bail!(
+                "no CUDA device: {}",
+                convpass::cuda_load_error().unwrap_or("libtorch finds none")
+            )
+        }
     };
     Ok(FrozenViT::open_with(file, &config, device)?)
 }
