@@ -2,10 +2,10 @@
 
 use tch::Tensor;
 
+use super::ViTConfig;
 use super::weights::Weights;
-use super::{MlpActivation, ViTConfig};
 use crate::error::Result;
-use crate::nn::{Attention, Branch, DropPath, LayerNorm, Linear, Mlp, MlpKind};
+use crate::nn::{Attention, Branch, DropPath, LayerNorm, Linear, Mlp};
 use crate::seam::{Beside, Layer, Seam, Site, SubLayer, TokenLayout};
 
 #[derive(Debug)]
@@ -130,11 +130,7 @@ impl Block {
     pub(super) fn build(config: &ViTConfig, index: i64, weights: &mut Weights) -> Result<Self> {
         let (c, hidden, eps) = (config.embed_dim, config.mlp_dim, config.norm_eps);
         let name = |part: &str| format!("blocks.{index}.{part}");
-        let (kind, halves) = match config.activation {
-            MlpActivation::Gelu => (MlpKind::Gelu, 1),
-            MlpActivation::QuickGelu => (MlpKind::QuickGelu, 1),
-            MlpActivation::SwiGlu => (MlpKind::SwiGlu, 2),
-        };
+        let activation = config.activation;
         Ok(Block {
             norm1: weights.norm(&name("norm1"), c, eps)?,
             attention: Attention {
@@ -145,9 +141,9 @@ impl Block {
             scale1: weights.get_if(config.layer_scale, &name("ls1.gamma"), &[c])?,
             norm2: weights.norm(&name("norm2"), c, eps)?,
             mlp: Mlp {
-                fc1: weights.linear(&name("mlp.fc1"), halves * hidden, c, true)?,
+                fc1: weights.linear(&name("mlp.fc1"), activation.halves() * hidden, c, true)?,
                 fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
-                kind,
+                activation,
             },
             scale2: weights.get_if(config.layer_scale, &name("ls2.gamma"), &[c])?,
         })

@@ -3,19 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::nn::MlpActivation;
 use crate::seam::TokenLayout;
-
-/// What the MLP sub-layer computes between its two linear layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MlpActivation {
-    /// The exact (erf) GELU of ViT, DINOv2 and most open_clip models.
-    Gelu,
-    /// `x * sigmoid(1.702 x)`, of OpenAI's CLIP.
-    QuickGelu,
-    /// `silu(gate) * value`, of DINOv2 ViT-g: `fc1` packs gate then value, `[2 * mlp_dim, C]`.
-    SwiGlu,
-}
 
 /// How the tokens become one feature vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +109,7 @@ impl ViTConfig {
     pub fn num_params(&self) -> i64 {
         let (c, hidden, patch) = (self.embed_dim, self.mlp_dim, self.patch_size);
         let present = i64::from;
-        let halves = if self.activation == MlpActivation::SwiGlu { 2 } else { 1 };
+        let halves = self.activation.halves();
         let positions = self.pos_embed_prefix.saturating_add(self.layout().num_patches());
         let products: [&[i64]; 13] = [
             &[self.num_prefix_tokens(), c],

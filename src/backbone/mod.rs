@@ -13,10 +13,11 @@ use std::fmt::Debug;
 
 use tch::{Device, Tensor};
 
-pub use config::{MlpActivation, Pooling, ViTConfig};
+pub use config::{Pooling, ViTConfig};
 pub use vit::FrozenViT;
 
 use crate::error::Result;
+pub use crate::nn::MlpActivation;
 use crate::seam::{BackboneShape, Seam};
 
 /// How a forward pass is run.

@@ -1,6 +1,6 @@
 //! The layers of a ViT that a method can act on, and the names of their weights.
 
-use super::{MlpActivation, Pooling, ViTConfig};
+use super::{Pooling, ViTConfig};
 use crate::seam::{BackboneShape, Layer, LayerShape};
 
 impl ViTConfig {
@@ -8,7 +8,7 @@ impl ViTConfig {
     /// order of the forward pass.
     pub(crate) fn shape(&self) -> BackboneShape {
         let (c, hidden) = (self.embed_dim, self.mlp_dim);
-        let halves = if self.activation == MlpActivation::SwiGlu { 2 } else { 1 };
+        let halves = self.activation.halves();
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
         let norm = |layer| shape(layer, c, c, true);
         let patch = 3 * self.patch_size * self.patch_size;

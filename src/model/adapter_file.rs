@@ -27,9 +27,8 @@ pub(super) struct AdapterInfo {
 }
 
 /// Reads the metadata of an adapter file.
-pub(super) fn info(path: &Path) -> Result<AdapterInfo> {
-    let unknown = |reason: String| Error::UnknownFormat { file: path.to_path_buf(), reason };
-    let file = TensorFile::open(path)?;
+pub(super) fn info(file: &TensorFile) -> Result<AdapterInfo> {
+    let unknown = |reason: String| Error::UnknownFormat { file: file.path().to_path_buf(), reason };
     let Some(text) = file.metadata().get(KEY) else {
         return Err(unknown(format!(
             "no metadata `{KEY}`, so it is no adapter saved by this crate"
@@ -40,7 +39,7 @@ pub(super) fn info(path: &Path) -> Result<AdapterInfo> {
 
 /// Checks that the file holds as many weights as its config asks for, before any is allocated.
 pub(super) fn check_size<B: Backbone>(
-    path: &Path,
+    file: &TensorFile,
     config: &PetlConfig,
     backbone: &B,
 ) -> Result<()> {
@@ -48,7 +47,6 @@ pub(super) fn check_size<B: Backbone>(
     let method = config.method.num_params(&backbone.shape())?;
     let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
     let expected = method.saturating_add(head);
-    let file = TensorFile::open(path)?;
     let numel = |shape: &[i64]| shape.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
     let found = file
         .names()
@@ -58,7 +56,7 @@ pub(super) fn check_size<B: Backbone>(
         return Ok(());
     }
     let reason = format!("its config asks for {expected} weights, it holds {found}");
-    Err(Error::corrupt(path, reason))
+    Err(Error::corrupt(file.path(), reason))
 }
 
 /// Writes every variable of `vs`, atomically.
@@ -78,9 +76,9 @@ pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result
     write_atomically(path, &file)
 }
 
-/// Copies the tensors of the file at `path` into the variables of `vs`: all or none.
-pub(super) fn load(path: &Path, vs: &nn::VarStore) -> Result<LoadReport> {
-    let file = TensorFile::open(path)?;
+/// Copies the tensors of `file` into the variables of `vs`: all or none.
+pub(super) fn load(file: &TensorFile, vs: &nn::VarStore) -> Result<LoadReport> {
+    let path = file.path();
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let unexpected: Vec<String> =
         file.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect();

@@ -9,7 +9,7 @@ use super::adapter_file::{self, AdapterInfo};
 use super::head::head;
 use super::trainable_params::TrainableParams;
 use crate::backbone::{Backbone, FrozenViT, Pass};
-use crate::checkpoint::LoadReport;
+use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear};
 use crate::petl::Method;
@@ -214,16 +214,16 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::CorruptFile`] if it does not hold as many weights as its config asks for; the
     /// errors of `load_weights` otherwise.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let info = adapter_file::info(path)?;
+        let adapter = TensorFile::open(path)?;
+        let info = adapter_file::info(&adapter)?;
         let found = backbone.digest()?;
         if info.backbone != found {
-            let (file, expected) = (path.to_path_buf(), info.backbone);
+            let (file, expected) = (adapter.path().to_path_buf(), info.backbone);
             return Err(Error::BackboneMismatch { file, expected, found });
         }
-        adapter_file::check_size(path, &info.config, &backbone)?;
-        let mut model = PetlModel::new(backbone, &info.config)?;
-        model.load_weights(path)?;
+        adapter_file::check_size(&adapter, &info.config, &backbone)?;
+        let model = PetlModel::new(backbone, &info.config)?;
+        adapter_file::load(&adapter, &model.var_store)?;
         Ok(model)
     }
 
@@ -235,7 +235,7 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with
     /// the tensor's name; [`Error::CorruptFile`] and its like for the file itself.
     pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
-        let report = adapter_file::load(path.as_ref(), &self.var_store)?;
+        let report = adapter_file::load(&TensorFile::open(path)?, &self.var_store)?;
         self.unmerge();
         Ok(report)
     }
