@@ -68,7 +68,7 @@ pub use nn::Branch;
 pub use petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
     ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
-    LoraConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
+    LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,

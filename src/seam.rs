@@ -130,6 +130,8 @@ pub struct BackboneShape {
     pub layers: Vec<LayerShape>,
     /// Number of weights.
     pub num_params: i64,
+    /// Those of them that the features depend on; CLIP's projection, for one, comes after.
+    pub num_feature_params: i64,
 }
 
 impl BackboneShape {

@@ -11,12 +11,12 @@ mod weights;
 
 use std::fmt::Debug;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 pub use config::{Pooling, ViTConfig};
 pub use vit::FrozenViT;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 pub use crate::nn::MlpActivation;
 use crate::seam::{BackboneShape, Seam};
 
@@ -58,6 +58,30 @@ pub trait Backbone: Clone + Debug + Send {
 
     /// Where the weights are.
     fn device(&self) -> Device;
+
+    /// The kind of the weights, in which a pass computes.
+    fn kind(&self) -> Kind {
+        self.named_weights().first().map_or(Kind::Float, |(_, weight)| weight.kind())
+    }
+
+    /// The same backbone with weights of `kind`: f32, bf16, f16 or f64. In bf16 and f16 it takes
+    /// half the memory; what is trained beside it stays f32. The digest is another one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for any other kind.
+    fn to_kind(&self, kind: Kind) -> Result<Self> {
+        match kind {
+            Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double => {
+                self.map_weights(&mut |_, weight| Ok(weight.f_to_kind(kind)?))
+            }
+            _ => Err(Error::config("kind", "f32, bf16, f16 or f64", format!("{kind:?}"))),
+        }
+    }
+
+    /// Whether the features depend on the weight of that name.
+    fn is_read(&self, _name: &str) -> bool {
+        true
+    }
 
     /// Number of weights.
     fn num_params(&self) -> usize {

@@ -26,7 +26,9 @@ impl ViTConfig {
         }
         layers.push(norm(Layer::FinalNorm));
         let block_dims = vec![c; self.depth as usize];
-        BackboneShape { block_dims, layers, num_params: self.num_params() }
+        let num_params = self.num_params();
+        let num_feature_params = num_params - c * self.projection.unwrap_or(0);
+        BackboneShape { block_dims, layers, num_params, num_feature_params }
     }
 
     /// The name in front of `.weight` and `.bias` of a layer that [`ViTConfig::shape`] lists.

@@ -8,7 +8,7 @@ use super::merge::merge;
 use super::weights::{WeightSource, Weights};
 use super::{Backbone, Pass, Pooling, ViTConfig};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, InitRng, LayerNorm, Linear, PatchEmbed};
+use crate::nn::{DropPath, Init, InitRng, LayerNorm, Linear, PatchEmbed};
 use crate::seam::{BackboneShape, Layer, NoMethod, Seam, TokenLayout};
 
 /// A pretrained Vision Transformer whose weights never change: ViT, CLIP's image tower, DINOv2.
@@ -48,7 +48,7 @@ impl FrozenViT {
                 Some("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
                 Some("gamma") => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
                 _ if shape.len() == 1 => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
-                _ => rng.normal(shape, 0.02)?,
+                _ => rng.draw(Init::Normal { mean: 0.0, std: 0.02 }, shape)?,
             };
             Ok(value.f_to_device(device)?)
         })
@@ -71,8 +71,8 @@ impl FrozenViT {
     /// CLIP's projection (for that, [`FrozenViT::project`]).
     ///
     /// # Errors
-    /// [`Error::Input`] if the images are not `[B, 3, H, W]` of the config's size, of the
-    /// weights' kind and on their device.
+    /// [`Error::Input`] if the images are not `[B, 3, H, W]` of the config's size, f32 or of the
+    /// weights' kind, and on their device.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
         self.forward(images, &NoMethod, Pass::default())
     }
@@ -112,7 +112,8 @@ impl FrozenViT {
             return Err(Error::Input { argument: "images", expected, found });
         }
         let shape_fits = matches!(images.size()[..], [_, 3, h, w] if (h, w) == (height, width));
-        if shape_fits && images.kind() == weight.kind() && images.device() == weight.device() {
+        let kind_fits = [weight.kind(), Kind::Float].contains(&images.kind());
+        if shape_fits && kind_fits && images.device() == weight.device() {
             return Ok(());
         }
         let describe =
@@ -169,6 +170,7 @@ impl FrozenViT {
 impl Backbone for FrozenViT {
     fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
         self.check_images(images)?;
+        let images = &images.f_to_kind(self.layers.pos_embed.kind())?;
         let hooks = Hooks { method, train: pass.train };
         let mut tokens = self.embed(images, &hooks)?;
         let (mut layout, depth) = (self.config.layout(), self.layers.blocks.len());
@@ -205,6 +207,10 @@ impl Backbone for FrozenViT {
             Some((own, weight)) if own == name => replace(name, weight),
             _ => unreachable!("a config names its weights in one order"),
         })
+    }
+
+    fn is_read(&self, name: &str) -> bool {
+        !name.starts_with("projection.")
     }
 
     fn merge(&self, method: &dyn Seam) -> Result<Self> {

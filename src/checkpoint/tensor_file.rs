@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
-use super::entry::Entry;
+use super::entry::{ElementType, Entry};
 use super::pickle::PickleError;
 use super::{npy, npz, safetensors, torch_zip, zip_index};
 use crate::error::{Error, Result};
@@ -96,6 +96,19 @@ impl TensorFile {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         read_tensor(&self.path, &self.map, &self.index, name)
     }
+
+    /// Reads a tensor of bytes, in order.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if no tensor has this name, [`Error::CorruptFile`] if it is of no bytes.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = entry(&self.path, &self.index, name)?;
+        let bytes = match entry.element == ElementType::Other("U8".to_owned(), None) {
+            true => entry.stored.with_bytes(&self.map, <[u8]>::to_vec),
+            false => Err(format!("expected u8, found {}", entry.element)),
+        };
+        bytes.map_err(|reason| Error::corrupt(&self.path, format!("tensor {name}: {reason}")))
+    }
 }
 
 /// Recognizes the container of `file` and reads its index, each entry checked.
@@ -151,11 +164,15 @@ fn what_else(file: &[u8]) -> &'static str {
     }
 }
 
-pub(super) fn read_tensor(path: &Path, file: &[u8], index: &Index, name: &str) -> Result<Tensor> {
-    let Some(entry) = index.entries.get(name) else {
+fn entry<'a>(path: &Path, index: &'a Index, name: &str) -> Result<&'a Entry> {
+    index.entries.get(name).ok_or_else(|| {
         let expected = format!("the name of a tensor in {}", path.display());
-        return Err(Error::Input { argument: "name", expected, found: name.to_owned() });
-    };
+        Error::Input { argument: "name", expected, found: name.to_owned() }
+    })
+}
+
+pub(super) fn read_tensor(path: &Path, file: &[u8], index: &Index, name: &str) -> Result<Tensor> {
+    let entry = entry(path, index, name)?;
     match entry.read(file) {
         Ok(Some(tensor)) => Ok(tensor),
         Ok(None) => {

@@ -8,6 +8,7 @@ use safetensors::{Dtype, serialize};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
+use super::low_bit::{self, LowBit};
 use super::petl_model::PetlConfig;
 use crate::backbone::Backbone;
 use crate::checkpoint::{LoadReport, TensorFile};
@@ -37,37 +38,49 @@ pub(super) fn info(file: &TensorFile) -> Result<AdapterInfo> {
     serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
 }
 
-/// Checks that the file holds as many weights as its config asks for, before any is allocated.
+/// Checks that the file holds as much as its config asks for, before anything is allocated.
 pub(super) fn check_size<B: Backbone>(
     file: &TensorFile,
     config: &PetlConfig,
     backbone: &B,
 ) -> Result<()> {
     config.validate()?;
-    let method = config.method.num_params(&backbone.shape())?;
+    let method = config.method.stored_bytes(&backbone.shape())?;
     let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
-    let expected = method.saturating_add(head);
-    let numel = |shape: &[i64]| shape.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
-    let found = file
-        .names()
-        .filter_map(|name| file.shape(name))
-        .fold(0, |sum: i64, shape| sum.saturating_add(numel(shape)));
+    let expected = method.saturating_add(head.saturating_mul(4));
+    let bytes = |name: &str| {
+        let numel = file.shape(name)?.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
+        // All but codes are f32, or would be.
+        Some(if name == low_bit::CODES { numel } else { numel.saturating_mul(4) })
+    };
+    let found = file.names().filter_map(bytes).fold(0, i64::saturating_add);
     if expected == found {
         return Ok(());
     }
-    let reason = format!("its config asks for {expected} weights, it holds {found}");
+    let reason = format!("its config asks for {expected} bytes of weights, it holds {found}");
     Err(Error::corrupt(file.path(), reason))
 }
 
 /// Writes every variable of `vs`, atomically.
-pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result<()> {
+pub(super) fn save(
+    path: &Path,
+    vs: &nn::VarStore,
+    low_bit: &LowBit,
+    info: &AdapterInfo,
+) -> Result<()> {
+    let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let mut tensors = BTreeMap::new();
-    for (name, variable) in vs.variables() {
-        tensors.insert(name, Bytes::of(&variable)?);
+    for (name, variable) in variables.iter().filter(|(name, _)| !low_bit.contains(name)) {
+        tensors.insert(name.as_str(), Bytes::of(variable)?);
+    }
+    if !low_bit.is_empty() {
+        for (name, dtype, shape, data) in low_bit.encode(&variables)? {
+            tensors.insert(name, Bytes { dtype, shape, data });
+        }
     }
     let views = tensors
         .iter()
-        .map(|(name, bytes)| Ok((name, bytes.view(path)?)))
+        .map(|(name, bytes)| Ok((*name, bytes.view(path)?)))
         .collect::<Result<Vec<_>>>()?;
     let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
     let metadata = HashMap::from([(KEY.to_owned(), text)]);
@@ -77,16 +90,28 @@ pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result
 }
 
 /// Copies the tensors of `file` into the variables of `vs`: all or none.
-pub(super) fn load(file: &TensorFile, vs: &nn::VarStore) -> Result<LoadReport> {
+pub(super) fn load(
+    file: &TensorFile,
+    vs: &nn::VarStore,
+    low_bit: &mut LowBit,
+) -> Result<LoadReport> {
     let path = file.path();
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+    let coded = match !low_bit.is_empty() && file.contains(low_bit::CODES) {
+        true => low_bit.decode(file, &variables)?,
+        false => BTreeMap::new(),
+    };
+    let has_place = |name: &str| match name {
+        low_bit::CODES | low_bit::STATISTICS => !coded.is_empty(),
+        name => variables.contains_key(name) && !coded.contains_key(name),
+    };
     let unexpected: Vec<String> =
-        file.names().filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect();
+        file.names().filter(|name| !has_place(name)).map(str::to_owned).collect();
     if !unexpected.is_empty() {
         return Err(Error::UnexpectedTensors { file: path.to_path_buf(), names: unexpected });
     }
-    let mut values = Vec::with_capacity(variables.len());
-    for (name, variable) in &variables {
+    let mut values = low_bit.values(&coded)?;
+    for (name, variable) in variables.iter().filter(|(name, _)| !coded.contains_key(*name)) {
         let expected = variable.size();
         let Some(found) = file.shape(name) else {
             let (file, name) = (path.to_path_buf(), name.clone());
@@ -96,11 +121,13 @@ pub(super) fn load(file: &TensorFile, vs: &nn::VarStore) -> Result<LoadReport> {
             let (file, name, found) = (path.to_path_buf(), name.clone(), found.to_vec());
             return Err(Error::ShapeMismatch { file, name, expected, found });
         }
-        values.push(file.tensor(name)?.f_reshape(&expected)?);
+        values.insert(name.clone(), file.tensor(name)?.f_reshape(&expected)?);
     }
     tch::no_grad(|| {
-        variables.into_values().zip(&values).try_for_each(|(mut v, value)| v.f_copy_(value))
+        let mut pairs = variables.iter().zip(values.values());
+        pairs.try_for_each(|((_, variable), value)| variable.shallow_clone().f_copy_(value))
     })?;
+    low_bit.set_loaded(coded, &variables)?;
     Ok(LoadReport { applied: file.names().map(str::to_owned).collect(), skipped: Vec::new() })
 }
 

@@ -17,7 +17,7 @@ pub struct AuditRow {
     pub backbone: i64,
     /// `params` over `backbone`, in percent.
     pub percent: f64,
-    /// Size in bytes of the method's weights in an f32 file.
+    /// Bytes of the method's weights in an adapter file: f32, or the bits of [`Method::LowBit`].
     pub bytes: i64,
 }
 
@@ -36,7 +36,7 @@ pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
         params,
         backbone,
         percent,
-        bytes: params.saturating_mul(4),
+        bytes: method.stored_bytes(&shape)?,
     })
 }
 

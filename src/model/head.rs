@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::error::Result;
-use crate::nn::{InitRng, Linear, variable};
+use crate::nn::{Init, InitRng, Linear, variable};
 
 /// Creates `head.weight [K, C]` and `head.bias [K]`: uniform weights with bound `1 / sqrt(C)`,
 /// which is PyTorch's default for a linear layer, and a bias of zero.
@@ -14,7 +14,7 @@ pub(super) fn head(
     rng: &mut InitRng,
 ) -> Result<Linear> {
     let bound = (feature_dim as f64).sqrt().recip();
-    let weight = rng.uniform(&[num_classes, feature_dim], bound)?;
+    let weight = rng.draw(Init::Uniform { bound }, &[num_classes, feature_dim])?;
     let bias = Tensor::f_zeros([num_classes], (Kind::Float, Device::Cpu))?;
     Ok(Linear {
         weight: variable(vs, "head.weight", &weight)?,

@@ -3,6 +3,7 @@
 mod adapter_file;
 mod audit;
 mod head;
+mod low_bit;
 mod petl_model;
 mod trainable_params;
 

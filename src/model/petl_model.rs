@@ -1,18 +1,20 @@
 //! [`PetlModel`]: a frozen backbone, a method beside it and a head over it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 use super::adapter_file::{self, AdapterInfo};
 use super::head::head;
+use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
 use crate::backbone::{Backbone, FrozenViT, Pass};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear};
-use crate::petl::Method;
+use crate::petl::{Method, NewVariables, PassValues};
 use crate::seam::{NoMethod, Seam};
 
 /// What is trained, for how many classes, and from which seed.
@@ -68,6 +70,7 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
     merged: Option<B>,
     head: Linear,
     var_store: nn::VarStore,
+    low_bit: LowBit,
     config: PetlConfig,
 }
 
@@ -79,25 +82,27 @@ impl<B: Backbone> PetlModel<B> {
     pub fn new(backbone: B, config: &PetlConfig) -> Result<Self> {
         config.validate()?;
         let var_store = nn::VarStore::new(backbone.device());
-        let (root, mut rng) = (var_store.root(), InitRng::from_seed(config.seed));
-        let method = config.method.build(&root, &backbone.shape(), &mut rng)?;
+        let (root, rng) = (var_store.root(), &mut InitRng::from_seed(config.seed));
+        let mut variables = NewVariables { vs: &root, rng, low_bit: BTreeMap::new() };
+        let method = config.method.build(&mut variables, &backbone.shape())?;
+        let low_bit = LowBit::new(variables.low_bit);
         let unfrozen = config.method.unfreeze(&root, &backbone)?;
-        let head = head(&root, backbone.feature_dim(), config.num_classes, &mut rng)?;
+        let head = head(&root, backbone.feature_dim(), config.num_classes, rng)?;
         drop(root);
         let (merged, config) = (None, config.clone());
-        Ok(PetlModel { backbone, unfrozen, method, merged, head, var_store, config })
+        Ok(PetlModel { backbone, unfrozen, method, merged, head, var_store, low_bit, config })
     }
 
-    /// Images `[B, 3, H, W]` to logits `[B, num_classes]`; `train` turns dropout and drop path
-    /// on. Gradients are tracked either way; wrap the call in [`tch::no_grad`] to save memory.
+    /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
+    /// `train` turns dropout and drop path on. Gradients are tracked either way; wrap the call in [`tch::no_grad`] to save memory.
     ///
     /// # Errors
     /// [`Error::Input`] if the images do not fit the backbone.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.head.forward(&self.features(images, train)?)
+        self.classify(&self.features(images, train)?)
     }
 
-    /// What the head reads: `[B, C]`, adapted by the method.
+    /// What the head reads: `[B, C]`, adapted by the method, in the backbone's kind.
     ///
     /// # Errors
     /// As [`PetlModel::forward`].
@@ -110,13 +115,26 @@ impl<B: Backbone> PetlModel<B> {
                 found: train.to_string(),
             }),
             Some(merged) => merged.forward(images, &NoMethod, pass),
-            None => self.adapted_backbone().forward(images, &*self.method, pass),
+            None => self.with_adapted(self.backbone.kind(), |backbone, method| {
+                backbone.forward(images, method, pass)
+            }),
         }
     }
 
-    /// The backbone that the method acts on.
-    fn adapted_backbone(&self) -> &B {
-        self.unfrozen.as_ref().unwrap_or(&self.backbone)
+    /// Calls `f` with the backbone that the method acts on and the method, their trained weights
+    /// as a pass in `kind` computes with them. The variables themselves are f32.
+    fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
+        if kind == Kind::Float && self.low_bit.is_empty() {
+            return f(self.unfrozen.as_ref().unwrap_or(&self.backbone), &*self.method);
+        }
+        let variables = self.var_store.variables().into_iter().collect();
+        let is_coded = &|name: &str, variable: &Tensor| self.low_bit.is_coded(name, variable);
+        let mut values = PassValues { variables: &variables, is_coded, kind };
+        let method = self.config.method.build(&mut values, &self.backbone.shape())?;
+        match &self.unfrozen {
+            Some(unfrozen) => f(&unfrozen.to_kind(kind)?, &*method),
+            None => f(&self.backbone, &*method),
+        }
     }
 
     /// A plain backbone with the same features, for [`PetlModel::forward`] in evaluation up to
@@ -132,7 +150,9 @@ impl<B: Backbone> PetlModel<B> {
             let expected = "one that folds into weights (lora, ssf, rep_adapter, fact)";
             return Err(Error::config("method", expected, self.config.method.name()));
         }
-        self.adapted_backbone().merge(&*self.method)
+        // In f32, and rounded once.
+        let merged = self.with_adapted(Kind::Float, |backbone, method| backbone.merge(method))?;
+        merged.to_kind(self.backbone.kind())
     }
 
     /// Runs [`PetlModel::forward`] on [`PetlModel::merged_backbone`] from here on, with the
@@ -163,7 +183,7 @@ impl<B: Backbone> PetlModel<B> {
                 found: format!("{:?}", features.size()),
             });
         }
-        self.head.forward(features)
+        self.head.forward(&features.f_to_kind(Kind::Float)?)
     }
 
     /// Whether an image has the same features in every pass, so that they may be computed once:
@@ -203,7 +223,7 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::Io`] if the file cannot be written.
     pub fn save_adapter(&self, path: impl AsRef<Path>) -> Result<()> {
         let info = AdapterInfo { config: self.config.clone(), backbone: self.backbone.digest()? };
-        adapter_file::save(path.as_ref(), &self.var_store, &info)
+        adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &info)
     }
 
     /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
@@ -222,8 +242,8 @@ impl<B: Backbone> PetlModel<B> {
             return Err(Error::BackboneMismatch { file, expected, found });
         }
         adapter_file::check_size(&adapter, &info.config, &backbone)?;
-        let model = PetlModel::new(backbone, &info.config)?;
-        adapter_file::load(&adapter, &model.var_store)?;
+        let mut model = PetlModel::new(backbone, &info.config)?;
+        adapter_file::load(&adapter, &model.var_store, &mut model.low_bit)?;
         Ok(model)
     }
 
@@ -235,7 +255,8 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with
     /// the tensor's name; [`Error::CorruptFile`] and its like for the file itself.
     pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
-        let report = adapter_file::load(&TensorFile::open(path)?, &self.var_store)?;
+        let file = TensorFile::open(path)?;
+        let report = adapter_file::load(&file, &self.var_store, &mut self.low_bit)?;
         self.unmerge();
         Ok(report)
     }

@@ -7,6 +7,24 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
+/// How a weight starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Init {
+    /// Every entry the same.
+    Constant(f64),
+    /// Uniform on `[-bound, bound)`.
+    Uniform { bound: f64 },
+    /// Xavier (Glorot) uniform with gain 1 for a weight `[out, in, ..]`.
+    XavierUniform,
+    /// Kaiming (He) uniform with PyTorch's `a = sqrt(5)` for a weight `[out, in]`: bound
+    /// `1 / sqrt(in)`, what its linear layers start from.
+    KaimingUniform,
+    /// Normal.
+    Normal { mean: f64, std: f64 },
+    /// For `[h, h, k, k]`: one at the centre tap of each channel's own filter, zero elsewhere.
+    IdentityKernel,
+}
+
 /// A seeded source of initial values (ChaCha8).
 #[derive(Clone, Debug)]
 pub(crate) struct InitRng(ChaCha8Rng);
@@ -22,23 +40,28 @@ impl InitRng {
         Ok(InitRng::from_seed(seed.f_int64_value(&[0])?))
     }
 
-    /// Uniform on `[-bound, bound)`.
-    pub(crate) fn uniform(&mut self, shape: &[i64], bound: f64) -> Result<Tensor> {
+    /// A weight of this shape, in f32 on the CPU.
+    pub(crate) fn draw(&mut self, init: Init, shape: &[i64]) -> Result<Tensor> {
+        match init {
+            Init::Constant(value) => Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?),
+            Init::Uniform { bound } => self.uniform(shape, bound),
+            Init::XavierUniform => {
+                let field: i64 = shape.iter().skip(2).product();
+                let fans = shape.iter().take(2).sum::<i64>() * field;
+                self.uniform(shape, (6.0 / fans as f64).sqrt())
+            }
+            Init::KaimingUniform => {
+                let inputs: i64 = shape.iter().skip(1).product();
+                self.uniform(shape, (inputs as f64).sqrt().recip())
+            }
+            Init::Normal { mean, std } => Ok(self.normal(shape, std)?.f_add_scalar(mean)?),
+            Init::IdentityKernel => identity_kernel(shape),
+        }
+    }
+
+    fn uniform(&mut self, shape: &[i64], bound: f64) -> Result<Tensor> {
         let bound = bound as f32;
         self.fill(shape, |rng| (2.0 * rng.unit() - 1.0) * bound)
-    }
-
-    /// Xavier (Glorot) uniform with gain 1 for a weight `[out, in, ..]`.
-    pub(crate) fn xavier_uniform(&mut self, shape: &[i64]) -> Result<Tensor> {
-        let field: i64 = shape.iter().skip(2).product();
-        let fans = shape.iter().take(2).sum::<i64>() * field;
-        self.uniform(shape, (6.0 / fans as f64).sqrt())
-    }
-
-    /// Kaiming (He) uniform with PyTorch's `a = sqrt(5)` for a weight `[out, in]`: bound
-    /// `1 / sqrt(in)`, what its linear layers start from.
-    pub(crate) fn kaiming_uniform(&mut self, shape: &[i64; 2]) -> Result<Tensor> {
-        self.uniform(shape, (shape[1] as f64).sqrt().recip())
     }
 
     /// Normal with mean 0 (Box-Muller).
@@ -73,6 +96,14 @@ impl InitRng {
     }
 }
 
+fn identity_kernel(shape: &[i64]) -> Result<Tensor> {
+    let kernel = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
+    let centre = shape[3] / 2;
+    let taps = kernel.f_select(3, centre)?.f_select(2, centre)?;
+    let _filled = taps.f_diagonal(0, 0, 1)?.f_fill_(1.0)?;
+    Ok(kernel)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,9 +115,17 @@ mod tests {
         assert_ne!(draw(7), draw(8));
         assert!((draw(7).std(true).double_value(&[]) - 0.02).abs() < 3e-4);
 
-        let weight = InitRng::from_seed(1).xavier_uniform(&[8, 16, 3, 3]).unwrap();
+        let weight = InitRng::from_seed(1).draw(Init::XavierUniform, &[8, 16, 3, 3]).unwrap();
         let bound = (6.0f64 / (24.0 * 9.0)).sqrt();
         assert!(weight.abs().max().double_value(&[]) <= bound);
         assert!((weight.std(true).double_value(&[]) - bound / 3f64.sqrt()).abs() < 0.05 * bound);
+    }
+
+    #[test]
+    fn an_identity_kernel_leaves_an_image_as_it_is() {
+        let kernel = InitRng::from_seed(0).draw(Init::IdentityKernel, &[4, 4, 5, 5]).unwrap();
+        let image = Tensor::rand([1, 4, 6, 7], (Kind::Float, Device::Cpu));
+        let same = image.conv2d(&kernel, None::<&Tensor>, [1; 2], [2; 2], [1; 2], 1);
+        assert_eq!(same, image);
     }
 }

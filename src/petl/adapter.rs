@@ -2,12 +2,13 @@
 //! 1902.00751; Pfeiffer et al., arXiv 2005.00247).
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::Tensor;
 
 use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
+use super::params::Params;
 use super::{SubLayers, checks, widths};
 use crate::error::Result;
-use crate::nn::{Branch, InitRng};
+use crate::nn::{Branch, Init};
 use crate::seam::{BackboneShape, Seam, Site, SubLayer, TokenLayout};
 
 /// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, before
@@ -77,15 +78,15 @@ impl AdapterConfig {
 pub(super) struct Adapters(Vec<[Option<Bottleneck>; 2]>);
 
 impl Adapters {
-    /// Variables `blocks.N.{attn,mlp}.adapter.{down,up}.{weight,bias}`, perhaps `...scale`.
+    /// Weights `blocks.N.{attn,mlp}.adapter.{down,up}.{weight,bias}`, perhaps `...scale`.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &AdapterConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let options = Options {
             names: ("down", "up"),
+            down_init: Init::XavierUniform,
             activation: config.activation,
             dropout: config.dropout,
             scale: config.scale,
@@ -97,9 +98,8 @@ impl Adapters {
         for (index, (&c, h)) in dims.iter().zip(widths).enumerate() {
             let mut adapter = |sub_layer, name| {
                 let present = h > 0 && config.sub_layers.contains(sub_layer);
-                let vs = vs / "blocks" / index / name / "adapter";
-                let mut new = || Bottleneck::new(&vs, &rng.xavier_uniform(&[h, c])?, &options);
-                present.then(&mut new).transpose()
+                let mut params = params.at(format_args!("blocks.{index}.{name}.adapter"));
+                present.then(|| Bottleneck::new(&mut params, (c, h), &options)).transpose()
             };
             blocks.push([adapter(SubLayer::Attention, "attn")?, adapter(SubLayer::Mlp, "mlp")?]);
         }

@@ -1,12 +1,13 @@
 //! AdaptFormer: a scaled bottleneck beside the MLP (Chen et al., arXiv 2205.13535).
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::Tensor;
 
 use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
+use super::params::Params;
 use super::{checks, widths};
 use crate::error::Result;
-use crate::nn::InitRng;
+use crate::nn::Init;
 use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer};
 
 /// What the branch of AdaptFormer reads.
@@ -86,16 +87,16 @@ pub(super) struct AdaptMlps {
 }
 
 impl AdaptMlps {
-    /// Variables `blocks.N.adaptmlp.{down,up}_proj.{weight,bias}`, the published names, and
+    /// Weights `blocks.N.adaptmlp.{down,up}_proj.{weight,bias}`, the published names, and
     /// perhaps `blocks.N.adaptmlp.scale`.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &AdaptFormerConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let options = Options {
             names: ("down_proj", "up_proj"),
+            down_init: Init::KaimingUniform,
             activation: BottleneckActivation::Relu,
             dropout: config.dropout,
             scale: config.scale,
@@ -105,8 +106,8 @@ impl AdaptMlps {
         let widths = widths::resolve(config.bottleneck_dim, &config.blocks, dims.len())?;
         let mut blocks = Vec::with_capacity(dims.len());
         for (index, (&c, h)) in dims.iter().zip(widths).enumerate() {
-            let vs = vs / "blocks" / index / "adaptmlp";
-            let mut new = || Bottleneck::new(&vs, &rng.kaiming_uniform(&[h, c])?, &options);
+            let mut params = params.at(format_args!("blocks.{index}.adaptmlp"));
+            let mut new = || Bottleneck::new(&mut params, (c, h), &options);
             blocks.push((h > 0).then(&mut new).transpose()?);
         }
         Ok(AdaptMlps { blocks, input: config.input })

@@ -1,11 +1,12 @@
 //! Two linear layers with a bottleneck between them: what Adapter and AdaptFormer add.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::Tensor;
 
+use super::params::Params;
 use super::up_projection::UpProjection;
 use crate::error::Result;
-use crate::nn::{Branch, Linear, quick_gelu, variable};
+use crate::nn::{Branch, Init, Linear, quick_gelu};
 
 /// The activation of a bottleneck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub(super) struct Bottleneck {
 /// What a [`Bottleneck`] is made from.
 pub(super) struct Options<'a> {
     pub(super) names: (&'a str, &'a str),
+    /// Of the first matrix.
+    pub(super) down_init: Init,
     pub(super) activation: BottleneckActivation,
     pub(super) dropout: f64,
     pub(super) scale: f64,
@@ -38,20 +41,14 @@ pub(super) struct Options<'a> {
 }
 
 impl Bottleneck {
-    /// Variables under `vs`: the two layers under `options.names`, and perhaps `scale`. `down` is
-    /// the initial value of the first matrix, `[h, C]`.
-    pub(super) fn new(vs: &nn::Path, down: &Tensor, options: &Options) -> Result<Self> {
-        let (down_name, up_name) = options.names;
-        let (h, c) = (down.size()[0], down.size()[1]);
-        let bias = Tensor::f_zeros([h], (Kind::Float, Device::Cpu))?;
+    /// The two layers under `options.names`, and perhaps `scale`, for tokens of width `c`.
+    pub(super) fn new(params: &mut Params, (c, h): (i64, i64), options: &Options) -> Result<Self> {
+        let (down, up) = options.names;
         Ok(Bottleneck {
-            down: Linear {
-                weight: variable(vs, &format!("{down_name}.weight"), down)?,
-                bias: Some(variable(vs, &format!("{down_name}.bias"), &bias)?),
-            },
+            down: params.linear(down, [h, c], options.down_init)?,
             activation: options.activation,
             dropout: options.dropout,
-            up: UpProjection::new(vs, up_name, (c, h), options.scale, options.channel_scale)?,
+            up: UpProjection::new(params, up, (c, h), options.scale, options.channel_scale)?,
         })
     }
 

@@ -1,12 +1,13 @@
 //! Convpass beside a whole backbone, and its variants.
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::Tensor;
 
 use super::conv_bypass::{ConvBypass, ConvBypassConfig, Placement, check_kernel};
+use super::params::Params;
 use super::widths;
 use crate::error::Result;
-use crate::nn::{Branch, InitRng};
+use crate::nn::Branch;
 use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer, TokenLayout};
 
 /// Choices beyond the paper's main method.
@@ -81,21 +82,20 @@ struct BlockBypasses {
 }
 
 impl Bypasses {
-    /// Variables `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
+    /// Weights `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &ConvBypassVariant,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let dims = &shape.block_dims;
         let widths = widths::resolve(config.base.bottleneck_dim, &config.blocks, dims.len())?;
         let mut blocks = Vec::with_capacity(dims.len());
         for (index, (&dim, h)) in dims.iter().zip(widths).enumerate() {
             let mut bypass = |sub_layer, name| -> Result<Option<ConvBypass>> {
-                let vs = vs / "blocks" / index / name;
                 let Some(bypass) = config.at(sub_layer, h) else { return Ok(None) };
-                ConvBypass::with_rng(&vs, dim, &bypass, config.channel_scale, rng).map(Some)
+                let mut params = params.at(format_args!("blocks.{index}.{name}"));
+                ConvBypass::build(&mut params, dim, &bypass, config.channel_scale).map(Some)
             };
             let attention = bypass(SubLayer::Attention, "adapter_attn")?;
             let mlp = bypass(SubLayer::Mlp, "adapter_mlp")?;

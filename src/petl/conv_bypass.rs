@@ -1,12 +1,13 @@
 //! Convpass: a bypass of convolutions beside a sub-layer (arXiv 2207.07039, section 3).
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Tensor, nn};
 
+use super::params::{NewVariables, Params};
 use super::up_projection::UpProjection;
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{Branch, InitRng, Linear, quick_gelu, variable};
+use crate::nn::{Branch, Init, InitRng, Linear, quick_gelu};
 use crate::seam::TokenLayout;
 
 /// How the 3x3 convolution starts.
@@ -118,35 +119,32 @@ impl ConvBypass {
     /// [`Error::Config`] on a config or width that no bypass has; [`Error::DuplicateVariable`]
     /// if `vs` holds a bypass already.
     pub fn new(vs: &nn::Path, embed_dim: i64, config: &ConvBypassConfig) -> Result<Self> {
-        Self::with_rng(vs, embed_dim, config, false, &mut InitRng::from_libtorch()?)
+        let rng = &mut InitRng::from_libtorch()?;
+        let mut variables = NewVariables { vs, rng, low_bit: Default::default() };
+        Self::build(&mut Params::new(&mut variables), embed_dim, config, false)
     }
 
-    /// As [`ConvBypass::new`]; with `channel_scale`, s is a variable of a value per channel.
-    pub(super) fn with_rng(
-        vs: &nn::Path,
+    /// As [`ConvBypass::new`]; with `channel_scale`, s is a trained value per channel.
+    pub(super) fn build(
+        params: &mut Params,
         embed_dim: i64,
         config: &ConvBypassConfig,
         channel_scale: bool,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         config.validate()?;
         if !(1..=1 << 16).contains(&embed_dim) {
             return Err(Error::config("embed_dim", "within 1..=65536", embed_dim));
         }
         let (c, h, k) = (embed_dim, config.bottleneck_dim, config.kernel_size);
-        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));
         let conv = match config.conv_init {
-            ConvInit::Identity => identity_kernel(h, k)?,
-            ConvInit::XavierUniform => rng.xavier_uniform(&[h, h, k, k])?,
+            ConvInit::Identity => Init::IdentityKernel,
+            ConvInit::XavierUniform => Init::XavierUniform,
         };
         Ok(ConvBypass {
-            down: Linear {
-                weight: variable(vs, "adapter_down.weight", &rng.xavier_uniform(&[h, c])?)?,
-                bias: Some(variable(vs, "adapter_down.bias", &zeros(&[h])?)?),
-            },
-            conv_weight: variable(vs, "adapter_conv.weight", &conv)?,
-            conv_bias: variable(vs, "adapter_conv.bias", &zeros(&[h])?)?,
-            up: UpProjection::new(vs, "adapter_up", (c, h), config.scale, channel_scale)?,
+            down: params.linear("adapter_down", [h, c], Init::XavierUniform)?,
+            conv_weight: params.get("adapter_conv.weight", &[h, h, k, k], conv)?,
+            conv_bias: params.get("adapter_conv.bias", &[h], Init::Constant(0.0))?,
+            up: UpProjection::new(params, "adapter_up", (c, h), config.scale, channel_scale)?,
             dropout: config.dropout,
         })
     }
@@ -219,14 +217,6 @@ impl ConvBypass {
     }
 }
 
-/// `[h, h, k, k]`, one at the centre tap of each channel's own filter.
-fn identity_kernel(h: i64, k: i64) -> Result<Tensor> {
-    let kernel = Tensor::f_zeros([h, h, k, k], (Kind::Float, Device::Cpu))?;
-    let centre = kernel.f_select(3, k / 2)?.f_select(2, k / 2)?;
-    let _filled = centre.f_diagonal(0, 0, 1)?.f_fill_(1.0)?;
-    Ok(kernel)
-}
-
 /// A [`ConvBypass`] over tokens of one layout, usable wherever tch wants a module.
 #[derive(Debug)]
 pub struct FixedLayout {
@@ -248,6 +238,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use tch::nn::VarStore;
+    use tch::{Device, Kind};
 
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -260,21 +251,28 @@ mod tests {
     ) -> (VarStore, ConvBypass) {
         let mut vs = VarStore::new(Device::Cpu);
         let mut rng = InitRng::from_seed(seed);
-        let bypass = ConvBypass::with_rng(&vs.root(), c, config, channel_scale, &mut rng).unwrap();
+        let root = vs.root();
+        let mut variables = NewVariables { vs: &root, rng: &mut rng, low_bit: Default::default() };
+        let mut params = Params::new(&mut variables);
+        let bypass = ConvBypass::build(&mut params, c, config, channel_scale).unwrap();
         vs.double();
         tch::no_grad(|| {
             let mut variables: Vec<_> = vs.variables().into_iter().collect();
             variables.sort_by(|a, b| a.0.cmp(&b.0));
             for (_, mut variable) in variables {
-                variable.copy_(&rng.normal(&variable.size(), 0.5).unwrap());
+                variable.copy_(&normal(&mut rng, &variable.size(), 0.5));
             }
         });
         (vs, bypass)
     }
 
+    fn normal(rng: &mut InitRng, shape: &[i64], std: f64) -> Tensor {
+        rng.draw(Init::Normal { mean: 0.0, std }, shape).unwrap()
+    }
+
     fn tokens(batch: i64, layout: &TokenLayout, c: i64, seed: i64) -> Tensor {
         let shape = [batch, layout.num_tokens(), c];
-        InitRng::from_seed(seed).normal(&shape, 1.0).unwrap().to_kind(Kind::Double)
+        normal(&mut InitRng::from_seed(seed), &shape, 1.0).to_kind(Kind::Double)
     }
 
     /// The equations of the module, one number at a time.
@@ -412,9 +410,6 @@ mod tests {
             let out = bypass.forward(&x, &layout, true).unwrap();
             assert_eq!(out.count_nonzero(None::<i64>).int64_value(&[]), 0);
         }
-        let kernel = identity_kernel(4, 3).unwrap();
-        assert_eq!(kernel.sum(Kind::Float).double_value(&[]), 4.0);
-        assert_eq!(kernel.double_value(&[2, 2, 1, 1]), 1.0);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! FacT: the updates of all linear layers as one factored tensor (Jie and Deng, arXiv 2212.03145).
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::Tensor;
 
 use super::linear_targets::{LinearTarget, merge_linear, targets_of};
+use super::params::Params;
 use super::{checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, variable};
+use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
 
 /// How FacT factors the tensor of all updates.
@@ -150,34 +151,32 @@ enum Cores {
 }
 
 impl Fact {
-    /// Variables under the published names: `FacTu.weight`, `FacTv.weight`, and
+    /// Weights under the published names: `FacTu.weight`, `FacTv.weight`, and
     /// `blocks.N.attn.q_FacTs.weight` and so on, or `FacTp` and `FacTc`.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &FactConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let (slots, r, count) = (Slots::of(shape)?, config.rank, shape.block_dims.len());
-        let u = variable(vs, "FacTu.weight", &rng.kaiming_uniform(&[r, slots.c])?)?;
-        let zeros = Tensor::f_zeros([slots.c, r], (Kind::Float, Device::Cpu))?;
-        let v = variable(vs, "FacTv.weight", &zeros)?;
+        let u = params.get("FacTu.weight", &[r, slots.c], Init::KaimingUniform)?;
+        let v = params.get("FacTv.weight", &[slots.c, r], Init::Constant(0.0))?;
         let cores = match config.form {
             FactForm::TensorTrain => {
                 let mut core = |block: usize, target: LinearTarget| {
                     let n = slots.range(target).1;
                     let shape = if target == LinearTarget::Fc2 { [r, n * r] } else { [n * r, r] };
-                    let name = format!("{}_FacTs.weight", target.path());
-                    variable(&(vs / "blocks" / block), &name, &rng.kaiming_uniform(&shape)?)
+                    let name = format!("blocks.{block}.{}_FacTs.weight", target.path());
+                    params.get(name, &shape, Init::KaimingUniform)
                 };
                 let mut block = |block| TARGETS.iter().map(|&t| core(block, t)).collect();
                 Cores::TensorTrain((0..count).map(&mut block).collect::<Result<_>>()?)
             }
             FactForm::Tucker => {
-                let mixtures = rng.xavier_uniform(&[r, slots.per_block() * count as i64])?;
+                let all = slots.per_block() * count as i64;
                 Cores::Tucker {
-                    mixtures: variable(vs, "FacTp", &mixtures)?,
-                    core: variable(vs, "FacTc", &rng.xavier_uniform(&[r, r, r])?)?,
+                    mixtures: params.get("FacTp", &[r, all], Init::XavierUniform)?,
+                    core: params.get("FacTc", &[r, r, r], Init::XavierUniform)?,
                 }
             }
         };

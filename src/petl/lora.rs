@@ -1,12 +1,13 @@
 //! LoRA: a low-rank product beside a linear layer (Hu et al., arXiv 2106.09685).
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::Tensor;
 
 use super::linear_targets::{LinearTarget, merge_linear, targets_of};
+use super::params::Params;
 use super::widths;
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, variable};
+use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
 
 /// The choices of LoRA: `x W^T + alpha / r * x A^T B^T`.
@@ -83,27 +84,21 @@ struct Product {
 }
 
 impl Lora {
-    /// Variables `blocks.N.attn.q.lora_A.weight [r, in]`, `...lora_B.weight [out, r]`, and so on
+    /// Weights `blocks.N.attn.q.lora_A.weight [r, in]`, `...lora_B.weight [out, r]`, and so on
     /// for each target.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &LoraConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let ranks = widths::resolve(config.rank, &config.blocks, shape.block_dims.len())?;
         let mut product = |block: usize, rank: i64, target: LinearTarget| {
             let (inputs, outputs) = target.size(shape, block)?;
-            let (vs, name) = (vs / "blocks" / block, target.path());
-            let zeros = Tensor::f_zeros([outputs, rank], (Kind::Float, Device::Cpu))?;
+            let mut params = params.at(format_args!("blocks.{block}.{}", target.path()));
             Ok(Product {
                 target,
-                a: variable(
-                    &vs,
-                    &format!("{name}.lora_A.weight"),
-                    &rng.kaiming_uniform(&[rank, inputs])?,
-                )?,
-                b: variable(&vs, &format!("{name}.lora_B.weight"), &zeros)?,
+                a: params.get("lora_A.weight", &[rank, inputs], Init::KaimingUniform)?,
+                b: params.get("lora_B.weight", &[outputs, rank], Init::Constant(0.0))?,
                 scale: config.alpha / rank as f64,
             })
         };

@@ -5,15 +5,15 @@ use tch::nn;
 
 use super::bypasses::Bypasses;
 use super::compose::Composed;
+use super::params::{Params, Sketch};
 use super::unfreeze::Unfrozen;
 use super::{
     AdaptFormerConfig, AdapterConfig, ConvBypassConfig, ConvBypassVariant, FactConfig, LoraConfig,
-    RepAdapterConfig, SsfConfig, VptConfig, adapter, adaptformer, fact, lora, rep_adapter, ssf,
-    vpt,
+    LowBitConfig, RepAdapterConfig, Source, SsfConfig, VptConfig, adapter, adaptformer, fact, lora,
+    rep_adapter, ssf, vpt,
 };
 use crate::backbone::Backbone;
 use crate::error::{Error, Result};
-use crate::nn::InitRng;
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
 /// What is trained beside, or of, a backbone; the head always is.
@@ -47,6 +47,8 @@ pub enum Method {
     RepAdapter(RepAdapterConfig),
     /// FacT: one factored tensor for the updates of all linear layers.
     Fact(FactConfig),
+    /// Another method at 1, 2, 4 or 8 bits a weight.
+    LowBit(LowBitConfig),
     /// Several methods, called in order at each place: with Adapter, LoRA and VPT and a width for
     /// each block, a point of NOAH's search space.
     Compose {
@@ -72,6 +74,7 @@ impl Method {
             Method::Ssf(_) => "ssf",
             Method::RepAdapter(_) => "rep_adapter",
             Method::Fact(_) => "fact",
+            Method::LowBit(_) => "low_bit",
             Method::Compose { .. } => "compose",
         }
     }
@@ -92,6 +95,7 @@ impl Method {
             Method::Ssf(config) => config.validate(),
             Method::RepAdapter(config) => config.validate(),
             Method::Fact(config) => config.validate(),
+            Method::LowBit(config) => config.validate(),
             Method::Compose { methods } if methods.is_empty() => {
                 Err(Error::config("methods", "at least one", 0))
             }
@@ -104,6 +108,7 @@ impl Method {
         match self {
             Method::Vpt(_) => false,
             Method::Ssf(config) => config.init_std == 0.0,
+            Method::LowBit(config) => config.method.starts_as_identity(),
             Method::Compose { methods } => methods.iter().all(Method::starts_as_identity),
             _ => true,
         }
@@ -127,6 +132,7 @@ impl Method {
             Method::Ssf(config) => config.num_params(shape),
             Method::RepAdapter(config) => config.num_params(shape)?,
             Method::Fact(config) => config.num_params(shape)?,
+            Method::LowBit(config) => config.method.num_params(shape)?,
             Method::Compose { methods } => {
                 let each = methods.iter().map(|method| method.num_params(shape));
                 each.collect::<Result<Vec<_>>>()?.into_iter().fold(0, i64::saturating_add)
@@ -134,34 +140,49 @@ impl Method {
         })
     }
 
-    /// Creates the method's variables under `vs`, for a backbone of this shape.
+    /// Bytes that a file needs for those weights.
+    pub(crate) fn stored_bytes(&self, shape: &BackboneShape) -> Result<i64> {
+        let mut beside = Sketch::default();
+        self.build(&mut beside, shape)?;
+        // The backbone's own weights are kept in f32.
+        let own = self.num_params(shape)?.saturating_sub(beside.params);
+        Ok(beside.bytes.saturating_add(own.saturating_mul(4)))
+    }
+
+    /// Builds the method for a backbone of this shape over the weights that `source` gives.
     pub(crate) fn build(
         &self,
-        vs: &nn::Path,
+        source: &mut dyn Source,
         shape: &BackboneShape,
-        rng: &mut InitRng,
     ) -> Result<Box<dyn Seam>> {
+        self.build_over(&mut Params::new(source), shape)
+    }
+
+    fn build_over(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
         Ok(match self {
             Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => {
                 Box::new(NoMethod)
             }
             Method::ConvBypass(config) => {
-                Box::new(Bypasses::new(vs, shape, &config.clone().into(), rng)?)
+                Box::new(Bypasses::new(params, shape, &config.clone().into())?)
             }
-            Method::ConvBypassVariant(config) => Box::new(Bypasses::new(vs, shape, config, rng)?),
-            Method::Adapter(config) => Box::new(adapter::Adapters::new(vs, shape, config, rng)?),
+            Method::ConvBypassVariant(config) => Box::new(Bypasses::new(params, shape, config)?),
+            Method::Adapter(config) => Box::new(adapter::Adapters::new(params, shape, config)?),
             Method::AdaptFormer(config) => {
-                Box::new(adaptformer::AdaptMlps::new(vs, shape, config, rng)?)
+                Box::new(adaptformer::AdaptMlps::new(params, shape, config)?)
             }
-            Method::Lora(config) => Box::new(lora::Lora::new(vs, shape, config, rng)?),
-            Method::Vpt(config) => Box::new(vpt::Prompts::new(vs, shape, config, rng)?),
-            Method::Ssf(config) => Box::new(ssf::Ssf::new(vs, shape, config, rng)?),
+            Method::Lora(config) => Box::new(lora::Lora::new(params, shape, config)?),
+            Method::Vpt(config) => Box::new(vpt::Prompts::new(params, shape, config)?),
+            Method::Ssf(config) => Box::new(ssf::Ssf::new(params, shape, config)?),
             Method::RepAdapter(config) => {
-                Box::new(rep_adapter::RepAdapters::new(vs, shape, config, rng)?)
+                Box::new(rep_adapter::RepAdapters::new(params, shape, config)?)
             }
-            Method::Fact(config) => Box::new(fact::Fact::new(vs, shape, config, rng)?),
+            Method::Fact(config) => Box::new(fact::Fact::new(params, shape, config)?),
+            Method::LowBit(LowBitConfig { bits, method }) => {
+                method.build_over(&mut params.quantized(*bits), shape)?
+            }
             Method::Compose { methods } => {
-                let built = methods.iter().map(|method| method.build(vs, shape, rng));
+                let built = methods.iter().map(|method| method.build_over(params, shape));
                 let built = built.collect::<Result<Vec<_>>>()?;
                 // A RepAdapter folds into the layer behind its place, and what another method
                 // does in between would be lost.
@@ -196,8 +217,18 @@ impl Method {
     fn has_rep_adapter(&self) -> bool {
         match self {
             Method::RepAdapter(_) => true,
+            Method::LowBit(config) => config.method.has_rep_adapter(),
             Method::Compose { methods } => methods.iter().any(Method::has_rep_adapter),
             _ => false,
+        }
+    }
+
+    /// Whether its weights may be of few bits: they are its own, and of full precision until then.
+    pub(super) fn can_be_low_bit(&self) -> bool {
+        match self {
+            Method::Compose { methods } => methods.iter().all(Method::can_be_low_bit),
+            Method::LowBit(_) => false,
+            method => method.unfrozen().is_none(),
         }
     }
 }

@@ -2,12 +2,13 @@
 //! et al., arXiv 2302.08106).
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Kind, Tensor};
 
+use super::params::Params;
 use super::up_projection::{Scale, add_product};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, Linear, variable};
+use crate::nn::{Init, Linear};
 use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, SubLayer};
 
 /// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
@@ -100,23 +101,19 @@ struct RepAdapter {
 }
 
 impl RepAdapters {
-    /// Variables `blocks.N.adapter_{attn,mlp}.conv_{A,B}.{weight,bias}`, the published names.
+    /// Weights `blocks.N.adapter_{attn,mlp}.conv_{A,B}.{weight,bias}`, the published names.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &RepAdapterConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let mut adapter = |block: usize, name: &str, c: i64, h: i64| {
-            let vs = vs / "blocks" / block / name;
-            let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));
+            let mut params = params.at(format_args!("blocks.{block}.{name}"));
+            let zero = Init::Constant(0.0);
             Ok::<_, Error>(RepAdapter {
-                a: Linear {
-                    weight: variable(&vs, "conv_A.weight", &rng.xavier_uniform(&[h, c])?)?,
-                    bias: Some(variable(&vs, "conv_A.bias", &zeros(&[h])?)?),
-                },
-                b_weight: variable(&vs, "conv_B.weight", &zeros(&[c, h / config.groups])?)?,
-                b_bias: variable(&vs, "conv_B.bias", &zeros(&[c])?)?,
+                a: params.linear("conv_A", [h, c], Init::XavierUniform)?,
+                b_weight: params.get("conv_B.weight", &[c, h / config.groups], zero)?,
+                b_bias: params.get("conv_B.bias", &[c], zero)?,
                 groups: config.groups,
                 scale: config.scale,
                 dropout: config.dropout,

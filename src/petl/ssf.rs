@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::Tensor;
 
+use super::params::Params;
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, variable};
+use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
 
 /// The choices of SSF: `x * scale + shift` after the patch embedding, every linear layer and every
@@ -58,21 +59,20 @@ struct Factors {
 }
 
 impl Ssf {
-    /// Variables under the published names: `blocks.N.attn.ssf_scale_1`, and so on.
+    /// Weights under the published names: `blocks.N.attn.ssf_scale_1`, and so on.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &SsfConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let mut factors = HashMap::new();
         for layer in &shape.layers {
             let (place, number) = place(layer.layer);
-            let mut draw = || rng.normal(&[layer.outputs], config.init_std);
-            let (scale, shift) = (draw()?.f_add_scalar(1.0)?, draw()?);
-            let name = |kind: &str| format!("{place}ssf_{kind}_{number}");
-            let scale = variable(vs, &name("scale"), &scale)?;
-            let shift = variable(vs, &name("shift"), &shift)?;
+            let mut factor = |kind: &str, mean| {
+                let init = Init::Normal { mean, std: config.init_std };
+                params.get(format_args!("{place}ssf_{kind}_{number}"), &[layer.outputs], init)
+            };
+            let (scale, shift) = (factor("scale", 1.0)?, factor("shift", 0.0)?);
             factors.insert(layer.layer, Factors { scale, shift });
         }
         Ok(Ssf(factors))

@@ -31,7 +31,7 @@ impl Unfrozen {
     /// A backbone over variables under `vs`, of the weights' own names, in place of those weights;
     /// `backbone` keeps its own and shares the rest.
     pub(super) fn apply<B: Backbone>(self, vs: &nn::Path, backbone: &B) -> Result<B> {
-        backbone.map_weights(&mut |name, weight| match self.takes(name) {
+        backbone.map_weights(&mut |name, weight| match self.takes(name) && backbone.is_read(name) {
             true => variable(vs, name, weight),
             false => Ok(weight.shallow_clone()),
         })
@@ -41,7 +41,7 @@ impl Unfrozen {
     pub(super) fn num_params(self, shape: &BackboneShape) -> i64 {
         let layers = shape.layers.iter();
         match self {
-            Unfrozen::All => shape.num_params,
+            Unfrozen::All => shape.num_feature_params,
             Unfrozen::Biases => layers.filter(|layer| layer.bias).map(|layer| layer.outputs).sum(),
             Unfrozen::Norms => {
                 layers.filter(|l| l.layer.is_norm()).map(|layer| 2 * layer.outputs).sum()

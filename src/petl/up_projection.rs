@@ -1,9 +1,10 @@
 //! The way back from a bottleneck into the residual stream.
 
-use tch::{Device, Kind, Tensor, nn};
+use tch::Tensor;
 
+use super::params::Params;
 use crate::error::Result;
-use crate::nn::{Branch, variable};
+use crate::nn::{Branch, Init};
 
 /// The factor s on what a branch adds.
 #[derive(Debug)]
@@ -24,26 +25,22 @@ pub(super) struct UpProjection {
 }
 
 impl UpProjection {
-    /// Variables `{name}.weight [C, h]` and `{name}.bias [C]`, zero, and `scale [C]`, every
+    /// Weights `{name}.weight [C, h]` and `{name}.bias [C]`, zero, and `scale [C]`, every
     /// channel at `scale`, if `channel_scale`.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         name: &str,
         (c, h): (i64, i64),
         scale: f64,
         channel_scale: bool,
     ) -> Result<Self> {
-        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu));
+        let zero = Init::Constant(0.0);
         Ok(UpProjection {
-            weight: variable(vs, &format!("{name}.weight"), &zeros(&[c, h])?)?,
-            bias: variable(vs, &format!("{name}.bias"), &zeros(&[c])?)?,
+            weight: params.get(format_args!("{name}.weight"), &[c, h], zero)?,
+            bias: params.get(format_args!("{name}.bias"), &[c], zero)?,
             scale: match channel_scale {
                 false => Scale::Fixed(scale),
-                true => Scale::PerChannel(variable(
-                    vs,
-                    "scale",
-                    &Tensor::f_full([c], scale, (Kind::Float, Device::Cpu))?,
-                )?),
+                true => Scale::PerChannel(params.get("scale", &[c], Init::Constant(scale))?),
             },
         })
     }

@@ -1,11 +1,12 @@
 //! VPT: trained prompt tokens beside the patches (Jia et al., arXiv 2203.12119).
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::Tensor;
 
+use super::params::Params;
 use super::{checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, variable};
+use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, Seam, TokenLayout};
 
 /// The choices of VPT; the default is deep, with the number of prompts and the dropout (none) of
@@ -75,12 +76,11 @@ pub(super) struct Prompts {
 }
 
 impl Prompts {
-    /// Variables `blocks.N.prompts [tokens, C]`; of the first block alone where not deep.
+    /// Weights `blocks.N.prompts [tokens, C]`; of the first block alone where not deep.
     pub(super) fn new(
-        vs: &nn::Path,
+        params: &mut Params,
         shape: &BackboneShape,
         config: &VptConfig,
-        rng: &mut InitRng,
     ) -> Result<Self> {
         let Some(patch) = shape.layer(Layer::PatchEmbed) else {
             return Err(Error::config("vpt", "beside a backbone with a patch embedding", "none"));
@@ -88,9 +88,10 @@ impl Prompts {
         let dims = &shape.block_dims;
         let mut prompts = |(index, (&c, tokens)): (usize, (&i64, i64))| {
             let bound = (6.0 / (patch.inputs + c) as f64).sqrt();
-            let vs = vs / "blocks" / index;
-            let mut new = || variable(&vs, "prompts", &rng.uniform(&[tokens, c], bound)?);
-            (tokens > 0).then(&mut new).transpose()
+            let name = format_args!("blocks.{index}.prompts");
+            (tokens > 0)
+                .then(|| params.get(name, &[tokens, c], Init::Uniform { bound }))
+                .transpose()
         };
         let tokens = config.tokens(dims.len())?;
         let blocks =

@@ -293,7 +293,12 @@ impl Backbone for Widths {
     }
 
     fn shape(&self) -> BackboneShape {
-        BackboneShape { block_dims: self.0.clone(), layers: Vec::new(), num_params: 0 }
+        BackboneShape {
+            block_dims: self.0.clone(),
+            layers: Vec::new(),
+            num_params: 0,
+            num_feature_params: 0,
+        }
     }
 
     fn named_weights(&self) -> &[(String, Tensor)] {

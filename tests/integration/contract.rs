@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use convpass::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
-    ConvBypassVariant, Error, FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig, Method,
-    MlpActivation, PetlConfig, PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig,
-    SubLayers, ViTConfig, VptConfig, audit,
+    ConvBypassVariant, Error, FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig,
+    LowBitConfig, Method, MlpActivation, PetlConfig, PetlModel, Placement, Pooling,
+    RepAdapterConfig, Result, SsfConfig, SubLayers, ViTConfig, VptConfig, audit,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
 const CLASSES: i64 = 5;
 const DEPTH: usize = 3;
 
-fn backbones() -> Vec<(&'static str, FrozenViT)> {
+fn backbones() -> Vec<(String, FrozenViT)> {
     let class_token = ViTConfig {
         image_size: (12, 20),
         patch_size: 4,
@@ -42,8 +42,10 @@ fn backbones() -> Vec<(&'static str, FrozenViT)> {
         qkv_bias: false,
         activation: MlpActivation::QuickGelu,
         norm_eps: 1e-5,
+        projection: Some(7),
         ..class_token.clone()
     };
+    let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
     [
         ("class token", class_token),
         ("average", average),
@@ -52,6 +54,9 @@ fn backbones() -> Vec<(&'static str, FrozenViT)> {
     ]
     .into_iter()
     .map(|(name, config)| (name, FrozenViT::random(&config, 1, Device::Cpu).unwrap()))
+    .flat_map(|(name, backbone)| {
+        kinds.map(|(kind, k)| (format!("{name}, {kind}"), backbone.to_kind(k).unwrap()))
+    })
     .collect()
 }
 
@@ -69,8 +74,15 @@ fn methods() -> Vec<Method> {
         Method::Lora(LoraConfig { blocks: Some(vec![3, 0, 1]), ..lora.clone() }),
         Method::Vpt(VptConfig { blocks: Some(vec![1, 0, 2]), ..vpt.clone() }),
     ];
+    let noah_low_bit = noah.clone();
     let folding =
         vec![Method::BitFit, Method::Lora(lora.clone()), Method::Ssf(SsfConfig::default())];
+    let low_bit = |bits, method| Method::LowBit(LowBitConfig { bits, method: Box::new(method) });
+    let mixed = vec![
+        low_bit(1, Method::Lora(LoraConfig { rank: 3, ..lora.clone() })),
+        low_bit(2, Method::AdaptFormer(former.clone())),
+        Method::ConvBypass(bypass.clone()),
+    ];
     let beside =
         vec![Method::ConvBypass(bypass.clone()), Method::AdaptFormer(former.clone()), Method::Full];
     vec![
@@ -122,6 +134,10 @@ fn methods() -> Vec<Method> {
         Method::Compose { methods: noah },
         Method::Compose { methods: folding },
         Method::Compose { methods: beside },
+        low_bit(1, Method::ConvBypass(ConvBypassConfig::default())),
+        low_bit(4, Method::Compose { methods: noah_low_bit }),
+        low_bit(8, Method::Ssf(SsfConfig::default())),
+        Method::Compose { methods: mixed },
     ]
 }
 
@@ -282,6 +298,7 @@ fn folds(method: &Method) -> bool {
     match method {
         Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => true,
         Method::Lora(_) | Method::Ssf(_) | Method::RepAdapter(_) | Method::Fact(_) => true,
+        Method::LowBit(config) => folds(&config.method),
         Method::Compose { methods } => methods.iter().all(folds),
         _ => false,
     }
@@ -299,7 +316,9 @@ fn folds_into_the_weights_and_out_again() {
         let digest = model.backbone().digest();
         model.merge().unwrap();
         let gap = (logits(&model) - &apart).abs().max() / apart.abs().max();
-        assert!(gap.double_value(&[]) < 1e-5, "{case}: off by {gap:?}");
+        // bf16 has eight bits, and merging rounds the weights once more.
+        let bound = if model.backbone().kind() == Kind::Float { 1e-5 } else { 5e-2 };
+        assert!(gap.double_value(&[]) < bound, "{case}: off by {gap:?}");
         assert!(model.forward(&images(1), true).is_err(), "{case}");
         let plain = model.merged_backbone().unwrap();
         assert!(plain.named_weights().iter().all(|(_, w)| !w.requires_grad()), "{case}");

@@ -1,0 +1,160 @@
+//! Variables of few bits, and how an adapter file packs them.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+use tch::{Kind, Tensor};
+
+use crate::checkpoint::TensorFile;
+use crate::error::{Error, Result};
+use crate::petl::{Codebook, Coded, pack, unpack};
+
+/// The codes of all such variables, in the order of their names, each from a byte of its own on.
+pub(super) const CODES: &str = "low_bit.codes";
+/// Mean and deviation of each, `[variables, 2]`.
+pub(super) const STATISTICS: &str = "low_bit.statistics";
+
+/// The variables that a method computes with at few bits.
+#[derive(Debug)]
+pub(super) struct LowBit {
+    /// Bits of each, by name.
+    bits: BTreeMap<String, i64>,
+    /// Those that hold what a file held.
+    loaded: BTreeMap<String, Loaded>,
+}
+
+/// A variable that a file gave. Its values are levels already, and coding them anew would find
+/// another mean and deviation.
+#[derive(Debug)]
+struct Loaded {
+    coded: Coded,
+    /// libtorch's count of writes to the variable, after the values of the file were.
+    version: i64,
+}
+
+impl LowBit {
+    pub(super) fn new(bits: BTreeMap<String, i64>) -> Self {
+        LowBit { bits, loaded: BTreeMap::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bits.is_empty()
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.bits.contains_key(name)
+    }
+
+    /// Whether the variable still holds what a file gave it.
+    pub(super) fn is_coded(&self, name: &str, variable: &Tensor) -> Result<bool> {
+        match self.loaded.get(name) {
+            Some(loaded) => Ok(variable.f_internal_version()? == loaded.version),
+            None => Ok(false),
+        }
+    }
+
+    /// The two tensors of a file: type, shape and bytes of each.
+    pub(super) fn encode(
+        &self,
+        variables: &BTreeMap<String, Tensor>,
+    ) -> Result<[(&'static str, Dtype, Vec<usize>, Vec<u8>); 2]> {
+        let (mut codes, mut statistics) = (Vec::new(), Vec::new());
+        for (name, &bits) in &self.bits {
+            let variable = &variables[name];
+            let fresh;
+            let coded = match self.loaded.get(name) {
+                Some(loaded) if self.is_coded(name, variable)? => &loaded.coded,
+                _ => {
+                    fresh = Codebook::gaussian(bits)?.code(variable)?;
+                    &fresh
+                }
+            };
+            let each = coded.codes.f_flatten(0, -1)?.f_to_kind(Kind::Uint8)?;
+            codes.extend(pack(&Vec::<u8>::try_from(&each)?, bits));
+            for value in [&coded.mean, &coded.std] {
+                statistics.extend((value.f_double_value(&[])? as f32).to_le_bytes());
+            }
+        }
+        let (count, shape) = (self.bits.len(), vec![codes.len()]);
+        Ok([(CODES, Dtype::U8, shape, codes), (STATISTICS, Dtype::F32, vec![count, 2], statistics)])
+    }
+
+    /// What a file with [`CODES`] holds for each variable.
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] if it holds more or less than `variables` ask for.
+    pub(super) fn decode(
+        &self,
+        file: &TensorFile,
+        variables: &BTreeMap<String, Tensor>,
+    ) -> Result<BTreeMap<String, Coded>> {
+        let codes = file.bytes(CODES)?;
+        let statistics = self.statistics(file)?;
+        let sizes: Vec<i64> = self
+            .bits
+            .iter()
+            .map(|(name, &bits)| (variables[name].numel() as i64 * bits + 7) / 8)
+            .collect();
+        let (expected, found) = (sizes.iter().sum::<i64>(), codes.len() as i64);
+        if expected != found {
+            return Err(mismatch(file, CODES, vec![expected], vec![found]));
+        }
+        let mut rest = &codes[..];
+        let mut coded = BTreeMap::new();
+        for (index, ((name, &bits), size)) in self.bits.iter().zip(sizes).enumerate() {
+            let (bytes, after) = rest.split_at(size as usize);
+            rest = after;
+            let variable = &variables[name];
+            let codes = Tensor::f_from_slice(&unpack(bytes, bits, variable.numel()))?;
+            let codes = codes.f_to_kind(Kind::Int64)?.f_reshape(variable.size())?;
+            let statistic = |column: i64| statistics.f_select(0, index as i64)?.f_get(column);
+            let on = |tensor: Tensor| tensor.f_to_device(variable.device());
+            let (mean, std) = (on(statistic(0)?)?, on(statistic(1)?)?);
+            coded.insert(name.clone(), Coded { mean, std, codes: on(codes)? });
+        }
+        Ok(coded)
+    }
+
+    fn statistics(&self, file: &TensorFile) -> Result<Tensor> {
+        let expected = vec![self.bits.len() as i64, 2];
+        match file.shape(STATISTICS) {
+            Some(found) if found == expected => file.tensor(STATISTICS),
+            Some(found) => Err(mismatch(file, STATISTICS, expected, found.to_vec())),
+            None => Err(Error::MissingTensor {
+                file: file.path().to_path_buf(),
+                name: STATISTICS.to_owned(),
+                expected,
+            }),
+        }
+    }
+
+    /// The values of what [`LowBit::decode`] gave.
+    pub(super) fn values(
+        &self,
+        coded: &BTreeMap<String, Coded>,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let value = |(name, coded): (&String, &Coded)| {
+            Ok((name.clone(), Codebook::gaussian(self.bits[name])?.value(coded)?))
+        };
+        coded.iter().map(value).collect()
+    }
+
+    /// Remembers that `variables` now hold `coded`.
+    pub(super) fn set_loaded(
+        &mut self,
+        coded: BTreeMap<String, Coded>,
+        variables: &BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        let loaded = coded.into_iter().map(|(name, coded)| {
+            let version = variables[&name].f_internal_version()?;
+            Ok((name, Loaded { coded, version }))
+        });
+        self.loaded = loaded.collect::<Result<_>>()?;
+        Ok(())
+    }
+}
+
+fn mismatch(file: &TensorFile, name: &str, expected: Vec<i64>, found: Vec<i64>) -> Error {
+    let (file, name) = (file.path().to_path_buf(), name.to_owned());
+    Error::ShapeMismatch { file, name, expected, found }
+}

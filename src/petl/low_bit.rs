@@ -1,0 +1,230 @@
+//! Weights at 8, 4, 2 or 1 bit: a codebook for all, a mean and a deviation for each tensor (Jie,
+//! Wang and Deng, "Revisiting the Parameter Efficiency of Adapters from the Perspective of
+//! Precision Redundancy", arXiv 2307.16867).
+
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::{ConvBypassConfig, Method};
+use crate::error::{Error, Result};
+
+/// A method whose weights are stored at few bits and trained for it.
+///
+/// Each pass computes with `std * level + mean`, where the level is the one nearest to the
+/// weight once its tensor is normalized by mean and (population) deviation; the gradient goes
+/// straight through to the weight. The levels are those that lose least on a normal distribution
+/// (Lloyd and Max), the paper's assumption about trained adapters. The head stays in f32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LowBitConfig {
+    /// Bits a weight: 1, 2, 4 or 8.
+    pub bits: i64,
+    /// Whose weights; none that trains the backbone itself.
+    pub method: Box<Method>,
+}
+
+impl Default for LowBitConfig {
+    fn default() -> Self {
+        let method = Box::new(Method::ConvBypass(ConvBypassConfig::default()));
+        LowBitConfig { bits: 1, method }
+    }
+}
+
+impl LowBitConfig {
+    /// Checks the bits and the method.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        if ![1, 2, 4, 8].contains(&self.bits) {
+            return Err(Error::config("bits", "1, 2, 4 or 8", self.bits));
+        }
+        if !self.method.can_be_low_bit() {
+            let expected = "one beside the backbone, in f32 until here";
+            return Err(Error::config("method", expected, self.method.name()));
+        }
+        self.method.validate()
+    }
+}
+
+/// The levels that weights are rounded to, in rising order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Codebook {
+    levels: &'static [f32],
+}
+
+/// A tensor on its codebook.
+#[derive(Debug)]
+pub(crate) struct Coded {
+    /// Of the tensor, `[]`, in f32.
+    pub(crate) mean: Tensor,
+    /// Its population deviation, `[]`, in f32.
+    pub(crate) std: Tensor,
+    /// Index of each weight's level, in the tensor's shape, i64.
+    pub(crate) codes: Tensor,
+}
+
+impl Codebook {
+    /// The `2^bits` levels for a standard normal distribution.
+    pub(crate) fn gaussian(bits: i64) -> Result<Self> {
+        static LEVELS: [OnceLock<Vec<f32>>; 4] = [const { OnceLock::new() }; 4];
+        let slot = match bits {
+            1 => 0,
+            2 => 1,
+            4 => 2,
+            8 => 3,
+            _ => return Err(Error::config("bits", "1, 2, 4 or 8", bits)),
+        };
+        let levels = match LEVELS[slot].get() {
+            Some(levels) => levels,
+            None => {
+                let levels = lloyd_max(1 << bits)?;
+                LEVELS[slot].get_or_init(|| levels)
+            }
+        };
+        Ok(Codebook { levels })
+    }
+
+    /// Bytes in a file of a tensor of `count` weights: codes, mean and deviation.
+    pub(crate) fn stored_bytes(count: i64, bits: i64) -> i64 {
+        (count.saturating_mul(bits).saturating_add(7) / 8).saturating_add(8)
+    }
+
+    /// The nearest level of each weight; a weight halfway takes the lower one.
+    pub(crate) fn code(self, weight: &Tensor) -> Result<Coded> {
+        let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
+        let mean = weight.f_mean(Kind::Float)?;
+        let centred = weight.f_sub(&mean)?;
+        let std = centred.f_square()?.f_mean(Kind::Float)?.f_sqrt()?;
+        // A constant tensor is its mean, whatever the level.
+        let normed = centred.f_div(&std.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
+        let midpoints: Vec<f32> =
+            self.levels.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
+        let midpoints = Tensor::f_from_slice(&midpoints)?.f_to_device(weight.device())?;
+        let codes = normed.f_contiguous()?.f_bucketize(&midpoints, false, false)?;
+        Ok(Coded { mean, std, codes })
+    }
+
+    /// `std * level + mean` for each code.
+    pub(crate) fn value(self, coded: &Coded) -> Result<Tensor> {
+        let levels = Tensor::f_from_slice(self.levels)?.f_to_device(coded.codes.device())?;
+        let values = levels.f_take(&coded.codes)?;
+        Ok(values.f_mul(&coded.std)?.f_add(&coded.mean)?)
+    }
+
+    /// The value of each weight's level, with the gradient of the weight itself.
+    pub(crate) fn straight_through(self, weight: &Tensor) -> Result<Tensor> {
+        let value = tch::no_grad(|| self.value(&self.code(weight)?))?;
+        // Exactly `value`: what is added is zero.
+        Ok(value.f_add(&weight.f_sub(&weight.f_detach()?)?)?)
+    }
+}
+
+/// The `count` levels that have the least mean square error on a standard normal distribution:
+/// Lloyd's iteration, from levels as dense as the cube root of the density, which is the limit of
+/// many levels.
+fn lloyd_max(count: i64) -> Result<Vec<f32>> {
+    const ROUNDS: usize = 300;
+    let f64s = (Kind::Double, Device::Cpu);
+    let middles = Tensor::f_arange(count, f64s)?.f_add_scalar(0.5)?.f_div_scalar(count)?;
+    let mut levels = middles.f_special_ndtri()?.f_mul_scalar(3f64.sqrt())?;
+    let end = Tensor::f_full([1], f64::INFINITY, f64s)?;
+    for _ in 0..ROUNDS {
+        let (left, right) = (levels.f_narrow(0, 0, count - 1)?, levels.f_narrow(0, 1, count - 1)?);
+        let midpoints = left.f_add(&right)?.f_mul_scalar(0.5)?;
+        let edges = Tensor::f_cat(&[&end.f_neg()?, &midpoints, &end], 0)?;
+        // A bin's mean is the fall of the density over it by the mass in it.
+        let density = edges.f_square()?.f_mul_scalar(-0.5)?.f_exp()?;
+        let density = density.f_div_scalar(std::f64::consts::TAU.sqrt())?;
+        let mass = edges.f_special_ndtr()?;
+        let over_bins = |x: &Tensor| -> Result<Tensor> {
+            Ok(x.f_narrow(0, 1, count)?.f_sub(&x.f_narrow(0, 0, count)?)?)
+        };
+        levels = over_bins(&density)?.f_neg()?.f_div(&over_bins(&mass)?)?;
+        // Symmetric, and so it stays.
+        levels = levels.f_sub(&levels.f_flip([0])?)?.f_mul_scalar(0.5)?;
+    }
+    let levels = levels.f_to_kind(Kind::Float)?;
+    Ok(Vec::<f32>::try_from(&levels)?)
+}
+
+/// Codes packed from the low end of each byte on; `bits` divides 8.
+pub(crate) fn pack(codes: &[u8], bits: i64) -> Vec<u8> {
+    let per_byte = (8 / bits) as usize;
+    let byte = |chunk: &[u8]| {
+        chunk.iter().enumerate().fold(0, |byte, (i, code)| byte | code << (i as i64 * bits))
+    };
+    codes.chunks(per_byte).map(byte).collect()
+}
+
+/// The first `count` codes of what [`pack`] packed.
+pub(crate) fn unpack(bytes: &[u8], bits: i64, count: usize) -> Vec<u8> {
+    let mask = u8::MAX >> (8 - bits);
+    let codes = bytes
+        .iter()
+        .flat_map(|byte| (0..8).step_by(bits as usize).map(move |shift| byte >> shift & mask));
+    codes.take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Init, InitRng};
+
+    #[test]
+    fn levels_are_the_published_ones() {
+        // Max, "Quantizing for minimum distortion" (1960), table I.
+        let levels = |bits| Codebook::gaussian(bits).unwrap().levels.to_vec();
+        let close = |found: &[f32], expected: &[f32]| {
+            found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3)
+        };
+        assert!(close(&levels(1), &[-0.7980, 0.7980]), "{:?}", levels(1));
+        assert!(close(&levels(2), &[-1.510, -0.4528, 0.4528, 1.510]), "{:?}", levels(2));
+        let upper = [0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733];
+        assert!(close(&levels(4)[8..], &upper), "{:?}", levels(4));
+        let eight = levels(8);
+        assert!(eight.len() == 256 && eight.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    #[test]
+    fn errors_shrink_with_the_bits() {
+        let weight = InitRng::from_seed(1).draw(Init::Normal { mean: 0.3, std: 2.0 }, &[100, 100]);
+        let weight = weight.unwrap();
+        // Max's distortions, times the variance.
+        for (bits, expected) in [(1, 0.3634), (2, 0.1175), (4, 0.009497), (8, 4.2e-5)] {
+            let codebook = Codebook::gaussian(bits).unwrap();
+            let value = codebook.value(&codebook.code(&weight).unwrap()).unwrap();
+            let error = (value - &weight).square().mean(Kind::Double).double_value(&[]) / 4.0;
+            assert!((error / expected - 1.0).abs() < 0.06, "{bits} bits: {error}");
+        }
+    }
+
+    #[test]
+    fn constant_tensors_stay_and_gradients_go_straight_through() {
+        let codebook = Codebook::gaussian(1).unwrap();
+        for value in [0.0, -3.5] {
+            let constant = Tensor::full([7], value, (Kind::Float, Device::Cpu));
+            assert_eq!(codebook.straight_through(&constant).unwrap(), constant);
+        }
+        let weight = Tensor::from_slice(&[1f32, -2.0, 0.5]).set_requires_grad(true);
+        let probe = Tensor::from_slice(&[3f32, 5.0, 7.0]);
+        let value = codebook.straight_through(&weight).unwrap();
+        (value * &probe).sum(Kind::Float).backward();
+        assert_eq!(weight.grad(), probe);
+    }
+
+    #[test]
+    fn codes_come_back_from_their_bytes() {
+        for bits in [1i64, 2, 4, 8] {
+            for count in [0usize, 1, 7, 8, 9, 100] {
+                let code = |i: usize| (i * 37 + 11) as u8 & (u8::MAX >> (8 - bits));
+                let codes: Vec<u8> = (0..count).map(code).collect();
+                let bytes = pack(&codes, bits);
+                assert_eq!(bytes.len() as i64, Codebook::stored_bytes(count as i64, bits) - 8);
+                assert_eq!(unpack(&bytes, bits, count), codes);
+            }
+        }
+    }
+}
