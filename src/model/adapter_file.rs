@@ -74,9 +74,7 @@ pub(super) fn save(
         tensors.insert(name.as_str(), Bytes::of(variable)?);
     }
     if !low_bit.is_empty() {
-        for (name, dtype, shape, data) in low_bit.encode(&variables)? {
-            tensors.insert(name, Bytes { dtype, shape, data });
-        }
+        tensors.extend(low_bit.encode(&variables)?);
     }
     let views = tensors
         .iter()
@@ -139,11 +137,11 @@ fn same_shape(expected: &[i64], found: &[i64]) -> bool {
     }
 }
 
-/// A variable's values on the CPU.
-struct Bytes {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
+/// A tensor's elements as a file has them.
+pub(super) struct Bytes {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) data: Vec<u8>,
 }
 
 impl Bytes {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
+use super::adapter_file::Bytes;
 use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
 use crate::petl::{Codebook, Coded, pack, unpack};
@@ -53,11 +54,11 @@ impl LowBit {
         }
     }
 
-    /// The two tensors of a file: type, shape and bytes of each.
+    /// The two tensors of a file, by name.
     pub(super) fn encode(
         &self,
         variables: &BTreeMap<String, Tensor>,
-    ) -> Result<[(&'static str, Dtype, Vec<usize>, Vec<u8>); 2]> {
+    ) -> Result<[(&'static str, Bytes); 2]> {
         let (mut codes, mut statistics) = (Vec::new(), Vec::new());
         for (name, &bits) in &self.bits {
             let variable = &variables[name];
@@ -75,8 +76,10 @@ impl LowBit {
                 statistics.extend((value.f_double_value(&[])? as f32).to_le_bytes());
             }
         }
-        let (count, shape) = (self.bits.len(), vec![codes.len()]);
-        Ok([(CODES, Dtype::U8, shape, codes), (STATISTICS, Dtype::F32, vec![count, 2], statistics)])
+        let codes = Bytes { dtype: Dtype::U8, shape: vec![codes.len()], data: codes };
+        let shape = vec![self.bits.len(), 2];
+        let statistics = Bytes { dtype: Dtype::F32, shape, data: statistics };
+        Ok([(CODES, codes), (STATISTICS, statistics)])
     }
 
     /// What a file with [`CODES`] holds for each variable.
