@@ -61,19 +61,24 @@ pub(super) fn check_size<B: Backbone>(
 
 /// Writes every variable of `vs`, atomically.
 pub(super) fn save(path: &Path, vs: &nn::VarStore, info: &AdapterInfo) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    for (name, variable) in vs.variables() {
-        tensors.insert(name, Bytes::of(&variable)?);
-    }
+    let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
+    write_atomically(path, &encode(path, vs.variables(), (KEY, &text))?)
+}
+
+/// The bytes of a safetensors file, to be written to `path`: tensors and one metadata entry.
+pub(super) fn encode(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+    (key, text): (&str, &str),
+) -> Result<Vec<u8>> {
+    let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, Bytes::of(&tensor)?)));
+    let tensors = tensors.collect::<Result<BTreeMap<_, _>>>()?;
     let views = tensors
         .iter()
         .map(|(name, bytes)| Ok((name, bytes.view(path)?)))
         .collect::<Result<Vec<_>>>()?;
-    let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
-    let metadata = HashMap::from([(KEY.to_owned(), text)]);
-    let file =
-        serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
-    write_atomically(path, &file)
+    let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
+    serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))
 }
 
 /// Copies the tensors of `file` into the variables of `vs`: all or none.
