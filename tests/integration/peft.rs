@@ -300,6 +300,13 @@ fn a_file_cut_short_or_absent_is_an_error() {
                 other => panic!("{}: {other}", path.display()),
             }
         }
+        // Another byte somewhere is an error or another adapter, never a panic.
+        for at in (0..whole.len().min(2000)).step_by(11) {
+            let mut bytes = whole.clone();
+            bytes[at] = if bytes[at] == b'9' { b'"' } else { b'9' };
+            std::fs::write(&path, bytes).unwrap();
+            let _ = PetlModel::load_peft(spoilt.1.clone(), &spoilt.0);
+        }
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(spoilt.error(), Error::Io { path: found, .. } if found == path));
         std::fs::write(&path, whole).unwrap();
@@ -343,6 +350,8 @@ fn only_lora_under_names_that_can_be_is_saved() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(&model(Method::LinearProbe), PeftOptions::default()), "method");
+    let none = LoraConfig { blocks: Some(vec![0; 3]), ..Default::default() };
+    assert_eq!(refused(&model(Method::Lora(none)), PeftOptions::default()), "blocks");
     let lora = model(Method::Lora(LoraConfig::default()));
     for prefix in [".", "vit", "vit..", "a b.", "vit(.", "."] {
         let options = PeftOptions { prefix: prefix.to_owned(), ..Default::default() };

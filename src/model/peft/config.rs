@@ -23,7 +23,7 @@ const MAX_PATTERN_BYTES: usize = 1 << 18;
 /// Fields that change what the products compute, with the values that leave it as it is; an
 /// absent field and `null` do too. Others say how it was trained or where the base model is.
 #[rustfmt::skip]
-const PLAIN: [(&str, &str); 12] = [
+const PLAIN: [(&str, &str); 9] = [
     ("bias",                    "\"none\""),
     ("lora_bias",               "false"),
     ("layer_replication",       "null"),
@@ -33,9 +33,6 @@ const PLAIN: [(&str, &str); 12] = [
     ("arrow_config",            "null"),
     ("kasa_config",             "null"),
     ("monteclora_config",       "null"),
-    ("use_dora",                "false"),
-    ("use_qalora",              "false"),
-    ("use_bdlora",              "null or false"),
 ];
 
 /// Initializations that leave the weights of the base model as they are. With the others (PiSSA,
@@ -172,7 +169,8 @@ impl Fields<'_> {
         }
     }
 
-    /// PEFT turns a variant on by a field `use_...`: one that is not known here is one more.
+    /// PEFT turns a variant on by a field `use_...` (DoRA, QALoRA, ..), one that is yet to come
+    /// perhaps too; only rsLoRA is computed here.
     fn check_variants(&self) -> Result<()> {
         let unknown = |(name, value): &(&String, &Value)| {
             name.starts_with("use_") && *name != "use_rslora" && !is_off(Some(value))
@@ -288,7 +286,7 @@ pub(super) struct Written {
     pub(super) lora_dropout: f64,
     pub(super) modules_to_save: Option<Vec<String>>,
     pub(super) peft_type: &'static str,
-    pub(super) r: Value,
+    pub(super) r: i64,
     pub(super) rank_pattern: Map<String, Value>,
     pub(super) target_modules: Vec<String>,
     pub(super) task_type: Option<String>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{self, Written};
@@ -29,7 +29,10 @@ pub(super) fn save<B: Backbone>(
     let variables = model.var_store().variables().into_iter().collect();
     let source = Source { lora, shape: &model.backbone().shape(), variables: &variables };
     let products = source.products(options)?;
-    let config = source.config(&products, options);
+    let Some(first) = products.first() else {
+        return Err(Error::config("blocks", "a rank in some block", "0 in all"));
+    };
+    let config = source.config(first, &products, options);
     let mut tensors = BTreeMap::new();
     for Product { path, a, b, .. } in products {
         tensors.insert(format!("{WRAPPERS}{path}.lora_A.weight"), a);
@@ -161,35 +164,31 @@ impl Source<'_> {
     }
 
     /// Rank and alpha are the first product's; those of others are in the patterns, by path.
-    fn config(&self, products: &[Product], options: &PeftOptions) -> Written {
-        let rank_of = |product: &Product| Value::from(product.rank());
-        let alpha_of = |product: &Product| number(self.alpha(product));
+    fn config(&self, first: &Product, products: &[Product], options: &PeftOptions) -> Written {
+        let unlike_first = |value: &dyn Fn(&Product) -> Value| {
+            let others = products.iter().filter(|product| value(product) != value(first));
+            others.map(|product| (product.path.clone(), value(product))).collect()
+        };
+        let alpha = |product: &Product| number(self.alpha(product));
         Written {
-            alpha_pattern: unlike_first(products, alpha_of),
+            alpha_pattern: unlike_first(&alpha),
             base_model_name_or_path: None,
             bias: "none",
             fan_in_fan_out: false,
             inference_mode: true,
             init_lora_weights: true,
-            lora_alpha: products.first().map_or(Value::Null, alpha_of),
+            lora_alpha: alpha(first),
             lora_dropout: 0.0,
             modules_to_save: options.head.clone().map(|head| vec![head]),
             peft_type: "LORA",
-            r: products.first().map_or(Value::Null, rank_of),
-            rank_pattern: unlike_first(products, rank_of),
+            r: first.rank(),
+            rank_pattern: unlike_first(&|product| Value::from(product.rank())),
             target_modules: products.iter().map(|product| product.path.clone()).collect(),
             task_type: None,
             use_dora: false,
             use_rslora: false,
         }
     }
-}
-
-/// The values, by path, that differ from the first product's.
-fn unlike_first(products: &[Product], value: impl Fn(&Product) -> Value) -> Map<String, Value> {
-    let first = products.first().map(&value);
-    let values = products.iter().map(|product| (product.path.clone(), value(product)));
-    values.filter(|(_, value)| Some(value) != first.as_ref()).collect()
 }
 
 /// As an integer where it is one: PEFT declares alpha as that.
