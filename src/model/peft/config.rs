@@ -16,7 +16,7 @@ pub(super) const FILE: &str = "adapter_config.json";
 /// No such file is larger: one of a ViT-L with a rank for each module has 20 kB.
 const MAX_BYTES: usize = 1 << 20;
 /// No ViT has as many modules.
-const MAX_PATTERNS: usize = 1 << 12;
+const MAX_PATTERNS: usize = 1 << 10;
 /// A pattern that names modules takes a few kB when compiled.
 const MAX_PATTERN_BYTES: usize = 1 << 18;
 
