@@ -53,6 +53,10 @@ pub enum Error {
     #[error("{}: tensor {name}: expected {expected:?}, found {found:?}", file.display())]
     ShapeMismatch { file: PathBuf, name: String, expected: Vec<i64>, found: Vec<i64> },
 
+    /// A field of a file that says how its tensors are to be used has a value that is not read here.
+    #[error("{}: {field} must be {expected}, found {found}", file.display())]
+    FileField { file: PathBuf, field: String, expected: String, found: String },
+
     /// A tensor of the file has an element type that has no place in a model.
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },

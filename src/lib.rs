@@ -63,7 +63,9 @@ pub use error::{Error, Result};
 #[cfg(feature = "data")]
 pub use eval::{Evaluation, evaluate};
 pub use ffi::cuda::cuda_load_error;
-pub use model::{AuditRow, PetlConfig, PetlModel, TrainableParams, audit};
+pub use model::{
+    AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,
+};
 pub use nn::Branch;
 pub use petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,

@@ -71,20 +71,28 @@ pub(super) fn save(
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let mut tensors = BTreeMap::new();
     for (name, variable) in variables.iter().filter(|(name, _)| !low_bit.contains(name)) {
-        tensors.insert(name.as_str(), Bytes::of(variable)?);
+        tensors.insert(name.clone(), Bytes::of(variable)?);
     }
     if !low_bit.is_empty() {
-        tensors.extend(low_bit.encode(&variables)?);
+        let encoded = low_bit.encode(&variables)?;
+        tensors.extend(encoded.map(|(name, bytes)| (name.to_owned(), bytes)));
     }
+    let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
+    write_atomically(path, &encode(path, &tensors, (KEY, &text))?)
+}
+
+/// The bytes of a safetensors file, to be written to `path`: tensors and one metadata entry.
+pub(super) fn encode(
+    path: &Path,
+    tensors: &BTreeMap<String, Bytes>,
+    (key, text): (&str, &str),
+) -> Result<Vec<u8>> {
     let views = tensors
         .iter()
-        .map(|(name, bytes)| Ok((*name, bytes.view(path)?)))
+        .map(|(name, bytes)| Ok((name, bytes.view(path)?)))
         .collect::<Result<Vec<_>>>()?;
-    let text = serde_json::to_string(info).map_err(|e| Error::io(path)(e.into()))?;
-    let metadata = HashMap::from([(KEY.to_owned(), text)]);
-    let file =
-        serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
-    write_atomically(path, &file)
+    let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
+    serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))
 }
 
 /// Copies the tensors of `file` into the variables of `vs`: all or none.
@@ -145,7 +153,7 @@ pub(super) struct Bytes {
 }
 
 impl Bytes {
-    fn of(variable: &Tensor) -> Result<Self> {
+    pub(super) fn of(variable: &Tensor) -> Result<Self> {
         let (dtype, kind) = match variable.f_kind()? {
             Kind::Half => (Dtype::F16, Kind::Half),
             Kind::BFloat16 => (Dtype::BF16, Kind::BFloat16),

@@ -4,9 +4,11 @@ mod adapter_file;
 mod audit;
 mod head;
 mod low_bit;
+mod peft;
 mod petl_model;
 mod trainable_params;
 
 pub use audit::{AuditRow, audit};
+pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};
 pub use trainable_params::TrainableParams;

@@ -26,7 +26,7 @@ pub enum LinearTarget {
 
 impl LinearTarget {
     /// Its place below `blocks.N`.
-    pub(super) fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             LinearTarget::Q => "attn.q",
             LinearTarget::K => "attn.k",
@@ -38,7 +38,7 @@ impl LinearTarget {
     }
 
     /// Inputs and outputs of this map in a block of the backbone.
-    pub(super) fn size(self, shape: &BackboneShape, block: usize) -> Result<(i64, i64)> {
+    pub(crate) fn size(self, shape: &BackboneShape, block: usize) -> Result<(i64, i64)> {
         let (layer, share) = match self {
             LinearTarget::Q | LinearTarget::K | LinearTarget::V => (Layer::Qkv(block), 3),
             LinearTarget::Proj => (Layer::Proj(block), 1),

@@ -10,5 +10,6 @@ mod data;
 mod features;
 mod golden;
 mod layering;
+mod peft;
 #[cfg(feature = "train")]
 mod training;

@@ -1,0 +1,244 @@
+//! The names of the linear layers that PEFT puts its products beside, one table a family.
+
+use super::PeftNames;
+use crate::petl::LinearTarget::{self, Fc1, Fc2, K, Proj, Q, V};
+
+/// What stands before every name in a file of PEFT: its own wrappers.
+pub(super) const WRAPPERS: &str = "base_model.model.";
+
+/// The modules that a base model calls its head, where it is a linear layer over the features.
+pub(super) const HEADS: [&str; 4] = ["classifier", "head", "head.fc", "fc"];
+
+/// Modules that are left out: nothing of what they compute reaches the features.
+const UNUSED: [&str; 2] = [
+    // Of Hugging Face's ViTModel, and read by nobody else.
+    "pooler.dense",
+    // Of CLIPModel, in front of everything in its text tower.
+    "text_model",
+];
+
+/// The blocks of a family of base models.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// What stands right before the number of a block.
+    pub(super) blocks: &'static str,
+    pub(super) modules: &'static [Module],
+}
+
+/// A linear layer of a block.
+#[derive(Debug)]
+pub(super) struct Module {
+    /// Its path below the block.
+    path: &'static str,
+    /// The maps whose outputs, side by side, are its own.
+    pub(super) targets: &'static [LinearTarget],
+    /// Which part of the outputs of its one target it has, and of how many.
+    pub(super) part: (i64, i64),
+}
+
+const fn whole(path: &'static str, targets: &'static [LinearTarget]) -> Module {
+    Module { path, targets, part: (0, 1) }
+}
+
+/// One of the two layers that `fc1` of a SwiGLU packs, gate and value.
+const fn half(path: &'static str, index: i64) -> Module {
+    Module { path, targets: &[Fc1], part: (index, 2) }
+}
+
+#[rustfmt::skip]
+const VIT: Family = Family { blocks: "layers", modules: &[
+    whole("attention.q_proj", &[Q]),
+    whole("attention.k_proj", &[K]),
+    whole("attention.v_proj", &[V]),
+    whole("attention.o_proj", &[Proj]),
+    whole("mlp.fc1",          &[Fc1]),
+    whole("mlp.fc2",          &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const VIT_4: Family = Family { blocks: "encoder.layer", modules: &[
+    whole("attention.attention.query", &[Q]),
+    whole("attention.attention.key",   &[K]),
+    whole("attention.attention.value", &[V]),
+    whole("attention.output.dense",    &[Proj]),
+    whole("intermediate.dense",        &[Fc1]),
+    whole("output.dense",              &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const DINOV2: Family = Family { blocks: "encoder.layer", modules: &[
+    whole("attention.q_proj", &[Q]),
+    whole("attention.k_proj", &[K]),
+    whole("attention.v_proj", &[V]),
+    whole("attention.o_proj", &[Proj]),
+    whole("mlp.fc1",          &[Fc1]),
+    whole("mlp.fc2",          &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const DINOV2_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
+    whole("attention.q_proj", &[Q]),
+    whole("attention.k_proj", &[K]),
+    whole("attention.v_proj", &[V]),
+    whole("attention.o_proj", &[Proj]),
+    half("mlp.gate_proj",     0),
+    half("mlp.up_proj",       1),
+    whole("mlp.down_proj",    &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const DINOV2_4: Family = Family { blocks: "encoder.layer", modules: &[
+    whole("attention.attention.query", &[Q]),
+    whole("attention.attention.key",   &[K]),
+    whole("attention.attention.value", &[V]),
+    whole("attention.output.dense",    &[Proj]),
+    whole("mlp.fc1",                   &[Fc1]),
+    whole("mlp.fc2",                   &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const DINOV2_4_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
+    whole("attention.attention.query", &[Q]),
+    whole("attention.attention.key",   &[K]),
+    whole("attention.attention.value", &[V]),
+    whole("attention.output.dense",    &[Proj]),
+    whole("mlp.weights_in",            &[Fc1]),
+    whole("mlp.weights_out",           &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const CLIP: Family = Family { blocks: "encoder.layers", modules: &[
+    whole("self_attn.q_proj",   &[Q]),
+    whole("self_attn.k_proj",   &[K]),
+    whole("self_attn.v_proj",   &[V]),
+    whole("self_attn.out_proj", &[Proj]),
+    whole("mlp.fc1",            &[Fc1]),
+    whole("mlp.fc2",            &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const TIMM: Family = Family { blocks: "blocks", modules: &[
+    whole("attn.qkv",  &[Q, K, V]),
+    whole("attn.proj", &[Proj]),
+    whole("mlp.fc1",   &[Fc1]),
+    whole("mlp.fc2",   &[Fc2]),
+] };
+
+/// The DINOv2 repository's own ViT-g.
+#[rustfmt::skip]
+const DINOV2_REPOSITORY: Family = Family { blocks: "blocks", modules: &[
+    whole("mlp.w12", &[Fc1]),
+    whole("mlp.w3",  &[Fc2]),
+] };
+
+const FAMILIES: [&Family; 9] = [
+    &VIT,
+    &VIT_4,
+    &DINOV2,
+    &DINOV2_SWIGLU,
+    &DINOV2_4,
+    &DINOV2_4_SWIGLU,
+    &CLIP,
+    &TIMM,
+    &DINOV2_REPOSITORY,
+];
+
+impl PeftNames {
+    /// The table to write by, for a backbone with a SwiGLU or without.
+    pub(super) fn family(self, swiglu: bool) -> &'static Family {
+        match (self, swiglu) {
+            (PeftNames::Vit, _) => &VIT,
+            (PeftNames::Vit4, _) => &VIT_4,
+            (PeftNames::Dinov2, false) => &DINOV2,
+            (PeftNames::Dinov2, true) => &DINOV2_SWIGLU,
+            (PeftNames::Dinov2V4, false) => &DINOV2_4,
+            (PeftNames::Dinov2V4, true) => &DINOV2_4_SWIGLU,
+            (PeftNames::Clip, _) => &CLIP,
+            (PeftNames::Timm, _) => &TIMM,
+        }
+    }
+}
+
+impl Family {
+    /// The path of a module of the block `number` in a base model, behind `prefix`.
+    pub(super) fn path(&self, prefix: &str, number: usize, module: &Module) -> String {
+        format!("{prefix}{}.{number}.{}", self.blocks, module.path)
+    }
+}
+
+/// Where a module of a base model stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// What stands before the number of its block; the same for all blocks of one tower.
+    pub(super) tower: &'a str,
+    pub(super) block: usize,
+    pub(super) module: &'static Module,
+}
+
+/// The place of the module at `path`, whatever wraps the tower that it is in.
+pub(super) fn locate(path: &str) -> Option<Place<'_>> {
+    path.match_indices('.').find_map(|(at, _)| {
+        let (tower, (number, below)) = (&path[..at], path[at + 1..].split_once('.')?);
+        let block: usize =
+            number.parse().ok().filter(|block: &usize| block.to_string() == number)?;
+        let families = FAMILIES.iter().filter(|family| ends_with(tower, family.blocks));
+        let module = families.flat_map(|family| family.modules).find(|m| m.path == below)?;
+        Some(Place { tower, block, module })
+    })
+}
+
+/// Whether the module at `path` is a head.
+pub(super) fn is_head(path: &str) -> bool {
+    HEADS.iter().any(|head| ends_with(path, head))
+}
+
+/// Whether the module at `path` has no part in the features.
+pub(super) fn is_unused(path: &str) -> bool {
+    UNUSED.iter().any(|unused| format!(".{path}.").contains(&format!(".{unused}.")))
+}
+
+/// Whether the last segments of `path` are those of `tail`.
+fn ends_with(path: &str, tail: &str) -> bool {
+    path.strip_suffix(tail).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_that_is_written_is_found_again() {
+        for family in FAMILIES {
+            for module in family.modules {
+                for prefix in ["", "vit.", "model.vision_model."] {
+                    let path = family.path(prefix, 11, module);
+                    let place = locate(&path).expect(&path);
+                    assert_eq!(place.tower, format!("{prefix}{}", family.blocks));
+                    assert_eq!((place.block, place.module.path), (11, module.path));
+                    assert_eq!(place.module.targets, module.targets);
+                    assert_eq!(place.module.part, module.part);
+                    assert!(!is_head(&path) && !is_unused(&path));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_segments_match() {
+        for path in [
+            "vit.layers.01.mlp.fc1",
+            "vit.layers.+1.mlp.fc1",
+            "vit.layers.mlp.fc1",
+            "vit.sublayers.1.mlp.fc1",
+            "vit.layers.1.mlp.fc1.x",
+            "vit.layers.1.attn.qkv",
+            "layers.99999999999999999999.mlp.fc1",
+            "",
+        ] {
+            assert!(locate(path).is_none(), "{path}");
+        }
+        assert!(is_head("model.classifier") && is_head("head.fc") && !is_head("heads"));
+        assert!(is_unused("vit.pooler.dense") && !is_unused("vit.pooler.dense2"));
+        assert!(is_unused("text_model.encoder.layers.0.mlp.fc1") && !is_unused("context_model.x"));
+    }
+}
