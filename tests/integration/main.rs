@@ -10,6 +10,7 @@ mod data;
 mod features;
 mod golden;
 mod layering;
+mod low_bit;
 mod peft;
 #[cfg(feature = "train")]
 mod training;
