@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::adapter_file::Bytes;
 use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
-use crate::petl::{Codebook, Coded, pack, unpack};
+use crate::petl::{Coded, Coding, pack, unpack};
 
 /// The codes of all such variables, in the order of their names, each from a byte of its own on.
 pub(super) const CODES: &str = "low_bit.codes";
@@ -18,8 +18,8 @@ pub(super) const STATISTICS: &str = "low_bit.statistics";
 /// The variables that a method computes with at few bits.
 #[derive(Debug)]
 pub(super) struct LowBit {
-    /// Bits of each, by name.
-    bits: BTreeMap<String, i64>,
+    /// How each is coded, by name.
+    codings: BTreeMap<String, Coding>,
     /// Those that hold what a file held.
     loaded: BTreeMap<String, Loaded>,
 }
@@ -34,16 +34,16 @@ struct Loaded {
 }
 
 impl LowBit {
-    pub(super) fn new(bits: BTreeMap<String, i64>) -> Self {
-        LowBit { bits, loaded: BTreeMap::new() }
+    pub(super) fn new(codings: BTreeMap<String, Coding>) -> Self {
+        LowBit { codings, loaded: BTreeMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.bits.is_empty()
+        self.codings.is_empty()
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.bits.contains_key(name)
+        self.codings.contains_key(name)
     }
 
     /// Whether the variable still holds what a file gave it.
@@ -60,24 +60,24 @@ impl LowBit {
         variables: &BTreeMap<String, Tensor>,
     ) -> Result<[(&'static str, Bytes); 2]> {
         let (mut codes, mut statistics) = (Vec::new(), Vec::new());
-        for (name, &bits) in &self.bits {
+        for (name, &coding) in &self.codings {
             let variable = &variables[name];
             let fresh;
             let coded = match self.loaded.get(name) {
                 Some(loaded) if self.is_coded(name, variable)? => &loaded.coded,
                 _ => {
-                    fresh = Codebook::gaussian(bits)?.code(variable)?;
+                    fresh = coding.code(variable)?;
                     &fresh
                 }
             };
             let each = coded.codes.f_flatten(0, -1)?.f_to_kind(Kind::Uint8)?;
-            codes.extend(pack(&Vec::<u8>::try_from(&each)?, bits));
+            codes.extend(pack(&Vec::<u8>::try_from(&each)?, coding.bits));
             for value in [&coded.mean, &coded.std] {
                 statistics.extend((value.f_double_value(&[])? as f32).to_le_bytes());
             }
         }
         let codes = Bytes { dtype: Dtype::U8, shape: vec![codes.len()], data: codes };
-        let shape = vec![self.bits.len(), 2];
+        let shape = vec![self.codings.len(), 2];
         let statistics = Bytes { dtype: Dtype::F32, shape, data: statistics };
         Ok([(CODES, codes), (STATISTICS, statistics)])
     }
@@ -93,22 +93,20 @@ impl LowBit {
     ) -> Result<BTreeMap<String, Coded>> {
         let codes = file.bytes(CODES)?;
         let statistics = self.statistics(file)?;
-        let sizes: Vec<i64> = self
-            .bits
-            .iter()
-            .map(|(name, &bits)| (variables[name].numel() as i64 * bits + 7) / 8)
-            .collect();
+        let size =
+            |(name, coding): (&String, &Coding)| coding.code_bytes(variables[name].numel() as i64);
+        let sizes: Vec<i64> = self.codings.iter().map(size).collect();
         let (expected, found) = (sizes.iter().sum::<i64>(), codes.len() as i64);
         if expected != found {
             return Err(mismatch(file, CODES, vec![expected], vec![found]));
         }
         let mut rest = &codes[..];
         let mut coded = BTreeMap::new();
-        for (index, ((name, &bits), size)) in self.bits.iter().zip(sizes).enumerate() {
+        for (index, ((name, coding), size)) in self.codings.iter().zip(sizes).enumerate() {
             let (bytes, after) = rest.split_at(size as usize);
             rest = after;
             let variable = &variables[name];
-            let codes = Tensor::f_from_slice(&unpack(bytes, bits, variable.numel()))?;
+            let codes = Tensor::f_from_slice(&unpack(bytes, coding.bits, variable.numel()))?;
             let codes = codes.f_to_kind(Kind::Int64)?.f_reshape(variable.size())?;
             let statistic = |column: i64| statistics.f_select(0, index as i64)?.f_get(column);
             let on = |tensor: Tensor| tensor.f_to_device(variable.device());
@@ -119,7 +117,7 @@ impl LowBit {
     }
 
     fn statistics(&self, file: &TensorFile) -> Result<Tensor> {
-        let expected = vec![self.bits.len() as i64, 2];
+        let expected = vec![self.codings.len() as i64, 2];
         match file.shape(STATISTICS) {
             Some(found) if found == expected => file.tensor(STATISTICS),
             Some(found) => Err(mismatch(file, STATISTICS, expected, found.to_vec())),
@@ -136,9 +134,8 @@ impl LowBit {
         &self,
         coded: &BTreeMap<String, Coded>,
     ) -> Result<BTreeMap<String, Tensor>> {
-        let value = |(name, coded): (&String, &Coded)| {
-            Ok((name.clone(), Codebook::gaussian(self.bits[name])?.value(coded)?))
-        };
+        let value =
+            |(name, coded): (&String, &Coded)| Ok((name.clone(), self.codings[name].value(coded)?));
         coded.iter().map(value).collect()
     }
 

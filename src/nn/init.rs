@@ -96,7 +96,8 @@ impl InitRng {
     }
 }
 
-fn identity_kernel(shape: &[i64]) -> Result<Tensor> {
+/// [`Init::IdentityKernel`], on the CPU.
+pub(crate) fn identity_kernel(shape: &[i64]) -> Result<Tensor> {
     let kernel = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
     let centre = shape[3] / 2;
     let taps = kernel.f_select(3, centre)?.f_select(2, centre)?;

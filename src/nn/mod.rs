@@ -16,7 +16,7 @@ pub(crate) use activation::quick_gelu;
 pub(crate) use attention::Attention;
 pub use drop_path::Branch;
 pub(crate) use drop_path::DropPath;
-pub(crate) use init::{Init, InitRng};
+pub(crate) use init::{Init, InitRng, identity_kernel};
 pub(crate) use linear::Linear;
 pub(crate) use mlp::Mlp;
 pub use mlp::MlpActivation;

@@ -9,13 +9,15 @@ use tch::{Device, Kind, Tensor};
 
 use super::{ConvBypassConfig, Method};
 use crate::error::{Error, Result};
+use crate::nn::identity_kernel;
 
 /// A method whose weights are stored at few bits and trained for it.
 ///
 /// Each pass computes with `std * level + mean`, where the level is the one nearest to the
 /// weight once its tensor is normalized by mean and (population) deviation; the gradient goes
 /// straight through to the weight. The levels are those that lose least on a normal distribution
-/// (Lloyd and Max), the paper's assumption about trained adapters. The head stays in f32.
+/// (Lloyd and Max), the paper's assumption about trained adapters; a kernel that starts as the
+/// identity is coded as its difference from it. The head stays in f32.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LowBitConfig {
@@ -49,10 +51,14 @@ impl LowBitConfig {
     }
 }
 
-/// The levels that weights are rounded to, in rising order.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Codebook {
-    levels: &'static [f32],
+/// How a tensor is coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coding {
+    /// 1, 2, 4 or 8.
+    pub(crate) bits: i64,
+    /// Whether what is coded is the difference from an identity kernel. A few ones among zeros
+    /// are far from a normal distribution.
+    pub(crate) around_identity: bool,
 }
 
 /// A tensor on its codebook.
@@ -66,42 +72,31 @@ pub(crate) struct Coded {
     pub(crate) codes: Tensor,
 }
 
-impl Codebook {
-    /// The `2^bits` levels for a standard normal distribution.
-    pub(crate) fn gaussian(bits: i64) -> Result<Self> {
-        static LEVELS: [OnceLock<Vec<f32>>; 4] = [const { OnceLock::new() }; 4];
-        let slot = match bits {
-            1 => 0,
-            2 => 1,
-            4 => 2,
-            8 => 3,
-            _ => return Err(Error::config("bits", "1, 2, 4 or 8", bits)),
-        };
-        let levels = match LEVELS[slot].get() {
-            Some(levels) => levels,
-            None => {
-                let levels = lloyd_max(1 << bits)?;
-                LEVELS[slot].get_or_init(|| levels)
-            }
-        };
-        Ok(Codebook { levels })
+impl Coding {
+    /// Bytes in a file of a tensor of `count` weights: codes, mean and deviation.
+    pub(crate) fn stored_bytes(self, count: i64) -> i64 {
+        self.code_bytes(count).saturating_add(8)
     }
 
-    /// Bytes in a file of a tensor of `count` weights: codes, mean and deviation.
-    pub(crate) fn stored_bytes(count: i64, bits: i64) -> i64 {
-        (count.saturating_mul(bits).saturating_add(7) / 8).saturating_add(8)
+    /// Bytes of the codes of `count` weights.
+    pub(crate) fn code_bytes(self, count: i64) -> i64 {
+        count.saturating_mul(self.bits).saturating_add(7) / 8
     }
 
     /// The nearest level of each weight; a weight halfway takes the lower one.
     pub(crate) fn code(self, weight: &Tensor) -> Result<Coded> {
         let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
+        let weight = match self.base(&weight)? {
+            Some(base) => weight.f_sub(&base)?,
+            None => weight,
+        };
         let mean = weight.f_mean(Kind::Float)?;
         let centred = weight.f_sub(&mean)?;
         let std = centred.f_square()?.f_mean(Kind::Float)?.f_sqrt()?;
         // A constant tensor is its mean, whatever the level.
         let normed = centred.f_div(&std.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
-        let midpoints: Vec<f32> =
-            self.levels.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
+        let levels = levels(self.bits)?;
+        let midpoints: Vec<f32> = levels.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
         let midpoints = Tensor::f_from_slice(&midpoints)?.f_to_device(weight.device())?;
         let codes = normed.f_contiguous()?.f_bucketize(&midpoints, false, false)?;
         Ok(Coded { mean, std, codes })
@@ -109,9 +104,12 @@ impl Codebook {
 
     /// `std * level + mean` for each code.
     pub(crate) fn value(self, coded: &Coded) -> Result<Tensor> {
-        let levels = Tensor::f_from_slice(self.levels)?.f_to_device(coded.codes.device())?;
-        let values = levels.f_take(&coded.codes)?;
-        Ok(values.f_mul(&coded.std)?.f_add(&coded.mean)?)
+        let levels = Tensor::f_from_slice(levels(self.bits)?)?.f_to_device(coded.codes.device())?;
+        let value = levels.f_take(&coded.codes)?.f_mul(&coded.std)?.f_add(&coded.mean)?;
+        match self.base(&value)? {
+            Some(base) => Ok(value.f_add(&base)?),
+            None => Ok(value),
+        }
     }
 
     /// The value of each weight's level, with the gradient of the weight itself.
@@ -119,6 +117,33 @@ impl Codebook {
         let value = tch::no_grad(|| self.value(&self.code(weight)?))?;
         // Exactly `value`: what is added is zero.
         Ok(value.f_add(&weight.f_sub(&weight.f_detach()?)?)?)
+    }
+
+    /// What the coded difference is from, beside a tensor like `weight`.
+    fn base(self, weight: &Tensor) -> Result<Option<Tensor>> {
+        match self.around_identity {
+            true => Ok(Some(identity_kernel(&weight.size())?.f_to_device(weight.device())?)),
+            false => Ok(None),
+        }
+    }
+}
+
+/// The `2^bits` levels that weights are rounded to, in rising order.
+fn levels(bits: i64) -> Result<&'static [f32]> {
+    static LEVELS: [OnceLock<Vec<f32>>; 4] = [const { OnceLock::new() }; 4];
+    let slot = match bits {
+        1 => &LEVELS[0],
+        2 => &LEVELS[1],
+        4 => &LEVELS[2],
+        8 => &LEVELS[3],
+        _ => return Err(Error::config("bits", "1, 2, 4 or 8", bits)),
+    };
+    match slot.get() {
+        Some(levels) => Ok(levels),
+        None => {
+            let levels = lloyd_max(1 << bits)?;
+            Ok(slot.get_or_init(|| levels))
+        }
     }
 }
 
@@ -176,12 +201,12 @@ mod tests {
     #[test]
     fn levels_are_the_published_ones() {
         // Max, "Quantizing for minimum distortion" (1960), table I.
-        let levels = |bits| Codebook::gaussian(bits).unwrap().levels.to_vec();
+        let levels = |bits| levels(bits).unwrap();
         let close = |found: &[f32], expected: &[f32]| {
             found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3)
         };
-        assert!(close(&levels(1), &[-0.7980, 0.7980]), "{:?}", levels(1));
-        assert!(close(&levels(2), &[-1.510, -0.4528, 0.4528, 1.510]), "{:?}", levels(2));
+        assert!(close(levels(1), &[-0.7980, 0.7980]), "{:?}", levels(1));
+        assert!(close(levels(2), &[-1.510, -0.4528, 0.4528, 1.510]), "{:?}", levels(2));
         let upper = [0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733];
         assert!(close(&levels(4)[8..], &upper), "{:?}", levels(4));
         let eight = levels(8);
@@ -194,8 +219,8 @@ mod tests {
         let weight = weight.unwrap();
         // Max's distortions, times the variance.
         for (bits, expected) in [(1, 0.3634), (2, 0.1175), (4, 0.009497), (8, 4.2e-5)] {
-            let codebook = Codebook::gaussian(bits).unwrap();
-            let value = codebook.value(&codebook.code(&weight).unwrap()).unwrap();
+            let coding = Coding { bits, around_identity: false };
+            let value = coding.value(&coding.code(&weight).unwrap()).unwrap();
             let error = (value - &weight).square().mean(Kind::Double).double_value(&[]) / 4.0;
             assert!((error / expected - 1.0).abs() < 0.06, "{bits} bits: {error}");
         }
@@ -203,14 +228,17 @@ mod tests {
 
     #[test]
     fn constant_tensors_stay_and_gradients_go_straight_through() {
-        let codebook = Codebook::gaussian(1).unwrap();
+        let coding = Coding { bits: 1, around_identity: false };
         for value in [0.0, -3.5] {
             let constant = Tensor::full([7], value, (Kind::Float, Device::Cpu));
-            assert_eq!(codebook.straight_through(&constant).unwrap(), constant);
+            assert_eq!(coding.straight_through(&constant).unwrap(), constant);
         }
+        let kernel = identity_kernel(&[3, 3, 5, 5]).unwrap();
+        let around = Coding { bits: 1, around_identity: true };
+        assert_eq!(around.straight_through(&kernel).unwrap(), kernel);
         let weight = Tensor::from_slice(&[1f32, -2.0, 0.5]).set_requires_grad(true);
         let probe = Tensor::from_slice(&[3f32, 5.0, 7.0]);
-        let value = codebook.straight_through(&weight).unwrap();
+        let value = coding.straight_through(&weight).unwrap();
         (value * &probe).sum(Kind::Float).backward();
         assert_eq!(weight.grad(), probe);
     }
@@ -222,7 +250,8 @@ mod tests {
                 let code = |i: usize| (i * 37 + 11) as u8 & (u8::MAX >> (8 - bits));
                 let codes: Vec<u8> = (0..count).map(code).collect();
                 let bytes = pack(&codes, bits);
-                assert_eq!(bytes.len() as i64, Codebook::stored_bytes(count as i64, bits) - 8);
+                let coding = Coding { bits, around_identity: false };
+                assert_eq!(bytes.len() as i64, coding.code_bytes(count as i64));
                 assert_eq!(unpack(&bytes, bits, count), codes);
             }
         }

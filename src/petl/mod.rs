@@ -30,7 +30,7 @@ pub use fact::{FactConfig, FactForm};
 pub use linear_targets::LinearTarget;
 pub use lora::LoraConfig;
 pub use low_bit::LowBitConfig;
-pub(crate) use low_bit::{Codebook, Coded, pack, unpack};
+pub(crate) use low_bit::{Coded, Coding, pack, unpack};
 pub use method::Method;
 pub(crate) use params::{NewVariables, PassValues, Source};
 pub use rep_adapter::RepAdapterConfig;

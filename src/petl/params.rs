@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use tch::{Device, Kind, Tensor, nn};
 
-use super::low_bit::Codebook;
+use super::low_bit::Coding;
 use crate::error::{Error, Result};
 use crate::nn::{Init, InitRng, Linear, variable};
 
@@ -16,6 +16,13 @@ pub(crate) struct Param<'a> {
     init: Init,
     /// Bits a weight, where it is quantized.
     bits: Option<i64>,
+}
+
+impl Param<'_> {
+    fn coding(&self) -> Option<Coding> {
+        let around_identity = self.init == Init::IdentityKernel;
+        self.bits.map(|bits| Coding { bits, around_identity })
+    }
 }
 
 /// Where the weights come from.
@@ -68,14 +75,14 @@ impl<'a> Params<'a> {
 pub(crate) struct NewVariables<'a, 'b> {
     pub(crate) vs: &'a nn::Path<'b>,
     pub(crate) rng: &'a mut InitRng,
-    /// Bits of each variable that is quantized.
-    pub(crate) low_bit: BTreeMap<String, i64>,
+    /// How each variable of few bits is coded.
+    pub(crate) low_bit: BTreeMap<String, Coding>,
 }
 
 impl Source for NewVariables<'_, '_> {
     fn get(&mut self, param: &Param) -> Result<Tensor> {
-        if let Some(bits) = param.bits {
-            self.low_bit.insert(param.name.to_owned(), bits);
+        if let Some(coding) = param.coding() {
+            self.low_bit.insert(param.name.to_owned(), coding);
         }
         variable(self.vs, param.name, &self.rng.draw(param.init, param.shape)?)
     }
@@ -99,9 +106,9 @@ impl Source for PassValues<'_> {
                 found: "none".to_owned(),
             });
         };
-        let value = match param.bits {
-            Some(bits) if !(self.is_coded)(param.name, variable)? => {
-                Codebook::gaussian(bits)?.straight_through(variable)?
+        let value = match param.coding() {
+            Some(coding) if !(self.is_coded)(param.name, variable)? => {
+                coding.straight_through(variable)?
             }
             // The result of an operation, as the other is: libtorch picks its kernels by that.
             _ => variable.f_mul_scalar(1.0)?,
@@ -122,8 +129,8 @@ pub(super) struct Sketch {
 impl Source for Sketch {
     fn get(&mut self, param: &Param) -> Result<Tensor> {
         let count = param.shape.iter().fold(1, |count: i64, &side| count.saturating_mul(side));
-        let bytes = match param.bits {
-            Some(bits) => Codebook::stored_bytes(count, bits),
+        let bytes = match param.coding() {
+            Some(coding) => coding.stored_bytes(count),
             None => count.saturating_mul(4),
         };
         self.params = self.params.saturating_add(count);
