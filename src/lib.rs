@@ -32,6 +32,7 @@
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
+//! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -49,6 +50,8 @@ mod model;
 mod nn;
 mod petl;
 mod seam;
+#[cfg(feature = "train")]
+mod search;
 #[cfg(feature = "train")]
 mod train;
 
@@ -75,6 +78,10 @@ pub use petl::{
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,
     TokenLayout,
+};
+#[cfg(feature = "train")]
+pub use search::{
+    Candidate, Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve,
 };
 #[cfg(feature = "train")]
 pub use train::{

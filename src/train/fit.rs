@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::adamw::AdamW;
 use super::schedule::CosineSchedule;
@@ -165,17 +165,18 @@ pub fn fit<B: Backbone>(
     Ok(Fit { epochs, selected_epoch, stopped, seconds: start.elapsed().as_secs_f64() })
 }
 
-fn batches<B: Backbone>(model: &PetlModel<B>, config: &TrainConfig, order: Order) -> BatchConfig {
+fn batches(config: &TrainConfig, order: Order, device: Device) -> BatchConfig {
     BatchConfig {
         batch_size: config.batch_size,
         partial: PartialBatch::Drop,
         order,
         normalization: config.normalization,
-        device: model.var_store().device(),
+        device,
     }
 }
 
-fn check<B: Backbone>(
+/// Checks that there is a run of `config` on these images.
+pub(crate) fn check<B: Backbone>(
     model: &PetlModel<B>,
     train: &ImageDataset,
     validation: Option<&ImageDataset>,
@@ -201,7 +202,6 @@ struct Run<'a, B: Backbone> {
     inputs: Inputs<'a>,
     validation: Option<Inputs<'a>>,
     optimizer: AdamW,
-    steps: usize,
     config: &'a TrainConfig,
     epochs: Vec<EpochReport>,
     best: Option<Snapshot>,
@@ -224,7 +224,7 @@ impl<'a, B: Backbone> Run<'a, B> {
         observer: &mut dyn Observer,
     ) -> Result<Option<Self>> {
         let mut inputs = |set, label: &str| {
-            let batches = batches(model, config, Order::Sequential);
+            let batches = batches(config, Order::Sequential, model.var_store().device());
             Inputs::new(model, set, batches, &mut |done, images| observer.pass(label, done, images))
         };
         let Some(train_inputs) = inputs(train, "features")? else { return Ok(None) };
@@ -239,7 +239,6 @@ impl<'a, B: Backbone> Run<'a, B> {
             inputs: train_inputs,
             validation,
             optimizer: AdamW::new(model.var_store(), config.weight_decay)?,
-            steps: train.len() / config.batch_size,
             model,
             config,
             epochs: Vec::new(),
@@ -251,7 +250,9 @@ impl<'a, B: Backbone> Run<'a, B> {
     fn run(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         for epoch in 0..self.config.epochs {
             let start = Instant::now();
-            let Some(mut report) = self.epoch(epoch, observer)? else { return Ok(false) };
+            let ControlFlow::Continue(mut report) = self.epoch(epoch, observer)? else {
+                return Ok(false);
+            };
             if let Some(inputs) = &self.validation {
                 let Some(top1) = self.validate(inputs, observer)? else { return Ok(false) };
                 report.val_top1 = Some(top1);
@@ -264,43 +265,26 @@ impl<'a, B: Backbone> Run<'a, B> {
         Ok(true)
     }
 
-    /// One pass; `None` if the observer ended it.
-    fn epoch(&mut self, epoch: usize, observer: &mut dyn Observer) -> Result<Option<EpochReport>> {
-        let config = self.config;
-        let order = Order::Shuffled { seed: config.seed, epoch: epoch as i64 };
-        let mut sum = Evaluation::default();
-        let mut lr = 0.0;
-        for (step, batch) in self.inputs.batches(batches(self.model, config, order))?.enumerate() {
-            let (batch, labels) = batch?;
-            lr = config.schedule.lr(epoch, step, config.epochs, self.steps);
-            tch::manual_seed(step_seed(config.seed, (epoch * self.steps + step) as u64));
-            let logits = self.inputs.logits(self.model, &batch, true)?;
-            let loss = cross_entropy(&logits, &labels)?;
-            self.optimizer.backward_step(&loss, lr)?;
-            sum.add(&logits, &labels, &loss)?;
-            let report = StepReport {
-                epoch,
-                step,
-                epochs: config.epochs,
-                steps: self.steps,
-                images: labels.numel(),
-                lr,
-                loss: sum.loss(),
-                accuracy: sum.top1(),
-            };
-            if observer.step(&report).is_break() {
-                return Ok(None);
-            }
-        }
-        let (loss, accuracy) = (sum.loss(), sum.top1());
-        Ok(Some(EpochReport { epoch, lr, loss, accuracy, val_top1: None, seconds: 0.0 }))
+    fn epoch(
+        &mut self,
+        index: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<(), EpochReport>> {
+        let Run { model, inputs, optimizer, config, .. } = self;
+        let mut step = |batch: &Tensor, labels: &Tensor, lr| {
+            let logits = inputs.logits(model, batch, true)?;
+            let loss = cross_entropy(&logits, labels)?;
+            optimizer.backward_step(&loss, lr)?;
+            Ok((logits, loss))
+        };
+        epoch(inputs, index, config, model.var_store().device(), &mut step, observer)
     }
 
     /// Top-1 in percent; `None` if the observer ended the run.
     fn validate(&self, inputs: &Inputs, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let config = BatchConfig {
             partial: PartialBatch::Keep,
-            ..batches(self.model, self.config, Order::Sequential)
+            ..batches(self.config, Order::Sequential, self.model.var_store().device())
         };
         let mut watch = |done, images| observer.pass("validation", done, images);
         let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
@@ -328,6 +312,48 @@ impl<'a, B: Backbone> Run<'a, B> {
         tch::no_grad(|| best.weights.iter_mut().try_for_each(|(v, value)| v.f_copy_(value)))?;
         Ok(Some(best.epoch))
     }
+}
+
+/// Makes a batch and its labels into logits `[B, K]` and their loss, and updates the weights at
+/// a learning rate.
+type Step<'a> = dyn FnMut(&Tensor, &Tensor, f64) -> Result<(Tensor, Tensor)> + 'a;
+
+/// One pass over `inputs`: epoch `index` of the run that `config` says; `Break` if the observer
+/// ended it.
+pub(crate) fn epoch(
+    inputs: &Inputs,
+    index: usize,
+    config: &TrainConfig,
+    device: Device,
+    take: &mut Step,
+    observer: &mut dyn Observer,
+) -> Result<ControlFlow<(), EpochReport>> {
+    let order = Order::Shuffled { seed: config.seed, epoch: index as i64 };
+    let steps = inputs.len() / config.batch_size;
+    let (mut sum, mut lr) = (Evaluation::default(), 0.0);
+    for (step, batch) in inputs.batches(batches(config, order, device))?.enumerate() {
+        let (batch, labels) = batch?;
+        lr = config.schedule.lr(index, step, config.epochs, steps);
+        tch::manual_seed(step_seed(config.seed, (index * steps + step) as u64));
+        let (logits, loss) = take(&batch, &labels, lr)?;
+        sum.add(&logits, &labels, &loss)?;
+        let report = StepReport {
+            epoch: index,
+            step,
+            epochs: config.epochs,
+            steps,
+            images: labels.numel(),
+            lr,
+            loss: sum.loss(),
+            accuracy: sum.top1(),
+        };
+        if observer.step(&report).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    let (loss, accuracy) = (sum.loss(), sum.top1());
+    let report = EpochReport { epoch: index, lr, loss, accuracy, val_top1: None, seconds: 0.0 };
+    Ok(ControlFlow::Continue(report))
 }
 
 /// A seed of its own for each step (SplitMix64's finalizer), so that a run can be taken up at any

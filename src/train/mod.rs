@@ -9,6 +9,7 @@ mod schedule;
 
 pub use adamw::AdamW;
 pub use fit::{EpochReport, Fit, Observer, Selection, Silent, StepReport, TrainConfig, fit};
+pub(crate) use fit::{check, epoch};
 pub use progress::Progress;
 pub use record::{RunRecord, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};

@@ -4,8 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error`; anyone may use `ffi` and `files`.
-const ORDER: [&str; 10] =
-    ["error", "nn", "seam", "backbone", "petl", "checkpoint", "model", "eval", "train", "report"];
+const ORDER: [&str; 11] = [
+    "error",
+    "nn",
+    "seam",
+    "backbone",
+    "petl",
+    "checkpoint",
+    "model",
+    "eval",
+    "train",
+    "search",
+    "report",
+];
 
 fn may_import(layer: &str, imported: &str) -> bool {
     let place = |name| ORDER.iter().position(|l| *l == name);
@@ -13,7 +24,7 @@ fn may_import(layer: &str, imported: &str) -> bool {
         _ if layer == imported => true,
         (_, "ffi" | "files") => true,
         ("data" | "ffi" | "files", _) => imported == "error",
-        // `train` and `eval` are fed by it.
+        // `eval` and what follows are fed by it.
         (_, "data") => place(layer) >= place("eval"),
         _ => matches!((place(layer), place(imported)), (Some(a), Some(b)) if b < a),
     }

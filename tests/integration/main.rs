@@ -13,4 +13,6 @@ mod layering;
 mod low_bit;
 mod peft;
 #[cfg(feature = "train")]
+mod search;
+#[cfg(feature = "train")]
 mod training;

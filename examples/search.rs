@@ -1,0 +1,398 @@
+//! Searches a mix of Adapter, LoRA and prompts with a width for each block, within a parameter budget, as NOAH does
+//! (Zhang et al., arXiv 2206.04673).
+//!
+//! A supernet that shares weights is trained on the 800, an evolution over its parts is scored on the 200, and the best
+//! mix is trained anew on the 1,000 and tested once. Without --backbone it runs a bundled task on the bundled ViT:
+//!
+//! ```text
+//! cargo run --release --example search
+//! cargo run --release --example search -- --data DIR --task NAME --backbone FILE --budget 330000
+//! ```
+//!
+//! What it prints ends with
+//!
+//! ```text
+//! found: 15248 weights, val top-1 43.50 % as a part of the supernet; widths by block:
+//!   adapter   10   0   0   5   1
+//!   lora       1  10   1   0   0
+//!   vpt        5   1  10  10  10
+//! trained anew: 16,280 trainable (15,248 method + 1,032 head); ..; top-1 44.80 % on the test images
+//! ```
+//!
+//! `--out` gets `method.json`, which `vtab_finetune --method "$(cat method.json)"` takes, `adapter.safetensors` and
+//! `search.json`, the history. Ctrl-C ends after the current step, with what there is written.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use convpass::bundled::{self, BundledTask};
+use convpass::vtab::{VtabFolder, VtabSplit};
+use convpass::{
+    Backbone, CosineSchedule, EpochReport, Evolution, EvolutionConfig, FrozenViT, ImageDataset,
+    Method, Normalization, Observer, PetlConfig, PetlModel, Progress, SearchModule, SearchSpace,
+    StepReport, Stepped, Supernet, TrainConfig, ViTConfig, Widths, evaluate, evolve, fit,
+};
+use serde_json::{Value, json};
+use tch::{Cuda, Device};
+
+/// Set by Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Searches widths of Adapter, LoRA and prompts for a task; without --backbone, for a bundled one.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Folder that holds the task's folder; a bundled task is written here too.
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Name of the task's folder; without --backbone: count, location, orientation or digits.
+    #[arg(long, default_value = "count")]
+    task: String,
+    /// Checkpoint: Google .npz, or .safetensors of timm, Hugging Face, open_clip.
+    #[arg(long)]
+    backbone: Option<PathBuf>,
+    /// Attention heads, where the checkpoint's width does not tell them.
+    #[arg(long)]
+    heads: Option<i64>,
+    /// Most weights that the mix may train, without the head [default: half of the supernet's].
+    #[arg(long)]
+    budget: Option<i64>,
+    /// Widths to choose from in each block.
+    #[arg(long, value_delimiter = ',', default_value = "0,1,5,10")]
+    widths: Vec<i64>,
+    /// Epochs of the supernet [default: 500; bundled tasks 12].
+    #[arg(long)]
+    supernet_epochs: Option<usize>,
+    /// The supernet's learning rate [default: 5e-4; bundled tasks 1e-2].
+    #[arg(long)]
+    supernet_lr: Option<f64>,
+    /// Epochs of the mix that was found [default: 100; bundled tasks 4].
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Its learning rate [default: 1e-3; bundled tasks 1e-2].
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Generations, the random one counted [default: 15; bundled tasks 6].
+    #[arg(long)]
+    generations: Option<usize>,
+    /// Candidates of a generation [default: 50; bundled tasks 12].
+    #[arg(long)]
+    population: Option<usize>,
+    /// How many of the best are parents [default: 10; bundled tasks 4].
+    #[arg(long)]
+    parents: Option<usize>,
+    /// The rate at which a mutant's widths are drawn anew.
+    #[arg(long, default_value_t = 0.2)]
+    mutation_rate: f64,
+    /// [default: 64; bundled tasks 50].
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// imagenet, half, unit or clip [default: clip for a CLIP tower, half for the bundled ViT, else imagenet].
+    #[arg(long)]
+    normalization: Option<Normalization>,
+    #[arg(long, default_value_t = 42)]
+    seed: i64,
+    /// Where the results go [default: runs/TASK-search].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
+    /// libtorch's threads [default: all cores].
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+}
+
+/// What a flag that is not given means.
+struct Defaults {
+    /// Epochs and learning rate of the supernet, and of the mix that was found.
+    supernet: (usize, f64),
+    found: (usize, f64),
+    batch_size: usize,
+    stepped: Stepped,
+    generations: usize,
+    population: usize,
+    parents: usize,
+}
+
+/// NOAH's for VTAB-1k, with the schedule of the crate's other runs.
+const PUBLISHED: Defaults = Defaults {
+    supernet: (500, 5e-4),
+    found: (100, 1e-3),
+    batch_size: 64,
+    stepped: Stepped::AfterEpoch,
+    generations: 15,
+    population: 50,
+    parents: 10,
+};
+
+/// Short enough to wait for.
+const BUNDLED: Defaults = Defaults {
+    supernet: (12, 1e-2),
+    found: (4, 1e-2),
+    batch_size: 50,
+    stepped: Stepped::EachStep,
+    generations: 6,
+    population: 12,
+    parents: 4,
+};
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        // As a shell reports a program that Ctrl-C ended.
+        Ok(()) => ExitCode::from(if STOP.load(Ordering::SeqCst) { 130 } else { 0 }),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);
+    }
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nending after this step; Ctrl-C again to quit at once");
+    })?;
+    const BUNDLED_VIT: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors");
+    let bundled = args.backbone.is_none();
+    let file = args.backbone.clone().unwrap_or_else(|| PathBuf::from(BUNDLED_VIT));
+    let backbone = open_backbone(args, &file)?;
+    if bundled {
+        let task: BundledTask = args.task.parse()?;
+        bundled::write(&args.data, task, backbone.config().image_size.0, 0)?;
+    }
+    let normalization = args.normalization.unwrap_or(match backbone.config().pre_norm {
+        _ if bundled => Normalization::Half,
+        true => Normalization::Clip,
+        false => Normalization::ImageNet,
+    });
+    let defaults = if bundled { &BUNDLED } else { &PUBLISHED };
+    let folder = VtabFolder::open(&args.data, &args.task)?;
+    Job { args, defaults, file, backbone, folder, normalization }.run()
+}
+
+fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
+    let mut config = ViTConfig::infer(file)?;
+    config.num_heads = args.heads.unwrap_or(config.num_heads);
+    let device = match args.device.as_str() {
+        "cpu" => Device::Cpu,
+        _ if Cuda::is_available() => Device::Cuda(0),
+        _ => {
+            let reason = convpass::cuda_load_error().unwrap_or("libtorch finds none");
+            bail!("no CUDA device: {reason}")
+        }
+    };
+    Ok(FrozenViT::open_with(file, &config, device)?)
+}
+
+/// One search.
+struct Job<'a> {
+    args: &'a Args,
+    defaults: &'static Defaults,
+    file: PathBuf,
+    backbone: FrozenViT,
+    folder: VtabFolder,
+    normalization: Normalization,
+}
+
+impl Job<'_> {
+    fn run(&self) -> Result<()> {
+        let (args, start) = (self.args, Instant::now());
+        let modules = SearchModule::noah().into_iter();
+        let modules = modules.map(|module| SearchModule { widths: args.widths.clone(), ..module });
+        let space = SearchSpace::new(modules.collect(), &self.backbone.shape())?;
+        let widest = space.num_params(&space.widest())?;
+        let budget = args.budget.unwrap_or(widest / 2);
+        // Before the supernet is trained, which takes longest.
+        space.check_budget(budget)?;
+        let evolution = self.evolution_config();
+        evolution.validate()?;
+        println!("{}: budget {budget} of the supernet's {widest} weights", args.task);
+        let unnamed = || PathBuf::from(format!("runs/{}-search", args.task));
+        let out = args.out.clone().unwrap_or_else(unnamed);
+        std::fs::create_dir_all(&out).map_err(|e| anyhow!("{}: {e}", out.display()))?;
+
+        let (backbone, classes) = (self.backbone.clone(), self.folder.num_classes());
+        let mut supernet = Supernet::new(backbone, space, classes, args.seed)?;
+        let (epochs, lr) = (args.supernet_epochs, args.supernet_lr);
+        let config = self.training(epochs, lr, self.defaults.supernet);
+        let train = self.load(VtabSplit::Train800)?;
+        let mut watch = Watch(Progress::new("supernet"));
+        let supernet_fit = supernet.train(&train, &config, &mut watch)?;
+        let history = self.evolve(&supernet, budget, &evolution)?;
+        let retrained = self.found(&supernet, &history, &out)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let record = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "task": args.task,
+            "backbone": self.file.display().to_string(),
+            "backbone_digest": self.backbone.digest(),
+            "modules": supernet.space().modules(),
+            "budget": budget,
+            "supernet": { "train": config, "fit": supernet_fit },
+            "evolution": evolution,
+            "history": history,
+            "found": history.best(),
+            "retrained": retrained,
+            "seconds": seconds,
+        });
+        write(&out.join("search.json"), serde_json::to_string_pretty(&record)?)?;
+        println!("{seconds:.1} s, {}", out.display());
+        Ok(())
+    }
+
+    fn evolution_config(&self) -> EvolutionConfig {
+        let (args, defaults) = (self.args, self.defaults);
+        EvolutionConfig {
+            generations: args.generations.unwrap_or(defaults.generations),
+            population: args.population.unwrap_or(defaults.population),
+            parents: args.parents.unwrap_or(defaults.parents),
+            mutation_rate: args.mutation_rate,
+            seed: args.seed,
+        }
+    }
+
+    /// Scores candidates by their top-1 on the 200.
+    fn evolve(
+        &self,
+        supernet: &Supernet,
+        budget: i64,
+        config: &EvolutionConfig,
+    ) -> Result<Evolution> {
+        let (val, mut watch) = (self.load(VtabSplit::Val200)?, Watch(Progress::new("search")));
+        let (mut count, all) = (0, config.generations.saturating_mul(config.population));
+        let mut score = |widths: &Widths| {
+            count += 1;
+            let label = format!("candidate {count} of {all}, image");
+            let top1 = self.top1(&supernet.subnet(widths)?, &val, &label, &mut watch)?;
+            Ok(top1.map_or(ControlFlow::Break(()), ControlFlow::Continue))
+        };
+        Ok(evolve(supernet.space(), budget, config, &mut score)?)
+    }
+
+    /// Prints what the search found, trains it anew, and says how that went.
+    fn found(&self, supernet: &Supernet, history: &Evolution, out: &Path) -> Result<Value> {
+        for (index, candidates) in history.generations.iter().enumerate() {
+            let scores = candidates.iter().map(|candidate| candidate.score);
+            let best = scores.clone().fold(0.0, f64::max);
+            let mean = scores.sum::<f64>() / candidates.len() as f64;
+            println!("generation {}: val top-1 best {best:.2} %, mean {mean:.2} %", index + 1);
+        }
+        let Some(best) = history.best() else { return Ok(Value::Null) };
+        println!(
+            "found: {} weights, val top-1 {:.2} % as a part of the supernet; widths by block:",
+            best.params, best.score
+        );
+        for (module, blocks) in supernet.space().modules().iter().zip(&best.widths.0) {
+            let blocks: String = blocks.iter().map(|width| format!("{width:>4}")).collect();
+            println!("  {:<8}{blocks}", module.method.name());
+        }
+        let method = supernet.space().method(&best.widths)?;
+        write(&out.join("method.json"), serde_json::to_string(&method)?)?;
+        match STOP.load(Ordering::SeqCst) {
+            true => Ok(Value::Null),
+            false => self.retrain(method, out),
+        }
+    }
+
+    /// A mix from its start on the 1,000, then the test.
+    fn retrain(&self, method: Method, out: &Path) -> Result<Value> {
+        let args = self.args;
+        let train = self.load(VtabSplit::Train800Val200)?;
+        let mut watch = Watch(Progress::new("found"));
+        let mut config = PetlConfig::new(method, self.folder.num_classes());
+        config.seed = args.seed;
+        let mut model = PetlModel::new(self.backbone.clone(), &config)?;
+        let train_config = self.training(args.epochs, args.lr, self.defaults.found);
+        let fit = fit(&mut model, &train, None, &train_config, &mut watch)?;
+        model.save_adapter(out.join("adapter.safetensors"))?;
+        let test_top1 = match fit.stopped {
+            true => None,
+            false => self.top1(&model, &self.load(VtabSplit::Test)?, "test", &mut watch)?,
+        };
+        let params = model.trainable_params();
+        match test_top1 {
+            Some(top1) => println!("trained anew: {params}; top-1 {top1:.2} % on the test images"),
+            None => println!("stopped before the test"),
+        }
+        Ok(json!({
+            "model": config,
+            "train": train_config,
+            "fit": fit,
+            "trainable_params": params,
+            "test_top1": test_top1,
+        }))
+    }
+
+    /// Top-1 in percent, or `None` after Ctrl-C.
+    fn top1(
+        &self,
+        model: &PetlModel,
+        images: &ImageDataset,
+        label: &str,
+        watch: &mut Watch,
+    ) -> convpass::Result<Option<f64>> {
+        let batch_size = self.args.batch_size.unwrap_or(self.defaults.batch_size);
+        let mut pass = |done, images| watch.pass(label, done, images);
+        let sums = evaluate(model, images, self.normalization, batch_size, &mut pass)?;
+        Ok((sums.images == images.len()).then(|| sums.top1()))
+    }
+
+    fn training(&self, epochs: Option<usize>, lr: Option<f64>, or: (usize, f64)) -> TrainConfig {
+        let (epochs, lr) = (epochs.unwrap_or(or.0), lr.unwrap_or(or.1));
+        let (warmup_epochs, stepped) = ((epochs / 10).max(1), self.defaults.stepped);
+        TrainConfig {
+            epochs,
+            batch_size: self.args.batch_size.unwrap_or(self.defaults.batch_size),
+            schedule: CosineSchedule { lr, warmup_epochs, stepped, ..CosineSchedule::default() },
+            normalization: self.normalization,
+            seed: self.args.seed,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
+        Ok(ImageDataset::load(self.folder.split(split), self.backbone.config().image_size)?)
+    }
+}
+
+fn write(path: &Path, text: String) -> Result<()> {
+    std::fs::write(path, text + "\n").map_err(|e| anyhow!("{}: {e}", path.display()))
+}
+
+/// The progress bar, and Ctrl-C.
+struct Watch(Progress);
+
+fn go_on() -> ControlFlow<()> {
+    match STOP.load(Ordering::SeqCst) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+impl Observer for Watch {
+    fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
+        let _shown = self.0.step(step);
+        go_on()
+    }
+
+    fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
+        let _shown = self.0.pass(label, done, images);
+        go_on()
+    }
+
+    fn epoch(&mut self, epoch: &EpochReport) {
+        self.0.epoch(epoch);
+    }
+}
