@@ -35,20 +35,37 @@ impl Branch {
 
     /// The kept samples of `x`: `[B, ..] -> [K, ..]`.
     pub fn select(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Branch::All => x.shallow_clone(),
-            Branch::Kept { index, .. } => x.f_index_select(0, index)?,
+        Ok(match self.kept_of(x.size().first().copied().unwrap_or_default()) {
+            None => x.shallow_clone(),
+            Some(index) => x.f_index_select(0, index)?,
         })
+    }
+
+    /// Kept samples back at their places in a batch of zeros: `[K, ..] -> [B, ..]`.
+    pub(crate) fn spread(&self, x: &Tensor, batch: i64) -> Result<Tensor> {
+        let Some(index) = self.kept_of(batch) else { return Ok(x.shallow_clone()) };
+        let mut shape = x.size();
+        shape[0] = batch;
+        Ok(x.f_new_zeros(shape, (x.kind(), x.device()))?.f_index_copy(0, index, x)?)
+    }
+
+    /// Where in the batch the kept ones are, if some are not.
+    fn kept_of(&self, batch: i64) -> Option<&Tensor> {
+        match self {
+            Branch::Kept { index, .. } if index.numel() as i64 != batch => Some(index),
+            _ => None,
+        }
     }
 
     /// Adds the output `[K, ..]` of the branch into the residual stream `[B, ..]`.
     pub fn add(&self, residual: &Tensor, output: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Branch::All => residual.f_add(output)?,
-            Branch::Kept { index, scale } => {
-                let output = output.f_mul_scalar(*scale)?;
-                residual.f_index_add(0, index, &output)?
-            }
+        let scaled = match self {
+            Branch::All => output.shallow_clone(),
+            Branch::Kept { scale, .. } => output.f_mul_scalar(*scale)?,
+        };
+        Ok(match self.kept_of(residual.size().first().copied().unwrap_or_default()) {
+            None => residual.f_add(&scaled)?,
+            Some(index) => residual.f_index_add(0, index, &scaled)?,
         })
     }
 }

@@ -8,7 +8,7 @@ use super::params::Params;
 use super::up_projection::{Scale, add_product};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{Init, Linear};
+use crate::nn::{Branch, Init, Linear};
 use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, SubLayer};
 
 /// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
@@ -144,7 +144,7 @@ impl RepAdapter {
             // Each group's outputs read their own part of the bottleneck: blocks on a diagonal.
             groups => Tensor::f_block_diag(&self.b_weight.f_chunk(groups, 0)?)?,
         };
-        add_product(x, &hidden, &dense, &self.b_bias, &Scale::Fixed(self.scale))
+        add_product(x, &hidden, &dense, &self.b_bias, &Scale::Fixed(self.scale), &Branch::All)
     }
 
     /// The weights of a linear layer that reads this adapter's output, for one that reads its
