@@ -55,7 +55,9 @@ mod search;
 #[cfg(feature = "train")]
 mod train;
 
-pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
+pub use backbone::{
+    Backbone, BackboneConfig, Frozen, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig,
+};
 pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "data")]
 pub use data::{
@@ -76,7 +78,7 @@ pub use petl::{
     LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
 pub use seam::{
-    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,
+    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Place, Seam, Site, SubLayer,
     TokenLayout,
 };
 #[cfg(feature = "train")]

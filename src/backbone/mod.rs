@@ -1,11 +1,9 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
 mod block;
-mod config;
 mod digest;
+mod frozen;
 mod merge;
-mod presets;
-mod shape;
 mod vit;
 mod weights;
 
@@ -13,8 +11,8 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
-pub use config::{Pooling, ViTConfig};
-pub use vit::FrozenViT;
+pub use frozen::{Frozen, Network};
+pub use vit::{FrozenViT, Pooling, ViTConfig};
 
 use crate::error::{Error, Result};
 pub use crate::nn::MlpActivation;
@@ -27,6 +25,18 @@ pub struct Pass {
     pub train: bool,
     /// Drop path rate at the last block, linear over depth from 0.
     pub drop_path: f64,
+}
+
+/// The shape and the choices of a backbone, without weights.
+pub trait BackboneConfig: Debug {
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    fn validate(&self) -> Result<()>;
+
+    /// The layers of a valid config that a method can act on.
+    fn shape(&self) -> BackboneShape;
 }
 
 /// A pretrained network that methods act on through the seam.

@@ -1,4 +1,4 @@
-//! Weights as the layers of a ViT ask for them: by name and shape, in one order.
+//! Weights as layers ask for them: by name and shape, in one order.
 
 use tch::Tensor;
 
@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::nn::{LayerNorm, Linear};
 
 /// Where weights come from: a name and the shape that the model needs under it.
-pub(crate) type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
 
 /// Asks a [`WeightSource`] for weights and keeps them under their names.
-pub(super) struct Weights<'a, 'b> {
+pub struct Weights<'a, 'b> {
     pub(super) source: &'a mut WeightSource<'b>,
     pub(super) named: Vec<(String, Tensor)>,
 }

@@ -1,7 +1,6 @@
 //! Checkpoints: container readers, the names of each model family, and what a load did.
 
 mod entry;
-mod infer;
 mod load;
 mod names;
 mod npy;
@@ -12,6 +11,7 @@ mod report;
 mod safetensors;
 mod tensor_file;
 mod torch_zip;
+mod vit;
 mod zip_index;
 
 #[cfg(test)]

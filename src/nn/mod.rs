@@ -11,6 +11,7 @@ mod norm;
 mod patch_embed;
 mod pos_embed;
 mod variable;
+mod window;
 
 pub(crate) use activation::quick_gelu;
 pub(crate) use attention::Attention;
@@ -24,3 +25,4 @@ pub(crate) use norm::LayerNorm;
 pub(crate) use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::resize_pos_embed;
 pub(crate) use variable::variable;
+pub(crate) use window::{WindowBias, Windows};
