@@ -56,7 +56,8 @@ mod search;
 mod train;
 
 pub use backbone::{
-    Backbone, BackboneConfig, Frozen, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig,
+    Backbone, BackboneConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    MlpActivation, Pass, Pooling, SwinConfig, ViTConfig,
 };
 pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "data")]

@@ -124,6 +124,14 @@ pub struct LayerShape {
     pub bias: bool,
 }
 
+impl LayerShape {
+    /// Number of weights, the bias among them where there is one.
+    pub fn num_params(&self) -> i64 {
+        let matrix = if self.layer.is_norm() { self.outputs } else { self.inputs * self.outputs };
+        matrix + if self.bias { self.outputs } else { 0 }
+    }
+}
+
 /// Something that a method acts on and not every backbone has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {

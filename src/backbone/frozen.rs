@@ -73,11 +73,13 @@ pub trait Network: BackboneConfig + Clone + Send {
     /// The images that it takes.
     fn image_size(&self) -> ImageSize;
 
-    /// The name in front of `.weight` and `.bias` of a layer that the shape lists.
-    fn layer_name(&self, layer: Layer) -> String;
+    /// The name in front of `.weight` and `.bias` of a layer, if the shape lists it.
+    fn layer_name(&self, _layer: Layer) -> Option<String> {
+        None
+    }
 
     /// Says that `layer`, and those like it, has a bias.
-    fn add_bias(&mut self, layer: Layer);
+    fn add_bias(&mut self, _layer: Layer) {}
 
     /// Whether the features depend on the weight of that name.
     fn is_read(&self, _name: &str) -> bool {

@@ -18,7 +18,7 @@ pub(super) fn merge<C: Network>(backbone: &Frozen<C>, method: &dyn Seam) -> Resu
         own.map(|(name, weight)| (name.clone(), weight.detach())).collect();
     let like = backbone.named_weights()[0].1.shallow_clone();
     for layer in config.shape().layers.into_iter().map(|shape| shape.layer) {
-        let name = config.layer_name(layer);
+        let Some(name) = config.layer_name(layer) else { continue };
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
         let Some(weight) = weights.get(&weight_name).map(Tensor::shallow_clone) else { continue };
         let bias = weights.get(&bias_name).map(Tensor::shallow_clone);

@@ -1,9 +1,11 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
 mod block;
+mod convnext;
 mod digest;
 mod frozen;
 mod merge;
+mod swin;
 mod vit;
 mod weights;
 
@@ -11,7 +13,9 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
+pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
 pub use frozen::{Frozen, Network};
+pub use swin::{FrozenSwin, SwinConfig};
 pub use vit::{FrozenViT, Pooling, ViTConfig};
 
 use crate::error::{Error, Result};
@@ -97,4 +101,10 @@ pub trait Backbone: Clone + Debug + Send {
     fn num_params(&self) -> usize {
         self.named_weights().iter().map(|(_, weight)| weight.numel()).sum()
     }
+}
+
+/// Width between the layers of an MLP beside tokens of width `dim`: what is not whole is cut off, a
+/// ratio of two whole widths, which may be rounded, apart.
+fn hidden(dim: i64, ratio: f64) -> i64 {
+    (dim as f64 * ratio + 1e-6) as i64
 }

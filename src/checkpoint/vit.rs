@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::load::{Checkpoint, infer};
 use super::names::{Activation, Layout, Positions};
 use super::plan::Plan;
+use super::square_root;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
 use crate::error::Result;
 use crate::nn::resize_pos_embed;
@@ -118,7 +119,7 @@ fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64,
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
     Ok(match plan.family.positions {
-        Positions::Class => split_positions(rows, usual, &[]),
+        Positions::None | Positions::Class => split_positions(rows, usual, &[]),
         Positions::UsuallyNoneBeside(_) => {
             split_positions(rows, usual, &prefixes(class_token, num_registers))
         }
@@ -162,12 +163,6 @@ fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
 fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
     let class = i64::from(class_token);
     [0, class, class.saturating_add(num_registers)]
-}
-
-/// The root of a square number from 1 on.
-pub(super) fn square_root(square: i64) -> Option<i64> {
-    let root = u64::try_from(square).ok()?.isqrt() as i64;
-    (root > 0 && root * root == square).then_some(root)
 }
 
 fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {

@@ -90,8 +90,8 @@ impl Network for ViTConfig {
         ImageSize::Fixed(self.image_size.0, self.image_size.1)
     }
 
-    fn layer_name(&self, layer: Layer) -> String {
-        self.layer_name(layer)
+    fn layer_name(&self, layer: Layer) -> Option<String> {
+        Some(self.name_of(layer))
     }
 
     fn add_bias(&mut self, layer: Layer) {

@@ -5,11 +5,13 @@
 //! for one more than it, `{a,b}` for one of these, and a last segment `**` for whatever follows. The tensors of the names in braces are, in
 //! this order, the parts of one tensor of the model.
 
+mod convnext;
 mod google;
 mod hf_clip;
 mod hf_dinov2;
 mod hf_vit;
 mod open_clip;
+mod swin;
 mod timm;
 
 use tch::Tensor;
@@ -54,6 +56,8 @@ pub(super) enum Activation {
 /// Which prefix tokens have rows in the position table.
 #[derive(Debug)]
 pub(super) enum Positions {
+    /// There is no table.
+    None,
     /// The class token, where there is one.
     Class,
     /// None, the class token, or all; usually none in files that have this tensor, else the class
@@ -62,13 +66,17 @@ pub(super) enum Positions {
 }
 
 /// Every family, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 6] = [
+pub(super) const FAMILIES: [&Family; 10] = [
     &google::FAMILY,
     &timm::FAMILY,
     &hf_vit::FAMILY,
     &hf_dinov2::FAMILY,
     &hf_clip::FAMILY,
     &open_clip::FAMILY,
+    &swin::MICROSOFT,
+    &swin::TIMM,
+    &convnext::TIMM,
+    &convnext::FACEBOOK,
 ];
 
 /// What happens to the tensors of a name.
