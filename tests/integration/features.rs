@@ -2,13 +2,16 @@
 
 use std::error::Error;
 
-use convpass::{Backbone, FrozenViT, ViTConfig};
+use convpass::{
+    Backbone, ConvNeXtConfig, Error as ConvpassError, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    SwinConfig, ViTConfig,
+};
 use tch::{Device, Tensor};
 
-use crate::golden::{Case, check_all};
+use crate::golden::{AnyFrozen, Case, cases, check_all};
 
 fn check(case: &Case) -> Result<(), Box<dyn Error>> {
-    let vit = case.open(&case.file("file"))?;
+    let vit: FrozenViT = case.open(&case.file("file"))?;
     let features = vit.features(case.tensor("images"))?;
     case.compare("features", &features)?;
     if case.tensors.contains_key("image_embeds") {
@@ -45,6 +48,43 @@ fn hugging_face_dinov2() {
 #[test]
 fn open_clip() {
     check_all("open_clip", check);
+}
+
+fn check_any<B: AnyFrozen>(case: &Case) -> Result<(), Box<dyn Error>> {
+    let backbone: B = case.open(&case.file("file"))?;
+    Ok(case.compare("features", &backbone.features(case.tensor("images")))?)
+}
+
+#[test]
+fn swin() {
+    check_all("swin", check_any::<FrozenSwin>);
+}
+
+#[test]
+fn convnext() {
+    check_all("convnext", check_any::<FrozenConvNeXt>);
+}
+
+/// A file of one family opened as another says which it is of.
+#[test]
+fn another_family_is_named() {
+    let file = |family: &str| {
+        let case = cases(family).remove(0);
+        case.file("file")
+    };
+    let (vit, swin, convnext) = (file("timm_vit"), file("swin"), file("convnext"));
+    let errors = [
+        (FrozenViT::open(&swin, Device::Cpu).unwrap_err(), &swin, "ViT", "Swin"),
+        (FrozenSwin::open(&vit, Device::Cpu).unwrap_err(), &vit, "Swin", "ViT"),
+        (SwinConfig::infer(&convnext).unwrap_err(), &convnext, "Swin", "ConvNeXt"),
+        (ConvNeXtConfig::infer(&vit).unwrap_err(), &vit, "ConvNeXt", "ViT"),
+    ];
+    for (error, path, wanted, is) in errors {
+        let text = error.to_string();
+        let fits = matches!(&error, ConvpassError::OtherBackbone { file, expected, found }
+            if file == path && *expected == wanted && *found == is);
+        assert!(fits, "{text}");
+    }
 }
 
 /// The size of the position table of a timm file of `stored` opened at another image size.

@@ -116,6 +116,7 @@ impl BackboneConfig for ConvNeXtConfig {
             block_dims: Vec::new(),
             layers: Vec::new(),
             num_params: self.num_params(),
+            num_feature_params: self.num_params(),
         }
     }
 }

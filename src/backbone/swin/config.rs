@@ -209,11 +209,13 @@ impl BackboneConfig for SwinConfig {
             tables += self.windows(stage, false).table_rows() * self.num_heads[stage];
         }
         layers.push(norm(Layer::FinalNorm, self.last_dim()));
+        let matrices: i64 = layers.iter().map(LayerShape::num_params).sum();
         BackboneShape {
             family: Self::FAMILY,
             lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
             block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
-            num_params: tables + layers.iter().map(LayerShape::num_params).sum::<i64>(),
+            num_params: tables + matrices,
+            num_feature_params: tables + matrices,
             layers,
         }
     }
