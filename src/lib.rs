@@ -26,7 +26,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`] |
+//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |

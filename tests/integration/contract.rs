@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use convpass::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
     ConvBypassVariant, ConvNeXtConfig, Error, FactConfig, FactForm, FrozenConvNeXt, FrozenSwin,
-    FrozenViT, LinearTarget, LoraConfig, LowBitConfig, Method, MlpActivation, PetlConfig,
-    PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig, SubLayers, SwinConfig,
-    ViTConfig, VptConfig, audit,
+    FrozenViT, LinearTarget, LoraConfig, LowBitConfig, Method, MlpActivation, PeftOptions,
+    PetlConfig, PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig, SubLayers,
+    SwinConfig, ViTConfig, VptConfig, audit,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
@@ -540,6 +540,40 @@ fn configs_are_the_same_after_json() {
         let text = serde_json::to_string(&method).unwrap();
         assert_eq!(serde_json::from_str::<Method>(&text).unwrap(), method, "{text}");
         assert!(text.starts_with(&format!("{{\"name\":\"{}\"", method.name())), "{text}");
+    }
+}
+
+/// Swin-B, h = r = 8, C doubled from 128 on in blocks of 2, 2, 18 and 2; and what `Full` trains.
+#[test]
+fn counts_on_swin_and_convnext() {
+    let swin = SwinConfig::preset("swin_base_patch4_window7_224").unwrap();
+    let wide = ConvBypassConfig { bottleneck_dim: 16, ..Default::default() };
+    let widths = 2 * 128 + 2 * 256 + 18 * 512 + 2 * 1024;
+    let counts = [
+        (Method::ConvBypass(ConvBypassConfig::default()), 437_504),
+        (Method::ConvBypass(wide), 906_240),
+        (Method::Adapter(AdapterConfig::default()), 17 * widths + 24 * 8),
+        (Method::Lora(LoraConfig::default()), 32 * widths),
+        (Method::Full, 86_743_224),
+    ];
+    for (method, expected) in counts {
+        assert_eq!(audit(&swin, &method).unwrap().params, expected, "{method:?}");
+    }
+    let convnext = ConvNeXtConfig::preset("convnext_base").unwrap();
+    assert_eq!(audit(&convnext, &Method::Full).unwrap().params, 87_566_464);
+}
+
+/// No table of PEFT's names is of a Swin.
+#[test]
+fn peft_is_refused_beside_a_swin() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = FrozenSwin::backbones().remove(0).1;
+    let config = PetlConfig::new(Method::Lora(LoraConfig::default()), CLASSES);
+    let model = PetlModel::new(backbone.clone(), &config).unwrap();
+    let saved = model.save_peft(folder.path(), &PeftOptions::default()).unwrap_err();
+    let loaded = PetlModel::load_peft(backbone, folder.path()).unwrap_err();
+    for error in [saved, loaded] {
+        assert!(matches!(error, Error::Unsupported { backbone: "Swin", .. }), "{error}");
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::error::Error;
 
-use convpass::{FrozenSwin, FrozenViT, Method, PetlConfig, PetlModel};
-use tch::Tensor;
+use convpass::{Backbone, FrozenSwin, FrozenViT, Method, PetlConfig, PetlModel};
+use tch::{Kind, Tensor};
 
 use crate::golden::{AnyFrozen, Case, check_all};
 
@@ -22,7 +22,11 @@ fn every_method_agrees_with_its_equations_in_pytorch() {
 
 #[test]
 fn every_method_agrees_with_its_equations_on_swin() {
-    check_all("methods_swin", |case| check::<FrozenSwin>(case, case.fact("method")));
+    check_all("methods_swin", |case| {
+        check::<FrozenSwin>(case, case.fact("method"))?;
+        let backbone: FrozenSwin = case.open(&case.shared_file("backbone"))?;
+        check_beside(case, backbone.to_kind(Kind::Double)?, case.fact("method"))
+    });
 }
 
 #[test]
@@ -31,7 +35,14 @@ fn lora_agrees_with_hugging_face_peft() {
 }
 
 fn check<B: AnyFrozen>(case: &Case, method: Method) -> Result<(), Box<dyn Error>> {
-    let backbone: B = case.open(&case.shared_file("backbone"))?;
+    check_beside::<B>(case, case.open(&case.shared_file("backbone"))?, method)
+}
+
+fn check_beside<B: AnyFrozen>(
+    case: &Case,
+    backbone: B,
+    method: Method,
+) -> Result<(), Box<dyn Error>> {
     let config = PetlConfig::new(method, case.fact("num_classes"));
     let mut model = PetlModel::new(backbone, &config)?;
     let report = model.load_weights(case.file("adapter"))?;

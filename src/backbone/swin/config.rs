@@ -200,22 +200,24 @@ impl BackboneConfig for SwinConfig {
         let mut layers =
             vec![LayerShape { layer: Layer::PatchEmbed, inputs, outputs: c, bias: true }];
         layers.extend(self.patch_norm.then(|| norm(Layer::PreNorm, c)));
-        let mut tables = 0;
+        let mut tables = 0i64;
         for (index, (stage, block)) in self.blocks().enumerate() {
             if stage > 0 && block == 0 {
                 layers.extend(self.merging(stage));
             }
             layers.extend(self.block(stage, index));
-            tables += self.windows(stage, false).table_rows() * self.num_heads[stage];
+            let rows = self.windows(stage, false).table_rows();
+            tables = tables.saturating_add(rows.saturating_mul(self.num_heads[stage]));
         }
         layers.push(norm(Layer::FinalNorm, self.last_dim()));
-        let matrices: i64 = layers.iter().map(LayerShape::num_params).sum();
+        let matrices = layers.iter().map(LayerShape::num_params);
+        let num_params = matrices.fold(tables, i64::saturating_add);
         BackboneShape {
             family: Self::FAMILY,
             lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
             block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
-            num_params: tables + matrices,
-            num_feature_params: tables + matrices,
+            num_params,
+            num_feature_params: num_params,
             layers,
         }
     }
