@@ -21,6 +21,10 @@ pub enum Error {
     #[error("configuration: {field} must be {expected}, found {found}")]
     Config { field: String, expected: String, found: String },
 
+    /// A method that the backbone has no place for.
+    #[error("{method} cannot act on a {backbone}: {reason}")]
+    Unsupported { method: &'static str, backbone: &'static str, reason: &'static str },
+
     /// A tensor passed by the caller has the wrong shape, kind or device.
     #[error("{argument}: expected {expected}, found {found}")]
     Input { argument: &'static str, expected: String, found: String },
@@ -32,6 +36,10 @@ pub enum Error {
     /// The file is none of the formats that are read here.
     #[error("{}: not a format that is read here: {reason}", file.display())]
     UnknownFormat { file: PathBuf, reason: String },
+
+    /// The checkpoint is of another family of backbones.
+    #[error("{}: a checkpoint of a {found}, not of a {expected}", file.display())]
+    OtherBackbone { file: PathBuf, expected: &'static str, found: &'static str },
 
     /// The file is cut off, contradicts itself, or asks for more than it holds.
     #[error("{}: corrupt: {reason}", file.display())]

@@ -26,7 +26,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`] |
+//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
@@ -55,7 +55,10 @@ mod search;
 #[cfg(feature = "train")]
 mod train;
 
-pub use backbone::{Backbone, FrozenViT, MlpActivation, Pass, Pooling, ViTConfig};
+pub use backbone::{
+    Backbone, BackboneConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    MlpActivation, Pass, Pooling, SwinConfig, ViTConfig,
+};
 pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "data")]
 pub use data::{
@@ -76,7 +79,7 @@ pub use petl::{
     LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
 pub use seam::{
-    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,
+    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Place, Seam, Site, SubLayer,
     TokenLayout,
 };
 #[cfg(feature = "train")]

@@ -72,13 +72,17 @@ pub struct Site {
     pub sub_layer: SubLayer,
 }
 
-/// A layer with weights, as the seam names it; blocks count from 0.
+/// A layer with weights, as the seam names it; blocks count from 0 through the whole backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layer {
     /// Images `[B, 3, H, W]` to patches `[B, N, C]`, before positions and prefix tokens join.
     PatchEmbed,
     /// The norm between the embedding and the first block.
     PreNorm,
+    /// The norm of the patch merging into a stage, from 1 on: four patches side by side, `[.., 4C]`.
+    MergeNorm(usize),
+    /// Its reduction, `[.., 4C]` to the width of that stage.
+    Merge(usize),
     /// The norm in front of attention.
     Norm1(usize),
     /// The fused query, key and value projection: `[.., C]` to `[.., 3C]`.
@@ -103,7 +107,7 @@ impl Layer {
     /// Whether this is a layer norm; the others multiply by a matrix.
     pub fn is_norm(self) -> bool {
         use Layer::*;
-        matches!(self, PreNorm | Norm1(_) | Norm2(_) | FinalNorm)
+        matches!(self, PreNorm | MergeNorm(_) | Norm1(_) | Norm2(_) | FinalNorm)
     }
 }
 
@@ -120,9 +124,30 @@ pub struct LayerShape {
     pub bias: bool,
 }
 
+impl LayerShape {
+    /// Number of weights, the bias among them where there is one.
+    pub fn num_params(&self) -> i64 {
+        let matrix = if self.layer.is_norm() { self.outputs } else { self.inputs * self.outputs };
+        matrix + if self.bias { self.outputs } else { 0 }
+    }
+}
+
+/// Something that a method acts on and not every backbone has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Pre-norm blocks of attention and MLP, with every place of [`Seam`] around their layers.
+    Blocks,
+    /// Prefix tokens that attention reads: [`Seam::entering`] may change the layout.
+    Prefix,
+}
+
 /// What a method has to know of a backbone to make its variables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackboneShape {
+    /// What people call the family.
+    pub family: &'static str,
+    /// What it has not, each with the reason, which ends a sentence about it.
+    pub lacks: &'static [(Place, &'static str)],
     /// Width of the tokens in each block, in order.
     pub block_dims: Vec<i64>,
     /// Every layer at which [`Seam::after_layer`] is called, in the order of the forward pass;
@@ -184,8 +209,8 @@ pub trait Seam: Debug + Send {
         Ok((tokens, layout))
     }
 
-    /// After a linear layer or a norm: its input and its output, `[.., in]` and `[.., out]`. What
-    /// it makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
+    /// After a linear layer or a norm: its input and its output, `[.., in]` and `[.., out]`, three
+    /// dimensions but for the features' norm; [`Layer::Qkv`] may be called on windows. What it makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
     fn after_layer(
         &self,
         _layer: Layer,
@@ -194,6 +219,13 @@ pub trait Seam: Debug + Send {
         _train: bool,
     ) -> Result<Tensor> {
         Ok(output)
+    }
+
+    /// In front of a sub-layer: what it alone reads, `[B', T', C]`, the kept samples' normed
+    /// tokens. Attention within windows reads `[B' * windows, tokens of a window, C]`, zero where
+    /// a window stands over the edge of the grid.
+    fn before_sub_layer(&self, _site: Site, input: Tensor, _train: bool) -> Result<Tensor> {
+        Ok(input)
     }
 
     /// Beside a sub-layer: adds a branch into the residual stream `[B, T, C]`, in which the

@@ -2,15 +2,18 @@
 
 use tch::Tensor;
 
-use super::ViTConfig;
 use super::weights::Weights;
 use crate::error::Result;
-use crate::nn::{Attention, Branch, DropPath, LayerNorm, Linear, Mlp};
+use crate::nn::{
+    Attention, Branch, DropPath, LayerNorm, Linear, Mlp, MlpActivation, WindowBias, Windows,
+};
 use crate::seam::{Beside, Layer, Seam, Site, SubLayer, TokenLayout};
 
 #[derive(Debug)]
 pub(super) struct Block {
     norm1: LayerNorm,
+    /// The windows that attention is within; none where it is to all tokens.
+    windows: Option<WindowBias>,
     attention: Attention,
     scale1: Option<Tensor>,
     norm2: LayerNorm,
@@ -30,7 +33,7 @@ impl Hooks<'_> {
         self.method.after_layer(layer, input, output, self.train)
     }
 
-    fn linear(&self, layer: Layer, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn linear(&self, layer: Layer, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         self.after(layer, x, linear.forward(x)?)
     }
 
@@ -46,6 +49,14 @@ pub(super) struct Run<'a> {
     pub(super) class_only: bool,
     pub(super) drop_path: DropPath,
     pub(super) hooks: Hooks<'a>,
+}
+
+impl Run<'_> {
+    /// What a sub-layer reads of the `input` for it.
+    fn before(&self, sub_layer: SubLayer, input: Tensor) -> Result<Tensor> {
+        let site = Site { block: self.index, sub_layer };
+        self.hooks.method.before_sub_layer(site, input, self.hooks.train)
+    }
 }
 
 impl Block {
@@ -66,7 +77,8 @@ impl Block {
         let normed = run.hooks.norm(Layer::Norm2(run.index), &self.norm2, &tokens)?;
         self.sub_layer(SubLayer::Mlp, tokens, &normed, &layout, run, |branch| {
             let (fc1, fc2) = (Layer::Fc1(run.index), Layer::Fc2(run.index));
-            let x = run.hooks.linear(fc1, &self.mlp.fc1, &branch.select(&normed)?)?;
+            let x = run.before(SubLayer::Mlp, branch.select(&normed)?)?;
+            let x = run.hooks.linear(fc1, &self.mlp.fc1, &x)?;
             run.hooks.linear(fc2, &self.mlp.fc2, &self.mlp.activate(&x)?)
         })
     }
@@ -75,14 +87,26 @@ impl Block {
     /// `[B, 1, C]`, where it alone is read later.
     fn attend(&self, normed: &Tensor, run: &Run) -> Result<Tensor> {
         let (hooks, index, attention) = (&run.hooks, run.index, &self.attention);
+        let input = match &self.windows {
+            Some(bias) => bias.windows.partition(normed)?,
+            None => normed.shallow_clone(),
+        };
+        let input = run.before(SubLayer::Attention, input)?;
         let mixed = if run.class_only {
             let c = attention.proj.weight.size()[1];
-            let first = normed.f_narrow(1, 0, 1)?;
+            let first = input.f_narrow(1, 0, 1)?;
             let q = hooks.linear(Layer::Q(index), &attention.qkv.rows(0, c)?, &first)?;
-            let kv = hooks.linear(Layer::Kv(index), &attention.qkv.rows(c, 2 * c)?, normed)?;
+            let kv = hooks.linear(Layer::Kv(index), &attention.qkv.rows(c, 2 * c)?, &input)?;
             attention.mix_split(&q, &kv)?
         } else {
-            attention.mix(&hooks.linear(Layer::Qkv(index), &attention.qkv, normed)?)?
+            let qkv = hooks.linear(Layer::Qkv(index), &attention.qkv, &input)?;
+            match &self.windows {
+                Some(bias) => {
+                    let mixed = attention.mix(&qkv, Some(&bias.for_batch(normed.size()[0])?))?;
+                    bias.windows.reverse(&mixed)?
+                }
+                None => attention.mix(&qkv, None)?,
+            }
         };
         hooks.linear(Layer::Proj(index), &attention.proj, &mixed)
     }
@@ -126,26 +150,54 @@ impl Block {
     }
 }
 
+/// What a block's weights are called, and their sizes.
+pub(super) struct BlockShape {
+    /// In front of the names.
+    pub(super) name: String,
+    /// C.
+    pub(super) dim: i64,
+    /// Width between the layers of the MLP (of each half, for SwiGLU).
+    pub(super) hidden: i64,
+    pub(super) num_heads: i64,
+    pub(super) activation: MlpActivation,
+    pub(super) qkv_bias: bool,
+    pub(super) layer_scale: bool,
+    pub(super) norm_eps: f64,
+}
+
 impl Block {
-    pub(super) fn build(config: &ViTConfig, index: i64, weights: &mut Weights) -> Result<Self> {
-        let (c, hidden, eps) = (config.embed_dim, config.mlp_dim, config.norm_eps);
-        let name = |part: &str| format!("blocks.{index}.{part}");
-        let activation = config.activation;
+    /// A block that attends within `windows`, or to all tokens.
+    pub(super) fn build(
+        shape: &BlockShape,
+        windows: Option<Windows>,
+        weights: &mut Weights,
+    ) -> Result<Self> {
+        let (c, hidden, eps) = (shape.dim, shape.hidden, shape.norm_eps);
+        let name = |part: &str| format!("{}.{part}", shape.name);
+        let activation = shape.activation;
         Ok(Block {
             norm1: weights.norm(&name("norm1"), c, eps)?,
-            attention: Attention {
-                qkv: weights.linear(&name("attn.qkv"), 3 * c, c, config.qkv_bias)?,
-                proj: weights.linear(&name("attn.proj"), c, c, true)?,
-                num_heads: config.num_heads,
+            windows: match windows {
+                Some(windows) => {
+                    let sizes = [windows.table_rows(), shape.num_heads];
+                    let table = weights.get(&name("attn.relative_position_bias_table"), &sizes)?;
+                    Some(WindowBias::new(windows, table))
+                }
+                None => None,
             },
-            scale1: weights.get_if(config.layer_scale, &name("ls1.gamma"), &[c])?,
+            attention: Attention {
+                qkv: weights.linear(&name("attn.qkv"), 3 * c, c, shape.qkv_bias)?,
+                proj: weights.linear(&name("attn.proj"), c, c, true)?,
+                num_heads: shape.num_heads,
+            },
+            scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
             norm2: weights.norm(&name("norm2"), c, eps)?,
             mlp: Mlp {
                 fc1: weights.linear(&name("mlp.fc1"), activation.halves() * hidden, c, true)?,
                 fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
                 activation,
             },
-            scale2: weights.get_if(config.layer_scale, &name("ls2.gamma"), &[c])?,
+            scale2: weights.get_if(shape.layer_scale, &name("ls2.gamma"), &[c])?,
         })
     }
 }

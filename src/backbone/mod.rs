@@ -1,11 +1,11 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
 mod block;
-mod config;
+mod convnext;
 mod digest;
+mod frozen;
 mod merge;
-mod presets;
-mod shape;
+mod swin;
 mod vit;
 mod weights;
 
@@ -13,8 +13,10 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
-pub use config::{Pooling, ViTConfig};
-pub use vit::FrozenViT;
+pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
+pub use frozen::{Frozen, Network};
+pub use swin::{FrozenSwin, SwinConfig};
+pub use vit::{FrozenViT, Pooling, ViTConfig};
 
 use crate::error::{Error, Result};
 pub use crate::nn::MlpActivation;
@@ -27,6 +29,18 @@ pub struct Pass {
     pub train: bool,
     /// Drop path rate at the last block, linear over depth from 0.
     pub drop_path: f64,
+}
+
+/// The shape and the choices of a backbone, without weights.
+pub trait BackboneConfig: Debug {
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    fn validate(&self) -> Result<()>;
+
+    /// The layers of a valid config that a method can act on.
+    fn shape(&self) -> BackboneShape;
 }
 
 /// A pretrained network that methods act on through the seam.
@@ -87,4 +101,10 @@ pub trait Backbone: Clone + Debug + Send {
     fn num_params(&self) -> usize {
         self.named_weights().iter().map(|(_, weight)| weight.numel()).sum()
     }
+}
+
+/// Width between the layers of an MLP beside tokens of width `dim`: what is not whole is cut off, a
+/// ratio of two whole widths, which may be rounded, apart.
+fn hidden(dim: i64, ratio: f64) -> i64 {
+    (dim as f64 * ratio + 1e-6) as i64
 }

@@ -1,15 +1,15 @@
-//! Weights as the layers of a ViT ask for them: by name and shape, in one order.
+//! Weights as layers ask for them: by name and shape, in one order.
 
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::nn::{LayerNorm, Linear};
+use crate::nn::{Conv, LayerNorm, Linear};
 
 /// Where weights come from: a name and the shape that the model needs under it.
-pub(crate) type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
 
 /// Asks a [`WeightSource`] for weights and keeps them under their names.
-pub(super) struct Weights<'a, 'b> {
+pub struct Weights<'a, 'b> {
     pub(super) source: &'a mut WeightSource<'b>,
     pub(super) named: Vec<(String, Tensor)>,
 }
@@ -40,6 +40,18 @@ impl Weights<'_, '_> {
         let weight = self.get(&format!("{name}.weight"), &[out, inner])?;
         let bias = self.get_if(bias, &format!("{name}.bias"), &[out])?;
         Ok(Linear { weight, bias })
+    }
+
+    pub(super) fn conv(
+        &mut self,
+        name: &str,
+        shape: &[i64; 4],
+        stride: i64,
+        padding: i64,
+    ) -> Result<Conv> {
+        let weight = self.get(&format!("{name}.weight"), shape)?;
+        let bias = self.get(&format!("{name}.bias"), &shape[..1])?;
+        Ok(Conv { weight, bias, stride, padding })
     }
 
     pub(super) fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<LayerNorm> {

@@ -1,7 +1,7 @@
 //! Checkpoints: container readers, the names of each model family, and what a load did.
 
+mod convnext;
 mod entry;
-mod infer;
 mod load;
 mod names;
 mod npy;
@@ -10,8 +10,10 @@ mod pickle;
 mod plan;
 mod report;
 mod safetensors;
+mod swin;
 mod tensor_file;
 mod torch_zip;
+mod vit;
 mod zip_index;
 
 #[cfg(test)]
@@ -19,3 +21,9 @@ mod robustness;
 
 pub use report::LoadReport;
 pub use tensor_file::{Container, TensorFile};
+
+/// The root of a square number from 1 on.
+fn square_root(square: i64) -> Option<i64> {
+    let root = u64::try_from(square).ok()?.isqrt() as i64;
+    (root > 0 && root * root == square).then_some(root)
+}

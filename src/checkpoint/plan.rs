@@ -9,7 +9,7 @@ use super::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 
 /// A file whose family is recognized, with each of its names looked up.
-pub(super) struct Plan<'a> {
+pub struct Plan<'a> {
     pub(super) file: &'a TensorFile,
     pub(super) family: &'static Family,
     prefix: &'static str,
@@ -27,12 +27,17 @@ struct Source {
 }
 
 impl<'a> Plan<'a> {
-    /// Recognizes the family by its signature and looks up each name.
+    /// Recognizes the family by its signature and looks up each name of a file of a `backbone`.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`] if the names are of no family.
-    pub(super) fn new(file: &'a TensorFile) -> Result<Self> {
+    /// [`Error::UnknownFormat`] if the names are of no family, [`Error::OtherBackbone`] if they are
+    /// of one of other backbones.
+    pub(super) fn new(file: &'a TensorFile, backbone: &'static str) -> Result<Self> {
         let (family, prefix) = recognize(file)?;
+        if family.backbone != backbone {
+            let (file, found) = (file.path().to_path_buf(), family.backbone);
+            return Err(Error::OtherBackbone { file, expected: backbone, found });
+        }
         let mut plan = Plan {
             file,
             family,
@@ -238,7 +243,7 @@ mod tests {
         let names = ["visual.class_embedding", "positional_embedding"];
         Tensor::write_safetensors(&names.map(|name| (name, &weight)), &path).unwrap();
         let file = TensorFile::open(&path).unwrap();
-        let plan = Plan::new(&file).unwrap();
+        let plan = Plan::new(&file, "ViT").unwrap();
         for error in [
             plan.shape("pos_embed", 3).unwrap_err(),
             plan.read("pos_embed", &[-1, -1, -1], 1).unwrap_err(),

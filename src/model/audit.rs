@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::ViTConfig;
+use crate::backbone::BackboneConfig;
 use crate::error::Result;
 use crate::petl::Method;
 
@@ -21,14 +21,15 @@ pub struct AuditRow {
     pub bytes: i64,
 }
 
-/// Counts what `method` trains beside a ViT of this shape.
+/// Counts what `method` trains beside a backbone of this shape.
 ///
 /// # Errors
-/// [`Error::Config`](crate::Error::Config) if either is no model.
-pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
-    vit.validate()?;
+/// [`Error::Config`](crate::Error::Config) if either is no model;
+/// [`Error::Unsupported`](crate::Error::Unsupported) if the backbone has no place for the method.
+pub fn audit(config: &impl BackboneConfig, method: &Method) -> Result<AuditRow> {
+    config.validate()?;
     method.validate()?;
-    let shape = vit.shape();
+    let shape = config.shape();
     let (params, backbone) = (method.num_params(&shape)?, shape.num_params);
     let percent = 100.0 * params as f64 / backbone as f64;
     Ok(AuditRow {
@@ -43,6 +44,7 @@ pub fn audit(vit: &ViTConfig, method: &Method) -> Result<AuditRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ViTConfig;
     use crate::petl::{ConvBypassConfig, LoraConfig, SsfConfig, SubLayers};
     use crate::{FrozenViT, PetlConfig, PetlModel};
     use tch::Device;

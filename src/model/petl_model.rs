@@ -78,7 +78,8 @@ impl<B: Backbone> PetlModel<B> {
     /// Puts `config`'s method beside `backbone` and a new head over it, on the backbone's device.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] with the first field that is wrong; [`Error::Unsupported`] if the backbone
+    /// has no place for the method.
     pub fn new(backbone: B, config: &PetlConfig) -> Result<Self> {
         config.validate()?;
         let var_store = nn::VarStore::new(backbone.device());

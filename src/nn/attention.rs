@@ -15,17 +15,17 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// Everything between the two projections, from the output of `qkv`:
-    /// `[B, T, 3C] -> [B, T, C]`.
-    pub(crate) fn mix(&self, qkv: &Tensor) -> Result<Tensor> {
+    /// `[B, T, 3C] -> [B, T, C]`; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
+    pub(crate) fn mix(&self, qkv: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let c = self.proj.weight.size()[1];
         let part = |index: i64| qkv.f_narrow(-1, index * c, c);
-        self.attend(&part(0)?, &part(1)?, &part(2)?)
+        self.attend(&part(0)?, &part(1)?, &part(2)?, bias)
     }
 
     /// [`Attention::mix`] for fewer queries: `q` is `[B, count, C]`, `kv` is `[B, T, 2C]`.
     pub(crate) fn mix_split(&self, q: &Tensor, kv: &Tensor) -> Result<Tensor> {
         let c = self.proj.weight.size()[1];
-        self.attend(q, &kv.f_narrow(-1, 0, c)?, &kv.f_narrow(-1, c, c)?)
+        self.attend(q, &kv.f_narrow(-1, 0, c)?, &kv.f_narrow(-1, c, c)?, None)
     }
 
     /// `[B, T, C] -> [B, heads, T, C / heads]`.
@@ -33,18 +33,11 @@ impl Attention {
         Ok(x.f_unflatten(-1, [self.num_heads, -1])?.f_transpose(1, 2)?)
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (q, k, v) = (self.split_heads(q)?, self.split_heads(k)?, self.split_heads(v)?);
         let (dropout, causal, scale, grouped) = (0.0, false, None::<f64>, false);
         let x = Tensor::f_scaled_dot_product_attention(
-            &q,
-            &k,
-            &v,
-            None::<&Tensor>,
-            dropout,
-            causal,
-            scale,
-            grouped,
+            &q, &k, &v, bias, dropout, causal, scale, grouped,
         )?;
         // [B, heads, T, d] -> [B, T, C]
         Ok(x.f_transpose(1, 2)?.f_flatten(2, 3)?)

@@ -3,24 +3,32 @@
 
 mod activation;
 mod attention;
+mod bias_table;
+mod conv;
 mod drop_path;
 mod init;
 mod linear;
+mod merge;
 mod mlp;
 mod norm;
 mod patch_embed;
 mod pos_embed;
 mod variable;
+mod window;
 
 pub(crate) use activation::quick_gelu;
 pub(crate) use attention::Attention;
+pub(crate) use bias_table::resize_bias_table;
+pub(crate) use conv::Conv;
 pub use drop_path::Branch;
 pub(crate) use drop_path::DropPath;
 pub(crate) use init::{Init, InitRng, identity_kernel};
 pub(crate) use linear::Linear;
+pub(crate) use merge::side_by_side;
 pub(crate) use mlp::Mlp;
 pub use mlp::MlpActivation;
 pub(crate) use norm::LayerNorm;
 pub(crate) use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::resize_pos_embed;
 pub(crate) use variable::variable;
+pub(crate) use window::{WindowBias, Windows};

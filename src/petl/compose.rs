@@ -38,6 +38,12 @@ impl Seam for Composed {
             .try_fold(output, |output, method| method.after_layer(layer, input, output, train))
     }
 
+    fn before_sub_layer(&self, site: Site, input: Tensor, train: bool) -> Result<Tensor> {
+        self.methods
+            .iter()
+            .try_fold(input, |input, method| method.before_sub_layer(site, input, train))
+    }
+
     fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
         self.methods.iter().try_fold(residual, |residual, method| method.beside(at, residual))
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::backbone::Backbone;
 use crate::error::{Error, Result};
-use crate::seam::{BackboneShape, NoMethod, Seam};
+use crate::seam::{BackboneShape, NoMethod, Place, Seam};
 
 /// What is trained beside, or of, a backbone; the head always is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,8 +114,31 @@ impl Method {
         }
     }
 
+    /// What it acts on that not every backbone has.
+    fn needs(&self) -> &'static [Place] {
+        match self {
+            Method::LinearProbe | Method::Full | Method::LowBit(_) | Method::Compose { .. } => &[],
+            Method::Vpt(_) => &[Place::Blocks, Place::Prefix],
+            _ => &[Place::Blocks],
+        }
+    }
+
+    /// Refuses a backbone that lacks what the method acts on; what a method is made of checks for
+    /// itself.
+    fn check(&self, shape: &BackboneShape) -> Result<()> {
+        let lack = shape.lacks.iter().find(|(place, _)| self.needs().contains(place));
+        match lack {
+            None => Ok(()),
+            Some((_, reason)) => {
+                let (method, backbone) = (self.name(), shape.family);
+                Err(Error::Unsupported { method, backbone, reason })
+            }
+        }
+    }
+
     /// Weights it trains beside a backbone.
     pub(crate) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
+        self.check(shape)?;
         Ok(match self {
             Method::LinearProbe => 0,
             Method::Full | Method::BitFit | Method::LayerNorm => {
@@ -159,6 +182,7 @@ impl Method {
     }
 
     fn build_over(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        self.check(shape)?;
         Ok(match self {
             Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => {
                 Box::new(NoMethod)

@@ -9,11 +9,14 @@ use super::up_projection::{Scale, add_product};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::{Branch, Init, Linear};
-use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, SubLayer};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, Site, SubLayer};
 
 /// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
 /// with B in groups and no activation; in front of attention and MLP, as its published code's
 /// `repblock`.
+///
+/// On Swin that is in front of the projection of queries, keys and values and behind the cut into
+/// windows, so that it folds into that projection where a window is padded too.
 ///
 /// A starts Xavier uniform, the rest at zero. That code chooses s for each task; the paper's count
 /// of 0.22 M for ViT-B leaves the biases out.
@@ -171,15 +174,11 @@ impl RepAdapter {
 }
 
 impl Seam for RepAdapters {
-    fn after_layer(&self, layer: Layer, _: &Tensor, output: Tensor, train: bool) -> Result<Tensor> {
-        let (block, index) = match layer {
-            Layer::Norm1(block) => (block, 0),
-            Layer::Norm2(block) => (block, 1),
-            _ => return Ok(output),
-        };
-        match self.0.get(block).and_then(|adapters| adapters[index].as_ref()) {
-            Some(adapter) => adapter.forward(&output, train),
-            None => Ok(output),
+    fn before_sub_layer(&self, site: Site, input: Tensor, train: bool) -> Result<Tensor> {
+        let index = usize::from(site.sub_layer == SubLayer::Mlp);
+        match self.0.get(site.block).and_then(|adapters| adapters[index].as_ref()) {
+            Some(adapter) => adapter.forward(&input, train),
+            None => Ok(input),
         }
     }
 

@@ -8,11 +8,12 @@ use tch::Tensor;
 use super::params::Params;
 use crate::error::{Error, Result};
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+use crate::seam::{BackboneShape, Layer, LayerShape, LayerWeights, Seam};
 
 /// The choices of SSF: `x * scale + shift` after the patch embedding, every linear layer and every
 /// norm, where its published code has them (the patches before the position table joins; CLIP's
-/// norm in front of the first block, which that code does not have, like the other norms).
+/// norm in front of the first block, which that code does not have, like the other norms; of Swin's
+/// patch merging the norm and not the reduction).
 ///
 /// Scales start normal around 1 and shifts around 0, so that the untrained model is close to the
 /// frozen one and not equal to it.
@@ -41,9 +42,9 @@ impl SsfConfig {
         }
     }
 
-    /// Two for each output of each layer.
+    /// Two for each output of each of those layers.
     pub(super) fn num_params(&self, shape: &BackboneShape) -> i64 {
-        2 * shape.layers.iter().map(|layer| layer.outputs).sum::<i64>()
+        2 * layers(shape).map(|layer| layer.outputs).sum::<i64>()
     }
 }
 
@@ -66,7 +67,7 @@ impl Ssf {
         config: &SsfConfig,
     ) -> Result<Self> {
         let mut factors = HashMap::new();
-        for layer in &shape.layers {
+        for layer in layers(shape) {
             let (place, number) = place(layer.layer);
             let mut factor = |kind: &str, mean| {
                 let init = Init::Normal { mean, std: config.init_std };
@@ -79,12 +80,18 @@ impl Ssf {
     }
 }
 
+/// The layers with factors after them: all but the reduction of a patch merging.
+fn layers(shape: &BackboneShape) -> impl Iterator<Item = &LayerShape> {
+    shape.layers.iter().filter(|shape| !matches!(shape.layer, Layer::Merge(_)))
+}
+
 /// Where the published code keeps a layer's factors, and which pair of that place they are.
 fn place(layer: Layer) -> (String, u8) {
     let block = |i: usize, part: &str| format!("blocks.{i}.{part}");
     match layer {
         Layer::PatchEmbed => ("patch_embed.".to_owned(), 1),
         Layer::PreNorm => ("norm_pre.".to_owned(), 1),
+        Layer::MergeNorm(i) | Layer::Merge(i) => (format!("layers.{i}.downsample."), 1),
         Layer::Norm1(i) => (block(i, ""), 1),
         Layer::Norm2(i) => (block(i, ""), 2),
         Layer::Qkv(i) | Layer::Q(i) | Layer::Kv(i) => (block(i, "attn."), 1),

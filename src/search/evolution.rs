@@ -202,7 +202,7 @@ impl Run<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::ViTConfig;
+    use crate::backbone::{BackboneConfig, ViTConfig};
     use crate::search::SearchModule;
 
     fn space(widths: &[i64]) -> SearchSpace {

@@ -286,7 +286,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::backbone::ViTConfig;
+    use crate::backbone::{BackboneConfig, ViTConfig};
     use crate::model::audit;
     use crate::petl::{ConvBypassConfig, SsfConfig};
 

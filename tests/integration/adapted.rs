@@ -294,6 +294,8 @@ impl Backbone for Widths {
 
     fn shape(&self) -> BackboneShape {
         BackboneShape {
+            family: "row of widths",
+            lacks: &[],
             block_dims: self.0.clone(),
             layers: Vec::new(),
             num_params: 0,

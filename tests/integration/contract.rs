@@ -4,60 +4,143 @@ use std::collections::BTreeMap;
 
 use convpass::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
-    ConvBypassVariant, Error, FactConfig, FactForm, FrozenViT, LinearTarget, LoraConfig,
-    LowBitConfig, Method, MlpActivation, PetlConfig, PetlModel, Placement, Pooling,
-    RepAdapterConfig, Result, SsfConfig, SubLayers, ViTConfig, VptConfig, audit,
+    ConvBypassVariant, ConvNeXtConfig, Error, FactConfig, FactForm, FrozenConvNeXt, FrozenSwin,
+    FrozenViT, LinearTarget, LoraConfig, LowBitConfig, Method, MlpActivation, PeftOptions,
+    PetlConfig, PetlModel, Placement, Pooling, RepAdapterConfig, Result, SsfConfig, SubLayers,
+    SwinConfig, ViTConfig, VptConfig, audit,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+
+use crate::golden::AnyFrozen;
 
 const CLASSES: i64 = 5;
 const DEPTH: usize = 3;
 
+/// A kind of backbone and its variants, each in f32 and in bf16.
+trait Contract: AnyFrozen {
+    fn variants() -> Vec<(&'static str, Self::Config)>;
+
+    /// Whether its blocks are of several widths.
+    fn has_widths(&self) -> bool {
+        self.shape().block_dims.windows(2).any(|pair| pair[0] != pair[1])
+    }
+
+    fn backbones() -> Vec<(String, Self)> {
+        let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
+        let variants = Self::variants().into_iter();
+        variants
+            .map(|(name, config)| (name, Self::random(&config)))
+            .flat_map(|(name, backbone)| {
+                kinds.map(|(kind, k)| (format!("{name}, {kind}"), backbone.to_kind(k).unwrap()))
+            })
+            .collect()
+    }
+}
+
+impl Contract for FrozenViT {
+    fn variants() -> Vec<(&'static str, ViTConfig)> {
+        let class_token = ViTConfig {
+            image_size: (12, 20),
+            patch_size: 4,
+            embed_dim: 24,
+            depth: DEPTH as i64,
+            num_heads: 4,
+            mlp_dim: 48,
+            ..ViTConfig::default()
+        };
+        let average = ViTConfig {
+            class_token: false,
+            pos_embed_prefix: 0,
+            pooling: Pooling::Average,
+            ..class_token.clone()
+        };
+        let registers = ViTConfig {
+            num_registers: 4,
+            layer_scale: true,
+            activation: MlpActivation::SwiGlu,
+            pooling: Pooling::AverageThenNorm,
+            ..class_token.clone()
+        };
+        let clip = ViTConfig {
+            pre_norm: true,
+            patch_bias: false,
+            qkv_bias: false,
+            activation: MlpActivation::QuickGelu,
+            norm_eps: 1e-5,
+            projection: Some(7),
+            ..class_token.clone()
+        };
+        vec![
+            ("class token", class_token),
+            ("average", average),
+            ("registers, SwiGLU", registers),
+            ("CLIP", clip),
+        ]
+    }
+}
+
+/// Shifted windows that do not divide the grid, in stages of several widths and of one.
+impl Contract for FrozenSwin {
+    fn variants() -> Vec<(&'static str, SwinConfig)> {
+        let stages = SwinConfig {
+            image_size: (12, 20),
+            patch_size: 2,
+            embed_dim: 12,
+            depths: vec![1, DEPTH as i64 - 1],
+            num_heads: vec![2, 4],
+            window_sizes: vec![(4, 4), (2, 2)],
+            mlp_ratio: 2.0,
+            ..SwinConfig::default()
+        };
+        let one_width = SwinConfig {
+            patch_size: 4,
+            embed_dim: 24,
+            depths: vec![DEPTH as i64],
+            num_heads: vec![4],
+            window_sizes: vec![(2, 3)],
+            qkv_bias: false,
+            patch_norm: false,
+            ..stages.clone()
+        };
+        vec![("Swin", stages), ("Swin of one stage", one_width)]
+    }
+}
+
+impl Contract for FrozenConvNeXt {
+    fn variants() -> Vec<(&'static str, ConvNeXtConfig)> {
+        let config = ConvNeXtConfig {
+            patch_size: 2,
+            dims: vec![6, 10],
+            depths: vec![1, 2],
+            kernel_size: 3,
+            ..ConvNeXtConfig::default()
+        };
+        vec![("ConvNeXt", config)]
+    }
+}
+
 fn backbones() -> Vec<(String, FrozenViT)> {
-    let class_token = ViTConfig {
-        image_size: (12, 20),
-        patch_size: 4,
-        embed_dim: 24,
-        depth: DEPTH as i64,
-        num_heads: 4,
-        mlp_dim: 48,
-        ..ViTConfig::default()
-    };
-    let average = ViTConfig {
-        class_token: false,
-        pos_embed_prefix: 0,
-        pooling: Pooling::Average,
-        ..class_token.clone()
-    };
-    let registers = ViTConfig {
-        num_registers: 4,
-        layer_scale: true,
-        activation: MlpActivation::SwiGlu,
-        pooling: Pooling::AverageThenNorm,
-        ..class_token.clone()
-    };
-    let clip = ViTConfig {
-        pre_norm: true,
-        patch_bias: false,
-        qkv_bias: false,
-        activation: MlpActivation::QuickGelu,
-        norm_eps: 1e-5,
-        projection: Some(7),
-        ..class_token.clone()
-    };
-    let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
-    [
-        ("class token", class_token),
-        ("average", average),
-        ("registers, SwiGLU", registers),
-        ("CLIP", clip),
-    ]
-    .into_iter()
-    .map(|(name, config)| (name, FrozenViT::random(&config, 1, Device::Cpu).unwrap()))
-    .flat_map(|(name, backbone)| {
-        kinds.map(|(kind, k)| (format!("{name}, {kind}"), backbone.to_kind(k).unwrap()))
+    FrozenViT::backbones()
+}
+
+/// The methods that `method` is made of.
+fn parts(method: &Method) -> Vec<&Method> {
+    match method {
+        Method::Compose { methods } => methods.iter().flat_map(parts).collect(),
+        Method::LowBit(config) => parts(&config.method),
+        method => vec![method],
+    }
+}
+
+/// The part of `method` that has no place on `backbone`.
+fn refused<'a, B: Contract>(method: &'a Method, backbone: &B) -> Option<&'a Method> {
+    parts(method).into_iter().find(|part| match (backbone.shape().family, part) {
+        (_, Method::LinearProbe | Method::Full) => false,
+        ("ConvNeXt", _) => true,
+        ("Swin", Method::Vpt(_)) => true,
+        ("Swin", Method::Fact(_)) => backbone.has_widths(),
+        _ => false,
     })
-    .collect()
 }
 
 fn methods() -> Vec<Method> {
@@ -141,10 +224,14 @@ fn methods() -> Vec<Method> {
     ]
 }
 
-/// Runs `check` for every method on every backbone, on a new model.
-fn for_each(check: impl Fn(&str, PetlModel)) {
-    for (kind, backbone) in backbones() {
+/// Runs `check` for every method on every backbone of a kind that has a place for it, on a new
+/// model.
+fn on<B: Contract>(check: impl Fn(&str, PetlModel<B>)) {
+    for (kind, backbone) in B::backbones() {
         for method in methods() {
+            if refused(&method, &backbone).is_some() {
+                continue;
+            }
             let config = PetlConfig::new(method, CLASSES);
             let case = format!("{:?} beside {kind}", config.method);
             let model = PetlModel::new(backbone.clone(), &config);
@@ -153,26 +240,35 @@ fn for_each(check: impl Fn(&str, PetlModel)) {
     }
 }
 
+/// [`on`] every kind of backbone.
+macro_rules! for_each {
+    ($check:ident) => {
+        on::<FrozenViT>($check);
+        on::<FrozenSwin>($check);
+        on::<FrozenConvNeXt>($check);
+    };
+}
+
 fn images(count: i64) -> Tensor {
     let pixels = count * 3 * 12 * 20;
     (Tensor::arange(pixels, (Kind::Float, Device::Cpu)) * 0.37).sin().view([count, 3, 12, 20])
 }
 
-fn logits(model: &PetlModel) -> Tensor {
+fn logits<B: Backbone>(model: &PetlModel<B>) -> Tensor {
     tch::no_grad(|| model.forward(&images(3), false).unwrap())
 }
 
-fn variables(model: &PetlModel) -> BTreeMap<String, Tensor> {
+fn variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<String, Tensor> {
     model.var_store().variables().into_iter().collect()
 }
 
-fn loss(model: &PetlModel, train: bool) -> Tensor {
+fn loss<B: Backbone>(model: &PetlModel<B>, train: bool) -> Tensor {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 0, 1, 2]);
     model.forward(&images(8), train).unwrap().cross_entropy_for_logits(&labels)
 }
 
 /// Moves every variable away from where it starts: no zero is left.
-fn disturb(model: &PetlModel) {
+fn disturb<B: Backbone>(model: &PetlModel<B>) {
     tch::no_grad(|| {
         for (index, mut variable) in variables(model).into_values().enumerate() {
             let count = variable.numel() as i64;
@@ -185,9 +281,9 @@ fn disturb(model: &PetlModel) {
 
 #[test]
 fn starts_as_the_frozen_backbone_where_it_promises_to() {
-    for_each(|case, model| {
+    fn check<B: Contract>(case: &str, model: PetlModel<B>) {
         let features = tch::no_grad(|| model.features(&images(3), false).unwrap());
-        let frozen = model.backbone().features(&images(3)).unwrap();
+        let frozen = model.backbone().features(&images(3));
         let gap = (&features - &frozen).abs().max() / frozen.abs().max();
         let gap = gap.double_value(&[]);
         match model.config().method.starts_as_identity() {
@@ -195,7 +291,8 @@ fn starts_as_the_frozen_backbone_where_it_promises_to() {
             true if trains_matrices(&model.config().method) => assert!(gap < 1e-6, "{case}: {gap}"),
             promised => assert_eq!(gap == 0.0, promised, "{case}: {gap}"),
         }
-    });
+    }
+    for_each!(check);
 }
 
 fn trains_matrices(method: &Method) -> bool {
@@ -207,15 +304,15 @@ fn trains_matrices(method: &Method) -> bool {
 
 #[test]
 fn trains_its_variables_and_nothing_else() {
-    for_each(|case, model| {
-        let digest = model.backbone().digest();
+    fn check<B: Contract>(case: &str, model: PetlModel<B>) {
+        let digest = model.backbone().digest().unwrap();
         let before: BTreeMap<_, _> =
             variables(&model).into_iter().map(|(name, v)| (name, v.detach().copy())).collect();
         let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-2).unwrap();
         for _ in 0..3 {
             optimizer.backward_step(&loss(&model, true));
         }
-        assert_eq!(model.backbone().digest(), digest, "{case}");
+        assert_eq!(model.backbone().digest().unwrap(), digest, "{case}");
         for (name, after) in variables(&model) {
             assert!(after.requires_grad(), "{case}: {name}");
             assert_ne!(after, before[&name], "{case}: {name} was not trained");
@@ -223,12 +320,13 @@ fn trains_its_variables_and_nothing_else() {
         let frozen = model.backbone().named_weights();
         assert!(frozen.iter().all(|(_, w)| !w.requires_grad() && !w.grad().defined()), "{case}");
         assert!(logits(&model).isfinite().all().int64_value(&[]) == 1, "{case}");
-    });
+    }
+    for_each!(check);
 }
 
 #[test]
 fn every_variable_has_a_gradient() {
-    for_each(|case, model| {
+    fn check<B: Contract>(case: &str, model: PetlModel<B>) {
         disturb(&model);
         loss(&model, false).backward();
         for (name, variable) in variables(&model) {
@@ -236,12 +334,13 @@ fn every_variable_has_a_gradient() {
             assert!(gradient.defined(), "{case}: {name} has no gradient");
             assert!(gradient.abs().max().double_value(&[]) > 0.0, "{case}: {name}");
         }
-    });
+    }
+    for_each!(check);
 }
 
 #[test]
 fn the_audit_counts_the_variables() {
-    for_each(|case, model| {
+    fn check<B: Contract>(case: &str, model: PetlModel<B>) {
         let row = audit(model.backbone().config(), &model.config().method).unwrap();
         let built = model.trainable_params();
         assert_eq!(
@@ -249,14 +348,15 @@ fn the_audit_counts_the_variables() {
             (built.method as i64, built.backbone() as i64),
             "{case}"
         );
-    });
+    }
+    for_each!(check);
 }
 
 #[test]
 fn comes_back_from_its_file_bit_for_bit() {
-    let folder = tempfile::tempdir().unwrap();
-    let (first, second) = (folder.path().join("1"), folder.path().join("2"));
-    for_each(|case, model| {
+    fn check<B: Contract>(case: &str, model: PetlModel<B>) {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("1"), folder.path().join("2"));
         disturb(&model);
         model.save_adapter(&first).unwrap();
         let again = PetlModel::load_adapter(model.backbone().clone(), &first).unwrap();
@@ -264,7 +364,8 @@ fn comes_back_from_its_file_bit_for_bit() {
         assert_eq!(logits(&again), logits(&model), "{case}");
         again.save_adapter(&second).unwrap();
         assert_eq!(std::fs::read(&second).unwrap(), std::fs::read(&first).unwrap(), "{case}");
-    });
+    }
+    for_each!(check);
 }
 
 /// A file whose config asks for more than it holds is refused before anything is made of it.
@@ -306,14 +407,14 @@ fn folds(method: &Method) -> bool {
 
 #[test]
 fn folds_into_the_weights_and_out_again() {
-    for_each(|case, mut model| {
+    fn check<B: Contract>(case: &str, mut model: PetlModel<B>) {
         disturb(&model);
         let apart = logits(&model);
         if !folds(&model.config().method) {
             assert!(matches!(model.merge(), Err(Error::Config { .. })), "{case}");
             return;
         }
-        let digest = model.backbone().digest();
+        let digest = model.backbone().digest().unwrap();
         model.merge().unwrap();
         let gap = (logits(&model) - &apart).abs().max() / apart.abs().max();
         // bf16 has eight bits, and merging rounds the weights once more.
@@ -325,8 +426,9 @@ fn folds_into_the_weights_and_out_again() {
 
         model.unmerge();
         assert_eq!(logits(&model), apart, "{case}");
-        assert_eq!(model.backbone().digest(), digest, "{case}");
-    });
+        assert_eq!(model.backbone().digest().unwrap(), digest, "{case}");
+    }
+    for_each!(check);
 }
 
 #[test]
@@ -386,6 +488,38 @@ fn choices_that_do_not_fit_are_told() {
     assert!(matches!(PetlModel::new(odd, &config), Err(Error::Config { .. })));
 }
 
+/// A method without a place is refused by name, alone and as a part, by the model and by the audit.
+#[test]
+fn a_backbone_without_the_place_refuses() {
+    fn check<B: Contract>() -> usize {
+        let mut count = 0;
+        for (kind, backbone) in B::backbones() {
+            for method in methods() {
+                let Some(part) = refused(&method, &backbone) else { continue };
+                let case = format!("{method:?} beside {kind}");
+                let counted = audit(backbone.config(), &method).unwrap_err();
+                let config = PetlConfig::new(method.clone(), CLASSES);
+                let built = PetlModel::new(backbone.clone(), &config).unwrap_err();
+                for error in [counted, built] {
+                    let family = backbone.shape().family;
+                    let fits = match &error {
+                        Error::Unsupported { method, backbone, .. } => {
+                            *method == part.name() && *backbone == family
+                        }
+                        Error::Config { field, .. } => part.name() == "fact" && field == "fact",
+                        _ => false,
+                    };
+                    assert!(fits, "{case}: {error}");
+                }
+                count += 1;
+            }
+        }
+        count
+    }
+    assert_eq!(check::<FrozenViT>(), 0);
+    assert!(check::<FrozenSwin>() > 0 && check::<FrozenConvNeXt>() > 0);
+}
+
 #[test]
 fn a_rep_adapter_folds_alone() {
     let backbone = &backbones()[0].1;
@@ -406,6 +540,40 @@ fn configs_are_the_same_after_json() {
         let text = serde_json::to_string(&method).unwrap();
         assert_eq!(serde_json::from_str::<Method>(&text).unwrap(), method, "{text}");
         assert!(text.starts_with(&format!("{{\"name\":\"{}\"", method.name())), "{text}");
+    }
+}
+
+/// Swin-B, h = r = 8, C doubled from 128 on in blocks of 2, 2, 18 and 2; and what `Full` trains.
+#[test]
+fn counts_on_swin_and_convnext() {
+    let swin = SwinConfig::preset("swin_base_patch4_window7_224").unwrap();
+    let wide = ConvBypassConfig { bottleneck_dim: 16, ..Default::default() };
+    let widths = 2 * 128 + 2 * 256 + 18 * 512 + 2 * 1024;
+    let counts = [
+        (Method::ConvBypass(ConvBypassConfig::default()), 437_504),
+        (Method::ConvBypass(wide), 906_240),
+        (Method::Adapter(AdapterConfig::default()), 17 * widths + 24 * 8),
+        (Method::Lora(LoraConfig::default()), 32 * widths),
+        (Method::Full, 86_743_224),
+    ];
+    for (method, expected) in counts {
+        assert_eq!(audit(&swin, &method).unwrap().params, expected, "{method:?}");
+    }
+    let convnext = ConvNeXtConfig::preset("convnext_base").unwrap();
+    assert_eq!(audit(&convnext, &Method::Full).unwrap().params, 87_566_464);
+}
+
+/// No table of PEFT's names is of a Swin.
+#[test]
+fn peft_is_refused_beside_a_swin() {
+    let folder = tempfile::tempdir().unwrap();
+    let backbone = FrozenSwin::backbones().remove(0).1;
+    let config = PetlConfig::new(Method::Lora(LoraConfig::default()), CLASSES);
+    let model = PetlModel::new(backbone.clone(), &config).unwrap();
+    let saved = model.save_peft(folder.path(), &PeftOptions::default()).unwrap_err();
+    let loaded = PetlModel::load_peft(backbone, folder.path()).unwrap_err();
+    for error in [saved, loaded] {
+        assert!(matches!(error, Error::Unsupported { backbone: "Swin", .. }), "{error}");
     }
 }
 

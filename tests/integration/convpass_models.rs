@@ -3,28 +3,46 @@
 use std::collections::HashSet;
 use std::error::Error;
 
-use convpass::{Method, PetlConfig, PetlModel};
-use tch::Tensor;
+use convpass::{Backbone, FrozenSwin, FrozenViT, Method, PetlConfig, PetlModel};
+use tch::{Kind, Tensor};
 
-use crate::golden::{Case, check_all};
+use crate::golden::{AnyFrozen, Case, check_all};
 
 #[test]
 fn logits_and_every_gradient_agree_with_pytorch() {
-    check_all("convpass_model", |case| check(case, Method::ConvBypass(case.fact("method"))));
+    check_all("convpass_model", |case| {
+        check::<FrozenViT>(case, Method::ConvBypass(case.fact("method")))
+    });
 }
 
 #[test]
 fn every_method_agrees_with_its_equations_in_pytorch() {
-    check_all("methods", |case| check(case, case.fact("method")));
+    check_all("methods", |case| check::<FrozenViT>(case, case.fact("method")));
+}
+
+#[test]
+fn every_method_agrees_with_its_equations_on_swin() {
+    check_all("methods_swin", |case| {
+        check::<FrozenSwin>(case, case.fact("method"))?;
+        let backbone: FrozenSwin = case.open(&case.shared_file("backbone"))?;
+        check_beside(case, backbone.to_kind(Kind::Double)?, case.fact("method"))
+    });
 }
 
 #[test]
 fn lora_agrees_with_hugging_face_peft() {
-    check_all("peft_lora", |case| check(case, case.fact("method")));
+    check_all("peft_lora", |case| check::<FrozenViT>(case, case.fact("method")));
 }
 
-fn check(case: &Case, method: Method) -> Result<(), Box<dyn Error>> {
-    let backbone = case.open(&case.shared_file("backbone"))?;
+fn check<B: AnyFrozen>(case: &Case, method: Method) -> Result<(), Box<dyn Error>> {
+    check_beside::<B>(case, case.open(&case.shared_file("backbone"))?, method)
+}
+
+fn check_beside<B: AnyFrozen>(
+    case: &Case,
+    backbone: B,
+    method: Method,
+) -> Result<(), Box<dyn Error>> {
     let config = PetlConfig::new(method, case.fact("num_classes"));
     let mut model = PetlModel::new(backbone, &config)?;
     let report = model.load_weights(case.file("adapter"))?;

@@ -2,13 +2,17 @@
 
 use std::error::Error;
 
-use convpass::{Backbone, FrozenViT, ViTConfig};
-use tch::{Device, Tensor};
+use convpass::{
+    Backbone, ConvNeXtConfig, Error as ConvpassError, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    Method, Pass, PetlConfig, PetlModel, Seam, SsfConfig, SwinConfig, TensorFile, TokenLayout,
+    ViTConfig,
+};
+use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Case, check_all};
+use crate::golden::{AnyFrozen, Case, cases, check_all};
 
 fn check(case: &Case) -> Result<(), Box<dyn Error>> {
-    let vit = case.open(&case.file("file"))?;
+    let vit: FrozenViT = case.open(&case.file("file"))?;
     let features = vit.features(case.tensor("images"))?;
     case.compare("features", &features)?;
     if case.tensors.contains_key("image_embeds") {
@@ -47,6 +51,43 @@ fn open_clip() {
     check_all("open_clip", check);
 }
 
+fn check_any<B: AnyFrozen>(case: &Case) -> Result<(), Box<dyn Error>> {
+    let backbone: B = case.open(&case.file("file"))?;
+    Ok(case.compare("features", &backbone.features(case.tensor("images")))?)
+}
+
+#[test]
+fn swin() {
+    check_all("swin", check_any::<FrozenSwin>);
+}
+
+#[test]
+fn convnext() {
+    check_all("convnext", check_any::<FrozenConvNeXt>);
+}
+
+/// A file of one family opened as another says which it is of.
+#[test]
+fn another_family_is_named() {
+    let file = |family: &str| {
+        let case = cases(family).remove(0);
+        case.file("file")
+    };
+    let (vit, swin, convnext) = (file("timm_vit"), file("swin"), file("convnext"));
+    let errors = [
+        (FrozenViT::open(&swin, Device::Cpu).unwrap_err(), &swin, "ViT", "Swin"),
+        (FrozenSwin::open(&vit, Device::Cpu).unwrap_err(), &vit, "Swin", "ViT"),
+        (SwinConfig::infer(&convnext).unwrap_err(), &convnext, "Swin", "ConvNeXt"),
+        (ConvNeXtConfig::infer(&vit).unwrap_err(), &vit, "ConvNeXt", "ViT"),
+    ];
+    for (error, path, wanted, is) in errors {
+        let text = error.to_string();
+        let fits = matches!(&error, ConvpassError::OtherBackbone { file, expected, found }
+            if file == path && *expected == wanted && *found == is);
+        assert!(fits, "{text}");
+    }
+}
+
 /// The size of the position table of a timm file of `stored` opened at another image size.
 fn positions_at(stored: &ViTConfig, image_size: (i64, i64)) -> i64 {
     let folder = tempfile::tempdir().unwrap();
@@ -78,4 +119,103 @@ fn a_position_table_is_read_for_the_grid_it_was_made_for() {
     assert_eq!(positions_at(&registers, at(3, 5)), 15);
     let square = ViTConfig { image_size: at(7, 7), ..vit };
     assert_eq!(positions_at(&square, at(5, 10)), 1 + 50);
+}
+
+/// A seam that adds a prompt, as no method does beside a Swin.
+#[derive(Debug)]
+struct Prompt;
+
+impl Seam for Prompt {
+    fn entering(
+        &self,
+        _: usize,
+        tokens: Tensor,
+        layout: TokenLayout,
+        _: bool,
+    ) -> convpass::Result<(Tensor, TokenLayout)> {
+        let prompt = tokens.narrow(1, 0, 1);
+        let layout = TokenLayout { prefix: layout.prefix + 1, ..layout };
+        Ok((Tensor::cat(&[&prompt, &tokens], 1), layout))
+    }
+}
+
+#[test]
+fn windows_refuse_prefix_tokens() {
+    let swin = FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap();
+    let images = Tensor::zeros([1, 3, 12, 20], (Kind::Float, Device::Cpu));
+    let error = Backbone::forward(&swin, &images, &Prompt, Pass::default()).unwrap_err();
+    assert!(matches!(&error, ConvpassError::Config { field, .. } if field == "layout"), "{error}");
+}
+
+fn small_swin() -> SwinConfig {
+    SwinConfig {
+        image_size: (12, 20),
+        embed_dim: 8,
+        depths: vec![2, 2],
+        num_heads: vec![1, 2],
+        window_sizes: vec![(2, 2), (2, 2)],
+        ..SwinConfig::default()
+    }
+}
+
+/// What a method was folded into is a file like any other.
+#[test]
+fn a_merged_swin_comes_back_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("merged.safetensors");
+    let config = SwinConfig { qkv_bias: false, ..small_swin() };
+    let backbone = FrozenSwin::random(&config, 0, Device::Cpu).unwrap();
+    let method = Method::Ssf(SsfConfig::default());
+    let model = PetlModel::new(backbone, &PetlConfig::new(method, 3)).unwrap();
+    let merged = model.merged_backbone().unwrap();
+    Tensor::write_safetensors(merged.named_weights(), &path).unwrap();
+    let config = SwinConfig { image_size: (12, 20), ..SwinConfig::infer(&path).unwrap() };
+    let opened = FrozenSwin::open_with(&path, &config, Device::Cpu).unwrap();
+    assert_eq!(opened.config(), merged.config());
+    assert_eq!(opened.digest(), merged.digest());
+}
+
+/// Each tensor of a file left out, of another rank, empty or larger: opened or refused, and
+/// refused where it is left out.
+fn spoil<B: AnyFrozen>(family: &str) {
+    let case = cases(family).remove(0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spoilt.safetensors");
+    let file = TensorFile::open(case.file("file")).unwrap();
+    let tensors: Vec<(String, Tensor)> =
+        file.names().map(|name| (name.to_owned(), file.tensor(name).unwrap())).collect();
+    let write =
+        |tensors: Vec<(String, Tensor)>| Tensor::write_safetensors(&tensors, &path).unwrap();
+    let edits: [fn(&Tensor) -> Tensor; 4] = [
+        |t| t.unsqueeze(-1),
+        |t| t.narrow(0, 0, 0),
+        |t| Tensor::cat(&[t, t, t], 0),
+        |t| t.flatten(0, -1).narrow(0, 0, 1),
+    ];
+    for (at, (name, _)) in tensors.iter().enumerate() {
+        let with = |changed: Option<Tensor>| {
+            let mut tensors =
+                tensors.iter().map(|(n, t)| (n.clone(), t.copy())).collect::<Vec<_>>();
+            match changed {
+                Some(tensor) => tensors[at].1 = tensor.contiguous(),
+                None => drop(tensors.remove(at)),
+            }
+            tensors
+        };
+        for edit in edits {
+            write(with(Some(edit(&tensors[at].1))));
+            let _read_or_refused =
+                (B::open(&path), B::open_with(&path, &B::infer(&case.file("file")).unwrap()));
+        }
+        write(with(None));
+        let head = name.starts_with("head.") && !name.starts_with("head.norm");
+        let bias = name.ends_with("qkv.bias") || name.ends_with("gamma");
+        assert!(head || bias || B::open(&path).is_err(), "{family} without {name}");
+    }
+}
+
+#[test]
+fn spoilt_files_are_read_or_refused() {
+    spoil::<FrozenSwin>("swin");
+    spoil::<FrozenConvNeXt>("convnext");
 }

@@ -4,11 +4,63 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use convpass::{FrozenViT, ViTConfig};
+use convpass::{
+    Backbone, BackboneConfig, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, SwinConfig,
+    ViTConfig,
+};
+
+/// A kind of backbone, as a user opens it.
+pub trait AnyFrozen: Backbone {
+    type Config: BackboneConfig + Serialize + DeserializeOwned;
+
+    fn infer(path: &Path) -> convpass::Result<Self::Config>;
+    fn open(path: &Path) -> convpass::Result<Self>;
+    fn open_with(path: &Path, config: &Self::Config) -> convpass::Result<Self>;
+    fn random(config: &Self::Config) -> Self;
+    fn config(&self) -> &Self::Config;
+    fn features(&self, images: &Tensor) -> Tensor;
+}
+
+macro_rules! frozen {
+    ($backbone:ident, $config:ident) => {
+        impl AnyFrozen for $backbone {
+            type Config = $config;
+
+            fn infer(path: &Path) -> convpass::Result<$config> {
+                $config::infer(path)
+            }
+
+            fn open(path: &Path) -> convpass::Result<Self> {
+                $backbone::open(path, Device::Cpu)
+            }
+
+            fn open_with(path: &Path, config: &$config) -> convpass::Result<Self> {
+                $backbone::open_with(path, config, Device::Cpu)
+            }
+
+            fn random(config: &$config) -> Self {
+                $backbone::random(config, 1, Device::Cpu).unwrap()
+            }
+
+            fn config(&self) -> &$config {
+                self.config()
+            }
+
+            fn features(&self, images: &Tensor) -> Tensor {
+                self.features(images).unwrap()
+            }
+        }
+    };
+}
+
+frozen!(FrozenViT, ViTConfig);
+frozen!(FrozenSwin, SwinConfig);
+frozen!(FrozenConvNeXt, ConvNeXtConfig);
 
 /// One folder below `fixtures/<family>/`: its `case.json`, and the tensors of `golden.safetensors`.
 pub struct Case {
@@ -56,20 +108,19 @@ impl Case {
         self.tensors.get(name).unwrap_or_else(|| panic!("{}: no golden {name}", self.name))
     }
 
-    /// Opens the backbone at `path` as a user would: with [`FrozenViT::open`] if the file tells
-    /// all, else with the inferred config corrected by what `case.json` names.
-    pub fn open(&self, path: &Path) -> convpass::Result<FrozenViT> {
+    /// Opens the backbone at `path` as a user would: with `open` if the file tells all, else with the inferred config corrected by what `case.json` names.
+    pub fn open<B: AnyFrozen>(&self, path: &Path) -> convpass::Result<B> {
         let corrections: Map<String, Value> = self.fact("config");
         if corrections.is_empty() {
-            return FrozenViT::open(path, Device::Cpu);
+            return B::open(path);
         }
-        let mut config = serde_json::to_value(ViTConfig::infer(path)?).expect("a config is JSON");
+        let mut config = serde_json::to_value(B::infer(path)?).expect("a config is JSON");
         for (field, value) in corrections {
-            assert!(config.get(&field).is_some(), "{}: ViTConfig has no {field}", self.name);
+            assert!(config.get(&field).is_some(), "{}: no field {field}", self.name);
             config[field] = value;
         }
         let config = serde_json::from_value(config).expect("a corrected config is a config");
-        FrozenViT::open_with(path, &config, Device::Cpu)
+        B::open_with(path, &config)
     }
 
     /// Checks that `found` is the golden tensor `name`: the greatest absolute difference within

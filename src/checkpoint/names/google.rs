@@ -2,10 +2,13 @@
 //! which numbers the layers of a block anew.
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
-use super::{Activation, Family, HEAD, Positions, QKV_BIAS, QKV_WEIGHT, Rule, copy, skip, take};
+use super::{
+    Activation, Family, HEAD, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip, take,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "Google ViT (Flax)",
+    backbone: VIT,
     separator: '/',
     prefixes: &["", "opt/target/", "params/"],
     signatures: &["embedding/kernel"],

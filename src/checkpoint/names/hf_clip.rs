@@ -1,10 +1,13 @@
 //! Hugging Face's `CLIPVisionModel`, with and without projection, and the whole `CLIPModel`.
 //! `pre_layrnorm` is spelled so in the files.
 
-use super::{Activation, Family, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip};
+use super::{
+    Activation, Family, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "Hugging Face CLIP",
+    backbone: VIT,
     separator: '.',
     prefixes: &["vision_model.", ""],
     signatures: &["embeddings.class_embedding"],

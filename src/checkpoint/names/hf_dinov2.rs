@@ -1,9 +1,12 @@
 //! Hugging Face's `Dinov2Model`, with and without registers, and the models around it.
 
-use super::{Activation, Family, HEAD, MASK, Positions, QKV_BIAS, QKV_WEIGHT, Rule, copy, skip};
+use super::{
+    Activation, Family, HEAD, MASK, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "Hugging Face DINOv2",
+    backbone: VIT,
     separator: '.',
     prefixes: &["", "dinov2.", "dinov2_with_registers."],
     signatures: &["encoder.layer.0.norm1.weight"],

@@ -1,11 +1,12 @@
 //! Hugging Face's `ViTModel` and the models around it.
 
 use super::{
-    Activation, Family, HEAD, MASK, POOLER, Positions, QKV_BIAS, QKV_WEIGHT, Rule, copy, skip,
+    Activation, Family, HEAD, MASK, POOLER, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
 };
 
 pub(super) const FAMILY: Family = Family {
     name: "Hugging Face ViT",
+    backbone: VIT,
     separator: '.',
     prefixes: &["", "vit."],
     signatures: &["encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight"],

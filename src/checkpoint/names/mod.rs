@@ -1,19 +1,22 @@
 //! The names of each model family, one table a file.
 //!
 //! A rule maps a name of the file to the name that the model has for it, which is timm's. It
-//! matches whole path segments. In a pattern `*` stands for a block's number, `{a,b}` for one of
-//! these, and a last segment `**` for whatever follows. The tensors of the names in braces are, in
+//! matches whole path segments. In a pattern `*` stands for a number (of a block or a stage), `*+1`
+//! for one more than it, `{a,b}` for one of these, and a last segment `**` for whatever follows. The tensors of the names in braces are, in
 //! this order, the parts of one tensor of the model.
 
+mod convnext;
 mod google;
 mod hf_clip;
 mod hf_dinov2;
 mod hf_vit;
 mod open_clip;
+mod swin;
 mod timm;
 
 use tch::Tensor;
 
+use crate::backbone::{Network, ViTConfig};
 use crate::error::Result;
 
 /// A family of checkpoints: how its files are recognized, and its names.
@@ -21,6 +24,8 @@ use crate::error::Result;
 pub(super) struct Family {
     /// What people call it.
     pub(super) name: &'static str,
+    /// The family of backbones that its files are of, [`Network::FAMILY`].
+    pub(super) backbone: &'static str,
     /// What separates the segments of a name.
     pub(super) separator: char,
     /// What may stand before the names of `rules`; the empty one is listed where it may be.
@@ -51,6 +56,8 @@ pub(super) enum Activation {
 /// Which prefix tokens have rows in the position table.
 #[derive(Debug)]
 pub(super) enum Positions {
+    /// There is no table.
+    None,
     /// The class token, where there is one.
     Class,
     /// None, the class token, or all; usually none in files that have this tensor, else the class
@@ -59,13 +66,17 @@ pub(super) enum Positions {
 }
 
 /// Every family, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 6] = [
+pub(super) const FAMILIES: [&Family; 10] = [
     &google::FAMILY,
     &timm::FAMILY,
     &hf_vit::FAMILY,
     &hf_dinov2::FAMILY,
     &hf_clip::FAMILY,
     &open_clip::FAMILY,
+    &swin::MICROSOFT,
+    &swin::TIMM,
+    &convnext::TIMM,
+    &convnext::FACEBOOK,
 ];
 
 /// What happens to the tensors of a name.
@@ -124,6 +135,8 @@ const fn skip(from: &'static str, reason: &'static str) -> Rule {
 const QKV_WEIGHT: &str = "blocks.*.attn.qkv.weight";
 const QKV_BIAS: &str = "blocks.*.attn.qkv.bias";
 
+const VIT: &str = ViTConfig::FAMILY;
+
 const HEAD: &str = "a classification head; features are read before it";
 const POOLER: &str = "the pooler; features are read before it";
 const MASK: &str = "only used to pretrain on masked images";
@@ -147,8 +160,8 @@ impl Family {
         for (prefix, rules) in self.tables(prefix) {
             for rule in rules {
                 let Action::Take { to, layout } = rule.action else { continue };
-                let Some(Match { number, .. }) = matches(to, name, '.') else { continue };
-                let file_name = |part| prefix.to_owned() + &Match { number, part }.fill(rule.from);
+                let Some(Match { numbers, .. }) = matches(to, name, '.') else { continue };
+                let file_name = |part| prefix.to_owned() + &Match { numbers, part }.fill(rule.from);
                 return parts(rule.from).map(|part| (file_name(part), layout, part)).collect();
             }
         }
@@ -164,8 +177,8 @@ impl Family {
 /// What the variable places of a pattern stand for in a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
-    /// The block's number, where there is a `*`.
-    pub(super) number: Option<u32>,
+    /// The numbers for each `*`, in order.
+    pub(super) numbers: [Option<u32>; 2],
     /// Which of the names in braces; the whole where there are none.
     pub(super) part: Part,
 }
@@ -173,29 +186,34 @@ pub(super) struct Match {
 impl Match {
     /// The name that `pattern` matches with these values.
     pub(super) fn fill(self, pattern: &str) -> String {
-        let name = match braces(pattern) {
+        let mut name = match braces(pattern) {
             Some((before, names, after)) => [before, names[self.part.index], after].concat(),
             None => pattern.to_owned(),
         };
-        match self.number {
-            Some(number) => name.replacen('*', &number.to_string(), 1),
-            None => name,
+        for number in self.numbers.into_iter().flatten() {
+            let Some(at) = name.find('*') else { break };
+            let next = name[at..].starts_with("*+1");
+            let (len, number) = if next { (3, number.saturating_add(1)) } else { (1, number) };
+            name.replace_range(at..at + len, &number.to_string());
         }
+        name
     }
 }
 
 /// Matches `name` to `pattern` segment by segment.
 fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
     let (mut pattern, mut name) = (pattern.split(separator), name.split(separator));
-    let mut result = Match { number: None, part: Part { index: 0, of: 1 } };
+    let mut result = Match { numbers: [None; 2], part: Part { index: 0, of: 1 } };
     loop {
         let (wanted, found) = match (pattern.next(), name.next()) {
             (None, None) | (Some("**"), Some(_)) => return Some(result),
             (Some(wanted), Some(found)) => (wanted, found),
             _ => return None,
         };
-        if let Some(stem) = wanted.strip_suffix('*') {
-            result.number = Some(parse_number(found.strip_prefix(stem)?)?);
+        if let Some((stem, offset)) = star(wanted) {
+            let number = parse_number(found.strip_prefix(stem)?)?.checked_sub(offset)?;
+            let place = result.numbers.iter_mut().find(|place| place.is_none())?;
+            *place = Some(number);
         } else if let Some((before, names, after)) = braces(wanted) {
             let found = found.strip_prefix(before)?.strip_suffix(after)?;
             let index = names.iter().position(|&name| name == found)?;
@@ -204,6 +222,12 @@ fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
             return None;
         }
     }
+}
+
+/// What stands in front of a number in a segment of a pattern, and what is added to it.
+fn star(segment: &str) -> Option<(&str, u32)> {
+    let next = segment.strip_suffix("*+1").map(|stem| (stem, 1));
+    next.or_else(|| Some((segment.strip_suffix('*')?, 0)))
 }
 
 /// The part for each name that `pattern` has in braces; the whole where there are none.
@@ -283,26 +307,30 @@ mod tests {
     #[test]
     fn patterns_match_whole_segments() {
         for (pattern, name, found) in [
-            ("blocks.*.norm1.weight", "blocks.3.norm1.weight", Some((Some(3), 0, 1))),
+            ("blocks.*.norm1.weight", "blocks.3.norm1.weight", Some(([Some(3), None], 0, 1))),
             ("blocks.*.norm1.weight", "blocks.03.norm1.weight", None),
             ("blocks.*.norm1.weight", "blocks.+3.norm1.weight", None),
             ("blocks.*.norm1.weight", "blocks.3.norm1.weight.x", None),
             ("blocks.*.norm1.weight", "blocks.3.norm1", None),
-            ("head.**", "head.weight", Some((None, 0, 1))),
+            ("head.**", "head.weight", Some(([None; 2], 0, 1))),
             ("head.**", "head", None),
             ("head.**", "head_dist.weight", None),
-            ("{query,key,value}.bias", "query.bias", Some((None, 0, 3))),
-            ("{query,key,value}.bias", "value.bias", Some((None, 2, 3))),
+            ("layers.*.b.*.x", "layers.2.b.5.x", Some(([Some(2), Some(5)], 0, 1))),
+            ("layers.*+1.x", "layers.1.x", Some(([Some(0), None], 0, 1))),
+            ("layers.*+1.x", "layers.0.x", None),
+            ("{query,key,value}.bias", "query.bias", Some(([None; 2], 0, 3))),
+            ("{query,key,value}.bias", "value.bias", Some(([None; 2], 2, 3))),
             ("{query,key,value}.bias", "query,key.bias", None),
-            ("layers.*.{q,k,v}_proj.bias", "layers.7.k_proj.bias", Some((Some(7), 1, 3))),
+            ("layers.*.{q,k,v}_proj.bias", "layers.7.k_proj.bias", Some(([Some(7), None], 1, 3))),
             ("layers.*.{q,k,v}_proj.bias", "layers.7.qk_proj.bias", None),
             ("layers.*.{q,k,v}_proj.bias", "layers.7.k.bias", None),
         ] {
-            let found = found.map(|(number, index, of)| Match { number, part: Part { index, of } });
+            let found =
+                found.map(|(numbers, index, of)| Match { numbers, part: Part { index, of } });
             assert_eq!(matches(pattern, name, '.'), found, "{name}");
         }
         let found = matches("a/block_*/k", "a/block_11/k", '/');
-        assert_eq!(found.and_then(|found| found.number), Some(11));
+        assert_eq!(found.map(|found| found.numbers), Some([Some(11), None]));
     }
 
     #[test]
@@ -326,9 +354,9 @@ mod tests {
     fn each_name_of_a_table_leads_back_to_itself() {
         for (family, prefix, before, rule) in every_rule() {
             let Action::Take { to, .. } = rule.action else { continue };
-            let number = to.contains('*').then_some(7);
+            let numbers = numbers_for(to);
             for part in parts(rule.from) {
-                let matched = Match { number, part };
+                let matched = Match { numbers, part };
                 let name = before.to_owned() + &matched.fill(rule.from);
                 let (found, how) = family.find(prefix, &name).expect(&name);
                 assert_eq!((found.from, how), (rule.from, matched), "{}", family.name);
@@ -340,19 +368,25 @@ mod tests {
     fn the_file_names_of_a_tensor_lead_to_it() {
         for (family, prefix, _, rule) in every_rule() {
             let Action::Take { to, .. } = rule.action else { continue };
-            let number = to.contains('*').then_some(7);
-            let to_name = Match { number, part: Part { index: 0, of: 1 } }.fill(to);
+            let numbers = numbers_for(to);
+            let to_name = Match { numbers, part: Part { index: 0, of: 1 } }.fill(to);
             let names = family.file_names(prefix, &to_name);
             assert_eq!(names.len(), names[0].2.of, "{}: {to}", family.name);
             for (name, layout, part) in names {
                 let (found, how) = family.find(prefix, &name).expect(&name);
-                assert_eq!(how, Match { number, part }, "{name}");
+                assert_eq!(how, Match { numbers, part }, "{name}");
                 assert!(
                     matches!(found.action, Action::Take { to: t, layout: l } if t == to && l == layout),
                     "{name}"
                 );
             }
         }
+    }
+
+    /// Numbers for the stars of a pattern.
+    fn numbers_for(pattern: &str) -> [Option<u32>; 2] {
+        let stars = pattern.matches('*').count();
+        [(stars > 0).then_some(7), (stars > 1).then_some(3)]
     }
 
     /// Each rule with its family, a prefix, and what stands before the rule's names beside it.

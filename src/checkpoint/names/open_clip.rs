@@ -2,11 +2,12 @@
 
 use super::Layout::Transposed;
 use super::{
-    Activation, Family, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, copy, skip, take,
+    Activation, Family, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip, take,
 };
 
 pub(super) const FAMILY: Family = Family {
     name: "open_clip",
+    backbone: VIT,
     separator: '.',
     prefixes: &["visual.", ""],
     signatures: &["class_embedding"],

@@ -1,10 +1,11 @@
 //! timm's names (ViT, CLIP and DINOv2 under timm), and those of the DINOv2 repository, which
 //! differ in three tensors.
 
-use super::{Activation, Family, HEAD, MASK, Positions, Rule, copy, skip};
+use super::{Activation, Family, HEAD, MASK, Positions, Rule, VIT, copy, skip};
 
 pub(super) const FAMILY: Family = Family {
     name: "timm",
+    backbone: VIT,
     separator: '.',
     prefixes: &[""],
     signatures: &["blocks.0.norm1.weight"],

@@ -10,8 +10,8 @@ mod save;
 use std::path::{Path, PathBuf};
 
 use super::petl_model::PetlModel;
-use crate::backbone::Backbone;
-use crate::error::Result;
+use crate::backbone::{Backbone, Network, ViTConfig};
+use crate::error::{Error, Result};
 
 const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before.
@@ -89,7 +89,8 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::UnexpectedTensors`](crate::Error::UnexpectedTensors),
     /// [`Error::MissingTensor`](crate::Error::MissingTensor) or
     /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) with the tensor's name, and the
-    /// errors of [`TensorFile::open`](crate::TensorFile::open) for the file itself.
+    /// errors of [`TensorFile::open`](crate::TensorFile::open) for the file itself;
+    /// [`Error::Unsupported`] beside another backbone than a ViT.
     pub fn load_peft(backbone: B, folder: impl AsRef<Path>) -> Result<Self> {
         Self::load_peft_with(backbone, folder, &PeftHead::Saved)
     }
@@ -101,6 +102,7 @@ impl<B: Backbone> PetlModel<B> {
     /// As [`PetlModel::load_peft`]; [`Error::Config`](crate::Error::Config) if the adapter brings
     /// a head of another number of classes than [`PeftHead::New`] says.
     pub fn load_peft_with(backbone: B, folder: impl AsRef<Path>, head: &PeftHead) -> Result<Self> {
+        check(&backbone)?;
         load::load(backbone, folder.as_ref(), head)
     }
 
@@ -116,8 +118,19 @@ impl<B: Backbone> PetlModel<B> {
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if the method is another, or a name in `options`
-    /// is none; [`Error::Io`](crate::Error::Io) if a file cannot be written.
+    /// is none; [`Error::Unsupported`] if the backbone is no ViT; [`Error::Io`] if a file cannot be
+    /// written.
     pub fn save_peft(&self, folder: impl AsRef<Path>, options: &PeftOptions) -> Result<()> {
+        check(self.backbone())?;
         save::save(self, folder.as_ref(), options)
+    }
+}
+
+/// The tables of names are of ViTs; blocks of stages have two numbers.
+fn check<B: Backbone>(backbone: &B) -> Result<()> {
+    let (found, reason) = (backbone.shape().family, "names of layers are known for a ViT alone");
+    match found == ViTConfig::FAMILY {
+        true => Ok(()),
+        false => Err(Error::Unsupported { method: "an adapter of PEFT", backbone: found, reason }),
     }
 }

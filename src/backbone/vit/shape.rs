@@ -1,12 +1,16 @@
 //! The layers of a ViT that a method can act on, and the names of their weights.
 
 use super::{Pooling, ViTConfig};
+use crate::backbone::{BackboneConfig, Network};
+use crate::error::Result;
 use crate::seam::{BackboneShape, Layer, LayerShape};
 
-impl ViTConfig {
-    /// The layers of a config that [`ViTConfig::validate`] accepts that a method can act on, in the
-    /// order of the forward pass.
-    pub(crate) fn shape(&self) -> BackboneShape {
+impl BackboneConfig for ViTConfig {
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn shape(&self) -> BackboneShape {
         let (c, hidden) = (self.embed_dim, self.mlp_dim);
         let halves = self.activation.halves();
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
@@ -28,11 +32,20 @@ impl ViTConfig {
         let block_dims = vec![c; self.depth as usize];
         let num_params = self.num_params();
         let num_feature_params = num_params - c * self.projection.unwrap_or(0);
-        BackboneShape { block_dims, layers, num_params, num_feature_params }
+        BackboneShape {
+            family: Self::FAMILY,
+            lacks: &[],
+            block_dims,
+            layers,
+            num_params,
+            num_feature_params,
+        }
     }
+}
 
-    /// The name in front of `.weight` and `.bias` of a layer that [`ViTConfig::shape`] lists.
-    pub(super) fn layer_name(&self, layer: Layer) -> String {
+impl ViTConfig {
+    /// The name in front of `.weight` and `.bias` of a layer that the shape lists.
+    pub(super) fn name_of(&self, layer: Layer) -> String {
         match layer {
             Layer::PatchEmbed => "patch_embed.proj".to_owned(),
             Layer::PreNorm => "norm_pre".to_owned(),
@@ -43,7 +56,7 @@ impl ViTConfig {
             Layer::Fc1(i) => format!("blocks.{i}.mlp.fc1"),
             Layer::Fc2(i) => format!("blocks.{i}.mlp.fc2"),
             Layer::FinalNorm if self.pooling == Pooling::AverageThenNorm => "fc_norm".to_owned(),
-            Layer::FinalNorm => "norm".to_owned(),
+            _ => "norm".to_owned(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Named configs, under timm's names.
 
-use super::{MlpActivation, ViTConfig};
+use super::ViTConfig;
 use crate::error::{Error, Result};
+use crate::nn::MlpActivation;
 
 /// Name, image side, patch side, C, depth, heads.
 type Row = (&'static str, i64, i64, i64, i64, i64);

@@ -1,12 +1,16 @@
-//! The config that a checkpoint tells.
+//! What a checkpoint of a ViT tells, and its position table.
 
 use std::path::Path;
 
-use super::TensorFile;
+use tch::Tensor;
+
+use super::load::{Checkpoint, infer};
 use super::names::{Activation, Layout, Positions};
 use super::plan::Plan;
+use super::square_root;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::nn::resize_pos_embed;
 
 /// The width of a head in every model of these families, small test models apart.
 const HEAD_DIM: i64 = 64;
@@ -26,62 +30,88 @@ impl ViTConfig {
     /// | position table | under timm's and DINOv2's own names its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do or none does, none beside a `reg_token`, else the class token. Under other names it always has a row for the class token |
     ///
     /// # Errors
-    /// As [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensors are named as by no family
-    /// that is read; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
+    /// As [`TensorFile::open`](crate::TensorFile::open); [`Error::UnknownFormat`] if the tensors
+    /// are named as by no family that is read, [`Error::OtherBackbone`] if they are of another
+    /// than ViT; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
     /// the sizes are absent or of another rank; [`Error::Config`] if they tell what is no model.
     ///
     /// [`Error::UnknownFormat`]: crate::Error::UnknownFormat
+    /// [`Error::OtherBackbone`]: crate::Error::OtherBackbone
     /// [`Error::MissingTensor`]: crate::Error::MissingTensor
     /// [`Error::ShapeMismatch`]: crate::Error::ShapeMismatch
     /// [`Error::Config`]: crate::Error::Config
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
-        infer(&Plan::new(&TensorFile::open(path)?)?)
+        infer(path)
     }
 }
 
-/// The config of a recognized file.
-pub(super) fn infer(plan: &Plan) -> Result<ViTConfig> {
-    let dims = plan.shape("patch_embed.proj.weight", 4)?;
-    let (embed_dim, patch_size) = (dims[0], dims[2]);
-    let rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
-    let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
-    let class_token = plan.has("cls_token");
-    let num_registers = match plan.has("reg_token") {
-        true => plan.shape("reg_token", 3)?[1],
-        false => 0,
-    };
-    let pre_norm = plan.has("norm_pre.weight");
-    let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
-    let side = |patches: i64| patches.saturating_mul(patch_size);
-    let config = ViTConfig {
-        image_size: (side(grid.0), side(grid.1)),
-        patch_size,
-        embed_dim,
-        depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count() as i64,
-        num_heads: num_heads(plan, embed_dim),
-        mlp_dim,
-        activation: activation(plan, rows, mlp_dim),
-        class_token,
-        num_registers,
-        pos_embed_prefix,
-        patch_bias: plan.has("patch_embed.proj.bias"),
-        qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
-        pre_norm,
-        layer_scale: plan.has("blocks.0.ls1.gamma"),
-        pooling: match (plan.has("fc_norm.weight"), class_token) {
-            (true, _) => Pooling::AverageThenNorm,
-            (false, true) => Pooling::ClassToken,
-            (false, false) => Pooling::Average,
-        },
-        norm_eps: if pre_norm { 1e-5 } else { plan.family.norm_eps },
-        projection: match plan.has("projection.weight") {
-            true => Some(plan.shape("projection.weight", 2)?[0]),
-            false => None,
-        },
-    };
-    let path = plan.file.path();
-    config.validate().map_err(|e| Error::corrupt(path, e.to_string()))?;
-    Ok(config)
+impl Checkpoint for ViTConfig {
+    fn from_plan(plan: &Plan) -> Result<Self> {
+        let dims = plan.shape("patch_embed.proj.weight", 4)?;
+        let (embed_dim, patch_size) = (dims[0], dims[2]);
+        let rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
+        let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
+        let class_token = plan.has("cls_token");
+        let num_registers = match plan.has("reg_token") {
+            true => plan.shape("reg_token", 3)?[1],
+            false => 0,
+        };
+        let pre_norm = plan.has("norm_pre.weight");
+        let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
+        let side = |patches: i64| patches.saturating_mul(patch_size);
+        Ok(ViTConfig {
+            image_size: (side(grid.0), side(grid.1)),
+            patch_size,
+            embed_dim,
+            depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count()
+                as i64,
+            num_heads: num_heads(plan, embed_dim),
+            mlp_dim,
+            activation: activation(plan, rows, mlp_dim),
+            class_token,
+            num_registers,
+            pos_embed_prefix,
+            patch_bias: plan.has("patch_embed.proj.bias"),
+            qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
+            pre_norm,
+            layer_scale: plan.has("blocks.0.ls1.gamma"),
+            pooling: match (plan.has("fc_norm.weight"), class_token) {
+                (true, _) => Pooling::AverageThenNorm,
+                (false, true) => Pooling::ClassToken,
+                (false, false) => Pooling::Average,
+            },
+            norm_eps: if pre_norm { 1e-5 } else { plan.family.norm_eps },
+            projection: match plan.has("projection.weight") {
+                true => Some(plan.shape("projection.weight", 2)?[0]),
+                false => None,
+            },
+        })
+    }
+
+    /// With the prefix rows that the file's table most likely has. A table of 4x4 rows is also one
+    /// of 3x5 and a class token, and only the grid says which; one that fits the grid with an
+    /// unlikely prefix is more likely to be resized.
+    fn fit(&self, plan: &Plan) -> Result<Self> {
+        let rows = plan.shape("pos_embed", 3)?[1];
+        let patches = self.layout().num_patches();
+        let likely = [self.pos_embed_prefix, usual_prefix(plan, self.class_token)];
+        let fits = |prefix: &i64| prefix.checked_add(patches) == Some(rows);
+        let resizes = |prefix: &i64| rows.checked_sub(*prefix).and_then(square_root).is_some();
+        let prefix = likely
+            .into_iter()
+            .find(fits)
+            .or_else(|| likely.into_iter().find(resizes))
+            .or_else(|| prefixes(self.class_token, self.num_registers).into_iter().find(fits));
+        let pos_embed_prefix = prefix.unwrap_or(self.pos_embed_prefix);
+        Ok(ViTConfig { pos_embed_prefix, ..self.clone() })
+    }
+
+    fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
+        match name {
+            "pos_embed" => read_positions(plan, shape, self),
+            _ => plan.read(name, shape, self.num_heads),
+        }
+    }
 }
 
 /// The prefix rows of the file's position table and the grid of the others.
@@ -89,18 +119,33 @@ fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64,
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
     Ok(match plan.family.positions {
-        Positions::Class => split_positions(rows, usual, &[]),
+        Positions::None | Positions::Class => split_positions(rows, usual, &[]),
         Positions::UsuallyNoneBeside(_) => {
             split_positions(rows, usual, &prefixes(class_token, num_registers))
         }
     })
 }
 
+/// The position table `[1, prefix + N, C]`, resized where the file's is for another square grid.
+fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tensor> {
+    let (name, prefix) = ("pos_embed", config.pos_embed_prefix);
+    let found = plan.shape(name, shape.len())?;
+    let side = found[1].checked_sub(prefix).and_then(square_root);
+    match side {
+        // The same number of patches is the same table, whatever its grid.
+        Some(side) if found[1] != shape[1] => {
+            let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
+            resize_pos_embed(&stored, prefix, (side, side), config.grid())
+        }
+        _ => plan.read(name, shape, config.num_heads),
+    }
+}
+
 /// The prefix rows that position tables of this family usually have.
-pub(super) fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
+fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
     match plan.family.positions {
         Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => 0,
-        Positions::Class | Positions::UsuallyNoneBeside(_) => i64::from(class_token),
+        _ => i64::from(class_token),
     }
 }
 
@@ -115,15 +160,9 @@ fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
 }
 
 /// The prefix tokens that a position table may have rows for: none, the class token, all.
-pub(super) fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
+fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
     let class = i64::from(class_token);
     [0, class, class.saturating_add(num_registers)]
-}
-
-/// The root of a square number from 1 on.
-pub(super) fn square_root(square: i64) -> Option<i64> {
-    let root = u64::try_from(square).ok()?.isqrt() as i64;
-    (root > 0 && root * root == square).then_some(root)
 }
 
 fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {

@@ -1,0 +1,122 @@
+//! ConvNeXt as data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backbone::{BackboneConfig, Network, hidden};
+use crate::error::{Error, Result};
+use crate::seam::{BackboneShape, Place};
+
+/// The shape and the choices of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
+///
+/// The default is ConvNeXt-T. It takes images of any size from `patch_size * 2^(stages - 1)` pixels
+/// a side on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConvNeXtConfig {
+    /// Side of the stem's patches in pixels.
+    pub patch_size: i64,
+    /// C of each stage.
+    pub dims: Vec<i64>,
+    /// Number of blocks of each stage.
+    pub depths: Vec<i64>,
+    /// Side of the depthwise convolution's kernel; odd.
+    pub kernel_size: i64,
+    /// Width between the two linear layers of the MLP over C; what is not whole is cut off.
+    pub mlp_ratio: f64,
+    /// A learned factor per channel after each block.
+    pub layer_scale: bool,
+    /// The epsilon of every layer norm.
+    pub norm_eps: f64,
+}
+
+impl Default for ConvNeXtConfig {
+    fn default() -> Self {
+        ConvNeXtConfig {
+            patch_size: 4,
+            dims: vec![96, 192, 384, 768],
+            depths: vec![3, 3, 9, 3],
+            kernel_size: 7,
+            mlp_ratio: 4.0,
+            layer_scale: true,
+            norm_eps: 1e-6,
+        }
+    }
+}
+
+/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+const MAX_DIM: i64 = 1 << 16;
+
+impl ConvNeXtConfig {
+    /// Width between the layers of the MLP of a stage.
+    pub(super) fn hidden(&self, stage: usize) -> i64 {
+        hidden(self.dims[stage], self.mlp_ratio)
+    }
+
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let within = |field: String, value: i64| match (1..=MAX_DIM).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::config(field, format!("within 1..={MAX_DIM}"), value)),
+        };
+        within("patch_size".to_owned(), self.patch_size)?;
+        let stages = self.dims.len();
+        if !(1..=16).contains(&stages) {
+            return Err(Error::config("dims", "of 1..=16 stages", stages));
+        }
+        if self.depths.len() != stages {
+            return Err(Error::config("depths", format!("of {stages} stages"), self.depths.len()));
+        }
+        if !(1..=63).contains(&self.kernel_size) || self.kernel_size % 2 == 0 {
+            return Err(Error::config("kernel_size", "odd and within 1..=63", self.kernel_size));
+        }
+        for (stage, (&dim, &depth)) in self.dims.iter().zip(&self.depths).enumerate() {
+            within(format!("dims.{stage}"), dim)?;
+            within(format!("depths.{stage}"), depth)?;
+            if !(1..=MAX_DIM).contains(&self.hidden(stage)) {
+                let expected = format!("such that widths are within 1..={MAX_DIM}");
+                return Err(Error::config("mlp_ratio", expected, self.mlp_ratio));
+            }
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        Ok(())
+    }
+
+    /// Number of weights of a block.
+    fn block_params(&self, stage: usize) -> i64 {
+        let (c, hidden, k) = (self.dims[stage], self.hidden(stage), self.kernel_size);
+        let scale = if self.layer_scale { c } else { 0 };
+        (k * k + 1) * c + 2 * c + 2 * c * hidden + hidden + c + scale
+    }
+
+    fn num_params(&self) -> i64 {
+        let (first, last) = (self.dims[0], self.feature_dim());
+        let stem = (3 * self.patch_size * self.patch_size + 1) * first + 2 * first;
+        let downsample = |pair: &[i64]| 2 * pair[0] + (4 * pair[0] + 1) * pair[1];
+        let downsamples: i64 = self.dims.windows(2).map(downsample).sum();
+        let depths = self.depths.iter().enumerate();
+        let blocks: i64 = depths.map(|(stage, &depth)| depth * self.block_params(stage)).sum();
+        stem + downsamples + blocks + 2 * last
+    }
+}
+
+impl BackboneConfig for ConvNeXtConfig {
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn shape(&self) -> BackboneShape {
+        BackboneShape {
+            family: Self::FAMILY,
+            lacks: &[(Place::Blocks, "its blocks are convolutions, without attention")],
+            block_dims: Vec::new(),
+            layers: Vec::new(),
+            num_params: self.num_params(),
+            num_feature_params: self.num_params(),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! ConvNeXt: blocks of a depthwise convolution and an MLP, on a grid that is halved from stage to
+//! stage.
+
+mod config;
+mod presets;
+
+use tch::Tensor;
+
+use super::Pass;
+use super::frozen::{Frozen, ImageSize, Network};
+use super::weights::Weights;
+use crate::error::Result;
+use crate::nn::{Conv, DropPath, LayerNorm, Mlp, MlpActivation};
+use crate::seam::Seam;
+
+pub use config::ConvNeXtConfig;
+
+/// A pretrained ConvNeXt (Liu et al., arXiv 2201.03545) whose weights never change: the comparison's
+/// backbone without attention. It has no place for a method: `LinearProbe` and `Full` are what
+/// there is.
+pub type FrozenConvNeXt = Frozen<ConvNeXtConfig>;
+
+/// The layers of a [`FrozenConvNeXt`].
+#[derive(Debug)]
+pub struct Layers {
+    stem: Conv,
+    stem_norm: LayerNorm,
+    stages: Vec<Stage>,
+    norm: LayerNorm,
+}
+
+#[derive(Debug)]
+struct Stage {
+    downsample: Option<(LayerNorm, Conv)>,
+    blocks: Vec<Block>,
+}
+
+#[derive(Debug)]
+struct Block {
+    conv: Conv,
+    norm: LayerNorm,
+    mlp: Mlp,
+    gamma: Option<Tensor>,
+}
+
+impl Network for ConvNeXtConfig {
+    const FAMILY: &'static str = "ConvNeXt";
+
+    type Layers = Layers;
+
+    fn layers(&self, weights: &mut Weights) -> Result<Layers> {
+        let (first, patch) = (self.dims[0], self.patch_size);
+        Ok(Layers {
+            stem: weights.conv("stem.0", &[first, 3, patch, patch], patch, 0)?,
+            stem_norm: weights.norm("stem.1", first, self.norm_eps)?,
+            stages: (0..self.dims.len())
+                .map(|stage| Stage::build(self, stage, weights))
+                .collect::<Result<_>>()?,
+            norm: weights.norm("head.norm", self.feature_dim(), self.norm_eps)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        layers: &Layers,
+        images: &Tensor,
+        _method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let mut x = norm_channels(&layers.stem_norm, &layers.stem.forward(images)?)?;
+        let (mut index, depth) = (0, self.depths.iter().sum::<i64>() as usize);
+        for stage in &layers.stages {
+            if let Some((norm, conv)) = &stage.downsample {
+                x = conv.forward(&norm_channels(norm, &x)?)?;
+            }
+            for block in &stage.blocks {
+                let branch = DropPath::linear(pass.drop_path, index, depth).draw(&x, pass.train)?;
+                if !branch.is_empty() {
+                    x = branch.add(&x, &block.forward(&branch.select(&x)?)?)?;
+                }
+                index += 1;
+            }
+        }
+        layers.norm.forward(&x.f_mean_dim([2i64, 3].as_slice(), false, x.kind())?)
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.dims.last().copied().unwrap_or_default()
+    }
+
+    fn image_size(&self) -> ImageSize {
+        ImageSize::From(self.patch_size << (self.dims.len() - 1))
+    }
+
+    fn choices(&self) -> String {
+        format!("convnext eps={:e}", self.norm_eps)
+    }
+}
+
+/// A layer norm over the channels of `[B, C, H, W]`.
+fn norm_channels(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    Ok(norm.forward(&x.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?)
+}
+
+impl Stage {
+    fn build(config: &ConvNeXtConfig, stage: usize, weights: &mut Weights) -> Result<Self> {
+        let (c, k, hidden) = (config.dims[stage], config.kernel_size, config.hidden(stage));
+        let downsample = match stage.checked_sub(1) {
+            None => None,
+            Some(before) => {
+                let (before, name) = (config.dims[before], format!("stages.{stage}.downsample"));
+                Some((
+                    weights.norm(&format!("{name}.0"), before, config.norm_eps)?,
+                    weights.conv(&format!("{name}.1"), &[c, before, 2, 2], 2, 0)?,
+                ))
+            }
+        };
+        let block = |index: i64| {
+            let name = |part: &str| format!("stages.{stage}.blocks.{index}.{part}");
+            Ok(Block {
+                conv: weights.conv(&name("conv_dw"), &[c, 1, k, k], 1, k / 2)?,
+                norm: weights.norm(&name("norm"), c, config.norm_eps)?,
+                mlp: Mlp {
+                    fc1: weights.linear(&name("mlp.fc1"), hidden, c, true)?,
+                    fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
+                    activation: MlpActivation::Gelu,
+                },
+                gamma: weights.get_if(config.layer_scale, &name("gamma"), &[c])?,
+            })
+        };
+        Ok(Stage {
+            downsample,
+            blocks: (0..config.depths[stage]).map(block).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Block {
+    /// `[B, C, H, W] -> [B, C, H, W]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        // [B, C, H, W] -> [B, H, W, C]
+        let x = self.norm.forward(&self.conv.forward(x)?.f_permute([0, 2, 3, 1])?)?;
+        let x = self.mlp.fc2.forward(&self.mlp.activate(&self.mlp.fc1.forward(&x)?)?)?;
+        let x = match &self.gamma {
+            Some(gamma) => x.f_mul(gamma)?,
+            None => x,
+        };
+        Ok(x.f_permute([0, 3, 1, 2])?)
+    }
+}

@@ -1,0 +1,228 @@
+//! [`Frozen`]: what all backbones have in common, whatever their layers.
+
+use tch::{Device, Kind, Tensor};
+
+use super::digest::digest;
+use super::merge::merge;
+use super::weights::{WeightSource, Weights};
+use super::{Backbone, BackboneConfig, Pass};
+use crate::error::{Error, Result};
+use crate::nn::{Init, InitRng};
+use crate::seam::{BackboneShape, Layer, NoMethod, Seam};
+
+/// A pretrained backbone whose weights never change: what its config says, over named weights.
+///
+/// `Clone` shares the weights, so that many models hold one backbone in memory.
+#[derive(Debug)]
+pub struct Frozen<C: Network> {
+    config: C,
+    named: Vec<(String, Tensor)>,
+    layers: C::Layers,
+}
+
+/// Which heights and widths of images a backbone takes, in pixels.
+#[derive(Clone, Copy, Debug)]
+pub enum ImageSize {
+    /// These alone.
+    Fixed(i64, i64),
+    /// All from this side on.
+    From(i64),
+}
+
+impl ImageSize {
+    fn takes(self, size: (i64, i64)) -> bool {
+        match self {
+            ImageSize::Fixed(height, width) => size == (height, width),
+            ImageSize::From(side) => size.0 >= side && size.1 >= side,
+        }
+    }
+
+    /// The shape of a batch.
+    fn describe(self) -> String {
+        match self {
+            ImageSize::Fixed(height, width) => format!("[B, 3, {height}, {width}]"),
+            ImageSize::From(side) => format!("[B, 3, H, W] with H and W from {side} on"),
+        }
+    }
+}
+
+/// A config that layers can be made from: one implementation for each family of backbones.
+pub trait Network: BackboneConfig + Clone + Send {
+    /// What people call the family; its files are recognized as of it.
+    const FAMILY: &'static str;
+
+    /// The layers over their weights.
+    type Layers: std::fmt::Debug + Send;
+
+    /// Makes the layers of a valid config from the weights under their names, asked for in one
+    /// order.
+    fn layers(&self, weights: &mut Weights) -> Result<Self::Layers>;
+
+    /// Images `[B, 3, H, W]` that the config takes to features `[B, C]`.
+    fn forward(
+        &self,
+        layers: &Self::Layers,
+        images: &Tensor,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Tensor>;
+
+    /// Width of the features.
+    fn feature_dim(&self) -> i64;
+
+    /// The images that it takes.
+    fn image_size(&self) -> ImageSize;
+
+    /// The name in front of `.weight` and `.bias` of a layer, if the shape lists it.
+    fn layer_name(&self, _layer: Layer) -> Option<String> {
+        None
+    }
+
+    /// Says that `layer`, and those like it, has a bias.
+    fn add_bias(&mut self, _layer: Layer) {}
+
+    /// Whether the features depend on the weight of that name.
+    fn is_read(&self, _name: &str) -> bool {
+        true
+    }
+
+    /// What the forward pass does with the weights, as far as their shapes do not tell, in words
+    /// that never change: it goes into the digest.
+    fn choices(&self) -> String;
+}
+
+impl<C: Network> Frozen<C> {
+    /// A backbone with random weights, for tests, benches and audits.
+    ///
+    /// Matrices and tables are normal with deviation 0.02, biases zero, norms and layer scales
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `config` is no model.
+    pub fn random(config: &C, seed: i64, device: Device) -> Result<Self> {
+        let mut rng = InitRng::from_seed(seed);
+        Self::from_source(config, &mut |name, shape| {
+            let value = match name.rsplit('.').next() {
+                Some("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
+                _ if shape.len() == 1 => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
+                _ => rng.draw(Init::Normal { mean: 0.0, std: 0.02 }, shape)?,
+            };
+            Ok(value.f_to_device(device)?)
+        })
+    }
+
+    /// Builds the layers from whatever `source` gives for each weight, under timm's names.
+    pub(crate) fn from_source(config: &C, source: &mut WeightSource) -> Result<Self> {
+        config.validate()?;
+        let mut weights = Weights { source, named: Vec::new() };
+        let layers = config.layers(&mut weights)?;
+        Ok(Frozen { config: config.clone(), named: weights.named, layers })
+    }
+
+    /// The shape and the choices of this backbone.
+    pub fn config(&self) -> &C {
+        &self.config
+    }
+
+    /// Images `[B, 3, H, W]` to features `[B, C]`: pooled and normed, before any head.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images are not `[B, 3, H, W]` of a size that the config takes, f32 or
+    /// of the weights' kind, and on their device.
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.forward(images, &NoMethod, Pass::default())
+    }
+
+    /// SHA-256 over every frozen byte and over the choices of the forward pass (heads, eps,
+    /// activation, pooling, image size and the like), in hex: equal digests give equal features.
+    ///
+    /// # Panics
+    /// Never in practice: only if libtorch cannot copy a weight to the CPU.
+    pub fn digest(&self) -> String {
+        Backbone::digest(self).expect("weights can be read")
+    }
+
+    pub(super) fn layers(&self) -> &C::Layers {
+        &self.layers
+    }
+
+    /// Any of the weights: all are of one kind and on one device.
+    fn sample(&self) -> &Tensor {
+        &self.named[0].1
+    }
+
+    fn check_images(&self, images: &Tensor) -> Result<()> {
+        let (size, weight) = (self.config.image_size(), self.sample());
+        if !images.defined() {
+            let (expected, found) = (size.describe(), "no tensor".to_owned());
+            return Err(Error::Input { argument: "images", expected, found });
+        }
+        let shape_fits = matches!(images.size()[..], [_, 3, h, w] if size.takes((h, w)));
+        let kind_fits = [weight.kind(), Kind::Float].contains(&images.kind());
+        if shape_fits && kind_fits && images.device() == weight.device() {
+            return Ok(());
+        }
+        let describe =
+            |shape: String, t: &Tensor| format!("{shape} {:?} on {:?}", t.kind(), t.device());
+        Err(Error::Input {
+            argument: "images",
+            expected: describe(size.describe(), weight),
+            found: describe(format!("{:?}", images.size()), images),
+        })
+    }
+}
+
+impl<C: Network> Backbone for Frozen<C> {
+    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
+        self.check_images(images)?;
+        let images = images.f_to_kind(self.sample().kind())?;
+        self.config.forward(&self.layers, &images, method, pass)
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.config.feature_dim()
+    }
+
+    fn shape(&self) -> BackboneShape {
+        self.config.shape()
+    }
+
+    fn named_weights(&self) -> &[(String, Tensor)] {
+        &self.named
+    }
+
+    fn map_weights(
+        &self,
+        replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        // `from_source` asks for the weights in the order in which they are named.
+        let mut named = self.named.iter();
+        Self::from_source(&self.config, &mut |name, _| match named.next() {
+            Some((own, weight)) if own == name => replace(name, weight),
+            _ => unreachable!("a config names its weights in one order"),
+        })
+    }
+
+    fn is_read(&self, name: &str) -> bool {
+        self.config.is_read(name)
+    }
+
+    fn merge(&self, method: &dyn Seam) -> Result<Self> {
+        merge(self, method)
+    }
+
+    fn digest(&self) -> Result<String> {
+        digest(&self.config.choices(), &self.named)
+    }
+
+    fn device(&self) -> Device {
+        self.sample().device()
+    }
+}
+
+impl<C: Network> Clone for Frozen<C> {
+    fn clone(&self) -> Self {
+        self.map_weights(&mut |_, weight| Ok(weight.shallow_clone()))
+            .expect("a built backbone can be built again from its own weights")
+    }
+}

@@ -1,0 +1,224 @@
+//! Swin as data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backbone::{BackboneConfig, Network, hidden};
+use crate::error::{Error, Result};
+use crate::nn::Windows;
+use crate::seam::{BackboneShape, Layer, LayerShape, Place};
+
+/// The shape and the choices of a [`FrozenSwin`](crate::FrozenSwin).
+///
+/// The default is Swin-T at 224x224. The width doubles from stage to stage, and the grid is halved,
+/// rounded up. A stage's window is at most its grid, for each side alone, and a block is shifted
+/// along a side only where more than one window is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SwinConfig {
+    /// Height and width of the images in pixels; what a patch does not cover at the right and the
+    /// lower edge is not read.
+    pub image_size: (i64, i64),
+    /// Side of a square patch in pixels.
+    pub patch_size: i64,
+    /// C of the first stage.
+    pub embed_dim: i64,
+    /// Number of blocks of each stage.
+    pub depths: Vec<i64>,
+    /// Attention heads of each stage; each divides the stage's C.
+    pub num_heads: Vec<i64>,
+    /// Rows and columns of the windows of each stage.
+    pub window_sizes: Vec<(i64, i64)>,
+    /// Width between the two linear layers of the MLP over C; what is not whole is cut off.
+    pub mlp_ratio: f64,
+    /// Whether the query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// Whether the reduction of a patch merging has a bias; none that was published does.
+    pub merge_bias: bool,
+    /// A layer norm between the patch embedding and the first block.
+    pub patch_norm: bool,
+    /// The epsilon of every layer norm.
+    pub norm_eps: f64,
+}
+
+impl Default for SwinConfig {
+    fn default() -> Self {
+        SwinConfig {
+            image_size: (224, 224),
+            patch_size: 4,
+            embed_dim: 96,
+            depths: vec![2, 2, 6, 2],
+            num_heads: vec![3, 6, 12, 24],
+            window_sizes: vec![(7, 7); 4],
+            mlp_ratio: 4.0,
+            qkv_bias: true,
+            merge_bias: false,
+            patch_norm: true,
+            norm_eps: 1e-5,
+        }
+    }
+}
+
+/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+const MAX_DIM: i64 = 1 << 16;
+
+impl SwinConfig {
+    /// Width of the tokens of a stage.
+    pub(crate) fn dim(&self, stage: usize) -> i64 {
+        self.embed_dim.saturating_mul(1 << stage.min(62))
+    }
+
+    /// Width between the layers of the MLP of a stage.
+    pub(super) fn hidden(&self, stage: usize) -> i64 {
+        hidden(self.dim(stage), self.mlp_ratio)
+    }
+
+    /// Width of the features.
+    pub(super) fn last_dim(&self) -> i64 {
+        self.dim(self.depths.len().saturating_sub(1))
+    }
+
+    /// Rows and columns of the grid of a stage.
+    pub fn grid(&self, stage: usize) -> (i64, i64) {
+        let side = |pixels: i64| {
+            let patches = pixels.checked_div(self.patch_size).unwrap_or_default();
+            (0..stage).fold(patches, |side, _| (side + 1) / 2)
+        };
+        (side(self.image_size.0), side(self.image_size.1))
+    }
+
+    /// The windows of a stage's blocks, of every second of which they are shifted.
+    pub(crate) fn windows(&self, stage: usize, shifted: bool) -> Windows {
+        Windows::new(self.grid(stage), self.window_sizes[stage], shifted)
+    }
+
+    /// The stage of each block and its number within the stage.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (usize, i64)> {
+        let depths = self.depths.iter().enumerate();
+        depths.flat_map(|(stage, &depth)| (0..depth).map(move |block| (stage, block)))
+    }
+
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let within = |field: String, value: i64, least: i64| match value {
+            _ if (least..=MAX_DIM).contains(&value) => Ok(()),
+            _ => Err(Error::config(field, format!("within {least}..={MAX_DIM}"), value)),
+        };
+        within("patch_size".to_owned(), self.patch_size, 1)?;
+        within("image_size.0".to_owned(), self.image_size.0, self.patch_size)?;
+        within("image_size.1".to_owned(), self.image_size.1, self.patch_size)?;
+        let stages = self.depths.len();
+        if !(1..=16).contains(&stages) {
+            return Err(Error::config("depths", "of 1..=16 stages", stages));
+        }
+        for (field, len) in
+            [("num_heads", self.num_heads.len()), ("window_sizes", self.window_sizes.len())]
+        {
+            if len != stages {
+                return Err(Error::config(field, format!("of {stages} stages"), len));
+            }
+        }
+        within("embed_dim".to_owned(), self.embed_dim, 1)?;
+        within("embed_dim of the last stage".to_owned(), self.last_dim(), 1)?;
+        for (stage, (&heads, window)) in self.num_heads.iter().zip(&self.window_sizes).enumerate() {
+            within(format!("depths.{stage}"), self.depths[stage], 1)?;
+            within(format!("num_heads.{stage}"), heads, 1)?;
+            within(format!("window_sizes.{stage}.0"), window.0, 1)?;
+            within(format!("window_sizes.{stage}.1"), window.1, 1)?;
+            if self.dim(stage) % heads != 0 {
+                let expected = format!("a divisor of C = {}", self.dim(stage));
+                return Err(Error::config(format!("num_heads.{stage}"), expected, heads));
+            }
+        }
+        let least = hidden(self.embed_dim, self.mlp_ratio);
+        if !(least >= 1 && hidden(self.last_dim(), self.mlp_ratio) <= MAX_DIM) {
+            let expected = format!("such that widths are within 1..={MAX_DIM}");
+            return Err(Error::config("mlp_ratio", expected, self.mlp_ratio));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        Ok(())
+    }
+
+    /// The layers of the patch merging into a stage.
+    fn merging(&self, stage: usize) -> [LayerShape; 2] {
+        let (inputs, outputs) = (4 * self.dim(stage - 1), self.dim(stage));
+        [
+            LayerShape { layer: Layer::MergeNorm(stage), inputs, outputs: inputs, bias: true },
+            LayerShape { layer: Layer::Merge(stage), inputs, outputs, bias: self.merge_bias },
+        ]
+    }
+
+    /// The layers of a block, the `index`-th of all.
+    fn block(&self, stage: usize, index: usize) -> [LayerShape; 6] {
+        let (c, hidden) = (self.dim(stage), self.hidden(stage));
+        let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
+        [
+            shape(Layer::Norm1(index), c, c, true),
+            shape(Layer::Qkv(index), c, 3 * c, self.qkv_bias),
+            shape(Layer::Proj(index), c, c, true),
+            shape(Layer::Norm2(index), c, c, true),
+            shape(Layer::Fc1(index), c, hidden, true),
+            shape(Layer::Fc2(index), hidden, c, true),
+        ]
+    }
+
+    /// The name in front of `.weight` and `.bias` of a layer that the shape lists.
+    pub(super) fn name_of(&self, layer: Layer) -> String {
+        let block = |index: usize, part: &str| {
+            let (stage, block) = self.blocks().nth(index).unwrap_or_default();
+            format!("layers.{stage}.blocks.{block}.{part}")
+        };
+        match layer {
+            Layer::PatchEmbed => "patch_embed.proj".to_owned(),
+            Layer::PreNorm => "patch_embed.norm".to_owned(),
+            Layer::MergeNorm(stage) => format!("layers.{stage}.downsample.norm"),
+            Layer::Merge(stage) => format!("layers.{stage}.downsample.reduction"),
+            Layer::Norm1(i) => block(i, "norm1"),
+            Layer::Qkv(i) | Layer::Q(i) | Layer::Kv(i) => block(i, "attn.qkv"),
+            Layer::Proj(i) => block(i, "attn.proj"),
+            Layer::Norm2(i) => block(i, "norm2"),
+            Layer::Fc1(i) => block(i, "mlp.fc1"),
+            Layer::Fc2(i) => block(i, "mlp.fc2"),
+            Layer::FinalNorm => "norm".to_owned(),
+        }
+    }
+}
+
+impl BackboneConfig for SwinConfig {
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn shape(&self) -> BackboneShape {
+        let c = self.embed_dim;
+        let norm = |layer, c| LayerShape { layer, inputs: c, outputs: c, bias: true };
+        let inputs = 3 * self.patch_size * self.patch_size;
+        let mut layers =
+            vec![LayerShape { layer: Layer::PatchEmbed, inputs, outputs: c, bias: true }];
+        layers.extend(self.patch_norm.then(|| norm(Layer::PreNorm, c)));
+        let mut tables = 0i64;
+        for (index, (stage, block)) in self.blocks().enumerate() {
+            if stage > 0 && block == 0 {
+                layers.extend(self.merging(stage));
+            }
+            layers.extend(self.block(stage, index));
+            let rows = self.windows(stage, false).table_rows();
+            tables = tables.saturating_add(rows.saturating_mul(self.num_heads[stage]));
+        }
+        layers.push(norm(Layer::FinalNorm, self.last_dim()));
+        let matrices = layers.iter().map(LayerShape::num_params);
+        let num_params = matrices.fold(tables, i64::saturating_add);
+        BackboneShape {
+            family: Self::FAMILY,
+            lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
+            block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
+            num_params,
+            num_feature_params: num_params,
+            layers,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Swin: pre-norm blocks that attend within windows, on a grid that is halved from stage to stage.
+
+mod config;
+mod presets;
+
+use tch::Tensor;
+
+use super::Pass;
+use super::block::{Block, BlockShape, Hooks, Run};
+use super::frozen::{Frozen, ImageSize, Network};
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, PatchEmbed, side_by_side};
+use crate::seam::{Layer, Seam, TokenLayout};
+
+pub use config::SwinConfig;
+
+/// A pretrained Swin Transformer (Liu et al., arXiv 2103.14030) whose weights never change.
+///
+/// A method sees its blocks numbered through all stages, each with the width and the grid of its
+/// stage and no prefix token: what is beside attention reads the normed tokens before shift and
+/// windows.
+pub type FrozenSwin = Frozen<SwinConfig>;
+
+/// The layers of a [`FrozenSwin`].
+#[derive(Debug)]
+pub struct Layers {
+    patch_embed: PatchEmbed,
+    patch_norm: Option<LayerNorm>,
+    stages: Vec<Stage>,
+    norm: LayerNorm,
+}
+
+#[derive(Debug)]
+struct Stage {
+    merging: Option<Merging>,
+    blocks: Vec<Block>,
+    layout: TokenLayout,
+}
+
+/// The patch merging into a stage.
+#[derive(Debug)]
+struct Merging {
+    norm: LayerNorm,
+    reduction: Linear,
+}
+
+impl Network for SwinConfig {
+    const FAMILY: &'static str = "Swin";
+
+    type Layers = Layers;
+
+    fn layers(&self, weights: &mut Weights) -> Result<Layers> {
+        let (c, patch) = (self.embed_dim, self.patch_size);
+        Ok(Layers {
+            patch_embed: PatchEmbed {
+                weight: weights.get("patch_embed.proj.weight", &[c, 3, patch, patch])?,
+                bias: Some(weights.get("patch_embed.proj.bias", &[c])?),
+            },
+            patch_norm: match self.patch_norm {
+                true => Some(weights.norm("patch_embed.norm", c, self.norm_eps)?),
+                false => None,
+            },
+            stages: (0..self.depths.len())
+                .map(|stage| Stage::build(self, stage, weights))
+                .collect::<Result<_>>()?,
+            norm: weights.norm("norm", self.last_dim(), self.norm_eps)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        layers: &Layers,
+        images: &Tensor,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let hooks = Hooks { method, train: pass.train };
+        let mut tokens = layers.embed(images, &hooks)?;
+        let (mut index, depth) = (0, self.blocks().count());
+        let mut before = self.grid(0);
+        for (stage, layers) in layers.stages.iter().enumerate() {
+            if let Some(merging) = &layers.merging {
+                tokens = merging.forward(stage, &tokens, before, &hooks)?;
+            }
+            for block in &layers.blocks {
+                let layout = layers.layout;
+                tokens = entering(index, tokens, layout, &hooks)?;
+                let drop_path = DropPath::linear(pass.drop_path, index, depth);
+                let run = Run { index, layout, class_only: false, drop_path, hooks };
+                tokens = block.forward(tokens, &run)?;
+                index += 1;
+            }
+            before = layers.layout.grid;
+        }
+        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &tokens)?;
+        Ok(tokens.f_mean_dim(1i64, false, tokens.kind())?)
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.last_dim()
+    }
+
+    fn image_size(&self) -> ImageSize {
+        ImageSize::Fixed(self.image_size.0, self.image_size.1)
+    }
+
+    fn layer_name(&self, layer: Layer) -> Option<String> {
+        Some(self.name_of(layer))
+    }
+
+    fn add_bias(&mut self, layer: Layer) {
+        self.qkv_bias |= matches!(layer, Layer::Qkv(_));
+        self.merge_bias |= matches!(layer, Layer::Merge(_));
+    }
+
+    fn choices(&self) -> String {
+        format!(
+            "swin heads={:?} windows={:?} eps={:e} image={:?}",
+            self.num_heads, self.window_sizes, self.norm_eps, self.image_size,
+        )
+    }
+}
+
+/// A method's place in front of a block, which may not change how the tokens lie.
+fn entering(index: usize, tokens: Tensor, layout: TokenLayout, hooks: &Hooks) -> Result<Tensor> {
+    let (tokens, found) = hooks.method.entering(index, tokens, layout, hooks.train)?;
+    match found == layout {
+        true => Ok(tokens),
+        false => {
+            Err(Error::config("layout", format!("{layout:?} within windows"), format!("{found:?}")))
+        }
+    }
+}
+
+impl Layers {
+    /// `[B, 3, H, W] -> [B, N, C]`.
+    fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
+        let patches = self.patch_embed.forward(images)?;
+        let patches = hooks.after(Layer::PatchEmbed, images, patches)?;
+        match &self.patch_norm {
+            Some(norm) => hooks.norm(Layer::PreNorm, norm, &patches),
+            None => Ok(patches),
+        }
+    }
+}
+
+impl Stage {
+    fn build(config: &SwinConfig, stage: usize, weights: &mut Weights) -> Result<Self> {
+        let merging = match stage {
+            0 => None,
+            _ => Some(Merging::build(config, stage, weights)?),
+        };
+        let dim = config.dim(stage);
+        let block = |index: i64| {
+            let shape = BlockShape {
+                name: format!("layers.{stage}.blocks.{index}"),
+                dim,
+                hidden: config.hidden(stage),
+                num_heads: config.num_heads[stage],
+                activation: MlpActivation::Gelu,
+                qkv_bias: config.qkv_bias,
+                layer_scale: false,
+                norm_eps: config.norm_eps,
+            };
+            Block::build(&shape, Some(config.windows(stage, index % 2 == 1)), weights)
+        };
+        let blocks = (0..config.depths[stage]).map(block).collect::<Result<_>>()?;
+        let layout = TokenLayout { prefix: 0, grid: config.grid(stage) };
+        Ok(Stage { merging, blocks, layout })
+    }
+}
+
+impl Merging {
+    fn build(config: &SwinConfig, stage: usize, weights: &mut Weights) -> Result<Self> {
+        let (inputs, outputs) = (4 * config.dim(stage - 1), config.dim(stage));
+        let name = |part: &str| format!("layers.{stage}.downsample.{part}");
+        Ok(Merging {
+            norm: weights.norm(&name("norm"), inputs, config.norm_eps)?,
+            reduction: weights.linear(&name("reduction"), outputs, inputs, config.merge_bias)?,
+        })
+    }
+
+    /// `[B, N, C]` on `grid` to `[B, N / 4, 2C]`.
+    fn forward(
+        &self,
+        stage: usize,
+        tokens: &Tensor,
+        grid: (i64, i64),
+        hooks: &Hooks,
+    ) -> Result<Tensor> {
+        let fours = side_by_side(tokens, grid)?;
+        let normed = hooks.norm(Layer::MergeNorm(stage), &self.norm, &fours)?;
+        hooks.linear(Layer::Merge(stage), &self.reduction, &normed)
+    }
+}

@@ -1,0 +1,74 @@
+//! Named configs, under timm's names; a tag behind a dot there names weights, not a shape.
+
+use super::SwinConfig;
+use crate::error::{Error, Result};
+
+/// Name, image side, window side, C of the first stage, depth of the third, heads of the first.
+type Row = (&'static str, i64, i64, i64, i64, i64);
+
+#[rustfmt::skip]
+const SWIN: &[Row] = &[
+    ("swin_tiny_patch4_window7_224",   224,  7,  96,  6, 3),
+    ("swin_small_patch4_window7_224",  224,  7,  96, 18, 3),
+    ("swin_base_patch4_window7_224",   224,  7, 128, 18, 4),
+    ("swin_base_patch4_window12_384",  384, 12, 128, 18, 4),
+    ("swin_large_patch4_window7_224",  224,  7, 192, 18, 6),
+    ("swin_large_patch4_window12_384", 384, 12, 192, 18, 6),
+];
+
+fn swin((_, image, window, embed_dim, depth, heads): Row) -> SwinConfig {
+    SwinConfig {
+        image_size: (image, image),
+        embed_dim,
+        depths: vec![2, 2, depth, 2],
+        num_heads: vec![heads, 2 * heads, 4 * heads, 8 * heads],
+        window_sizes: vec![(window, window); 4],
+        ..SwinConfig::default()
+    }
+}
+
+impl SwinConfig {
+    /// A named config: Swin T, S, B and L; [`SwinConfig::presets`] lists the names.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the names there are.
+    pub fn preset(name: &str) -> Result<Self> {
+        SWIN.iter().find(|row| row.0 == name).map(|&row| swin(row)).ok_or_else(|| {
+            let names = Self::presets().collect::<Vec<_>>().join(", ");
+            Error::config("preset", format!("one of {names}"), name)
+        })
+    }
+
+    /// The names that [`SwinConfig::preset`] takes.
+    pub fn presets() -> impl Iterator<Item = &'static str> {
+        SWIN.iter().map(|row| row.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::BackboneConfig;
+
+    #[test]
+    fn every_preset_is_valid_and_unknown_names_are_told() {
+        for name in SwinConfig::presets() {
+            SwinConfig::preset(name).unwrap().validate().unwrap();
+        }
+        let error = SwinConfig::preset("swin").unwrap_err().to_string();
+        assert!(error.contains("swin_base_patch4_window12_384"), "{error}");
+    }
+
+    /// Parameters of timm's models without their heads.
+    #[test]
+    fn weights_are_counted_as_timm_counts_them() {
+        for (name, count) in [
+            ("swin_tiny_patch4_window7_224", 27_519_354),
+            ("swin_small_patch4_window7_224", 48_837_258),
+            ("swin_base_patch4_window7_224", 86_743_224),
+            ("swin_large_patch4_window12_384", 195_198_516),
+        ] {
+            assert_eq!(SwinConfig::preset(name).unwrap().shape().num_params, count, "{name}");
+        }
+    }
+}

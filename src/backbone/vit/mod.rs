@@ -1,0 +1,207 @@
+//! The plain ViT: patches, position table, pre-norm blocks, pooling.
+
+mod config;
+mod presets;
+mod shape;
+
+use tch::Tensor;
+
+use super::Pass;
+use super::block::{Block, BlockShape, Hooks, Run};
+use super::frozen::{Frozen, ImageSize, Network};
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::nn::{DropPath, LayerNorm, Linear, PatchEmbed};
+use crate::seam::{Layer, Seam, TokenLayout};
+
+pub use config::{Pooling, ViTConfig};
+
+/// A pretrained Vision Transformer whose weights never change: ViT, CLIP's image tower, DINOv2.
+pub type FrozenViT = Frozen<ViTConfig>;
+
+/// The layers of a [`FrozenViT`].
+#[derive(Debug)]
+pub struct Layers {
+    patch_embed: PatchEmbed,
+    class_token: Option<Tensor>,
+    registers: Option<Tensor>,
+    pos_embed: Tensor,
+    pre_norm: Option<LayerNorm>,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    projection: Option<Linear>,
+}
+
+impl FrozenViT {
+    /// CLIP's image embedding: features `[B, C]` to `[B, projection]`, not normalized.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if this backbone has no projection; [`Error::Input`] on another width.
+    pub fn project(&self, features: &Tensor) -> Result<Tensor> {
+        let Some(projection) = &self.layers().projection else {
+            return Err(Error::config("projection", "present in the checkpoint", "none"));
+        };
+        if features.size().last() != Some(&self.config().embed_dim) {
+            return Err(Error::Input {
+                argument: "features",
+                expected: format!("[.., {}]", self.config().embed_dim),
+                found: format!("{:?}", features.size()),
+            });
+        }
+        projection.forward(features)
+    }
+}
+
+impl Network for ViTConfig {
+    const FAMILY: &'static str = "ViT";
+
+    type Layers = Layers;
+
+    fn layers(&self, weights: &mut Weights) -> Result<Layers> {
+        Layers::build(self, weights)
+    }
+
+    fn forward(
+        &self,
+        layers: &Layers,
+        images: &Tensor,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let hooks = Hooks { method, train: pass.train };
+        let mut tokens = layers.embed(self, images, &hooks)?;
+        let (mut layout, depth) = (self.layout(), layers.blocks.len());
+        for (index, block) in layers.blocks.iter().enumerate() {
+            (tokens, layout) = method.entering(index, tokens, layout, pass.train)?;
+            // Nothing after the last block reads more than the class token.
+            let class_only = index + 1 == depth && self.pooling == Pooling::ClassToken;
+            let drop_path = DropPath::linear(pass.drop_path, index, depth);
+            let run = Run { index, layout, class_only, drop_path, hooks };
+            tokens = block.forward(tokens, &run)?;
+        }
+        layers.pool(self.pooling, &tokens, &layout, &hooks)
+    }
+
+    fn feature_dim(&self) -> i64 {
+        self.embed_dim
+    }
+
+    fn image_size(&self) -> ImageSize {
+        ImageSize::Fixed(self.image_size.0, self.image_size.1)
+    }
+
+    fn layer_name(&self, layer: Layer) -> Option<String> {
+        Some(self.name_of(layer))
+    }
+
+    fn add_bias(&mut self, layer: Layer) {
+        self.patch_bias |= layer == Layer::PatchEmbed;
+        self.qkv_bias |= matches!(layer, Layer::Qkv(_));
+    }
+
+    fn is_read(&self, name: &str) -> bool {
+        !name.starts_with("projection.")
+    }
+
+    fn choices(&self) -> String {
+        format!(
+            "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}",
+            self.num_heads,
+            self.norm_eps,
+            self.activation,
+            self.pooling,
+            self.image_size,
+            self.pos_embed_prefix,
+            self.num_prefix_tokens(),
+        )
+    }
+}
+
+impl Layers {
+    fn build(config: &ViTConfig, weights: &mut Weights) -> Result<Self> {
+        let (c, patch, eps) = (config.embed_dim, config.patch_size, config.norm_eps);
+        let registers = config.num_registers;
+        let positions = config.pos_embed_prefix + config.layout().num_patches();
+        let norm = match config.pooling {
+            Pooling::AverageThenNorm => "fc_norm",
+            Pooling::ClassToken | Pooling::Average => "norm",
+        };
+        let block = |index| BlockShape {
+            name: format!("blocks.{index}"),
+            dim: c,
+            hidden: config.mlp_dim,
+            num_heads: config.num_heads,
+            activation: config.activation,
+            qkv_bias: config.qkv_bias,
+            layer_scale: config.layer_scale,
+            norm_eps: eps,
+        };
+        Ok(Layers {
+            class_token: weights.get_if(config.class_token, "cls_token", &[1, 1, c])?,
+            registers: weights.get_if(registers > 0, "reg_token", &[1, registers, c])?,
+            pos_embed: weights.get("pos_embed", &[1, positions, c])?,
+            patch_embed: PatchEmbed {
+                weight: weights.get("patch_embed.proj.weight", &[c, 3, patch, patch])?,
+                bias: weights.get_if(config.patch_bias, "patch_embed.proj.bias", &[c])?,
+            },
+            pre_norm: match config.pre_norm {
+                true => Some(weights.norm("norm_pre", c, eps)?),
+                false => None,
+            },
+            blocks: (0..config.depth)
+                .map(|index| Block::build(&block(index), None, weights))
+                .collect::<Result<_>>()?,
+            norm: weights.norm(norm, c, eps)?,
+            projection: match config.projection {
+                Some(dim) => Some(weights.linear("projection", dim, c, false)?),
+                None => None,
+            },
+        })
+    }
+
+    /// `[B, 3, H, W] -> [B, P + N, C]`. The first rows of the position table belong to the prefix
+    /// tokens that it covers, the rest to the patches.
+    fn embed(&self, config: &ViTConfig, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
+        let covered = config.pos_embed_prefix;
+        let positions = |start, len| self.pos_embed.f_narrow(1, start, len);
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for part in [&self.class_token, &self.registers].into_iter().flatten() {
+            let len = part.size()[1];
+            let part = match start + len <= covered {
+                true => part.f_add(&positions(start, len)?)?,
+                false => part.shallow_clone(),
+            };
+            parts.push(part.f_expand([images.size()[0], -1, -1], false)?);
+            start += len;
+        }
+        let patches = self.patch_embed.forward(images)?;
+        let patches = hooks.after(Layer::PatchEmbed, images, patches)?;
+        parts.push(patches.f_add(&positions(covered, config.layout().num_patches())?)?);
+        let tokens = Tensor::f_cat(&parts, 1)?;
+        match &self.pre_norm {
+            Some(norm) => hooks.norm(Layer::PreNorm, norm, &tokens),
+            None => Ok(tokens),
+        }
+    }
+
+    /// `[B, T, C] -> [B, C]`. With class-token pooling only the first token is read.
+    fn pool(
+        &self,
+        pooling: Pooling,
+        tokens: &Tensor,
+        layout: &TokenLayout,
+        hooks: &Hooks,
+    ) -> Result<Tensor> {
+        let norm = |x: &Tensor| hooks.norm(Layer::FinalNorm, &self.norm, x);
+        let patches = |x: &Tensor| -> Result<Tensor> {
+            let x = x.f_narrow(1, layout.prefix, layout.num_patches())?;
+            Ok(x.f_mean_dim(1i64, false, x.kind())?)
+        };
+        match pooling {
+            Pooling::ClassToken => norm(&tokens.f_select(1, 0)?),
+            Pooling::Average => patches(&norm(tokens)?),
+            Pooling::AverageThenNorm => norm(&patches(tokens)?),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! ConvNeXt under timm's names and under Facebook's.
+
+use super::{Activation, Family, HEAD, Positions, Rule, copy, skip};
+use crate::backbone::{ConvNeXtConfig, Network};
+
+pub(super) const TIMM: Family = Family {
+    name: "timm ConvNeXt",
+    backbone: ConvNeXtConfig::FAMILY,
+    separator: '.',
+    prefixes: &[""],
+    signatures: &["stages.0.blocks.0.conv_dw.weight"],
+    rules: TIMM_RULES,
+    around: &[],
+    norm_eps: 1e-6,
+    activation: Activation::Gelu,
+    positions: Positions::None,
+};
+
+pub(super) const FACEBOOK: Family = Family {
+    name: "Facebook ConvNeXt",
+    signatures: &["stages.0.0.dwconv.weight"],
+    rules: FACEBOOK_RULES,
+    ..TIMM
+};
+
+#[rustfmt::skip]
+const TIMM_RULES: &[Rule] = &[
+    copy("stem.0.weight", "stem.0.weight"),
+    copy("stem.0.bias",   "stem.0.bias"),
+    copy("stem.1.weight", "stem.1.weight"),
+    copy("stem.1.bias",   "stem.1.bias"),
+    copy("stages.*.downsample.0.weight", "stages.*.downsample.0.weight"),
+    copy("stages.*.downsample.0.bias",   "stages.*.downsample.0.bias"),
+    copy("stages.*.downsample.1.weight", "stages.*.downsample.1.weight"),
+    copy("stages.*.downsample.1.bias",   "stages.*.downsample.1.bias"),
+    copy("stages.*.blocks.*.gamma",          "stages.*.blocks.*.gamma"),
+    copy("stages.*.blocks.*.conv_dw.weight", "stages.*.blocks.*.conv_dw.weight"),
+    copy("stages.*.blocks.*.conv_dw.bias",   "stages.*.blocks.*.conv_dw.bias"),
+    copy("stages.*.blocks.*.norm.weight",    "stages.*.blocks.*.norm.weight"),
+    copy("stages.*.blocks.*.norm.bias",      "stages.*.blocks.*.norm.bias"),
+    copy("stages.*.blocks.*.mlp.fc1.weight", "stages.*.blocks.*.mlp.fc1.weight"),
+    copy("stages.*.blocks.*.mlp.fc1.bias",   "stages.*.blocks.*.mlp.fc1.bias"),
+    copy("stages.*.blocks.*.mlp.fc2.weight", "stages.*.blocks.*.mlp.fc2.weight"),
+    copy("stages.*.blocks.*.mlp.fc2.bias",   "stages.*.blocks.*.mlp.fc2.bias"),
+    copy("head.norm.weight", "head.norm.weight"),
+    copy("head.norm.bias",   "head.norm.bias"),
+    skip("head.fc.**", HEAD),
+];
+
+#[rustfmt::skip]
+const FACEBOOK_RULES: &[Rule] = &[
+    copy("downsample_layers.0.0.weight", "stem.0.weight"),
+    copy("downsample_layers.0.0.bias",   "stem.0.bias"),
+    copy("downsample_layers.0.1.weight", "stem.1.weight"),
+    copy("downsample_layers.0.1.bias",   "stem.1.bias"),
+    copy("downsample_layers.*.0.weight", "stages.*.downsample.0.weight"),
+    copy("downsample_layers.*.0.bias",   "stages.*.downsample.0.bias"),
+    copy("downsample_layers.*.1.weight", "stages.*.downsample.1.weight"),
+    copy("downsample_layers.*.1.bias",   "stages.*.downsample.1.bias"),
+    copy("stages.*.*.gamma",          "stages.*.blocks.*.gamma"),
+    copy("stages.*.*.dwconv.weight",  "stages.*.blocks.*.conv_dw.weight"),
+    copy("stages.*.*.dwconv.bias",    "stages.*.blocks.*.conv_dw.bias"),
+    copy("stages.*.*.norm.weight",    "stages.*.blocks.*.norm.weight"),
+    copy("stages.*.*.norm.bias",      "stages.*.blocks.*.norm.bias"),
+    copy("stages.*.*.pwconv1.weight", "stages.*.blocks.*.mlp.fc1.weight"),
+    copy("stages.*.*.pwconv1.bias",   "stages.*.blocks.*.mlp.fc1.bias"),
+    copy("stages.*.*.pwconv2.weight", "stages.*.blocks.*.mlp.fc2.weight"),
+    copy("stages.*.*.pwconv2.bias",   "stages.*.blocks.*.mlp.fc2.bias"),
+    copy("norm.weight", "head.norm.weight"),
+    copy("norm.bias",   "head.norm.bias"),
+    skip("head.**", HEAD),
+];

@@ -1,0 +1,235 @@
+//! Windows over the patch grid, in which a Swin block attends (Liu et al., arXiv 2103.14030).
+
+use std::cell::OnceCell;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+/// A grid of tokens cut into windows, rolled by `shift` before the cut and padded with zero rows
+/// and columns where windows do not divide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    grid: (i64, i64),
+    size: (i64, i64),
+    shift: (i64, i64),
+}
+
+/// What is added to the scores between tokens that the roll brought together, as in Swin's code.
+const APART: f64 = -100.0;
+
+impl Windows {
+    /// Windows of at most `size`, rolled by half of it if `shifted`. Along a side of the grid
+    /// that one window covers it is as long as that side, and nothing is rolled; timm decides so
+    /// for each side alone.
+    pub(crate) fn new(grid: (i64, i64), size: (i64, i64), shifted: bool) -> Self {
+        let side = |grid: i64, size: i64| match grid <= size {
+            true => (grid, 0),
+            false => (size, if shifted { size / 2 } else { 0 }),
+        };
+        let (rows, cols) = (side(grid.0, size.0), side(grid.1, size.1));
+        Windows { grid, size: (rows.0, cols.0), shift: (rows.1, cols.1) }
+    }
+
+    /// Rows and columns of a window.
+    pub(crate) fn size(&self) -> (i64, i64) {
+        self.size
+    }
+
+    /// Rows and columns of windows.
+    fn count(&self) -> (i64, i64) {
+        let count = |grid: i64, size: i64| (grid + size - 1) / size;
+        (count(self.grid.0, self.size.0), count(self.grid.1, self.size.1))
+    }
+
+    fn padded(&self) -> (i64, i64) {
+        let count = self.count();
+        (count.0 * self.size.0, count.1 * self.size.1)
+    }
+
+    /// `[B, N, C] -> [B * windows, A, C]` for A tokens in a window.
+    pub(crate) fn partition(&self, tokens: &Tensor) -> Result<Tensor> {
+        let (grid, padded) = (self.grid, self.padded());
+        let mut x = tokens.f_unflatten(1, [grid.0, grid.1])?;
+        if self.shift != (0, 0) {
+            x = x.f_roll([-self.shift.0, -self.shift.1], [1, 2])?;
+        }
+        if padded != grid {
+            let pad = [0, 0, 0, padded.1 - grid.1, 0, padded.0 - grid.0];
+            x = x.f_constant_pad_nd(pad)?;
+        }
+        self.cut(&x)
+    }
+
+    /// `[B, rows, cols, C]` of the padded grid to `[B * windows, A, C]`.
+    fn cut(&self, x: &Tensor) -> Result<Tensor> {
+        let ((down, across), (rows, cols)) = (self.count(), self.size);
+        // [B, down, rows, across, cols, C] -> [B, down, across, rows, cols, C]
+        let x = x.f_unflatten(2, [across, cols])?.f_unflatten(1, [down, rows])?;
+        Ok(x.f_permute([0, 1, 3, 2, 4, 5])?.f_flatten(3, 4)?.f_flatten(0, 2)?)
+    }
+
+    /// [`Windows::partition`] taken back, the padding dropped.
+    pub(crate) fn reverse(&self, windows: &Tensor) -> Result<Tensor> {
+        let ((down, across), (rows, cols)) = (self.count(), self.size);
+        // [B, down, across, rows, cols, C] -> [B, down, rows, across, cols, C]
+        let x = windows.f_unflatten(1, [rows, cols])?.f_unflatten(0, [-1, down, across])?;
+        let x = x.f_permute([0, 1, 3, 2, 4, 5])?.f_flatten(3, 4)?.f_flatten(1, 2)?;
+        let mut x = x.f_narrow(1, 0, self.grid.0)?.f_narrow(2, 0, self.grid.1)?;
+        if self.shift != (0, 0) {
+            x = x.f_roll([self.shift.0, self.shift.1], [1, 2])?;
+        }
+        Ok(x.f_flatten(1, 2)?)
+    }
+
+    /// Rows of a table with one for each offset between two tokens of a window.
+    pub(crate) fn table_rows(&self) -> i64 {
+        (2 * self.size.0 - 1) * (2 * self.size.1 - 1)
+    }
+
+    /// `[A * A]`: the row of the table for each pair of tokens.
+    fn pairs(&self) -> Result<Tensor> {
+        let (rows, cols) = self.size;
+        let int = (Kind::Int64, Device::Cpu);
+        let cells = Tensor::f_arange(rows * cols, int)?;
+        // From the second token of a pair to the first, counted from 0: [A, A].
+        let offset = |place: Tensor, side: i64| -> Result<Tensor> {
+            let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
+            Ok(offset.f_add_scalar(side - 1)?)
+        };
+        let down = offset(cells.f_divide_scalar_mode(cols, "floor")?, rows)?;
+        let across = offset(cells.f_remainder(cols)?, cols)?;
+        Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?.f_flatten(0, -1)?)
+    }
+
+    /// `[windows, 1, A, A]`: [`APART`] between tokens that are no neighbours before the roll, else
+    /// zero; `None` where nothing is rolled.
+    fn mask(&self) -> Result<Option<Tensor>> {
+        if self.shift == (0, 0) {
+            return Ok(None);
+        }
+        let (padded, size, shift) = (self.padded(), self.size, self.shift);
+        let rows = regions(padded.0, size.0, shift.0)?.f_mul_scalar(3)?.f_unsqueeze(1)?;
+        let regions = rows.f_add(&regions(padded.1, size.1, shift.1)?.f_unsqueeze(0)?)?;
+        // [windows, A, 1]
+        let regions = self.cut(&regions.f_unsqueeze(0)?.f_unsqueeze(-1)?)?;
+        let apart = regions.f_ne_tensor(&regions.f_transpose(1, 2)?)?;
+        Ok(Some(apart.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul_scalar(APART)?))
+    }
+}
+
+/// `[side]`: which of the parts that a roll by `shift` brings together each place is of.
+fn regions(side: i64, size: i64, shift: i64) -> Result<Tensor> {
+    let places = Tensor::f_arange(side, (Kind::Int64, Device::Cpu))?;
+    if shift == 0 {
+        return Ok(places.f_zeros_like()?);
+    }
+    let behind = |place: i64| places.f_ge(place)?.f_to_kind(Kind::Int64);
+    Ok(behind(side - size)?.f_add(&behind(side - shift)?)?)
+}
+
+/// What a block adds to the scores between the tokens of each of its windows.
+#[derive(Debug)]
+pub(crate) struct WindowBias {
+    pub(crate) windows: Windows,
+    /// `[(2 rows - 1) * (2 cols - 1), heads]`: for each offset between two tokens.
+    pub(crate) table: Tensor,
+    /// The same in every pass: made in the first, and larger than the weights.
+    fixed: OnceCell<(Tensor, Option<Tensor>)>,
+}
+
+impl WindowBias {
+    pub(crate) fn new(windows: Windows, table: Tensor) -> Self {
+        WindowBias { windows, table, fixed: OnceCell::new() }
+    }
+
+    /// `[B * windows, heads, A, A]` for a batch of B, or `[1, heads, A, A]` where it is the same in
+    /// each window.
+    pub(crate) fn for_batch(&self, batch: i64) -> Result<Tensor> {
+        let (pairs, mask) = self.fixed()?;
+        let (rows, cols) = self.windows.size;
+        let area = rows * cols;
+        let bias = self.table.f_index_select(0, pairs)?.f_unflatten(0, [area, area])?;
+        // [A, A, heads] -> [1, heads, A, A]
+        let bias = bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?;
+        match mask {
+            None => Ok(bias.f_contiguous()?),
+            Some(mask) => {
+                let bias = bias.f_add(&mask.f_to_kind(bias.kind())?)?;
+                Ok(bias
+                    .f_unsqueeze(0)?
+                    .f_expand([batch, -1, -1, -1, -1], false)?
+                    .f_flatten(0, 1)?)
+            }
+        }
+    }
+
+    fn fixed(&self) -> Result<&(Tensor, Option<Tensor>)> {
+        if let Some(fixed) = self.fixed.get() {
+            return Ok(fixed);
+        }
+        let device = self.table.device();
+        let mask = self.windows.mask()?.map(|mask| mask.f_to_device(device)).transpose()?;
+        let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
+        Ok(self.fixed.get_or_init(|| fixed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_taken_back_and_keeps_every_token() {
+        for (grid, size, shifted, padded) in [
+            ((4, 6), (2, 3), true, (4, 6)),
+            ((5, 7), (3, 3), true, (6, 9)),
+            ((3, 8), (4, 3), true, (3, 9)),
+            ((2, 2), (7, 7), true, (2, 2)),
+            ((5, 1), (2, 2), false, (6, 1)),
+        ] {
+            let windows = Windows::new(grid, size, shifted);
+            assert_eq!(windows.padded(), padded);
+            let x = Tensor::arange(2 * grid.0 * grid.1 * 3, (Kind::Float, Device::Cpu)) + 1;
+            let x = x.view([2, grid.0 * grid.1, 3]);
+            let cut = windows.partition(&x).unwrap();
+            assert_eq!(windows.reverse(&cut).unwrap(), x);
+            assert_eq!(cut.sum(Kind::Float), x.sum(Kind::Float));
+        }
+    }
+
+    #[test]
+    fn one_window_is_not_rolled_and_has_no_mask() {
+        let windows = Windows::new((3, 3), (7, 3), true);
+        assert_eq!((windows.size, windows.shift), ((3, 3), (0, 0)));
+        assert!(windows.mask().unwrap().is_none());
+        let one_side = Windows::new((3, 8), (4, 4), true);
+        assert_eq!((one_side.size, one_side.shift), ((3, 4), (0, 2)));
+    }
+
+    /// Against a loop over tokens: which were neighbours before the roll.
+    #[test]
+    fn pairs_and_mask_are_those_of_a_loop() {
+        let windows = Windows::new((5, 4), (2, 3), true);
+        let ((rows, cols), (height, width)) = (windows.size, windows.padded());
+        let pairs = Vec::<i64>::try_from(windows.pairs().unwrap()).unwrap();
+        let mask = windows.mask().unwrap().unwrap();
+        let region = |at: i64, side: i64, size: i64, shift: i64| {
+            if at < side - size { 0 } else { 1 + i64::from(at >= side - shift) }
+        };
+        for (a, b) in (0..rows * cols).flat_map(|a| (0..rows * cols).map(move |b| (a, b))) {
+            let (down, across) = (a / cols - b / cols, a % cols - b % cols);
+            let row = (down + rows - 1) * (2 * cols - 1) + across + cols - 1;
+            assert_eq!(pairs[(a * rows * cols + b) as usize], row);
+            for window in 0..(height / rows) * (width / cols) {
+                let place = |t: i64| {
+                    let (down, across) = (window / (width / cols), window % (width / cols));
+                    let (y, x) = (down * rows + t / cols, across * cols + t % cols);
+                    (region(y, height, rows, rows / 2), region(x, width, cols, cols / 2))
+                };
+                let expected = if place(a) == place(b) { 0.0 } else { APART };
+                assert_eq!(mask.double_value(&[window, 0, a, b]), expected);
+            }
+        }
+    }
+}
