@@ -57,7 +57,7 @@ mod train;
 
 pub use backbone::{
     Backbone, BackboneConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    MlpActivation, Pass, Pooling, SwinConfig, ViTConfig,
+    MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
 };
 pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "data")]
@@ -72,7 +72,7 @@ pub use ffi::cuda::cuda_load_error;
 pub use model::{
     AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,
 };
-pub use nn::Branch;
+pub use nn::{Branch, Noise};
 pub use petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
     ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,

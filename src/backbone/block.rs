@@ -23,7 +23,7 @@ pub(super) struct Block {
 
 /// The method's places at the layers.
 #[derive(Clone, Copy)]
-pub(super) struct Hooks<'a> {
+pub struct Hooks<'a> {
     pub(super) method: &'a dyn Seam,
     pub(super) train: bool,
 }

@@ -2,12 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::block::Hooks;
 use super::digest::digest;
 use super::merge::merge;
 use super::weights::{WeightSource, Weights};
-use super::{Backbone, BackboneConfig, Pass};
+use super::{Backbone, BackboneConfig, Pass, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{Init, InitRng};
+use crate::nn::{DropPath, Init, InitRng};
 use crate::seam::{BackboneShape, Layer, NoMethod, Seam};
 
 /// A pretrained backbone whose weights never change: what its config says, over named weights.
@@ -58,14 +59,24 @@ pub trait Network: BackboneConfig + Clone + Send {
     /// order.
     fn layers(&self, weights: &mut Weights) -> Result<Self::Layers>;
 
-    /// Images `[B, 3, H, W]` that the config takes to features `[B, C]`.
-    fn forward(
+    /// Number of blocks.
+    fn num_blocks(&self) -> usize;
+
+    /// Images `[B, 3, H, W]` that the config takes to what enters block 0.
+    fn embed(&self, layers: &Self::Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream>;
+
+    /// A block, and what stands between that and the one before.
+    fn run_block(
         &self,
         layers: &Self::Layers,
-        images: &Tensor,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Tensor>;
+        block: usize,
+        stream: Stream,
+        hooks: &Hooks,
+        drop_path: DropPath,
+    ) -> Result<Stream>;
+
+    /// What leaves the last block to features `[B, C]`.
+    fn pool(&self, layers: &Self::Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
     /// Width of the features.
     fn feature_dim(&self) -> i64;
@@ -173,10 +184,37 @@ impl<C: Network> Frozen<C> {
 }
 
 impl<C: Network> Backbone for Frozen<C> {
-    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
+    fn num_blocks(&self) -> usize {
+        self.config.num_blocks()
+    }
+
+    fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream> {
         self.check_images(images)?;
         let images = images.f_to_kind(self.sample().kind())?;
-        self.config.forward(&self.layers, &images, method, pass)
+        self.config.embed(&self.layers, &images, &Hooks { method, train: pass.train })
+    }
+
+    fn run_block(
+        &self,
+        block: usize,
+        stream: Stream,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Stream> {
+        let count = self.num_blocks();
+        if block >= count {
+            return Err(Error::config("block", format!("below {count}"), block));
+        }
+        if pass.train {
+            pass.noise.enter(block);
+        }
+        let hooks = Hooks { method, train: pass.train };
+        let drop_path = DropPath::linear(pass.drop_path, block, count);
+        self.config.run_block(&self.layers, block, stream, &hooks, drop_path)
+    }
+
+    fn pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
+        self.config.pool(&self.layers, stream, &Hooks { method, train: pass.train })
     }
 
     fn feature_dim(&self) -> i64 {

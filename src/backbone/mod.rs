@@ -20,7 +20,8 @@ pub use vit::{FrozenViT, Pooling, ViTConfig};
 
 use crate::error::{Error, Result};
 pub use crate::nn::MlpActivation;
-use crate::seam::{BackboneShape, Seam};
+use crate::nn::Noise;
+use crate::seam::{BackboneShape, Seam, TokenLayout};
 
 /// How a forward pass is run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +30,17 @@ pub struct Pass {
     pub train: bool,
     /// Drop path rate at the last block, linear over depth from 0.
     pub drop_path: f64,
+    /// Seeds dropout and drop path.
+    pub noise: Noise,
+}
+
+/// What flows from block to block.
+#[derive(Debug)]
+pub struct Stream {
+    /// `[B, P + N, C]`; a map `[B, C, H, W]` in a convolutional network.
+    pub tokens: Tensor,
+    /// How the tokens lie.
+    pub layout: TokenLayout,
 }
 
 /// The shape and the choices of a backbone, without weights.
@@ -48,7 +60,44 @@ pub trait BackboneConfig: Debug {
 /// Its weights are plain tensors outside any `VarStore`; `Clone` shares them.
 pub trait Backbone: Clone + Debug + Send {
     /// Images `[B, 3, H, W]` to features `[B, feature_dim]`, with `method` at its places.
-    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor>;
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images do not fit.
+    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
+        let mut stream = self.embed(images, method, pass)?;
+        for block in 0..self.num_blocks() {
+            stream = self.run_block(block, stream, method, pass)?;
+        }
+        self.pool(stream, method, pass)
+    }
+
+    /// Number of blocks.
+    fn num_blocks(&self) -> usize;
+
+    /// The first part of [`Backbone::forward`]: images to what enters block 0.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images do not fit.
+    fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream>;
+
+    /// One block of it, and what stands between that and the one before. In training it starts
+    /// libtorch's generator anew, from `pass.noise` and the block's number.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    fn run_block(
+        &self,
+        block: usize,
+        stream: Stream,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Stream>;
+
+    /// The last part of it: what leaves the last block to features.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    fn pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor>;
 
     /// Width of the features.
     fn feature_dim(&self) -> i64;
@@ -107,4 +156,15 @@ pub trait Backbone: Clone + Debug + Send {
 /// ratio of two whole widths, which may be rounded, apart.
 fn hidden(dim: i64, ratio: f64) -> i64 {
     (dim as f64 * ratio + 1e-6) as i64
+}
+
+/// The stage of a block and its number within, for stages of these depths; the block is one of
+/// theirs.
+fn locate(depths: &[i64], block: usize) -> (usize, usize) {
+    let (mut stage, mut within) = (0, block);
+    while within >= depths[stage] as usize {
+        within -= depths[stage] as usize;
+        stage += 1;
+    }
+    (stage, within)
 }

@@ -6,6 +6,7 @@ mod head;
 mod low_bit;
 mod peft;
 mod petl_model;
+mod recompute;
 mod trainable_params;
 
 pub use audit::{AuditRow, audit};

@@ -13,7 +13,7 @@ use super::trainable_params::TrainableParams;
 use crate::backbone::{Backbone, FrozenViT, Pass};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
-use crate::nn::{InitRng, Linear};
+use crate::nn::{InitRng, Linear, Noise};
 use crate::petl::{Method, NewVariables, PassValues};
 use crate::seam::{NoMethod, Seam};
 
@@ -108,13 +108,16 @@ impl<B: Backbone> PetlModel<B> {
     /// # Errors
     /// As [`PetlModel::forward`].
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let pass = Pass { train, drop_path: self.config.drop_path };
+        if train {
+            let pass = self.training_pass()?;
+            let features = self.with_adapted(self.backbone.kind(), |backbone, method| {
+                backbone.forward(images, method, pass)
+            });
+            pass.noise.leave();
+            return features;
+        }
+        let pass = Pass::default();
         match &self.merged {
-            Some(_) if train => Err(Error::Input {
-                argument: "train",
-                expected: "false while the method is merged".to_owned(),
-                found: train.to_string(),
-            }),
             Some(merged) => merged.forward(images, &NoMethod, pass),
             None => self.with_adapted(self.backbone.kind(), |backbone, method| {
                 backbone.forward(images, method, pass)
@@ -122,9 +125,28 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
+    /// A pass with dropout and drop path, seeded by libtorch's generator.
+    pub(super) fn training_pass(&self) -> Result<Pass> {
+        match self.merged {
+            Some(_) => Err(Error::Input {
+                argument: "train",
+                expected: "false while the method is merged".to_owned(),
+                found: true.to_string(),
+            }),
+            None => {
+                let (drop_path, noise) = (self.config.drop_path, Noise::from_libtorch()?);
+                Ok(Pass { train: true, drop_path, noise })
+            }
+        }
+    }
+
     /// Calls `f` with the backbone that the method acts on and the method, their trained weights
     /// as a pass in `kind` computes with them. The variables themselves are f32.
-    fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
+    pub(super) fn with_adapted<T>(
+        &self,
+        kind: Kind,
+        f: impl FnOnce(&B, &dyn Seam) -> Result<T>,
+    ) -> Result<T> {
         if kind == Kind::Float && self.low_bit.is_empty() {
             return f(self.unfrozen.as_ref().unwrap_or(&self.backbone), &*self.method);
         }

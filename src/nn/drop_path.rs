@@ -72,7 +72,7 @@ impl Branch {
 
 /// Draws a [`Branch`] from libtorch's CPU generator, which `tch::manual_seed` seeds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct DropPath {
+pub struct DropPath {
     rate: f64,
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use convpass::{
     Backbone, BackboneShape, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, Pass,
-    PetlConfig, PetlModel, Placement, Pooling, Result, Seam, SubLayers, ViTConfig,
+    PetlConfig, PetlModel, Placement, Pooling, Result, Seam, Stream, SubLayers, ViTConfig,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
@@ -284,7 +284,19 @@ fn write(folder: &Path, weights: BTreeMap<String, Tensor>) -> PathBuf {
 struct Widths(Vec<i64>);
 
 impl Backbone for Widths {
-    fn forward(&self, _: &Tensor, _: &dyn Seam, _: Pass) -> Result<Tensor> {
+    fn num_blocks(&self) -> usize {
+        self.0.len()
+    }
+
+    fn embed(&self, _: &Tensor, _: &dyn Seam, _: Pass) -> Result<Stream> {
+        unreachable!("only counted")
+    }
+
+    fn run_block(&self, _: usize, _: Stream, _: &dyn Seam, _: Pass) -> Result<Stream> {
+        unreachable!("only counted")
+    }
+
+    fn pool(&self, _: Stream, _: &dyn Seam, _: Pass) -> Result<Tensor> {
         unreachable!("only counted")
     }
 

@@ -6,12 +6,13 @@ mod presets;
 
 use tch::Tensor;
 
-use super::Pass;
+use super::block::Hooks;
 use super::frozen::{Frozen, ImageSize, Network};
 use super::weights::Weights;
+use super::{Stream, locate};
 use crate::error::Result;
 use crate::nn::{Conv, DropPath, LayerNorm, Mlp, MlpActivation};
-use crate::seam::Seam;
+use crate::seam::TokenLayout;
 
 pub use config::ConvNeXtConfig;
 
@@ -60,27 +61,38 @@ impl Network for ConvNeXtConfig {
         })
     }
 
-    fn forward(
+    fn num_blocks(&self) -> usize {
+        self.depths.iter().sum::<i64>() as usize
+    }
+
+    fn embed(&self, layers: &Layers, images: &Tensor, _: &Hooks) -> Result<Stream> {
+        let tokens = norm_channels(&layers.stem_norm, &layers.stem.forward(images)?)?;
+        Ok(Stream { tokens, layout: NO_TOKENS })
+    }
+
+    fn run_block(
         &self,
         layers: &Layers,
-        images: &Tensor,
-        _method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Tensor> {
-        let mut x = norm_channels(&layers.stem_norm, &layers.stem.forward(images)?)?;
-        let (mut index, depth) = (0, self.depths.iter().sum::<i64>() as usize);
-        for stage in &layers.stages {
-            if let Some((norm, conv)) = &stage.downsample {
-                x = conv.forward(&norm_channels(norm, &x)?)?;
-            }
-            for block in &stage.blocks {
-                let branch = DropPath::linear(pass.drop_path, index, depth).draw(&x, pass.train)?;
-                if !branch.is_empty() {
-                    x = branch.add(&x, &block.forward(&branch.select(&x)?)?)?;
-                }
-                index += 1;
-            }
+        index: usize,
+        stream: Stream,
+        hooks: &Hooks,
+        drop_path: DropPath,
+    ) -> Result<Stream> {
+        let (stage, within) = locate(&self.depths, index);
+        let stage = &layers.stages[stage];
+        let mut x = stream.tokens;
+        if let Some((norm, conv)) = stage.downsample.as_ref().filter(|_| within == 0) {
+            x = conv.forward(&norm_channels(norm, &x)?)?;
         }
+        let branch = drop_path.draw(&x, hooks.train)?;
+        if !branch.is_empty() {
+            x = branch.add(&x, &stage.blocks[within].forward(&branch.select(&x)?)?)?;
+        }
+        Ok(Stream { tokens: x, layout: NO_TOKENS })
+    }
+
+    fn pool(&self, layers: &Layers, stream: Stream, _: &Hooks) -> Result<Tensor> {
+        let x = stream.tokens;
         layers.norm.forward(&x.f_mean_dim([2i64, 3].as_slice(), false, x.kind())?)
     }
 
@@ -96,6 +108,9 @@ impl Network for ConvNeXtConfig {
         format!("convnext eps={:e}", self.norm_eps)
     }
 }
+
+/// A map is no row of tokens.
+const NO_TOKENS: TokenLayout = TokenLayout { prefix: 0, grid: (0, 0) };
 
 /// A layer norm over the channels of `[B, C, H, W]`.
 fn norm_channels(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {

@@ -5,13 +5,13 @@ mod presets;
 
 use tch::Tensor;
 
-use super::Pass;
 use super::block::{Block, BlockShape, Hooks, Run};
 use super::frozen::{Frozen, ImageSize, Network};
 use super::weights::Weights;
+use super::{Stream, locate};
 use crate::error::{Error, Result};
 use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, PatchEmbed, side_by_side};
-use crate::seam::{Layer, Seam, TokenLayout};
+use crate::seam::{Layer, TokenLayout};
 
 pub use config::SwinConfig;
 
@@ -68,32 +68,38 @@ impl Network for SwinConfig {
         })
     }
 
-    fn forward(
+    fn num_blocks(&self) -> usize {
+        self.blocks().count()
+    }
+
+    fn embed(&self, layers: &Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream> {
+        let layout = TokenLayout { prefix: 0, grid: self.grid(0) };
+        Ok(Stream { tokens: layers.embed(images, hooks)?, layout })
+    }
+
+    fn run_block(
         &self,
         layers: &Layers,
-        images: &Tensor,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Tensor> {
-        let hooks = Hooks { method, train: pass.train };
-        let mut tokens = layers.embed(images, &hooks)?;
-        let (mut index, depth) = (0, self.blocks().count());
-        let mut before = self.grid(0);
-        for (stage, layers) in layers.stages.iter().enumerate() {
-            if let Some(merging) = &layers.merging {
-                tokens = merging.forward(stage, &tokens, before, &hooks)?;
+        index: usize,
+        stream: Stream,
+        hooks: &Hooks,
+        drop_path: DropPath,
+    ) -> Result<Stream> {
+        let (stage, within) = locate(&self.depths, index);
+        let Stage { merging, blocks, layout } = &layers.stages[stage];
+        let tokens = match merging {
+            Some(merging) if within == 0 => {
+                merging.forward(stage, &stream.tokens, stream.layout.grid, hooks)?
             }
-            for block in &layers.blocks {
-                let layout = layers.layout;
-                tokens = entering(index, tokens, layout, &hooks)?;
-                let drop_path = DropPath::linear(pass.drop_path, index, depth);
-                let run = Run { index, layout, class_only: false, drop_path, hooks };
-                tokens = block.forward(tokens, &run)?;
-                index += 1;
-            }
-            before = layers.layout.grid;
-        }
-        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &tokens)?;
+            _ => stream.tokens,
+        };
+        let tokens = entering(index, tokens, *layout, hooks)?;
+        let run = Run { index, layout: *layout, class_only: false, drop_path, hooks: *hooks };
+        Ok(Stream { tokens: blocks[within].forward(tokens, &run)?, layout: *layout })
+    }
+
+    fn pool(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
         Ok(tokens.f_mean_dim(1i64, false, tokens.kind())?)
     }
 

@@ -6,13 +6,13 @@ mod shape;
 
 use tch::Tensor;
 
-use super::Pass;
+use super::Stream;
 use super::block::{Block, BlockShape, Hooks, Run};
 use super::frozen::{Frozen, ImageSize, Network};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::nn::{DropPath, LayerNorm, Linear, PatchEmbed};
-use crate::seam::{Layer, Seam, TokenLayout};
+use crate::seam::{Layer, TokenLayout};
 
 pub use config::{Pooling, ViTConfig};
 
@@ -61,25 +61,33 @@ impl Network for ViTConfig {
         Layers::build(self, weights)
     }
 
-    fn forward(
+    fn num_blocks(&self) -> usize {
+        self.depth as usize
+    }
+
+    fn embed(&self, layers: &Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream> {
+        let tokens = layers.embed(self, images, hooks)?;
+        Ok(Stream { tokens, layout: self.layout() })
+    }
+
+    fn run_block(
         &self,
         layers: &Layers,
-        images: &Tensor,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Tensor> {
-        let hooks = Hooks { method, train: pass.train };
-        let mut tokens = layers.embed(self, images, &hooks)?;
-        let (mut layout, depth) = (self.layout(), layers.blocks.len());
-        for (index, block) in layers.blocks.iter().enumerate() {
-            (tokens, layout) = method.entering(index, tokens, layout, pass.train)?;
-            // Nothing after the last block reads more than the class token.
-            let class_only = index + 1 == depth && self.pooling == Pooling::ClassToken;
-            let drop_path = DropPath::linear(pass.drop_path, index, depth);
-            let run = Run { index, layout, class_only, drop_path, hooks };
-            tokens = block.forward(tokens, &run)?;
-        }
-        layers.pool(self.pooling, &tokens, &layout, &hooks)
+        index: usize,
+        stream: Stream,
+        hooks: &Hooks,
+        drop_path: DropPath,
+    ) -> Result<Stream> {
+        let (tokens, layout) =
+            hooks.method.entering(index, stream.tokens, stream.layout, hooks.train)?;
+        // Nothing after the last block reads more than the class token.
+        let class_only = index + 1 == layers.blocks.len() && self.pooling == Pooling::ClassToken;
+        let run = Run { index, layout, class_only, drop_path, hooks: *hooks };
+        Ok(Stream { tokens: layers.blocks[index].forward(tokens, &run)?, layout })
+    }
+
+    fn pool(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        layers.pool(self.pooling, &stream.tokens, &stream.layout, hooks)
     }
 
     fn feature_dim(&self) -> i64 {

@@ -1,0 +1,48 @@
+//! Where the random numbers of a pass come from.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+/// The seed of a pass in training. Each block starts libtorch's generator from a seed of its own,
+/// so that one computed a second time draws the same dropout and drop path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noise {
+    seed: i64,
+    after: i64,
+}
+
+impl Noise {
+    /// The noise of this seed.
+    pub fn from_seed(seed: i64) -> Self {
+        Noise { seed, after: mix(seed, 0) }
+    }
+
+    /// Seeded by libtorch's CPU generator, hence by `tch::manual_seed`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn from_libtorch() -> Result<Self> {
+        let seed = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
+        Ok(Noise::from_seed(seed.f_int64_value(&[0])?))
+    }
+
+    /// Starts the generator for a block.
+    pub(crate) fn enter(self, block: usize) {
+        tch::manual_seed(mix(self.seed, 1 + block as i64));
+    }
+
+    /// Leaves the generator where another pass draws other numbers, whatever was computed twice.
+    pub(crate) fn leave(self) {
+        tch::manual_seed(self.after);
+    }
+}
+
+/// A seed for each of a row of numbers (SplitMix64).
+fn mix(seed: i64, number: i64) -> i64 {
+    let step = (number as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut z = (seed as u64).wrapping_add(step);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as i64
+}
