@@ -39,6 +39,9 @@ struct Args {
     bottleneck_dim: i64,
     #[arg(long, default_value_t = 0.1)]
     drop_path: f64,
+    /// Compute each block again in the backward pass.
+    #[arg(long)]
+    recompute: bool,
     /// Run on the first CUDA device.
     #[arg(long)]
     cuda: bool,
@@ -78,15 +81,16 @@ fn main() -> Result<()> {
     let mut round = || -> Result<()> {
         match args.mode {
             Mode::Train => {
-                let logits = model.forward(&images, true)?;
-                let loss = logits.f_cross_entropy_loss(
-                    &labels,
-                    None::<&Tensor>,
-                    Reduction::Mean,
-                    -100,
-                    0.0,
-                )?;
-                optimizer.backward_step(&loss, 1e-3)?;
+                let loss = |logits: &Tensor| {
+                    let mean = Reduction::Mean;
+                    Ok(logits.f_cross_entropy_loss(&labels, None::<&Tensor>, mean, -100, 0.0)?)
+                };
+                optimizer.zero_grad()?;
+                match args.recompute {
+                    true => drop(model.backward_recomputed(&images, loss)?),
+                    false => loss(&model.forward(&images, true)?)?.f_backward()?,
+                }
+                optimizer.step(1e-3)?;
             }
             Mode::Eval => drop(tch::no_grad(|| model.forward(&images, false))?),
             Mode::PlainEval => drop(tch::no_grad(|| backbone.features(&images))?),

@@ -31,7 +31,7 @@ use convpass::{
     CosineSchedule, EpochReport, Observer, Progress, RunRecord, Selection, StepReport, Stepped,
     TrainConfig, fit, peak_rss_mb,
 };
-use convpass::{ImageDataset, Normalization};
+use convpass::{ImageDataset, Normalization, PrefixCache};
 use tch::{Cuda, Device};
 
 /// Finetunes a frozen ViT on a task in the VTAB-1k layout; without --task, on the bundled tasks.
@@ -99,6 +99,12 @@ struct Args {
     normalization: Option<Normalization>,
     #[arg(long, default_value_t = 42)]
     seed: i64,
+    /// Keep what the blocks in front of the first bypass make of each image: in `memory`, or in a folder.
+    #[arg(long, value_name = "memory|DIR")]
+    keep_prefix: Option<String>,
+    /// Compute each block again in the backward pass: less memory, more time, the same result.
+    #[arg(long)]
+    recompute: bool,
     /// last: train on all 1,000, keep the last epoch; val: train on 800, keep the best epoch on the 200.
     #[arg(long, value_enum, default_value_t = Select::Last)]
     select: Select,
@@ -452,6 +458,11 @@ impl Job<'_> {
             weight_decay: args.weight_decay,
             normalization: args.normalization.or(defaults.normalization).unwrap_or(by_family),
             seed: args.seed,
+            recompute: args.recompute,
+            prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
+                folder: (place != "memory").then(|| PathBuf::from(place)),
+                bf16: false,
+            }),
             selection: match args.select {
                 Select::Last => Selection::LastEpoch,
                 Select::Val => Selection::BestOnValidation,

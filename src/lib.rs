@@ -67,7 +67,7 @@ pub use data::{
 };
 pub use error::{Error, Result};
 #[cfg(feature = "data")]
-pub use eval::{Evaluation, evaluate};
+pub use eval::{Evaluation, PrefixCache, evaluate};
 pub use ffi::cuda::cuda_load_error;
 pub use model::{
     AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,

@@ -4,19 +4,21 @@ use std::ops::ControlFlow;
 
 use tch::Tensor;
 
+use super::prefix_cache::{Prefix, PrefixCache};
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::Result;
 use crate::model::PetlModel;
 
 /// The inputs of a run. Where nothing in front of the head is trained or drawn, each image's
-/// features are computed once and stand for it.
+/// features are computed once and stand for it; in front of a block, its tokens, if they are kept.
 pub(crate) enum Inputs<'a> {
     Images(&'a ImageDataset),
+    Tokens { prefix: Prefix, labels: Tensor },
     Features { features: Tensor, labels: Tensor },
 }
 
-/// One batch after the other: images or features, and labels.
+/// One batch after the other: images, tokens or features, and labels.
 type BatchIter<'a> = Box<dyn Iterator<Item = Result<(Tensor, Tensor)>> + 'a>;
 
 impl<'a> Inputs<'a> {
@@ -26,10 +28,16 @@ impl<'a> Inputs<'a> {
         model: &PetlModel<B>,
         dataset: &'a ImageDataset,
         config: BatchConfig,
+        cache: Option<&PrefixCache>,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         if !model.has_fixed_features() {
-            return Ok(Some(Inputs::Images(dataset)));
+            let Some(cache) = cache.filter(|_| model.frozen_blocks().is_some()) else {
+                return Ok(Some(Inputs::Images(dataset)));
+            };
+            let labels = Tensor::f_from_slice(dataset.labels())?.f_to_device(config.device)?;
+            let prefix = Prefix::new(model, dataset, config, cache, watch)?;
+            return Ok(prefix.map(|prefix| Inputs::Tokens { prefix, labels }));
         }
         let config =
             BatchConfig { partial: PartialBatch::Keep, order: Order::Sequential, ..config };
@@ -53,15 +61,21 @@ impl<'a> Inputs<'a> {
     pub(crate) fn len(&self) -> usize {
         match self {
             Inputs::Images(dataset) => dataset.len(),
-            Inputs::Features { labels, .. } => labels.numel(),
+            Inputs::Tokens { labels, .. } | Inputs::Features { labels, .. } => labels.numel(),
         }
     }
 
     /// One pass, in the order and the batches that `config` says.
     pub(crate) fn batches(&self, config: BatchConfig) -> Result<BatchIter<'_>> {
-        let (features, labels) = match self {
+        type Select<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+        let (labels, select): (_, Select) = match self {
             Inputs::Images(dataset) => return Ok(Box::new(Batches::new(dataset, config)?)),
-            Inputs::Features { features, labels } => (features, labels),
+            Inputs::Tokens { prefix, labels } => {
+                (labels, Box::new(|index| prefix.select(index, labels.device())))
+            }
+            Inputs::Features { features, labels } => {
+                (labels, Box::new(|index| Ok(features.f_index_select(0, index)?)))
+            }
         };
         let indices = config.indices(labels.numel())?;
         let chunks: Vec<Vec<i64>> = indices
@@ -69,8 +83,8 @@ impl<'a> Inputs<'a> {
             .map(|chunk| chunk.iter().map(|&index| index as i64).collect())
             .collect();
         Ok(Box::new(chunks.into_iter().map(move |chunk| {
-            let index = Tensor::f_from_slice(&chunk)?.f_to_device(features.device())?;
-            Ok((features.f_index_select(0, &index)?, labels.f_index_select(0, &index)?))
+            let index = Tensor::f_from_slice(&chunk)?.f_to_device(labels.device())?;
+            Ok((select(&index)?, labels.f_index_select(0, &index)?))
         })))
     }
 
@@ -83,7 +97,30 @@ impl<'a> Inputs<'a> {
     ) -> Result<Tensor> {
         match self {
             Inputs::Images(_) => model.forward(batch, train),
+            Inputs::Tokens { prefix, .. } => model.forward_from(prefix.stream(batch), train),
             Inputs::Features { .. } => model.classify(batch),
         }
+    }
+
+    /// Adds the gradients of a batch's `loss` to the trainables'; logits and loss, detached.
+    #[cfg(feature = "train")]
+    pub(crate) fn backward<B: Backbone>(
+        &self,
+        model: &PetlModel<B>,
+        batch: &Tensor,
+        recompute: bool,
+        loss: &dyn Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        match self {
+            Inputs::Images(_) if recompute => return model.backward_recomputed(batch, loss),
+            Inputs::Tokens { prefix, .. } if recompute => {
+                return model.backward_recomputed_from(prefix.stream(batch), loss);
+            }
+            _ => {}
+        }
+        let logits = self.logits(model, batch, true)?;
+        let loss = loss(&logits)?;
+        loss.f_backward()?;
+        Ok((logits.f_detach()?, loss.f_detach()?))
     }
 }

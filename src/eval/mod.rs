@@ -2,7 +2,9 @@
 
 mod evaluate;
 mod inputs;
+mod prefix_cache;
 
 pub use evaluate::{Evaluation, evaluate};
 pub(crate) use evaluate::{check_classes, cross_entropy, evaluate_inputs};
 pub(crate) use inputs::Inputs;
+pub use prefix_cache::PrefixCache;

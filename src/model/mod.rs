@@ -6,6 +6,7 @@ mod head;
 mod low_bit;
 mod peft;
 mod petl_model;
+mod prefix;
 mod recompute;
 mod trainable_params;
 

@@ -212,7 +212,7 @@ impl<B: Backbone> PetlModel<B> {
     /// Whether an image has the same features in every pass, so that they may be computed once:
     /// nothing in front of the head is trained or drawn at random.
     pub fn has_fixed_features(&self) -> bool {
-        self.config.method == Method::LinearProbe && self.config.drop_path == 0.0
+        self.frozen_blocks() == Some(self.backbone.num_blocks())
     }
 
     /// The backbone as it was given; no method changes it.

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::petl_model::PetlModel;
 use crate::backbone::{Backbone, Pass, Stream};
 use crate::error::Result;
-use crate::seam::Seam;
+use crate::seam::{Seam, TokenLayout};
 
 impl<B: Backbone> PetlModel<B> {
     /// What `loss(&self.forward(images, true)?)?.backward()` does in a part of the memory: only
@@ -24,44 +24,88 @@ impl<B: Backbone> PetlModel<B> {
         images: &Tensor,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
+        self.recompute(Start::Images(images), loss)
+    }
+
+    /// The same for what [`PetlModel::frozen_prefix`] gave of the images.
+    ///
+    /// # Errors
+    /// As [`PetlModel::forward_from`], and what `loss` returns.
+    pub fn backward_recomputed_from(
+        &self,
+        stream: Stream,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        self.recompute(Start::Block(self.frozen_blocks().unwrap_or_default(), stream), loss)
+    }
+
+    fn recompute(
+        &self,
+        start: Start,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
         let (pass, kind) = (self.training_pass()?, self.backbone().kind());
         let result = self.with_adapted(kind, |backbone, method| {
             let parts = Parts { backbone, method, pass };
-            let entered = parts.forward(images)?;
-            let Some((top, below)) = entered.split_last() else {
-                // No block: nothing to compute again.
-                let logits = self.classify(&parts.pool(parts.embed(images)?)?)?;
-                return finish(&logits, loss);
+            let count = backbone.num_blocks();
+            let (images, first, mut stream) = match start {
+                Start::Images(images) => (Some(images), 0, parts.embed(images)?),
+                Start::Block(first, stream) => (None, first, stream),
             };
-            let (block, leaf) = (below.len(), parts.leaf(top));
-            let tokens = leaf.tokens.shallow_clone();
-            let features = parts.pool(parts.run(block, leaf)?)?;
-            let result = finish(&self.classify(&features)?, loss)?;
-            parts.backward(images, below, tokens)?;
-            Ok(result)
+            let mut entered = Vec::with_capacity(count);
+            for block in first..count.saturating_sub(1) {
+                let cut = Cut::new(&stream)?;
+                stream = parts.run(block, cut.leaf()?)?;
+                entered.push(cut);
+            }
+            // The last block goes backward at once.
+            let top = Cut::new(&stream)?.leaf()?;
+            let tokens = top.tokens.shallow_clone();
+            let last = if first < count { parts.run(count - 1, top)? } else { top };
+            let logits = self.classify(&parts.pool(last)?)?;
+            let loss = loss(&logits)?;
+            loss.f_backward()?;
+            let left = parts.backward(first, &entered, tokens)?;
+            if let Some(images) = images.filter(|_| left.requires_grad()) {
+                hand_down(&parts.embed(images)?, &left.f_grad()?)?;
+            }
+            Ok((logits.f_detach()?, loss.f_detach()?))
         });
         pass.noise.leave();
         result
     }
 }
 
-fn finish(
-    logits: &Tensor,
-    loss: impl FnOnce(&Tensor) -> Result<Tensor>,
-) -> Result<(Tensor, Tensor)> {
-    let loss = loss(logits)?;
-    loss.f_backward()?;
-    Ok((logits.f_detach()?, loss.f_detach()?))
+/// Where a pass starts.
+enum Start<'a> {
+    Images(&'a Tensor),
+    /// In front of this block.
+    Block(usize, Stream),
 }
 
-/// What enters a block, without what led to it.
-struct Entered {
-    stream: Stream,
+/// What enters a block, cut off from what led to it.
+struct Cut {
+    tokens: Tensor,
+    layout: TokenLayout,
     /// Whether anything before the block is trained.
     trained: bool,
 }
 
-/// The parts of one pass.
+impl Cut {
+    fn new(stream: &Stream) -> Result<Self> {
+        let trained = stream.tokens.requires_grad();
+        Ok(Cut { tokens: stream.tokens.f_detach()?, layout: stream.layout, trained })
+    }
+
+    /// The start of a graph of its own, which takes a gradient if anything before is trained.
+    fn leaf(&self) -> Result<Stream> {
+        let tokens = self.tokens.f_detach()?.f_set_requires_grad(self.trained)?;
+        Ok(Stream { tokens, layout: self.layout })
+    }
+}
+
+/// The parts of one pass. Gradients are tracked in the first run of a block too, and dropped with
+/// its graph: libtorch picks other kernels where they are off.
 struct Parts<'a, B> {
     backbone: &'a B,
     method: &'a dyn Seam,
@@ -81,44 +125,19 @@ impl<B: Backbone> Parts<'_, B> {
         self.backbone.pool(stream, self.method, self.pass)
     }
 
-    /// What enters each block. Gradients are tracked and dropped again: libtorch picks other
-    /// kernels where they are off.
-    fn forward(&self, images: &Tensor) -> Result<Vec<Entered>> {
-        let mut entered: Vec<Entered> = Vec::with_capacity(self.backbone.num_blocks());
-        for block in 0..self.backbone.num_blocks() {
-            let stream = match entered.last() {
-                None => self.embed(images)?,
-                Some(before) => self.run(block - 1, self.leaf(before))?,
-            };
-            let trained = stream.tokens.requires_grad();
-            let stream = Stream { tokens: stream.tokens.f_detach()?, layout: stream.layout };
-            entered.push(Entered { stream, trained });
-        }
-        Ok(entered)
-    }
-
-    /// The start of a graph of its own, which takes a gradient if anything before is trained.
-    fn leaf(&self, entered: &Entered) -> Stream {
-        let tokens = entered.stream.tokens.detach().set_requires_grad(entered.trained);
-        Stream { tokens, layout: entered.stream.layout }
-    }
-
-    /// Hands the gradient of what left the last of the blocks that were `entered` down through
-    /// them.
-    fn backward(&self, images: &Tensor, entered: &[Entered], mut left: Tensor) -> Result<()> {
-        for (block, entered) in entered.iter().enumerate().rev() {
+    /// Hands the gradient of what left the last of the blocks that were `entered`, from the
+    /// `first` on, down through them; returns the tokens with the gradient of what entered them.
+    fn backward(&self, first: usize, entered: &[Cut], mut left: Tensor) -> Result<Tensor> {
+        for (index, cut) in entered.iter().enumerate().rev() {
             if !left.requires_grad() {
-                return Ok(());
+                break;
             }
-            let leaf = self.leaf(entered);
+            let leaf = cut.leaf()?;
             let tokens = leaf.tokens.shallow_clone();
-            hand_down(&self.run(block, leaf)?, &left.f_grad()?)?;
+            hand_down(&self.run(first + index, leaf)?, &left.f_grad()?)?;
             left = tokens;
         }
-        match left.requires_grad() {
-            true => hand_down(&self.embed(images)?, &left.f_grad()?),
-            false => Ok(()),
-        }
+        Ok(left)
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) use merge::side_by_side;
 pub(crate) use mlp::Mlp;
 pub use mlp::MlpActivation;
 pub use noise::Noise;
+#[cfg(feature = "train")]
+pub(crate) use noise::seed_of;
 pub(crate) use norm::LayerNorm;
 pub(crate) use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::resize_pos_embed;

@@ -15,7 +15,7 @@ pub struct Noise {
 impl Noise {
     /// The noise of this seed.
     pub fn from_seed(seed: i64) -> Self {
-        Noise { seed, after: mix(seed, 0) }
+        Noise { seed, after: seed_of(seed, 0) }
     }
 
     /// Seeded by libtorch's CPU generator, hence by `tch::manual_seed`.
@@ -29,7 +29,7 @@ impl Noise {
 
     /// Starts the generator for a block.
     pub(crate) fn enter(self, block: usize) {
-        tch::manual_seed(mix(self.seed, 1 + block as i64));
+        tch::manual_seed(seed_of(self.seed, 1 + block as u64));
     }
 
     /// Leaves the generator where another pass draws other numbers, whatever was computed twice.
@@ -38,9 +38,9 @@ impl Noise {
     }
 }
 
-/// A seed for each of a row of numbers (SplitMix64).
-fn mix(seed: i64, number: i64) -> i64 {
-    let step = (number as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+/// A seed of its own for each number (SplitMix64).
+pub(crate) fn seed_of(seed: i64, number: u64) -> i64 {
+    let step = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut z = (seed as u64).wrapping_add(step);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

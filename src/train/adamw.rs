@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct AdamW {
     weight_decay: f64,
-    step: i32,
+    steps: i32,
     slots: Vec<Slot>,
 }
 
@@ -45,7 +45,7 @@ impl AdamW {
                 Ok(Slot { mean: zeros()?, square: zeros()?, variable })
             })
             .collect::<Result<_>>()?;
-        Ok(AdamW { weight_decay, step: 0, slots })
+        Ok(AdamW { weight_decay, steps: 0, slots })
     }
 
     /// Clears gradients, runs `loss` backwards and updates every variable that got a gradient.
@@ -53,20 +53,37 @@ impl AdamW {
     /// # Errors
     /// What libtorch says, for instance of a loss that is no scalar.
     pub fn backward_step(&mut self, loss: &Tensor, lr: f64) -> Result<()> {
+        self.zero_grad()?;
+        loss.f_backward()?;
+        self.step(lr)
+    }
+
+    /// Clears gradients.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn zero_grad(&mut self) -> Result<()> {
         for slot in &mut self.slots {
             let mut gradient = slot.variable.f_grad()?;
             if gradient.defined() {
                 let _zeroed = gradient.f_detach_()?.f_zero_()?;
             }
         }
-        loss.f_backward()?;
-        self.step += 1;
+        Ok(())
+    }
+
+    /// Updates every variable that has a gradient.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn step(&mut self, lr: f64) -> Result<()> {
+        self.steps += 1;
         tch::no_grad(|| self.update(lr))
     }
 
     fn update(&mut self, lr: f64) -> Result<()> {
         let (beta1, beta2) = BETAS;
-        let (bias1, bias2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
+        let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
         for Slot { variable, mean, square } in &mut self.slots {
             let gradient = variable.f_grad()?;
             if !gradient.defined() {

@@ -11,8 +11,9 @@ use super::schedule::CosineSchedule;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Inputs, check_classes, cross_entropy, evaluate_inputs};
+use crate::eval::{Evaluation, Inputs, PrefixCache, check_classes, cross_entropy, evaluate_inputs};
 use crate::model::PetlModel;
+use crate::nn::seed_of;
 
 /// Which epoch's weights a run ends with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,13 @@ pub struct TrainConfig {
     pub seed: i64,
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
+    /// Whether each block is computed again in the backward pass
+    /// ([`PetlModel::backward_recomputed`]): less memory, more time, the same gradients.
+    pub recompute: bool,
+    /// Where what the frozen blocks in front make of each image is kept, so that it is computed
+    /// once; `None` to compute it in every step. There are such blocks where a method leaves out
+    /// the first ones ([`PetlModel::frozen_blocks`]).
+    pub prefix: Option<PrefixCache>,
 }
 
 impl Default for TrainConfig {
@@ -57,6 +65,8 @@ impl Default for TrainConfig {
             normalization: Normalization::ImageNet,
             seed: 0,
             selection: Selection::LastEpoch,
+            recompute: false,
+            prefix: None,
         }
     }
 }
@@ -225,11 +235,12 @@ impl<'a, B: Backbone> Run<'a, B> {
     ) -> Result<Option<Self>> {
         let mut inputs = |set, label: &str| {
             let batches = batches(config, Order::Sequential, model.var_store().device());
-            Inputs::new(model, set, batches, &mut |done, images| observer.pass(label, done, images))
+            let mut watch = |done, images| observer.pass(label, done, images);
+            Inputs::new(model, set, batches, config.prefix.as_ref(), &mut watch)
         };
-        let Some(train_inputs) = inputs(train, "features")? else { return Ok(None) };
+        let Some(train_inputs) = inputs(train, "frozen blocks")? else { return Ok(None) };
         let validation = match validation {
-            Some(set) => match inputs(set, "validation features")? {
+            Some(set) => match inputs(set, "frozen blocks, validation")? {
                 Some(inputs) => Some(inputs),
                 None => return Ok(None),
             },
@@ -272,10 +283,11 @@ impl<'a, B: Backbone> Run<'a, B> {
     ) -> Result<ControlFlow<(), EpochReport>> {
         let Run { model, inputs, optimizer, config, .. } = self;
         let mut step = |batch: &Tensor, labels: &Tensor, lr| {
-            let logits = inputs.logits(model, batch, true)?;
-            let loss = cross_entropy(&logits, labels)?;
-            optimizer.backward_step(&loss, lr)?;
-            Ok((logits, loss))
+            optimizer.zero_grad()?;
+            let loss = |logits: &Tensor| cross_entropy(logits, labels);
+            let result = inputs.backward(model, batch, config.recompute, &loss)?;
+            optimizer.step(lr)?;
+            Ok(result)
         };
         epoch(inputs, index, config, model.var_store().device(), &mut step, observer)
     }
@@ -334,7 +346,8 @@ pub(crate) fn epoch(
     for (step, batch) in inputs.batches(batches(config, order, device))?.enumerate() {
         let (batch, labels) = batch?;
         lr = config.schedule.lr(index, step, config.epochs, steps);
-        tch::manual_seed(step_seed(config.seed, (index * steps + step) as u64));
+        // By the step's number, so that a run can be taken up at any step.
+        tch::manual_seed(seed_of(config.seed, (index * steps + step) as u64));
         let (logits, loss) = take(&batch, &labels, lr)?;
         sum.add(&logits, &labels, &loss)?;
         let report = StepReport {
@@ -354,14 +367,4 @@ pub(crate) fn epoch(
     let (loss, accuracy) = (sum.loss(), sum.top1());
     let report = EpochReport { epoch: index, lr, loss, accuracy, val_top1: None, seconds: 0.0 };
     Ok(ControlFlow::Continue(report))
-}
-
-/// A seed of its own for each step (SplitMix64's finalizer), so that a run can be taken up at any
-/// step without the state of libtorch's generator.
-fn step_seed(seed: i64, step: u64) -> i64 {
-    let mut z =
-        (seed as u64).wrapping_add(step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) as i64
 }

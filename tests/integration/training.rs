@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::Command;
 
 use convpass::{
-    ConvBypassConfig, CosineSchedule, Error, Fit, FrozenViT, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, RunRecord, Selection, Silent, StepReport, Stepped,
-    TrainConfig, ViTConfig, evaluate, fit,
+    ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT, ImageDataset,
+    Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection,
+    Silent, StepReport, Stepped, TrainConfig, ViTConfig, evaluate, fit,
 };
 use ndarray::Array4;
 use tch::{Device, Tensor};
@@ -100,6 +101,64 @@ fn a_seed_repeats_a_run_byte_for_byte() {
         std::fs::read(out).unwrap()
     };
     assert!(run("first") == run("second"));
+}
+
+/// Bypasses in the second of two blocks alone, and no dropout: a run draws nothing.
+fn last_block() -> PetlModel {
+    let bypass = ConvBypassConfig { dropout: 0.0, ..Default::default() };
+    let method = ConvBypassVariant { blocks: Some(vec![0, 8]), ..bypass.into() };
+    let model = model(Method::ConvBypassVariant(method));
+    let config = PetlConfig { drop_path: 0.0, ..model.config().clone() };
+    PetlModel::new(model.backbone().clone(), &config).unwrap()
+}
+
+#[test]
+fn frozen_blocks_run_once_where_their_tokens_are_kept() {
+    let (train, folder) = (halves(40), tempfile::tempdir().unwrap());
+    let run = |config: TrainConfig| {
+        let mut model = last_block();
+        assert_eq!(model.frozen_blocks(), Some(1));
+        fit(&mut model, &train, None, &config, &mut Silent).unwrap();
+        weights(&model)
+    };
+    let kept = |folder: Option<&Path>, bf16| {
+        let prefix = PrefixCache { folder: folder.map(Path::to_path_buf), bf16 };
+        TrainConfig { prefix: Some(prefix), ..config(3) }
+    };
+    let whole = run(config(3));
+    let gap = |found: &BTreeMap<String, Tensor>| {
+        let gaps = whole.iter().map(|(name, w)| (w - &found[name]).abs().max().double_value(&[]));
+        gaps.fold(0.0, f64::max)
+    };
+    let files = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap());
+        files
+            .map(|f| (f.file_name(), f.metadata().unwrap().modified().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let in_memory = run(kept(None, false));
+    assert!(gap(&in_memory) < 1e-4, "{}", gap(&in_memory));
+    let rounded = gap(&run(kept(None, true)));
+    assert!(rounded > 0.0 && rounded < 0.1, "{rounded}");
+    assert_eq!(run(TrainConfig { recompute: true, ..kept(None, false) }), in_memory);
+
+    assert_eq!(run(kept(Some(folder.path()), false)), in_memory);
+    let first = files();
+    assert_eq!(first.len(), 1);
+    assert_eq!(run(kept(Some(folder.path()), false)), in_memory);
+    assert_eq!(files(), first, "found again");
+    // Another normalization and other pixels are other files; a cut one is made anew.
+    let unit = Normalization::Unit;
+    run(TrainConfig { normalization: unit, ..kept(Some(folder.path()), false) });
+    assert_eq!(files().len(), 2);
+    fit(&mut last_block(), &halves(41), None, &kept(Some(folder.path()), false), &mut Silent)
+        .unwrap();
+    assert_eq!(files().len(), 3);
+    std::fs::write(folder.path().join(&first[0].0), [0; 10]).unwrap();
+    assert_eq!(run(kept(Some(folder.path()), false)), in_memory);
+    let nowhere = kept(Some(&folder.path().join(&first[0].0)), false);
+    let error = fit(&mut last_block(), &train, None, &nowhere, &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
 #[test]

@@ -1,0 +1,65 @@
+//! The part of a pass that is the same for an image every time.
+
+use tch::Tensor;
+
+use super::petl_model::PetlModel;
+use crate::backbone::{Backbone, Pass, Stream};
+use crate::error::{Error, Result};
+use crate::seam::NoMethod;
+
+impl<B: Backbone> PetlModel<B> {
+    /// Number of blocks, the embedding before them included, that an image's tokens leave the same
+    /// in every pass, so that they may be computed once: nothing in them is trained or drawn at
+    /// random. `None` if not even the embedding is such.
+    ///
+    /// Drop path is drawn from the second block on, unless its rate is zero.
+    pub fn frozen_blocks(&self) -> Option<usize> {
+        let count = self.backbone().num_blocks();
+        let steady = if self.config().drop_path == 0.0 { count } else { count.min(1) };
+        let variables = self.var_store().variables().into_keys();
+        variables.filter(|name| !name.starts_with("head.")).try_fold(steady, |first, name| {
+            // Weights outside of the blocks act from the start on, or may.
+            let block = name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()?;
+            Some(first.min(block))
+        })
+    }
+
+    /// What leaves those blocks of images `[B, 3, H, W]`, in the backbone's kind.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images do not fit the backbone; [`Error::Config`] if there is
+    /// nothing frozen ([`PetlModel::frozen_blocks`]).
+    pub fn frozen_prefix(&self, images: &Tensor) -> Result<Stream> {
+        let Some(count) = self.frozen_blocks() else {
+            let found = self.config().method.name();
+            return Err(Error::config("method", "one that leaves the embedding as it is", found));
+        };
+        tch::no_grad(|| {
+            let (backbone, pass) = (self.backbone(), Pass::default());
+            let start = backbone.embed(images, &NoMethod, pass)?;
+            (0..count)
+                .try_fold(start, |stream, block| backbone.run_block(block, stream, &NoMethod, pass))
+        })
+    }
+
+    /// [`PetlModel::forward`] from what [`PetlModel::frozen_prefix`] gave on, for the same logits
+    /// and the same draws.
+    ///
+    /// # Errors
+    /// What libtorch says of a stream of another backbone.
+    pub fn forward_from(&self, stream: Stream, train: bool) -> Result<Tensor> {
+        let first = self.frozen_blocks().unwrap_or_default();
+        let pass = if train { self.training_pass()? } else { Pass::default() };
+        let features = self.with_adapted(self.backbone().kind(), |backbone, method| {
+            let blocks = first..backbone.num_blocks();
+            let stream = blocks.into_iter().try_fold(stream, |stream, block| {
+                backbone.run_block(block, stream, method, pass)
+            })?;
+            backbone.pool(stream, method, pass)
+        });
+        if train {
+            pass.noise.leave();
+        }
+        self.classify(&features?)
+    }
+}
