@@ -32,6 +32,7 @@
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
+//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -48,6 +49,8 @@ mod files;
 mod model;
 mod nn;
 mod petl;
+#[cfg(feature = "report")]
+mod report;
 mod seam;
 #[cfg(feature = "train")]
 mod train;
@@ -70,6 +73,8 @@ pub use petl::{
     ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
     LoraConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
+#[cfg(feature = "report")]
+pub use report::{AccuracyChart, AccuracyPoint, ComparedRun, Comparison};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Seam, Site, SubLayer,
     TokenLayout,
