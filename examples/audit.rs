@@ -1,22 +1,31 @@
 //! Prints what each method trains beside a preset backbone, without allocating either.
 //!
 //! ```text
-//! $ cargo run --release --example audit
+//! $ cargo run --release --example audit -- --built
 //! vit_base_patch16_224: 85,798,656 weights
-//! method                          trained   % of backbone    file, f32
-//! linear_probe                          0            0.00         0 kB
+//! method                               trained         built  % of backbone         file
+//! linear_probe                               0             0           0.00         0 kB
 //! ...
 //! ```
 //!
-//! `--preset NAME` takes another backbone, `--preset all` every one, `--json` prints JSON for programs.
+//! `--preset NAME` takes another backbone, `--preset all` every one; `--format json|csv` prints for programs. With
+//! `--built` each model is built too, beside a backbone whose weights take no memory, and its variables are counted
+//! beside the closed form: the exit code is 1 if the two differ anywhere. A method that a backbone refuses shows as
+//! `-`, with the reason in JSON and CSV.
 
-use anyhow::Result;
-use clap::Parser;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
 use convpass::{
-    AdaptFormerConfig, AdapterConfig, AuditRow, ConvBypassConfig, FactConfig, LoraConfig, Method,
-    RepAdapterConfig, SsfConfig, SubLayers, ViTConfig, VptConfig, audit,
+    AdaptFormerConfig, AdapterConfig, AuditRow, Backbone, BackboneConfig, ConvBypassConfig,
+    ConvBypassVariant, ConvNeXtConfig, FactConfig, FactForm, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    LoraConfig, LowBitConfig, Method, PetlConfig, PetlModel, Placement, RepAdapterConfig,
+    SsfConfig, SubLayers, SwinConfig, ViTConfig, VptConfig, audit,
 };
-use serde_json::json;
+use serde::Serialize;
+use serde_json::Value;
 
 /// Parameter table of a backbone: what each method trains; heads are not counted.
 #[derive(Parser)]
@@ -25,90 +34,256 @@ struct Args {
     /// A preset's name, or `all`.
     #[arg(long, default_value = "vit_base_patch16_224")]
     preset: String,
-    /// Bottleneck dims h to list.
+    /// Bottleneck dims h of Convpass to list.
     #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64")]
     bottleneck_dims: Vec<i64>,
-    /// Print JSON.
+    /// Build each model too, and count its variables.
     #[arg(long)]
+    built: bool,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format")]
     json: bool,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let presets: Vec<&str> = match args.preset.as_str() {
-        "all" => ViTConfig::presets().collect(),
-        name => vec![name],
-    };
-    let mut tables = Vec::new();
-    for name in presets {
-        let vit = ViTConfig::preset(name)?;
-        let rows = methods(&args.bottleneck_dims)
-            .into_iter()
-            .map(|(label, method)| Ok((label, audit(&vit, &method)?)))
-            .collect::<Result<Vec<_>>>()?;
-        tables.push((name, vit, rows));
-    }
-    if args.json {
-        let json: Vec<_> = tables
-            .iter()
-            .map(|(name, vit, rows)| {
-                let rows: Vec<_> = rows.iter().map(|(_, row)| row).collect();
-                json!({ "preset": name, "config": vit, "backbone": vit.num_params(), "methods": rows })
-            })
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&json)?);
-    } else {
-        for (index, (name, vit, rows)) in tables.iter().enumerate() {
-            if index > 0 {
-                println!();
-            }
-            print_table(name, vit, rows);
-        }
-    }
-    Ok(())
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Csv,
 }
 
-/// The rows of the paper's comparison at r = h = 8, then Convpass over bottlenecks.
+/// The rows of one backbone.
+#[derive(Serialize)]
+struct Table {
+    preset: String,
+    config: Value,
+    /// Weights of the backbone.
+    backbone: i64,
+    methods: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    label: String,
+    /// In closed form; without it the backbone refuses the method.
+    #[serde(flatten)]
+    audit: Option<AuditRow>,
+    /// Weights of the variables of the built model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    built: Option<i64>,
+    /// Why the backbone refuses the method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+impl Row {
+    fn params(&self) -> Option<i64> {
+        self.audit.as_ref().map(|row| row.params)
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    // Many small variables are made and nothing is computed: threads would only wait for each other.
+    tch::set_num_threads(1);
+    let methods = methods(&args.bottleneck_dims);
+    methods.iter().try_for_each(|(_, method)| method.validate())?;
+    let names: Vec<&str> = match args.preset.as_str() {
+        "all" => presets().collect(),
+        name => vec![name],
+    };
+    let tables = names.into_iter().map(|name| table(name, &methods, args.built));
+    let tables = tables.collect::<Result<Vec<_>>>()?;
+    let format = if args.json { Format::Json } else { args.format };
+    let mut out = io::stdout().lock();
+    match format {
+        Format::Text => print_text(&mut out, &tables, args.built)?,
+        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(&tables)?)?,
+        Format::Csv => print_csv(&mut out, &tables)?,
+    }
+    Ok(match args.built && tables.iter().any(differs) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// The rows of the paper's comparison at r = h = 8 and of its ablations, then Convpass over bottlenecks.
+#[rustfmt::skip]
 fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
-    let both = SubLayers::Both;
-    let houlsby = AdapterConfig { sub_layers: both, ..Default::default() };
+    use SubLayers::{Attention, Both, Mlp};
+    let bypass = ConvBypassConfig::default();
+    let beside = |sub_layers| ConvBypassConfig { sub_layers, ..bypass.clone() };
+    let sequential = |sub_layers| ConvBypassConfig { placement: Placement::Sequential, ..beside(sub_layers) };
+    // The side of the kernel beside the attention and beside the MLP.
+    let kernels = |attention, mlp| ConvBypassVariant {
+        mlp_kernel_size: Some(mlp),
+        ..ConvBypassConfig { kernel_size: attention, ..bypass.clone() }.into()
+    };
+    let low_bit = |bits| Method::LowBit(LowBitConfig {
+        bits, method: Box::new(Method::ConvBypass(bypass.clone()))
+    });
+    let adapter = AdapterConfig::default();
+    let former = AdaptFormerConfig::default();
     let named = [
         ("linear_probe", Method::LinearProbe),
         ("full", Method::Full),
         ("bit_fit", Method::BitFit),
         ("layer_norm", Method::LayerNorm),
+        ("vpt shallow, 5 prompts", Method::Vpt(VptConfig { deep: false, ..Default::default() })),
         ("vpt deep, 5 prompts", Method::Vpt(VptConfig::default())),
-        ("adapter (Pfeiffer) h=8", Method::Adapter(AdapterConfig::default())),
-        ("adapter (Houlsby) h=8", Method::Adapter(houlsby)),
-        ("adapt_former h=8", Method::AdaptFormer(AdaptFormerConfig::default())),
+        ("adapter (Pfeiffer) h=8", Method::Adapter(adapter.clone())),
+        ("adapter (Houlsby) h=8", Method::Adapter(AdapterConfig { sub_layers: Both, ..adapter.clone() })),
+        ("adapter+ h=8", Method::Adapter(AdapterConfig { channel_scale: true, ..adapter })),
+        ("adapt_former h=8", Method::AdaptFormer(former.clone())),
+        ("adapt_former h=8, channel s", Method::AdaptFormer(AdaptFormerConfig { channel_scale: true, ..former })),
         ("lora q, v r=8", Method::Lora(LoraConfig::default())),
         ("ssf", Method::Ssf(SsfConfig::default())),
         ("rep_adapter h=8", Method::RepAdapter(RepAdapterConfig::default())),
-        ("fact", Method::Fact(FactConfig::default())),
+        ("fact tt r=16", Method::Fact(FactConfig::default())),
+        ("fact tk r=16", Method::Fact(FactConfig { form: FactForm::Tucker, ..Default::default() })),
+        ("conv_bypass h=8, MLP", Method::ConvBypass(beside(Mlp))),
+        ("conv_bypass h=8, after attn", Method::ConvBypass(sequential(Attention))),
+        ("conv_bypass h=8, after MLP", Method::ConvBypass(sequential(Mlp))),
+        ("conv_bypass h=8, 1x1", Method::ConvBypassVariant(kernels(1, 1))),
+        ("conv_bypass h=8, 1x1 at attn", Method::ConvBypassVariant(kernels(1, 3))),
+        ("conv_bypass h=8, 1x1 at MLP", Method::ConvBypassVariant(kernels(3, 1))),
+        ("conv_bypass h=8, channel s", Method::ConvBypassVariant(ConvBypassVariant {
+            channel_scale: true, ..bypass.clone().into()
+        })),
+        ("conv_bypass h=8, 1 bit", low_bit(1)),
+        ("conv_bypass h=8, 2 bits", low_bit(2)),
+        ("conv_bypass h=8, 4 bits", low_bit(4)),
+        ("conv_bypass h=8, 8 bits", low_bit(8)),
     ];
-    let mut methods: Vec<_> =
-        named.into_iter().map(|(label, method)| (label.to_owned(), method)).collect();
+    let mut methods = named.map(|(label, method)| (label.to_owned(), method)).to_vec();
     for &bottleneck_dim in bottleneck_dims {
-        for (place, sub_layers) in [("", both), (" attention", SubLayers::Attention)] {
-            let config = ConvBypassConfig { bottleneck_dim, sub_layers, ..Default::default() };
-            let label = format!("conv_bypass h={bottleneck_dim}{place}");
-            methods.push((label, Method::ConvBypass(config)));
+        for (place, sub_layers) in [("", Both), (", attention", Attention)] {
+            let config = ConvBypassConfig { bottleneck_dim, ..beside(sub_layers) };
+            methods.push((format!("conv_bypass h={bottleneck_dim}{place}"), Method::ConvBypass(config)));
         }
     }
     methods
 }
 
-fn print_table(name: &str, vit: &ViTConfig, rows: &[(String, AuditRow)]) {
-    println!("{name}: {} weights", grouped(vit.num_params()));
-    println!("{:<28}{:>14}{:>16}{:>13}", "method", "trained", "% of backbone", "file, f32");
-    for (label, row) in rows {
-        println!(
-            "{label:<28}{:>14}{:>16.2}{:>10} kB",
-            grouped(row.params),
-            row.percent,
-            grouped((row.bytes + 500) / 1000)
-        );
+/// The presets of every family.
+fn presets() -> impl Iterator<Item = &'static str> {
+    ViTConfig::presets().chain(SwinConfig::presets()).chain(ConvNeXtConfig::presets())
+}
+
+/// Every method beside the preset of that name.
+fn table(name: &str, methods: &[(String, Method)], built: bool) -> Result<Table> {
+    if let Ok(config) = SwinConfig::preset(name) {
+        return rows(name, &config, FrozenSwin::blank(&config)?, methods, built);
     }
+    if let Ok(config) = ConvNeXtConfig::preset(name) {
+        return rows(name, &config, FrozenConvNeXt::blank(&config)?, methods, built);
+    }
+    match ViTConfig::preset(name) {
+        Ok(config) => rows(name, &config, FrozenViT::blank(&config)?, methods, built),
+        Err(_) => bail!("no preset {name}; there are {}", presets().collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Every method beside one backbone.
+fn rows<B: Backbone>(
+    name: &str,
+    config: &(impl BackboneConfig + Serialize),
+    backbone: B,
+    methods: &[(String, Method)],
+    built: bool,
+) -> Result<Table> {
+    let row = |(label, method): &(String, Method)| -> Result<Row> {
+        let (label, closed_form) = (label.clone(), audit(config, method));
+        let counted = built.then(|| count(&backbone, method));
+        Ok(match closed_form {
+            Ok(row) => Row { label, audit: Some(row), built: counted.transpose()?, refused: None },
+            Err(error) => {
+                let (built, refused) = (counted.and_then(Result::ok), Some(error.to_string()));
+                Row { label, audit: None, built, refused }
+            }
+        })
+    };
+    let methods = methods.iter().map(row).collect::<Result<_>>()?;
+    Ok(Table {
+        preset: name.to_owned(),
+        config: serde_json::to_value(config)?,
+        backbone: config.shape().num_params,
+        methods,
+    })
+}
+
+/// Weights that are copied for counting: half a gigabyte.
+const COPIED: i64 = 1 << 27;
+
+/// Weights of the variables that `method` makes beside `backbone`. Full finetuning makes one of every weight, so
+/// that those of a large backbone are counted where they are.
+fn count<B: Backbone>(backbone: &B, method: &Method) -> Result<i64> {
+    let read = backbone.named_weights().iter().filter(|(name, _)| backbone.is_read(name));
+    let weights = i64::try_from(read.map(|(_, weight)| weight.numel()).sum::<usize>())?;
+    if *method == Method::Full && weights > COPIED {
+        return Ok(weights);
+    }
+    let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method.clone(), 1))?;
+    Ok(i64::try_from(model.trainable_params().method)?)
+}
+
+/// Whether a closed form and a built model disagree, on the number or on whether the method can be.
+fn differs(table: &Table) -> bool {
+    table.methods.iter().any(|row| row.built != row.params())
+}
+
+fn print_text(out: &mut impl Write, tables: &[Table], built: bool) -> Result<()> {
+    for (index, table) in tables.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        let column = |text: &str| if built { format!("{text:>14}") } else { String::new() };
+        writeln!(out, "{}: {} weights", table.preset, grouped(table.backbone))?;
+        let (label, built) = ("method", column("built"));
+        writeln!(out, "{label:<30}{:>14}{built}{:>15}{:>13}", "trained", "% of backbone", "file")?;
+        for row in &table.methods {
+            let built = column(&row.built.map_or("-".to_owned(), grouped));
+            let [params, percent, size] = match &row.audit {
+                Some(audit) => [
+                    grouped(audit.params),
+                    format!("{:.2}", audit.percent),
+                    format!("{} kB", grouped((audit.bytes + 500) / 1000)),
+                ],
+                None => ["-", "-", "-"].map(str::to_owned),
+            };
+            let mark =
+                if row.built.is_some_and(|_| row.built != row.params()) { "  DIFFERS" } else { "" };
+            writeln!(out, "{:<30}{params:>14}{built}{percent:>15}{size:>13}{mark}", row.label)?;
+        }
+    }
+    Ok(())
+}
+
+/// One line for each method of each preset; what a line lacks is empty.
+fn print_csv(out: &mut impl Write, tables: &[Table]) -> Result<()> {
+    let mut csv = csv::Writer::from_writer(out);
+    csv.write_record([
+        "preset", "backbone", "method", "params", "built", "percent", "bytes", "refused",
+    ])?;
+    for table in tables {
+        for row in &table.methods {
+            let of_audit =
+                |f: &dyn Fn(&AuditRow) -> String| row.audit.as_ref().map(f).unwrap_or_default();
+            csv.write_record([
+                table.preset.clone(),
+                table.backbone.to_string(),
+                row.label.clone(),
+                of_audit(&|audit| audit.params.to_string()),
+                row.built.map(|built| built.to_string()).unwrap_or_default(),
+                of_audit(&|audit| audit.percent.to_string()),
+                of_audit(&|audit| audit.bytes.to_string()),
+                row.refused.clone().unwrap_or_default(),
+            ])?;
+        }
+    }
+    Ok(csv.flush()?)
 }
 
 fn grouped(number: i64) -> String {

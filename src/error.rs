@@ -83,6 +83,10 @@ pub enum Error {
     /// An image cannot be decoded; `list` and `line` say who asked for it, where a list did.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },
+
+    /// The drawing library gave up on a chart whose points are all fine.
+    #[error("chart: {reason}")]
+    Chart { reason: String },
 }
 
 impl Error {

@@ -33,6 +33,7 @@
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
+//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -49,6 +50,8 @@ mod files;
 mod model;
 mod nn;
 mod petl;
+#[cfg(feature = "report")]
+mod report;
 mod seam;
 #[cfg(feature = "train")]
 mod search;
@@ -78,6 +81,8 @@ pub use petl::{
     ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
     LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
+#[cfg(feature = "report")]
+pub use report::{AccuracyChart, AccuracyPoint, ComparedRun, Comparison};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Place, Seam, Site, SubLayer,
     TokenLayout,

@@ -122,6 +122,17 @@ impl<C: Network> Frozen<C> {
         })
     }
 
+    /// A backbone on the CPU whose weights are all zero and take no memory: each is one number seen
+    /// at every place. It serves for counting what a method would train beside a backbone of any
+    /// size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `config` is no model.
+    pub fn blank(config: &C) -> Result<Self> {
+        let zero = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
+        Self::from_source(config, &mut |_, shape| Ok(zero.f_expand(shape, false)?))
+    }
+
     /// Builds the layers from whatever `source` gives for each weight, under timm's names.
     pub(crate) fn from_source(config: &C, source: &mut WeightSource) -> Result<Self> {
         config.validate()?;

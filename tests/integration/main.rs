@@ -1,6 +1,7 @@
 //! The one integration binary: each further one would link libtorch again.
 
 mod adapted;
+mod audit;
 mod build_script;
 mod bypass;
 mod contract;
