@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -77,13 +77,19 @@ impl Normalization {
         let channel = |values: [f32; 3]| {
             Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to_device(images.device())
         };
-        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines,
-        // and so their rounding. The permute is made contiguous while a pixel is still one byte.
-        let mut x = images.f_permute([0, 3, 1, 2])?.f_contiguous()?.f_to_kind(Kind::Float)?;
-        x = x.f_divide_scalar_(255.0)?;
-        if self != Self::Unit {
-            x = x.f_sub_(&channel(self.mean())?)?;
-            x = x.f_div_(&channel(self.std())?)?;
+        let [mean, std] = [channel(self.mean())?, channel(self.std())?];
+        let planes = images.f_permute([0, 3, 1, 2])?;
+        let x = Tensor::f_empty(planes.size(), (Kind::Float, images.device()))?;
+        // On a CPU image by image, which stays in the cache from one pass to the next.
+        let piece = if images.device() == Device::Cpu { 1 } else { size[0].max(1) };
+        for (mut x, planes) in x.f_split(piece, 0)?.into_iter().zip(planes.f_split(piece, 0)?) {
+            // Divided by 255 first, then shifted, then scaled: the order of the published
+            // pipelines, and so their rounding.
+            x.f_copy_(&planes)?;
+            let mut x = x.f_divide_scalar_(255.0)?;
+            if self != Self::Unit {
+                let _ = x.f_sub_(&mean)?.f_div_(&std)?;
+            }
         }
         Ok(x)
     }
