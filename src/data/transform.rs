@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -79,17 +79,15 @@ impl Normalization {
         };
         let [mean, std] = [channel(self.mean())?, channel(self.std())?];
         let planes = images.f_permute([0, 3, 1, 2])?;
-        let x = Tensor::f_empty(planes.size(), (Kind::Float, images.device()))?;
-        // On a CPU image by image, which stays in the cache from one pass to the next.
-        let piece = if images.device() == Device::Cpu { 1 } else { size[0].max(1) };
-        for (mut x, planes) in x.f_split(piece, 0)?.into_iter().zip(planes.f_split(piece, 0)?) {
-            // Divided by 255 first, then shifted, then scaled: the order of the published
-            // pipelines, and so their rounding.
-            x.f_copy_(&planes)?;
-            let mut x = x.f_divide_scalar_(255.0)?;
-            if self != Self::Unit {
-                let _ = x.f_sub_(&mean)?.f_div_(&std)?;
-            }
+        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines,
+        // and so their rounding. The whole batch at a time: on a machine that has other work, each
+        // call may wait for a thread.
+        let mut x = Tensor::f_empty(planes.size(), (Kind::Float, images.device()))?;
+        x.f_copy_(&planes)?;
+        x = x.f_divide_scalar_(255.0)?;
+        if self != Self::Unit {
+            x = x.f_sub_(&mean)?;
+            x = x.f_div_(&std)?;
         }
         Ok(x)
     }
