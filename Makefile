@@ -12,7 +12,7 @@ SET := $(if $(CUDA),$(FULL_SET),$(CPU_SET))
 PROFILE := --release
 FEATURES := $(if $(CUDA),--features cuda)
 
-.PHONY: demo test libtorch lint doc bench clean
+.PHONY: demo test libtorch lint doc bench bench-peer peer clean
 
 demo: libtorch
 	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
@@ -30,7 +30,35 @@ doc: libtorch
 bench: libtorch
 	cargo bench $(FEATURES)
 
-# Leaves .libtorch, which takes a download to get back.
+# This crate and PyTorch in turn; the figures go to benches/peer/RESULTS.md. ROUNDS=5 and CASES=train-8,eval-8 choose;
+# PEER_PYTHON is a Python that has benches/peer/requirements.txt, where one is there already.
+ROUNDS ?= 3
+CASES ?=
+BIN = $(or $(CARGO_TARGET_DIR),target)/release/examples
+LIBTORCH_DIR = $(or $(LIBTORCH),.libtorch/torch)
+LIBTORCH_VERSION = $(shell $(if $(LIBTORCH_USE_PYTORCH),python3 -c 'import torch; print(torch.__version__)',\
+    cat $(LIBTORCH_DIR)/build-version 2>/dev/null || sed -n "s/^__version__ = '\(.*\)'/\1/p" $(LIBTORCH_DIR)/version.py))
+
+bench-peer: libtorch peer
+	cargo build $(PROFILE) --example throughput --example parts
+	$(PYTHON) benches/peer/run.py --peer $(PEER_PYTHON) --bin $(BIN) --inputs .peer/inputs \
+	    --libtorch "$(LIBTORCH_VERSION)" --rounds $(ROUNDS) --cases "$(CASES)"
+
+ifneq ($(PEER_PYTHON),)
+peer:
+	@echo "peer: yours ($(PEER_PYTHON))"
+else
+PEER_PYTHON = .peer/bin/python
+peer: .peer/have
+endif
+
+.peer/have: benches/peer/requirements.txt
+	@echo "peer: installing PyTorch, torchvision and timm into .peer (3 GB on Linux; once)"
+	$(PYTHON) -m venv .peer
+	.peer/bin/python -m pip install --disable-pip-version-check --requirement benches/peer/requirements.txt
+	touch $@
+
+# Leaves .libtorch and .peer, which take a download to get back.
 clean:
 	cargo clean
 	rm -rf .libtorch.new

@@ -6,14 +6,14 @@ use convpass::{
     ConvBypass, ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, Pooling, TokenLayout,
     ViTConfig,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 const BATCHES: [i64; 2] = [1, 16];
 
 /// Forward, and forward with backward, of one bypass: `[B, 197, 768]`, h = 8.
-fn bypass(criterion: &mut Criterion) {
+pub fn bypass(criterion: &mut Criterion) {
     let layout = TokenLayout { prefix: 1, grid: (14, 14) };
     let vs = VarStore::new(Device::Cpu);
     let bypass = ConvBypass::new(&vs.root(), 768, &ConvBypassConfig::default()).unwrap();
@@ -38,7 +38,7 @@ fn bypass(criterion: &mut Criterion) {
 
 /// A ViT-B/16 of one block, evaluated with and without its two bypasses. It pools by averaging, so
 /// that the block runs on every token.
-fn block(criterion: &mut Criterion) {
+pub fn block(criterion: &mut Criterion) {
     let vit = ViTConfig { depth: 1, pooling: Pooling::Average, ..ViTConfig::default() };
     let backbone = FrozenViT::random(&vit, 0, Device::Cpu).unwrap();
     let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 100);
@@ -56,10 +56,3 @@ fn block(criterion: &mut Criterion) {
     }
     group.finish();
 }
-
-criterion_group! {
-    name = benches;
-    config = Criterion::default().sample_size(20);
-    targets = bypass, block
-}
-criterion_main!(benches);

@@ -9,6 +9,7 @@ use flate2::read::DeflateDecoder;
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
+use crate::ffi::to_f32;
 
 /// The type of a tensor's elements as the file states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,15 +201,11 @@ impl Entry {
 
     /// `bytes` holds exactly the elements from the first to the last one.
     fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<Tensor, tch::TchError> {
-        let tensor = match &self.strides {
-            None => Tensor::f_from_data_size(bytes, &self.shape, kind)?,
-            Some(strides) => {
-                let span = bytes.len() / kind.elt_size_in_bytes();
-                let flat = Tensor::f_from_data_size(bytes, &[span as i64], kind)?;
-                flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous()?
-            }
-        };
-        tensor.f_to_kind(Kind::Float)
+        let flat = to_f32(bytes, kind)?;
+        match &self.strides {
+            None => flat.f_view(&self.shape[..]),
+            Some(strides) => flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous(),
+        }
     }
 }
 

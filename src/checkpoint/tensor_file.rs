@@ -94,7 +94,10 @@ impl TensorFile {
     /// floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not match
     /// their checksum.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        read_tensor(&self.path, &self.map, &self.index, name)
+        let tensor = read_tensor(&self.path, &self.map, &self.index, name)?;
+        // Or a model would be in memory twice when its last tensor is read.
+        self.map.release(&self.index.entries[name].stored.at);
+        Ok(tensor)
     }
 
     /// Reads a tensor of bytes, in order.

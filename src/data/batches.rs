@@ -102,7 +102,7 @@ impl<'a> Batches<'a> {
 
     fn batch(&self, indices: &[usize]) -> Result<(Tensor, Tensor)> {
         let (rows, columns) = self.dataset.image_size();
-        let mut pixels = Vec::new();
+        let mut pixels = Vec::with_capacity(indices.len() * (rows * columns * 3) as usize);
         let mut labels = Vec::with_capacity(indices.len());
         for &index in indices {
             if let Some(image) = self.dataset.pixels(index) {

@@ -5,6 +5,7 @@
 //! library that was tried starts with the other axis and rounds its weights to 14 bits, which gives
 //! up to 30/255 and 2/255 on noise.
 
+use multiversion::multiversion;
 use ndarray::{Array3, ArrayView3};
 
 use crate::error::{Error, Result};
@@ -93,16 +94,8 @@ fn resize_columns(pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
         return pixels.to_vec();
     }
     let windows = Windows::bicubic(from, columns);
-    let mut resized = Vec::with_capacity(pixels.len() / from * columns);
-    for row in pixels.as_chunks::<3>().0.chunks_exact(from) {
-        for (start, weights) in windows.iter() {
-            let mut sums = [HALF; 3];
-            for (weight, pixel) in weights.iter().zip(&row[start..]) {
-                sums = std::array::from_fn(|c| sums[c] + weight * i32::from(pixel[c]));
-            }
-            resized.extend_from_slice(&sums.map(to_u8));
-        }
-    }
+    let mut resized = vec![0; pixels.len() / from * columns];
+    sum_columns(&windows, pixels, from, &mut resized);
     resized
 }
 
@@ -111,47 +104,88 @@ fn resize_rows(pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
     if from.0 == rows {
         return pixels.to_vec();
     }
-    let stride = from.1 * 3;
-    let mut resized = vec![0; stride * rows];
     let windows = Windows::bicubic(from.0, rows);
-    for ((start, weights), out) in windows.iter().zip(resized.chunks_exact_mut(stride)) {
-        let rows = &pixels[start * stride..];
-        // Blocks of a length known to the compiler, so that the sums stay in registers.
-        let (blocks, rest) = out.as_chunks_mut::<32>();
-        for (index, block) in blocks.iter_mut().enumerate() {
-            *block = weighted_sum(weights, rows, stride, index * 32);
-        }
-        let offset = stride - rest.len();
-        for (index, sample) in rest.iter_mut().enumerate() {
-            [*sample] = weighted_sum(weights, rows, stride, offset + index);
-        }
-    }
+    let mut resized = vec![0; from.1 * 3 * rows];
+    sum_rows(&windows, pixels, from.1 * 3, &mut resized);
     resized
 }
 
-/// N samples at `offset` of each row, summed over the rows with their weights.
-#[inline(always)]
-fn weighted_sum<const N: usize>(
-    weights: &[i32],
-    rows: &[u8],
-    stride: usize,
-    offset: usize,
-) -> [u8; N] {
-    let mut sums = [HALF; N];
-    for (weight, row) in weights.iter().zip(rows.chunks_exact(stride)) {
-        if let Some(samples) = row[offset..].first_chunk::<N>() {
-            sums = std::array::from_fn(|i| sums[i] + weight * i32::from(samples[i]));
+/// Rows that are resized across at a time.
+const STRIP: usize = 16;
+
+/// Rows of `from` pixels to rows of as many as `windows` has.
+///
+/// A strip of rows is laid on its side first, so that all of their samples in one column lie side
+/// by side, as those of one row do when rows are summed: the same loop then serves both passes.
+#[multiversion(targets("x86_64+avx2"))]
+fn sum_columns(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]) {
+    let columns = windows.starts.len();
+    let strips = pixels.chunks_exact(from * 3 * STRIP);
+    let mut outputs = resized.chunks_exact_mut(columns * 3 * STRIP);
+    let rest = strips.remainder();
+    let mut side = vec![[0; STRIP * 3]; if strips.len() > 0 { from } else { 0 }];
+    for (strip, output) in strips.zip(&mut outputs) {
+        for (index, row) in strip.chunks_exact(from * 3).enumerate() {
+            for (column, pixel) in side.iter_mut().zip(row.as_chunks::<3>().0) {
+                column.as_chunks_mut::<3>().0[index] = *pixel;
+            }
+        }
+        for (x, (start, weights)) in windows.iter().enumerate() {
+            let sums: [_; STRIP * 3] = weighted_sum(weights, side[start..].iter());
+            for (row, pixel) in output.chunks_exact_mut(columns * 3).zip(sums.as_chunks::<3>().0) {
+                row.as_chunks_mut::<3>().0[x] = *pixel;
+            }
         }
     }
-    sums.map(to_u8)
+    let output = outputs.into_remainder().chunks_exact_mut(columns * 3);
+    for (row, output) in rest.chunks_exact(from * 3).zip(output) {
+        for ((start, weights), pixel) in windows.iter().zip(output.as_chunks_mut::<3>().0) {
+            *pixel = weighted_sum(weights, row.as_chunks::<3>().0[start..].iter());
+        }
+    }
+}
+
+/// Rows of `stride` samples to as many as `windows` has.
+#[multiversion(targets("x86_64+avx2"))]
+fn sum_rows(windows: &Windows, pixels: &[u8], stride: usize, resized: &mut [u8]) {
+    for ((start, weights), output) in windows.iter().zip(resized.chunks_exact_mut(stride)) {
+        let rows = pixels[start * stride..].chunks_exact(stride);
+        // Blocks of a length known to the compiler, so that the sums stay in registers.
+        let (blocks, rest) = output.as_chunks_mut::<32>();
+        let offset = blocks.len() * 32;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let lines = rows.clone().filter_map(|row| row[index * 32..].first_chunk());
+            *block = weighted_sum(weights, lines);
+        }
+        for (index, sample) in rest.iter_mut().enumerate() {
+            let lines = rows.clone().filter_map(|row| row[offset + index..].first_chunk());
+            [*sample] = weighted_sum(weights, lines);
+        }
+    }
+}
+
+/// N samples of each line, summed over the lines with their weights.
+#[inline(always)]
+fn weighted_sum<'a, const N: usize>(
+    weights: &[i32],
+    lines: impl Iterator<Item = &'a [u8; N]>,
+) -> [u8; N] {
+    let mut sums = [HALF; N];
+    for (weight, line) in weights.iter().zip(lines) {
+        for (sum, &sample) in sums.iter_mut().zip(line) {
+            // Never wraps; checked, it would be done one by one.
+            *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(sample)));
+        }
+    }
+    let mut samples = [0; N];
+    for (sample, sum) in samples.iter_mut().zip(sums) {
+        *sample = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
+    }
+    samples
 }
 
 /// One half, where sums start, so that dropping the fraction rounds.
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
-
-fn to_u8(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
-}
 
 /// For each sample of the output: where its window in the input starts, and the weights there.
 struct Windows {
@@ -230,6 +264,39 @@ mod tests {
             let channel = image.index_axis(ndarray::Axis(2), c).mapv(f64::from);
             down.row(y).dot(&channel).dot(&across.row(x))
         })
+    }
+
+    /// Either pass in the same integers, one sum at a time: `to` lines out of those of `from`.
+    fn plain_pass(from: usize, to: usize, sample: impl Fn(usize) -> u8) -> Vec<u8> {
+        let sum = |(start, weights): (usize, &[i32])| {
+            let terms = weights.iter().zip(start..).map(|(w, at)| w * i32::from(sample(at)));
+            ((HALF + terms.sum::<i32>()) >> WEIGHT_BITS).clamp(0, 255) as u8
+        };
+        Windows::bicubic(from, to).iter().map(sum).collect()
+    }
+
+    #[test]
+    fn the_passes_are_the_plain_ones_at_any_size() {
+        for (rows, columns, to) in [(15, 40, 9), (16, 1, 3), (33, 37, 61), (48, 11, 11), (1, 50, 7)]
+        {
+            let image =
+                Array3::from_shape_fn((rows, columns, 3), |(y, x, c)| (y * x * 37 + c * 91) as u8);
+            let pixels = image.as_slice().unwrap();
+            let across = resize_columns(pixels, columns, to);
+            let down = resize_rows(pixels, (rows, columns), to);
+            for c in 0..3 {
+                for y in 0..rows {
+                    let expected = plain_pass(columns, to, |x| image[(y, x, c)]);
+                    let found = (0..to).map(|x| across[(y * to + x) * 3 + c]);
+                    assert!(found.eq(expected), "across, {rows}x{columns} to {to}");
+                }
+                for x in 0..columns {
+                    let expected = plain_pass(rows, to, |y| image[(y, x, c)]);
+                    let found = (0..to).map(|y| down[(y * columns + x) * 3 + c]);
+                    assert!(found.eq(expected), "down, {rows}x{columns} to {to}");
+                }
+            }
+        }
     }
 
     #[test]

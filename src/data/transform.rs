@@ -77,13 +77,17 @@ impl Normalization {
         let channel = |values: [f32; 3]| {
             Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to_device(images.device())
         };
+        let [mean, std] = [channel(self.mean())?, channel(self.std())?];
+        let planes = images.f_permute([0, 3, 1, 2])?;
         // Divided by 255 first, then shifted, then scaled: the order of the published pipelines,
-        // and so their rounding. The permute is made contiguous while a pixel is still one byte.
-        let mut x = images.f_permute([0, 3, 1, 2])?.f_contiguous()?.f_to_kind(Kind::Float)?;
+        // and so their rounding. The whole batch at a time: on a machine that has other work, each
+        // call may wait for a thread.
+        let mut x = Tensor::f_empty(planes.size(), (Kind::Float, images.device()))?;
+        x.f_copy_(&planes)?;
         x = x.f_divide_scalar_(255.0)?;
         if self != Self::Unit {
-            x = x.f_sub_(&channel(self.mean())?)?;
-            x = x.f_div_(&channel(self.std())?)?;
+            x = x.f_sub_(&mean)?;
+            x = x.f_div_(&std)?;
         }
         Ok(x)
     }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 pub(crate) mod alloc_probe;
 pub(crate) mod cuda;
+mod elements;
 mod mmap;
 
+pub(crate) use elements::to_f32;
 pub(crate) use mmap::FileMap;

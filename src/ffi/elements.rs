@@ -1,0 +1,59 @@
+//! Numbers that lie in memory, into a tensor.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// The elements of `kind` that `bytes` is made of, in f32 on the CPU: `[N]`, N being
+/// `bytes.len()` over an element's size, rounded down. From f16 and bf16 that is exact; f64 is
+/// rounded.
+///
+/// One pass on libtorch's threads. `Tensor::f_from_data_size` fills the tensor with zeros first,
+/// copies on one thread and leaves the conversion to another pass.
+///
+/// # Errors
+/// What libtorch says, where there is no memory.
+pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<Tensor, TchError> {
+    let size = kind.elt_size_in_bytes();
+    let count = [(bytes.len() / size) as i64];
+    if bytes.as_ptr().align_offset(size) != 0 {
+        let aligned = Tensor::f_from_data_size(&bytes[..count[0] as usize * size], &count, kind)?;
+        return aligned.f_to_kind(Kind::Float);
+    }
+    // SAFETY: `count` elements lie within `bytes`, aligned. Nothing writes through the tensor, and
+    // it does not outlive the borrow: it is dropped here, and its copy has a storage of its own.
+    let lent = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &count, &[], kind, Device::Cpu) }?;
+    let mut copy = Tensor::f_empty(count, (Kind::Float, Device::Cpu))?;
+    copy.f_copy_(&lent)?;
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same bytes, wherever they start, through tch's own copy.
+    #[test]
+    fn agrees_with_the_plain_copy() {
+        let bytes: Vec<u8> = (0..4099u32).map(|i| (i * 37 % 113) as u8).collect();
+        for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16] {
+            let size = kind.elt_size_in_bytes();
+            for start in 0..size {
+                let bytes = &bytes[start..];
+                let count = bytes.len() / size;
+                let plain = Tensor::f_from_data_size(&bytes[..count * size], &[count as i64], kind)
+                    .unwrap();
+                let copy = to_f32(bytes, kind).unwrap();
+                assert_eq!((copy.size(), copy.kind()), (vec![count as i64], Kind::Float));
+                assert_eq!(copy, plain.to_kind(Kind::Float), "{kind:?} from {start}");
+            }
+        }
+        assert_eq!(to_f32(&[], Kind::Float).unwrap().numel(), 0);
+    }
+
+    #[test]
+    fn the_copy_is_its_own() {
+        let mut bytes = 1f32.to_le_bytes().repeat(3);
+        let copy = to_f32(&bytes, Kind::Float).unwrap();
+        bytes.fill(0);
+        assert_eq!(Vec::<f32>::try_from(copy).unwrap(), [1.0; 3]);
+    }
+}
