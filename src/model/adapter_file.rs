@@ -45,20 +45,25 @@ pub(super) fn check_size<B: Backbone>(
     backbone: &B,
 ) -> Result<()> {
     config.validate()?;
-    let method = config.method.stored_bytes(&backbone.shape())?;
-    let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
-    let expected = method.saturating_add(head.saturating_mul(4));
     let bytes = |name: &str| {
         let numel = file.shape(name)?.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
         // All but codes are f32, or would be.
         Some(if name == low_bit::CODES { numel } else { numel.saturating_mul(4) })
     };
     let found = file.names().filter_map(bytes).fold(0, i64::saturating_add);
-    if expected == found {
-        return Ok(());
+    let corrupt = |asked: String| {
+        let reason = format!("its config asks for {asked} bytes of weights, it holds {found}");
+        Error::corrupt(file.path(), reason)
+    };
+    let Some(method) = config.method.stored_bytes(&backbone.shape(), found)? else {
+        return Err(corrupt(format!("more than {found}")));
+    };
+    let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
+    let expected = method.saturating_add(head.saturating_mul(4));
+    match expected == found {
+        true => Ok(()),
+        false => Err(corrupt(expected.to_string())),
     }
-    let reason = format!("its config asks for {expected} bytes of weights, it holds {found}");
-    Err(Error::corrupt(file.path(), reason))
 }
 
 /// Writes every variable of `vs`, atomically.

@@ -32,13 +32,8 @@ pub fn audit(config: &impl BackboneConfig, method: &Method) -> Result<AuditRow> 
     let shape = config.shape();
     let (params, backbone) = (method.num_params(&shape)?, shape.num_params);
     let percent = 100.0 * params as f64 / backbone as f64;
-    Ok(AuditRow {
-        method: method.clone(),
-        params,
-        backbone,
-        percent,
-        bytes: method.stored_bytes(&shape)?,
-    })
+    let bytes = method.stored_bytes(&shape, i64::MAX)?.unwrap_or(i64::MAX);
+    Ok(AuditRow { method: method.clone(), params, backbone, percent, bytes })
 }
 
 #[cfg(test)]

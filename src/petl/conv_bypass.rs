@@ -211,6 +211,7 @@ impl ConvBypass {
             parts.push(grid.f_permute([0, 2, 3, 1])?.f_flatten(1, 2)?);
         }
         match &parts[..] {
+            [] => Ok(x.shallow_clone()),
             [only] => Ok(only.shallow_clone()),
             _ => Ok(Tensor::f_cat(&parts, 1)?),
         }
@@ -430,6 +431,9 @@ mod tests {
         let twice = new(ConvBypassConfig::default()).unwrap_err();
         assert!(matches!(twice, Error::DuplicateVariable { .. }), "{twice}");
 
+        let none = Tensor::zeros([2, 0, 16], (Kind::Float, Device::Cpu));
+        let out = bypass.forward(&none, &TokenLayout { prefix: 0, grid: (0, 3) }, true).unwrap();
+        assert_eq!(out.size(), [2, 0, 16]);
         let x = Tensor::zeros([1, 5, 16], (Kind::Float, Device::Cpu));
         for grid in [(3, 3), (-2, -2), (i64::MAX, 2)] {
             let layout = TokenLayout { prefix: 1, grid };

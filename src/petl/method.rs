@@ -16,6 +16,10 @@ use crate::backbone::Backbone;
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, NoMethod, Place, Seam};
 
+/// Lists of methods are at most this deep within each other: a config that is much deeper could be
+/// written to a file and not read again.
+const MAX_NESTING: usize = 16;
+
 /// What is trained beside, or of, a backbone; the head always is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
@@ -52,7 +56,8 @@ pub enum Method {
     /// Several methods, called in order at each place: with Adapter, LoRA and VPT and a width for
     /// each block, a point of NOAH's search space.
     Compose {
-        /// The methods; no two may name a variable alike.
+        /// The methods; no two may name a variable alike. Lists are at most 16 deep within each
+        /// other.
         methods: Vec<Method>,
     },
 }
@@ -99,7 +104,25 @@ impl Method {
             Method::Compose { methods } if methods.is_empty() => {
                 Err(Error::config("methods", "at least one", 0))
             }
-            Method::Compose { methods } => methods.iter().try_for_each(Method::validate),
+            Method::Compose { methods } => {
+                let nesting = self.nesting();
+                if nesting > MAX_NESTING {
+                    let expected = format!("at most {MAX_NESTING} lists within each other");
+                    return Err(Error::config("methods", expected, nesting));
+                }
+                methods.iter().try_for_each(Method::validate)
+            }
+        }
+    }
+
+    /// How many lists of methods are within each other, itself counted.
+    fn nesting(&self) -> usize {
+        match self {
+            Method::Compose { methods } => {
+                1 + methods.iter().map(Method::nesting).max().unwrap_or_default()
+            }
+            Method::LowBit(config) => config.method.nesting(),
+            _ => 0,
         }
     }
 
@@ -163,13 +186,18 @@ impl Method {
         })
     }
 
-    /// Bytes that a file needs for those weights.
-    pub(crate) fn stored_bytes(&self, shape: &BackboneShape) -> Result<i64> {
-        let mut beside = Sketch::default();
-        self.build(&mut beside, shape)?;
+    /// Bytes that a file needs for those weights; `None` as soon as they are more than `most`,
+    /// however long the rest of the method is.
+    pub(crate) fn stored_bytes(&self, shape: &BackboneShape, most: i64) -> Result<Option<i64>> {
+        let mut beside = Sketch { params: 0, bytes: 0, most };
+        let built = self.build(&mut beside, shape);
+        if beside.bytes > most {
+            return Ok(None);
+        }
+        built?;
         // The backbone's own weights are kept in f32.
         let own = self.num_params(shape)?.saturating_sub(beside.params);
-        Ok(beside.bytes.saturating_add(own.saturating_mul(4)))
+        Ok(Some(beside.bytes.saturating_add(own.saturating_mul(4))))
     }
 
     /// Builds the method for a backbone of this shape over the weights that `source` gives.

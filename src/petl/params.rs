@@ -118,12 +118,13 @@ impl Source for PassValues<'_> {
 }
 
 /// Shapes alone: what a method would make, without making it.
-#[derive(Default)]
 pub(super) struct Sketch {
     /// Number of weights.
     pub(super) params: i64,
     /// Bytes that a file needs for them.
     pub(super) bytes: i64,
+    /// No more bytes than this are asked for.
+    pub(super) most: i64,
 }
 
 impl Source for Sketch {
@@ -135,6 +136,10 @@ impl Source for Sketch {
         };
         self.params = self.params.saturating_add(count);
         self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.most {
+            let expected = format!("of at most {} bytes of weights", self.most);
+            return Err(Error::config("method", expected, format!("{} and more", self.bytes)));
+        }
         // One zero in memory, whatever the shape.
         let zero = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
         Ok(zero.f_expand(param.shape, false)?)

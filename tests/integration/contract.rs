@@ -468,6 +468,47 @@ fn a_config_alone_allocates_nothing() {
     assert!(error.to_string().contains("asks for"), "{error}");
 }
 
+/// However many methods the config lists: the first that is too large ends it.
+#[test]
+fn a_long_list_of_methods_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    let backbone = &backbones()[0].1;
+    let wide = Method::Adapter(AdapterConfig { bottleneck_dim: 4096, ..Default::default() });
+    let config = PetlConfig::new(Method::Compose { methods: vec![wide; 10_000] }, CLASSES);
+    let info = serde_json::json!({ "config": config, "backbone": backbone.digest() });
+    let header = serde_json::json!({ "__metadata__": { "convpass": info.to_string() } });
+    let header = header.to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    std::fs::write(&path, bytes).unwrap();
+    let error = PetlModel::load_adapter(backbone.clone(), &path).unwrap_err();
+    assert!(matches!(error, Error::CorruptFile { .. }), "{error}");
+    assert!(error.to_string().contains("asks for more than 0 bytes"), "{error}");
+}
+
+/// A config that could be written and not be read again is refused at once.
+#[test]
+fn lists_within_lists_have_an_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    let backbone = &backbones()[0].1;
+    let nested = |deep: usize, inner: Method| {
+        (0..deep).fold(inner, |method, _| Method::Compose { methods: vec![method] })
+    };
+    let few_bits = |method| Method::LowBit(LowBitConfig { bits: 1, method: Box::new(method) });
+    let lora = || Method::Lora(LoraConfig::default());
+    let deepest = nested(8, few_bits(nested(8, lora())));
+    let model = PetlModel::new(backbone.clone(), &PetlConfig::new(deepest, CLASSES)).unwrap();
+    model.save_adapter(&path).unwrap();
+    PetlModel::load_adapter(backbone.clone(), &path).unwrap();
+    for deeper in [nested(17, lora()), nested(9, few_bits(nested(8, lora()))), nested(3000, lora())]
+    {
+        let error =
+            PetlModel::new(backbone.clone(), &PetlConfig::new(deeper, CLASSES)).unwrap_err();
+        assert!(matches!(&error, Error::Config { field, .. } if field == "methods"), "{error}");
+    }
+}
+
 fn folds(method: &Method) -> bool {
     match method {
         Method::LinearProbe | Method::Full | Method::BitFit | Method::LayerNorm => true,

@@ -81,7 +81,8 @@ impl SwinConfig {
     pub fn grid(&self, stage: usize) -> (i64, i64) {
         let side = |pixels: i64| {
             let patches = pixels.checked_div(self.patch_size).unwrap_or_default();
-            (0..stage).fold(patches, |side, _| (side + 1) / 2)
+            // Sixty-four halvings leave nothing of a side.
+            (0..stage.min(64)).fold(patches, |side, _| side / 2 + side % 2)
         };
         (side(self.image_size.0), side(self.image_size.1))
     }
@@ -220,5 +221,24 @@ impl BackboneConfig for SwinConfig {
             num_feature_params: num_params,
             layers,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_is_halved_and_rounded_up() {
+        let grid = |image_size, patch_size, stage| {
+            SwinConfig { image_size, patch_size, ..SwinConfig::default() }.grid(stage)
+        };
+        assert_eq!((0..4).map(|s| grid((36, 23), 4, s).0).collect::<Vec<_>>(), [9, 5, 3, 2]);
+        assert_eq!(grid((36, 23), 4, 1), (5, 3));
+        // Of a config that is no model too.
+        assert_eq!(grid((i64::MAX, 8), 1, 1), (1 << 62, 4));
+        assert_eq!(grid((9, i64::MAX), 1, usize::MAX), (1, 1));
+        assert_eq!(grid((i64::MIN, 8), -1, 0), (0, -8));
+        assert_eq!(grid((8, 8), 0, 3), (0, 0));
     }
 }
