@@ -69,6 +69,7 @@ struct DataArgs {
 }
 
 fn main() -> Result<()> {
+    convpass::keep_freed_memory();
     let cli = Cli::parse();
     let threads = match cli.threads {
         Some(threads) => threads,

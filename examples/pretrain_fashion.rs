@@ -57,6 +57,7 @@ fn config() -> ViTConfig {
 }
 
 fn main() -> Result<()> {
+    convpass::keep_freed_memory();
     let args = Args::parse();
     let (images, labels) = read(&args.data, "train")?;
     let backbone = FrozenViT::random(&config(), args.seed, Device::Cpu)?;

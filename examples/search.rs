@@ -143,6 +143,7 @@ const BUNDLED: Defaults = Defaults {
 };
 
 fn main() -> ExitCode {
+    convpass::keep_freed_memory();
     match run(&Args::parse()) {
         // As a shell reports a program that Ctrl-C ended.
         Ok(()) => ExitCode::from(if STOP.load(Ordering::SeqCst) { 130 } else { 0 }),

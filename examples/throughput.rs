@@ -55,6 +55,7 @@ enum Mode {
 }
 
 fn main() -> Result<()> {
+    convpass::keep_freed_memory();
     let args = Args::parse();
     ensure!(args.rounds > 0 && args.batch > 0, "--rounds and --batch must be at least 1");
     if let Some(threads) = args.threads {

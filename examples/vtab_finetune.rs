@@ -26,8 +26,8 @@ use convpass::bundled::{self, BundledTask};
 use convpass::vtab::{self, PublishedInit, VtabFolder, VtabSplit};
 use convpass::{AccuracyChart, ComparedRun, Comparison};
 use convpass::{
-    ConvBypassConfig, ConvInit, FrozenViT, Method, PetlConfig, PetlModel, Placement, SubLayers,
-    TensorFile, ViTConfig, evaluate,
+    Backbone, ConvBypassConfig, ConvInit, Error, FrozenConvNeXt, FrozenSwin, FrozenViT, Method,
+    PetlConfig, PetlModel, Placement, SubLayers, SwinConfig, TensorFile, ViTConfig, evaluate,
 };
 use convpass::{
     CosineSchedule, EpochReport, Observer, Progress, RunRecord, Selection, StepReport, Stepped,
@@ -47,7 +47,7 @@ struct Args {
     /// Name of the task's folder.
     #[arg(long, requires = "backbone")]
     task: Option<String>,
-    /// Checkpoint: Google .npz, or .safetensors of timm, Hugging Face, open_clip.
+    /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
     #[arg(long)]
     backbone: Option<PathBuf>,
     /// Attention heads, where the checkpoint's width does not tell them.
@@ -202,6 +202,7 @@ const DEMO_OUT: &str = "runs/demo";
 const DEMO_TASKS: [BundledTask; 2] = [BundledTask::Orientation, BundledTask::Digits];
 
 fn main() -> ExitCode {
+    convpass::keep_freed_memory();
     let stop = Arc::new(AtomicBool::new(false));
     match run(&Args::parse(), &stop) {
         // As a shell reports a program that Ctrl-C ended.
@@ -235,14 +236,13 @@ fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
 fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
     let file = args.backbone.as_deref().context("--backbone")?;
     let folder = VtabFolder::open(&args.data, name)?;
-    let backbone = open_backbone(args, file)?;
     let method = method(args, name);
     let out = args
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(format!("{name}-{}", method.name())));
-    let job = Job { args, file, backbone, folder: &folder, stop };
-    let record = job.run(method, &out)?;
+    let job = Job { args, file, folder: &folder, stop };
+    let record = open_and_run(&job, method, &out)?;
     if let Some(top1) = record.test_top1 {
         let weights = match args.select {
             Select::Last => "last epoch",
@@ -339,23 +339,60 @@ fn run_apart(method: &str, flags: &str, task: BundledTask) -> Result<Option<Comp
     }))
 }
 
-fn open_backbone(args: &Args, file: &Path) -> Result<FrozenViT> {
-    let mut config = ViTConfig::infer(file)?;
-    config.num_heads = args.heads.unwrap_or(config.num_heads);
-    if let Some(side) = args.image_size {
-        config.image_size = (side, side);
-    }
-    let device = match args.device {
-        Processor::Cpu => Device::Cpu,
-        Processor::Cuda if Cuda::is_available() => Device::Cuda(0),
+/// A backbone, the size of its images, and the normalization that its family was trained with.
+struct Opened<B> {
+    backbone: B,
+    image_size: (i64, i64),
+    normalization: Normalization,
+}
+
+/// Runs the job beside the backbone in its file, of whatever family that is.
+fn open_and_run(job: &Job, method: Method, out: &Path) -> Result<RunRecord> {
+    let (args, file, device) = (job.args, job.file, device(job.args)?);
+    let side = args.image_size.map(|side| (side, side));
+    let mut vit = match ViTConfig::infer(file) {
+        Err(Error::OtherBackbone { .. }) => {
+            if args.heads.is_some() {
+                bail!("{}: --heads is for plain ViTs", file.display());
+            }
+            let normalization = Normalization::ImageNet;
+            if let Ok(mut swin) = SwinConfig::infer(file) {
+                swin.image_size = side.unwrap_or(swin.image_size);
+                let image_size = swin.image_size;
+                let backbone = FrozenSwin::open_with(file, &swin, device)?;
+                return job.run(Opened { backbone, image_size, normalization }, method, out);
+            }
+            // A convolutional network tells no size.
+            let (backbone, image_size) =
+                (FrozenConvNeXt::open(file, device)?, side.unwrap_or((224, 224)));
+            return job.run(Opened { backbone, image_size, normalization }, method, out);
+        }
+        config => config?,
+    };
+    vit.num_heads = args.heads.unwrap_or(vit.num_heads);
+    vit.image_size = side.unwrap_or(vit.image_size);
+    let opened = Opened {
+        backbone: FrozenViT::open_with(file, &vit, device)?,
+        image_size: vit.image_size,
+        normalization: match vit.pre_norm {
+            true => Normalization::Clip,
+            false => Normalization::ImageNet,
+        },
+    };
+    job.run(opened, method, out)
+}
+
+fn device(args: &Args) -> Result<Device> {
+    match args.device {
+        Processor::Cpu => Ok(Device::Cpu),
+        Processor::Cuda if Cuda::is_available() => Ok(Device::Cuda(0)),
         Processor::Cuda => {
             bail!(
                 "no CUDA device: {}",
                 convpass::cuda_load_error().unwrap_or("libtorch finds none")
             )
         }
-    };
-    Ok(FrozenViT::open_with(file, &config, device)?)
+    }
 }
 
 /// The method asked for; the flags of the bypass apply to Convpass by name.
@@ -399,19 +436,23 @@ fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
 struct Job<'a> {
     args: &'a Args,
     file: &'a Path,
-    backbone: FrozenViT,
     folder: &'a VtabFolder,
     stop: &'a Arc<AtomicBool>,
 }
 
 impl Job<'_> {
-    fn run(&self, method: Method, out: &Path) -> Result<RunRecord> {
+    fn run<B: Backbone>(
+        &self,
+        Opened { backbone, image_size, normalization }: Opened<B>,
+        method: Method,
+        out: &Path,
+    ) -> Result<RunRecord> {
         let (args, label) = (self.args, format!("{} {}", self.folder.name(), method.name()));
-        let train_config = self.train_config();
+        let train_config = self.train_config(normalization);
         let mut model_config = PetlConfig::new(method, self.folder.num_classes());
         model_config.seed = args.seed;
         model_config.drop_path = args.drop_path.unwrap_or(model_config.drop_path);
-        let mut model = PetlModel::new(self.backbone.clone(), &model_config)?;
+        let mut model = PetlModel::new(backbone, &model_config)?;
         if let Some(file) = &args.head {
             start_head(&model, file)?;
         }
@@ -422,15 +463,16 @@ impl Job<'_> {
         );
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
 
+        let load = |split| ImageDataset::load(self.folder.split(split), image_size);
         let (train, val) = match args.select {
-            Select::Last => (self.load(VtabSplit::Train800Val200)?, None),
-            Select::Val => (self.load(VtabSplit::Train800)?, Some(self.load(VtabSplit::Val200)?)),
+            Select::Last => (load(VtabSplit::Train800Val200)?, None),
+            Select::Val => (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?)),
         };
         let mut watch = Watch { progress: Progress::new(&label), stop: self.stop.clone() };
         let fit = fit(&mut model, &train, val.as_ref(), &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
 
-        let test = if fit.stopped { None } else { Some(self.load(VtabSplit::Test)?) };
+        let test = if fit.stopped { None } else { Some(load(VtabSplit::Test)?) };
         let start = Instant::now();
         let test_top1 = match &test {
             Some(test) => self.test(&model, test, &train_config, &mut watch)?,
@@ -443,7 +485,7 @@ impl Job<'_> {
             model: model_config,
             train: train_config,
             backbone: self.file.display().to_string(),
-            backbone_digest: model.backbone().digest(),
+            backbone_digest: model.backbone().digest()?,
             train_split: hash(&train),
             val_split: val.as_ref().map(hash),
             test_split: test.as_ref().map(hash),
@@ -458,9 +500,9 @@ impl Job<'_> {
     }
 
     /// Top-1 in percent, or `None` after Ctrl-C.
-    fn test(
+    fn test<B: Backbone>(
         &self,
-        model: &PetlModel,
+        model: &PetlModel<B>,
         test: &ImageDataset,
         config: &TrainConfig,
         watch: &mut Watch,
@@ -470,17 +512,9 @@ impl Job<'_> {
         Ok((sums.images == test.len()).then(|| sums.top1()))
     }
 
-    fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
-        Ok(ImageDataset::load(self.folder.split(split), self.backbone.config().image_size)?)
-    }
-
-    fn train_config(&self) -> TrainConfig {
+    fn train_config(&self, by_family: Normalization) -> TrainConfig {
         let args = self.args;
         let epochs = args.epochs;
-        let by_family = match self.backbone.config().pre_norm {
-            true => Normalization::Clip,
-            false => Normalization::ImageNet,
-        };
         TrainConfig {
             epochs,
             batch_size: args.batch_size,
@@ -510,7 +544,7 @@ impl Job<'_> {
 }
 
 /// Copies the head of the adapter in `file` into `model`.
-fn start_head(model: &PetlModel, file: &Path) -> Result<()> {
+fn start_head<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<()> {
     let adapter = TensorFile::open(file)?;
     let variables = model.var_store().variables();
     for name in ["head.weight", "head.bias"] {

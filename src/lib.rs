@@ -72,6 +72,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "data")]
 pub use eval::{Evaluation, PrefixCache, evaluate};
 pub use ffi::cuda::cuda_load_error;
+pub use ffi::malloc::keep_freed_memory;
 pub use model::{
     AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,
 };

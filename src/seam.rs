@@ -210,7 +210,8 @@ pub trait Seam: Debug + Send {
     }
 
     /// After a linear layer or a norm: its input and its output, `[.., in]` and `[.., out]`, three
-    /// dimensions but for the features' norm; [`Layer::Qkv`] may be called on windows. What it makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
+    /// dimensions but for the features' norm; [`Layer::Qkv`] may be called on windows. What it
+    /// makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
     fn after_layer(
         &self,
         _layer: Layer,

@@ -4,6 +4,7 @@
 pub(crate) mod alloc_probe;
 pub(crate) mod cuda;
 mod elements;
+pub(crate) mod malloc;
 mod mmap;
 
 pub(crate) use elements::to_f32;

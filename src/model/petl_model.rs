@@ -95,7 +95,8 @@ impl<B: Backbone> PetlModel<B> {
     }
 
     /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
-    /// `train` turns dropout and drop path on. Gradients are tracked either way; wrap the call in [`tch::no_grad`] to save memory.
+    /// `train` turns dropout and drop path on. Gradients are tracked either way; wrap the call in
+    /// [`tch::no_grad`] to save memory.
     ///
     /// # Errors
     /// [`Error::Input`] if the images do not fit the backbone.

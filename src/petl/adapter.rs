@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::nn::{Branch, Init};
 use crate::seam::{BackboneShape, Seam, Site, SubLayer, TokenLayout};
 
-/// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, before
-/// it joins the residual stream.
+/// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, layer
+/// scale included, before it joins the residual stream.
 ///
 /// The default is the one that Convpass is compared with: Pfeiffer's, after the MLP alone, with
 /// GELU. `sub_layers: SubLayers::Both` is Houlsby's; with `channel_scale` it is Adapter+. The

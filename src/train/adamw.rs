@@ -28,7 +28,8 @@ struct Slot {
 }
 
 impl AdamW {
-    /// Betas 0.9 and 0.999, eps 1e-8 and this decoupled weight decay, over every variable of `vs` in the order of their names.
+    /// Betas 0.9 and 0.999, eps 1e-8 and this decoupled weight decay, over every variable of `vs`
+    /// in the order of their names.
     ///
     /// # Errors
     /// [`Error::Config`] for a weight decay that is negative or not finite.
