@@ -98,6 +98,9 @@ impl<B: Backbone> PetlModel<B> {
     /// `train` turns dropout and drop path on. Gradients are tracked either way; wrap the call in
     /// [`tch::no_grad`] to save memory.
     ///
+    /// In training a draw from libtorch's generator (`tch::manual_seed`) seeds each block, and the
+    /// generator is left at a seed that follows from it.
+    ///
     /// # Errors
     /// [`Error::Input`] if the images do not fit the backbone.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
