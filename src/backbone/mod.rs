@@ -64,10 +64,22 @@ pub trait Backbone: Clone + Debug + Send {
     /// # Errors
     /// [`Error::Input`] if the images do not fit.
     fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
-        let mut stream = self.embed(images, method, pass)?;
-        for block in 0..self.num_blocks() {
-            stream = self.run_block(block, stream, method, pass)?;
-        }
+        self.forward_from(0, self.embed(images, method, pass)?, method, pass)
+    }
+
+    /// The rest of [`Backbone::forward`], from what enters a block on.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    fn forward_from(
+        &self,
+        block: usize,
+        stream: Stream,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Tensor> {
+        let stream = (block..self.num_blocks())
+            .try_fold(stream, |stream, block| self.run_block(block, stream, method, pass))?;
         self.pool(stream, method, pass)
     }
 

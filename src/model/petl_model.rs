@@ -112,25 +112,30 @@ impl<B: Backbone> PetlModel<B> {
     /// # Errors
     /// As [`PetlModel::forward`].
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        if train {
-            let pass = self.training_pass()?;
-            let features = self.with_adapted(self.backbone.kind(), |backbone, method| {
-                backbone.forward(images, method, pass)
-            });
-            pass.noise.leave();
-            return features;
-        }
-        let pass = Pass::default();
         match &self.merged {
-            Some(merged) => merged.forward(images, &NoMethod, pass),
-            None => self.with_adapted(self.backbone.kind(), |backbone, method| {
-                backbone.forward(images, method, pass)
-            }),
+            Some(merged) if !train => merged.forward(images, &NoMethod, Pass::default()),
+            _ => self.run(train, |backbone, method, pass| backbone.forward(images, method, pass)),
         }
     }
 
+    /// Calls `f` with the backbone that the method acts on, the method and a pass, as a pass
+    /// computes with them in the backbone's kind.
+    pub(super) fn run<T>(
+        &self,
+        train: bool,
+        f: impl FnOnce(&B, &dyn Seam, Pass) -> Result<T>,
+    ) -> Result<T> {
+        let pass = if train { self.training_pass()? } else { Pass::default() };
+        let result =
+            self.with_adapted(self.backbone.kind(), |backbone, method| f(backbone, method, pass));
+        if train {
+            pass.noise.leave();
+        }
+        result
+    }
+
     /// A pass with dropout and drop path, seeded by libtorch's generator.
-    pub(super) fn training_pass(&self) -> Result<Pass> {
+    fn training_pass(&self) -> Result<Pass> {
         match self.merged {
             Some(_) => Err(Error::Input {
                 argument: "train",
@@ -146,11 +151,7 @@ impl<B: Backbone> PetlModel<B> {
 
     /// Calls `f` with the backbone that the method acts on and the method, their trained weights
     /// as a pass in `kind` computes with them. The variables themselves are f32.
-    pub(super) fn with_adapted<T>(
-        &self,
-        kind: Kind,
-        f: impl FnOnce(&B, &dyn Seam) -> Result<T>,
-    ) -> Result<T> {
+    fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
         if kind == Kind::Float && self.low_bit.is_empty() {
             return f(self.unfrozen.as_ref().unwrap_or(&self.backbone), &*self.method);
         }

@@ -49,17 +49,9 @@ impl<B: Backbone> PetlModel<B> {
     /// What libtorch says of a stream of another backbone.
     pub fn forward_from(&self, stream: Stream, train: bool) -> Result<Tensor> {
         let first = self.frozen_blocks().unwrap_or_default();
-        let pass = if train { self.training_pass()? } else { Pass::default() };
-        let features = self.with_adapted(self.backbone().kind(), |backbone, method| {
-            let blocks = first..backbone.num_blocks();
-            let stream = blocks.into_iter().try_fold(stream, |stream, block| {
-                backbone.run_block(block, stream, method, pass)
-            })?;
-            backbone.pool(stream, method, pass)
+        let features = self.run(train, |backbone, method, pass| {
+            backbone.forward_from(first, stream, method, pass)
         });
-        if train {
-            pass.noise.leave();
-        }
         self.classify(&features?)
     }
 }

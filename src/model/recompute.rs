@@ -44,8 +44,7 @@ impl<B: Backbone> PetlModel<B> {
         start: Start,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        let (pass, kind) = (self.training_pass()?, self.backbone().kind());
-        let result = self.with_adapted(kind, |backbone, method| {
+        self.run(true, |backbone, method, pass| {
             let parts = Parts { backbone, method, pass };
             let count = backbone.num_blocks();
             let (images, first, mut stream) = match start {
@@ -70,9 +69,7 @@ impl<B: Backbone> PetlModel<B> {
                 hand_down(&parts.embed(images)?, &left.f_grad()?)?;
             }
             Ok((logits.f_detach()?, loss.f_detach()?))
-        });
-        pass.noise.leave();
-        result
+        })
     }
 }
 
