@@ -1,4 +1,5 @@
-// Makes programs find libtorch at run time, and refuses a libtorch that `tch` was not written for.
+// Makes programs find libtorch at run time, refuses a libtorch that `tch` was not written for, and
+// compiles src/ffi/torch.cpp.
 //
 // torch-sys locates libtorch and links it; this script only reads what torch-sys hands on.
 
@@ -26,6 +27,24 @@ fn main() {
         eprintln!("error: {message}");
         std::process::exit(1);
     }
+    compile(lib.parent().unwrap_or(&lib));
+}
+
+/// What of libtorch only C++ can reach; torch-sys needs the same compiler and headers.
+fn compile(libtorch: &Path) {
+    const SOURCE: &str = "src/ffi/torch.cpp";
+    println!("cargo:rerun-if-changed={SOURCE}");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let root = env::var_os("LIBTORCH_INCLUDE").map_or(libtorch.to_path_buf(), PathBuf::from);
+    let include = root.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .file(SOURCE)
+        .compile("convpass_torch");
 }
 
 /// Tells the linker, the loader and dependent crates where libtorch is.

@@ -178,6 +178,7 @@ impl Backbone for BareStream {
             site: Site { block, sub_layer: SubLayer::Attention },
             raw: &stream.tokens,
             normed: &stream.tokens,
+            norm: None,
             layout: &stream.layout,
             branch: &Branch::All,
             train: pass.train,

@@ -85,8 +85,8 @@ pub use petl::{
 #[cfg(feature = "report")]
 pub use report::{AccuracyChart, AccuracyPoint, ComparedRun, Comparison};
 pub use seam::{
-    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Place, Seam, Site, SubLayer,
-    TokenLayout,
+    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
+    SubLayer, TokenLayout,
 };
 #[cfg(feature = "train")]
 pub use search::{

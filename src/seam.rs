@@ -166,6 +166,17 @@ impl BackboneShape {
     }
 }
 
+/// A layer norm over the last dimension.
+#[derive(Clone, Copy, Debug)]
+pub struct NormOf<'a> {
+    /// `[C]`.
+    pub weight: &'a Tensor,
+    /// `[C]`.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
 /// Where [`Seam::beside`] is called, and what is there to read.
 #[derive(Clone, Copy, Debug)]
 pub struct Beside<'a> {
@@ -175,6 +186,9 @@ pub struct Beside<'a> {
     pub raw: &'a Tensor,
     /// The same after the layer norm: what the sub-layer itself reads.
     pub normed: &'a Tensor,
+    /// That norm, where nothing but it lies between the two: a method that needs `normed` in
+    /// backward can make it from `raw` again and save one of them.
+    pub norm: Option<NormOf<'a>>,
     /// How the tokens lie.
     pub layout: &'a TokenLayout,
     /// Which samples of the batch take part (drop path).

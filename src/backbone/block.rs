@@ -4,10 +4,11 @@ use tch::Tensor;
 
 use super::weights::Weights;
 use crate::error::Result;
+use crate::ffi::untouched;
 use crate::nn::{
     Attention, Branch, DropPath, LayerNorm, Linear, Mlp, MlpActivation, WindowBias, Windows,
 };
-use crate::seam::{Beside, Layer, Seam, Site, SubLayer, TokenLayout};
+use crate::seam::{Beside, Layer, NormOf, Seam, Site, SubLayer, TokenLayout};
 
 #[derive(Debug)]
 pub(super) struct Block {
@@ -40,6 +41,20 @@ impl Hooks<'_> {
     pub(super) fn norm(&self, layer: Layer, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         self.after(layer, x, norm.forward(x)?)
     }
+
+    /// As [`Hooks::norm`], and the norm itself where the method left its output alone.
+    fn norm_of<'n>(
+        &self,
+        layer: Layer,
+        norm: &'n LayerNorm,
+        x: &Tensor,
+    ) -> Result<(Tensor, Option<NormOf<'n>>)> {
+        let output = norm.forward(x)?;
+        let normed = self.after(layer, x, output.shallow_clone())?;
+        let LayerNorm { weight, bias, eps } = norm;
+        let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });
+        Ok((normed, of))
+    }
 }
 
 /// What a block needs to know of the pass it is in.
@@ -63,7 +78,7 @@ impl Block {
     /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later.
     pub(super) fn forward(&self, tokens: Tensor, run: &Run) -> Result<Tensor> {
         let (mut tokens, mut layout) = (tokens, run.layout);
-        let normed = run.hooks.norm(Layer::Norm1(run.index), &self.norm1, &tokens)?;
+        let (normed, norm) = run.hooks.norm_of(Layer::Norm1(run.index), &self.norm1, &tokens)?;
         let mut beside = normed.shallow_clone();
         if run.class_only {
             layout = TokenLayout { prefix: 1, grid: (0, 0) };
@@ -71,11 +86,11 @@ impl Block {
             beside = normed.f_narrow(1, 0, 1)?;
         }
         let tokens =
-            self.sub_layer(SubLayer::Attention, tokens, &beside, &layout, run, |branch| {
+            self.sub_layer(SubLayer::Attention, tokens, (&beside, norm), &layout, run, |branch| {
                 self.attend(&branch.select(&normed)?, run)
             })?;
-        let normed = run.hooks.norm(Layer::Norm2(run.index), &self.norm2, &tokens)?;
-        self.sub_layer(SubLayer::Mlp, tokens, &normed, &layout, run, |branch| {
+        let (normed, norm) = run.hooks.norm_of(Layer::Norm2(run.index), &self.norm2, &tokens)?;
+        self.sub_layer(SubLayer::Mlp, tokens, (&normed, norm), &layout, run, |branch| {
             let (fc1, fc2) = (Layer::Fc1(run.index), Layer::Fc2(run.index));
             let x = run.before(SubLayer::Mlp, branch.select(&normed)?)?;
             let x = run.hooks.linear(fc1, &self.mlp.fc1, &x)?;
@@ -117,7 +132,7 @@ impl Block {
         &self,
         sub_layer: SubLayer,
         tokens: Tensor,
-        normed: &Tensor,
+        (normed, norm): (&Tensor, Option<NormOf>),
         layout: &TokenLayout,
         run: &Run,
         f: impl FnOnce(&Branch) -> Result<Tensor>,
@@ -143,7 +158,8 @@ impl Block {
         if let Some(raw) = &raw {
             let branch = &run.drop_path.draw(&sum, train)?;
             if !branch.is_empty() {
-                sum = method.beside(&Beside { site, raw, normed, layout, branch, train }, sum)?;
+                let at = Beside { site, raw, normed, norm, layout, branch, train };
+                sum = method.beside(&at, sum)?;
             }
         }
         Ok(sum)

@@ -1,4 +1,4 @@
-//! Numbers that lie in memory, into a tensor.
+//! Numbers that lie in memory, into a tensor, and those of a tensor.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -24,6 +24,46 @@ pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<Tensor, TchError> {
     let mut copy = Tensor::f_empty(count, (Kind::Float, Device::Cpu))?;
     copy.f_copy_(&lent)?;
     Ok(copy)
+}
+
+/// The elements of `tensor`, if it is f32, on the CPU and without gaps; else none. Nothing may
+/// write to it meanwhile.
+pub(crate) fn floats(tensor: &Tensor) -> &[f32] {
+    let is_f32 = tensor.kind() == Kind::Float && tensor.device() == Device::Cpu;
+    if !is_f32 || tensor.numel() == 0 || !tensor.is_contiguous() {
+        return &[];
+    }
+    // SAFETY: so many f32 lie there without gaps, for as long as the tensor is borrowed.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast_const().cast(), tensor.numel()) }
+}
+
+/// A new f32 tensor on the CPU, to be written before it is one.
+#[derive(Debug)]
+pub(crate) struct Fresh(Tensor);
+
+impl Fresh {
+    /// Of this shape; what is in it is whatever lay there.
+    ///
+    /// # Errors
+    /// What libtorch says, where there is no memory.
+    pub(crate) fn new(shape: &[i64]) -> Result<Self, TchError> {
+        Ok(Fresh(Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?))
+    }
+
+    /// Its elements.
+    pub(crate) fn floats(&mut self) -> &mut [f32] {
+        if self.0.numel() == 0 {
+            return &mut [];
+        }
+        // SAFETY: so many f32 lie there without gaps, and nobody else has this tensor. libtorch
+        // allocated them; any bits are an f32.
+        unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast(), self.0.numel()) }
+    }
+
+    /// The tensor.
+    pub(crate) fn done(self) -> Tensor {
+        self.0
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,14 @@
 
 #[cfg(test)]
 pub(crate) mod alloc_probe;
+mod autograd;
 pub(crate) mod cuda;
 mod elements;
 pub(crate) mod malloc;
 mod mmap;
+mod threads;
 
-pub(crate) use elements::to_f32;
+pub(crate) use autograd::{Backward, attach, untouched};
+pub(crate) use elements::{Fresh, floats, to_f32};
 pub(crate) use mmap::FileMap;
+pub(crate) use threads::for_each;

@@ -120,7 +120,7 @@ impl Seam for Bypasses {
 
     fn beside(&self, at: &Beside, residual: Tensor) -> Result<Tensor> {
         match self.at(at.site, Placement::Parallel) {
-            Some(bypass) => bypass.add_into(&residual, at.normed, at.layout, at.branch, at.train),
+            Some(bypass) => bypass.add_into(&residual, at),
             None => Ok(residual),
         }
     }
@@ -133,7 +133,11 @@ impl Seam for Bypasses {
         train: bool,
     ) -> Result<Tensor> {
         match self.at(site, Placement::Sequential) {
-            Some(bypass) => bypass.add_into(&output, &output, layout, &Branch::All, train),
+            Some(bypass) => {
+                let (raw, normed, norm, branch) = (&output, &output, None, &Branch::All);
+                let at = Beside { site, raw, normed, norm, layout, branch, train };
+                bypass.add_into(&output, &at)
+            }
             None => Ok(output),
         }
     }

@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
+use super::fused_bypass::{self, BypassInput, BypassWeights};
 use super::params::{NewVariables, Params};
-use super::up_projection::UpProjection;
+use super::up_projection::{Scale, UpProjection};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::{Branch, Init, InitRng, Linear, quick_gelu};
-use crate::seam::TokenLayout;
+use crate::seam::{Beside, TokenLayout};
 
 /// How the 3x3 convolution starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +158,17 @@ impl ConvBypass {
     /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
     pub fn forward(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
         layout.check(tokens, self.up.weight.size()[0])?;
-        self.up.forward(&self.hidden(tokens, layout, train)?)
+        let input = BypassInput {
+            tokens,
+            norm: None,
+            layout,
+            branch: &Branch::All,
+            dropout: if train { self.dropout } else { 0.0 },
+        };
+        match self.fused(&input, None) {
+            Some(weights) => fused_bypass::add(&weights, &input, None),
+            None => self.up.forward(&self.hidden(&input)?),
+        }
     }
 
     /// This bypass as a tch module over tokens of one layout.
@@ -165,24 +176,45 @@ impl ConvBypass {
         FixedLayout { bypass: self, layout }
     }
 
-    /// `residual + s * Convpass(tokens)` for the kept samples.
-    pub(super) fn add_into(
-        &self,
-        residual: &Tensor,
-        tokens: &Tensor,
-        layout: &TokenLayout,
-        branch: &Branch,
-        train: bool,
-    ) -> Result<Tensor> {
-        let hidden = self.hidden(&branch.select(tokens)?, layout, train)?;
-        self.up.add_into(residual, &hidden, branch)
+    /// `residual + s * Convpass(normed)` for the kept samples.
+    pub(super) fn add_into(&self, residual: &Tensor, at: &Beside) -> Result<Tensor> {
+        let input = BypassInput {
+            tokens: at.normed,
+            norm: at.norm.map(|norm| (at.raw, norm)),
+            layout: at.layout,
+            branch: at.branch,
+            dropout: if at.train { self.dropout } else { 0.0 },
+        };
+        match self.fused(&input, Some(residual)) {
+            Some(weights) => fused_bypass::add(&weights, &input, Some(residual)),
+            None => self.add_plainly(residual, &input),
+        }
     }
 
-    /// Everything before the up convolution: `[B, P + N, C] -> [B, P + N, h]`.
-    fn hidden(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
-        let x = quick_gelu(&self.down.forward(tokens)?)?;
-        let x = quick_gelu(&self.convolve(&x, layout)?)?;
-        if train && self.dropout > 0.0 { Ok(x.f_dropout(self.dropout, true)?) } else { Ok(x) }
+    /// The same from libtorch's operations: on every device and in every kind.
+    fn add_plainly(&self, residual: &Tensor, input: &BypassInput) -> Result<Tensor> {
+        let tokens = &input.branch.select(input.tokens)?;
+        let hidden = self.hidden(&BypassInput { tokens, ..*input })?;
+        self.up.add_into(residual, &hidden, input.branch)
+    }
+
+    /// The weights for [`fused_bypass`], where it takes them.
+    fn fused(&self, input: &BypassInput, residual: Option<&Tensor>) -> Option<BypassWeights<'_>> {
+        let Scale::Fixed(scale) = self.up.scale else { return None };
+        let weights = BypassWeights {
+            down: (&self.down.weight, self.down.bias.as_ref()?),
+            conv: (&self.conv_weight, &self.conv_bias),
+            up: (&self.up.weight, &self.up.bias),
+            scale,
+        };
+        fused_bypass::can_add(&weights, input, residual).then_some(weights)
+    }
+
+    /// Everything before the up convolution, of all samples: `[B, P + N, C] -> [B, P + N, h]`.
+    fn hidden(&self, input: &BypassInput) -> Result<Tensor> {
+        let x = quick_gelu(&self.down.forward(input.tokens)?)?;
+        let x = quick_gelu(&self.convolve(&x, input.layout)?)?;
+        Ok(if input.dropout > 0.0 { x.f_dropout(input.dropout, true)? } else { x })
     }
 
     /// The kxk convolution, `[B, P + N, h] -> [B, P + N, h]`: patches on their grid, each prefix
@@ -235,8 +267,8 @@ impl nn::ModuleT for FixedLayout {
 
 #[cfg(test)]
 mod tests {
-    use super::super::up_projection::Scale;
     use super::*;
+    use crate::seam::NormOf;
     use proptest::prelude::*;
     use tch::nn::VarStore;
     use tch::{Device, Kind};
@@ -326,6 +358,15 @@ mod tests {
         out
     }
 
+    /// The bypass on these tokens, without dropout.
+    fn input<'a>(
+        tokens: &'a Tensor,
+        layout: &'a TokenLayout,
+        branch: &'a Branch,
+    ) -> BypassInput<'a> {
+        BypassInput { tokens, norm: None, layout, branch, dropout: 0.0 }
+    }
+
     fn max_gap(a: &Tensor, b: &Tensor) -> f64 {
         if a.numel() == 0 { 0.0 } else { (a - b).abs().max().double_value(&[]) }
     }
@@ -354,10 +395,11 @@ mod tests {
 
             // The path into the residual stream is the same sum, whole and for kept samples.
             let residual = tokens(batch, &layout, c, seed ^ 2);
-            let all = bypass.add_into(&residual, &x, &layout, &Branch::All, false).unwrap();
+            let add = |branch| bypass.add_plainly(&residual, &input(&x, &layout, branch)).unwrap();
+            let all = add(&Branch::All);
             prop_assert!(max_gap(&all, &(&residual + &expected)) < 1e-12);
             let kept = Branch::Kept { index: Tensor::from_slice(&[batch - 1]), scale: 1.25 };
-            let sum = bypass.add_into(&residual, &x, &layout, &kept, false).unwrap();
+            let sum = add(&kept);
             let mask = Tensor::zeros([batch, 1, 1], F64);
             let _filled = mask.get(batch - 1).fill_(1.25);
             prop_assert!(max_gap(&sum, &(&residual + &expected * mask)) < 1e-12);
@@ -373,7 +415,8 @@ mod tests {
         let residual = tokens(2, &layout, 5, 13);
         let probe = tokens(2, &layout, 5, 14);
         let loss = || {
-            let sum = bypass.add_into(&residual, &x, &layout, &Branch::All, false).unwrap();
+            let input = input(&x, &layout, &Branch::All);
+            let sum = bypass.add_plainly(&residual, &input).unwrap();
             (sum * &probe).sum(Kind::Double)
         };
         loss().backward();
@@ -391,6 +434,77 @@ mod tests {
                 at(centre);
                 let found = gradient.double_value(&[i]);
                 assert!((slope - found).abs() < 1e-7 * (1.0 + slope.abs()), "{name}[{i}]");
+            }
+        }
+    }
+
+    /// The bypass in f32 on normed tokens, fused or from libtorch's operations: its output, then
+    /// the gradients of the weights in the order of their names, of the raw tokens and of the
+    /// residual stream.
+    fn in_f32(case: &Fused, fused: bool) -> Vec<Tensor> {
+        let Fused { config, layout, branch, c, seed, normed, batch } = case;
+        let (mut vs, bypass) = random_bypass(*c, config, false, *seed);
+        vs.float();
+        let new = |seed| tokens(*batch, layout, *c, seed).to_kind(Kind::Float);
+        let (raw, residual) = (new(1).set_requires_grad(true), new(2).set_requires_grad(true));
+        let [weight, bias] = [3, 4].map(|seed| normal(&mut InitRng::from_seed(seed), &[*c], 1.0));
+        let of = NormOf { weight: &weight, bias: &bias, eps: 1e-6 };
+        let x = raw.layer_norm([*c], Some(&weight), Some(&bias), of.eps, false);
+        let norm = normed.then_some((&raw, of));
+        let dropout = config.dropout;
+        let input = BypassInput { tokens: &x, norm, layout, branch, dropout };
+        tch::manual_seed(*seed);
+        let sum = match fused {
+            true => {
+                let weights = bypass.fused(&input, Some(&residual)).unwrap();
+                fused_bypass::add(&weights, &input, Some(&residual)).unwrap()
+            }
+            false => bypass.add_plainly(&residual, &input).unwrap(),
+        };
+        (&sum * new(5)).sum(Kind::Float).backward();
+        let mut variables: Vec<_> = vs.variables().into_iter().collect();
+        variables.sort_by(|a, b| a.0.cmp(&b.0));
+        let leaves = variables.into_iter().map(|(_, v)| v).chain([raw, residual]);
+        [sum].into_iter().chain(leaves.map(|leaf| leaf.grad())).collect()
+    }
+
+    #[derive(Debug)]
+    struct Fused {
+        config: ConvBypassConfig,
+        layout: TokenLayout,
+        branch: Branch,
+        batch: i64,
+        c: i64,
+        seed: i64,
+        normed: bool,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Dropout draws the same mask, so that it can be on.
+        #[test]
+        fn fused_equals_the_plain_path(
+            batch in 1i64..4, prefix in 0i64..4, rows in 0i64..6, cols in 1i64..6,
+            lanes in 1i64..4, h in 1i64..20, half in 0i64..3, all in any::<bool>(),
+            dropout in prop_oneof![Just(0.0), Just(0.3)], normed in any::<bool>(),
+            seed in any::<i64>(),
+        ) {
+            prop_assume!(prefix + rows > 0);
+            let config = ConvBypassConfig {
+                bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7, dropout,
+                ..ConvBypassConfig::default()
+            };
+            let kept = Branch::Kept { index: Tensor::from_slice(&[batch - 1]), scale: 1.25 };
+            let branch = if all { Branch::All } else { kept };
+            let layout = TokenLayout { prefix, grid: (rows, cols) };
+            let case = Fused { config, layout, branch, batch, c: 8 * lanes, seed, normed };
+            let (fused, plain) = (in_f32(&case, true), in_f32(&case, false));
+            for (index, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
+                prop_assert_eq!(fused.size(), plain.size());
+                let size = plain.abs().max().double_value(&[]).max(1.0);
+                let gap = max_gap(fused, plain) / size;
+                prop_assert!(gap < 1e-5, "{} of {:?}: {}", index, case, gap);
             }
         }
     }

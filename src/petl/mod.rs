@@ -3,11 +3,14 @@
 mod adapter;
 mod adaptformer;
 mod bottleneck;
+mod bypass_kernel;
 mod bypasses;
 mod checks;
 mod compose;
 mod conv_bypass;
 mod fact;
+mod fused_bypass;
+mod lanes;
 mod linear_targets;
 mod lora;
 mod low_bit;

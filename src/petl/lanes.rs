@@ -1,0 +1,268 @@
+//! Loops over f32 in the widest vectors of the processor at hand.
+//!
+//! Slices are as long as a multiple of [`GROUP`], which every vector divides.
+
+use pulp::Simd;
+
+/// Rows that [`Lanes::dots`] and [`Lanes::combine`] take side by side.
+pub(super) const GROUP: usize = 8;
+/// Rows that [`Lanes::add_products`] takes at a time.
+const ROWS: usize = 4;
+
+/// The instructions of one processor.
+#[derive(Clone, Copy)]
+pub(super) struct Lanes<S>(pub(super) S);
+
+// Everything is inlined into the one function that is compiled for the processor: a closure or a
+// call of its own would be compiled for the oldest.
+impl<S: Simd> Lanes<S> {
+    #[inline(always)]
+    fn of(values: &[f32]) -> &[S::f32s] {
+        S::as_simd_f32s(values).0
+    }
+
+    #[inline(always)]
+    fn of_mut(values: &mut [f32]) -> &mut [S::f32s] {
+        S::as_mut_simd_f32s(values).0
+    }
+
+    /// `sums += values`.
+    #[inline(always)]
+    pub(super) fn add(self, sums: &mut [f32], values: &[f32]) {
+        for (sum, value) in Self::of_mut(sums).iter_mut().zip(Self::of(values)) {
+            *sum = self.0.add_f32s(*sum, *value);
+        }
+    }
+
+    /// `sum += factor * values`.
+    #[inline(always)]
+    pub(super) fn add_scaled(self, sum: &mut [f32], factor: f32, values: &[f32]) {
+        let factor = self.0.splat_f32s(factor);
+        for (sum, value) in Self::of_mut(sum).iter_mut().zip(Self::of(values)) {
+            *sum = self.0.mul_add_e_f32s(factor, *value, *sum);
+        }
+    }
+
+    /// `row [C]` times each row of `matrix [w, C]`, into `products [w]`.
+    #[inline(always)]
+    pub(super) fn dots(self, row: &[f32], matrix: &[f32], products: &mut [f32]) {
+        let c = row.len();
+        let row = Self::of(row);
+        for (products, matrix) in
+            products.chunks_exact_mut(GROUP).zip(matrix.chunks_exact(GROUP * c))
+        {
+            let columns = Self::rows::<GROUP>(matrix, c, row.len());
+            let mut sums = [self.0.splat_f32s(0.0); GROUP];
+            for (i, &x) in row.iter().enumerate() {
+                for j in 0..GROUP {
+                    sums[j] = self.0.mul_add_e_f32s(x, columns[j][i], sums[j]);
+                }
+            }
+            for j in 0..GROUP {
+                products[j] = self.0.reduce_sum_f32s(sums[j]);
+            }
+        }
+    }
+
+    /// `row [C] += factors [w] x matrix [w, C]`.
+    #[inline(always)]
+    pub(super) fn combine(self, factors: &[f32], matrix: &[f32], row: &mut [f32]) {
+        let c = row.len();
+        let row = Self::of_mut(row);
+        for (factors, matrix) in factors.chunks_exact(GROUP).zip(matrix.chunks_exact(GROUP * c)) {
+            let columns = Self::rows::<GROUP>(matrix, c, row.len());
+            let mut splats = [self.0.splat_f32s(0.0); GROUP];
+            for j in 0..GROUP {
+                splats[j] = self.0.splat_f32s(factors[j]);
+            }
+            for (i, slot) in row.iter_mut().enumerate() {
+                let mut sum = *slot;
+                for j in 0..GROUP {
+                    sum = self.0.mul_add_e_f32s(splats[j], columns[j][i], sum);
+                }
+                *slot = sum;
+            }
+        }
+    }
+
+    /// `sums [w, C] += left^T x right`, `left` being `[T, w]` and `right` `[T, C]`.
+    #[inline(always)]
+    pub(super) fn add_products(self, c: usize, left: &[f32], right: &[f32], sums: &mut [f32]) {
+        let w = sums.len() / c;
+        for (left, right) in left.chunks(ROWS * w).zip(right.chunks(ROWS * c)) {
+            if right.len() == ROWS * c {
+                self.add_product_of_rows(c, left, right, sums);
+                continue;
+            }
+            for (left, right) in left.chunks_exact(w).zip(right.chunks_exact(c)) {
+                for (&factor, sum) in left.iter().zip(sums.chunks_exact_mut(c)) {
+                    self.add_scaled(sum, factor, right);
+                }
+            }
+        }
+    }
+
+    /// [`Lanes::add_products`] of [`ROWS`] rows, two sums at a time: each number that is loaded is
+    /// used more than once.
+    #[inline(always)]
+    fn add_product_of_rows(self, c: usize, left: &[f32], right: &[f32], sums: &mut [f32]) {
+        let w = sums.len() / c;
+        for (pair, sums) in sums.chunks_exact_mut(2 * c).enumerate() {
+            let (first, second) = sums.split_at_mut(c);
+            let (first, second) = (Self::of_mut(first), Self::of_mut(second));
+            let rows = Self::rows::<ROWS>(right, c, first.len());
+            let mut factors = [[self.0.splat_f32s(0.0); 2]; ROWS];
+            for r in 0..ROWS {
+                for j in 0..2 {
+                    factors[r][j] = self.0.splat_f32s(left[r * w + 2 * pair + j]);
+                }
+            }
+            for (i, (first, second)) in first.iter_mut().zip(second).enumerate() {
+                let (mut a, mut b) = (*first, *second);
+                for r in 0..ROWS {
+                    a = self.0.mul_add_e_f32s(factors[r][0], rows[r][i], a);
+                    b = self.0.mul_add_e_f32s(factors[r][1], rows[r][i], b);
+                }
+                (*first, *second) = (a, b);
+            }
+        }
+    }
+
+    /// The first N rows of a matrix of width C, each of `length` vectors, which the compiler then
+    /// knows.
+    #[inline(always)]
+    fn rows<const N: usize>(matrix: &[f32], c: usize, length: usize) -> [&[S::f32s]; N] {
+        let mut rows: [&[S::f32s]; N] = [&[]; N];
+        for (row, values) in rows.iter_mut().zip(matrix.chunks_exact(c)) {
+            *row = &Self::of(values)[..length];
+        }
+        rows
+    }
+
+    /// The layer norm of one token.
+    #[inline(always)]
+    pub(super) fn norm(
+        self,
+        (weight, bias, eps): (&[f32], &[f32], f32),
+        row: &[f32],
+        normed: &mut [f32],
+    ) {
+        let simd = self.0;
+        let count = row.len() as f32;
+        let mut sum = simd.splat_f32s(0.0);
+        for x in Self::of(row) {
+            sum = simd.add_f32s(sum, *x);
+        }
+        let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum) / count);
+        let mut squares = simd.splat_f32s(0.0);
+        for x in Self::of(row) {
+            let x = simd.sub_f32s(*x, mean);
+            squares = simd.mul_add_e_f32s(x, x, squares);
+        }
+        let variance = simd.reduce_sum_f32s(squares) / count;
+        let scale = simd.splat_f32s((variance + eps).sqrt().recip());
+        let weights = Self::of(weight).iter().zip(Self::of(bias));
+        let rows = Self::of_mut(normed).iter_mut().zip(Self::of(row));
+        for ((y, x), (weight, bias)) in rows.zip(weights) {
+            let x = simd.mul_f32s(simd.sub_f32s(*x, mean), scale);
+            *y = simd.mul_add_e_f32s(x, *weight, *bias);
+        }
+    }
+
+    /// `x * sigmoid(1.702 x)`, in place.
+    #[inline(always)]
+    pub(super) fn quick_gelu(self, values: &mut [f32]) {
+        let steepness = self.0.splat_f32s(1.702);
+        for x in Self::of_mut(values) {
+            let gate = self.sigmoid(self.0.mul_f32s(steepness, *x));
+            *x = self.0.mul_f32s(*x, gate);
+        }
+    }
+
+    /// Multiplies each gradient by the slope of QuickGELU at its input.
+    #[inline(always)]
+    pub(super) fn scale_by_slope(self, inputs: &[f32], gradients: &mut [f32]) {
+        let simd = self.0;
+        let (one, steepness) = (simd.splat_f32s(1.0), simd.splat_f32s(1.702));
+        for (gradient, &x) in Self::of_mut(gradients).iter_mut().zip(Self::of(inputs)) {
+            let x = simd.mul_f32s(steepness, x);
+            let gate = self.sigmoid(x);
+            let slope = simd.mul_add_e_f32s(x, simd.sub_f32s(one, gate), one);
+            *gradient = simd.mul_f32s(*gradient, simd.mul_f32s(gate, slope));
+        }
+    }
+
+    #[inline(always)]
+    fn sigmoid(self, x: S::f32s) -> S::f32s {
+        let one = self.0.splat_f32s(1.0);
+        self.0.div_f32s(one, self.0.add_f32s(one, self.exp(self.0.neg_f32s(x))))
+    }
+
+    /// The exponential within 2 units in the last place: `2^n * e^r` with `|r| <= ln 2 / 2`, and a
+    /// Taylor polynomial for `e^r`. Beyond what f32 holds it stays at its largest and smallest
+    /// value; NaN stays NaN.
+    #[inline(always)]
+    fn exp(self, x: S::f32s) -> S::f32s {
+        /// Adding it rounds to an integer, which the low bits of the sum then hold.
+        const ROUND: f32 = 12_582_912.0;
+        /// ln 2 in two parts, of which the first has few bits.
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        const POLYNOMIAL: [f32; 7] =
+            [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+        let simd = self.0;
+        let x = simd.max_f32s(simd.splat_f32s(-87.0), simd.min_f32s(simd.splat_f32s(88.0), x));
+        let shifted = simd.mul_add_e_f32s(
+            x,
+            simd.splat_f32s(std::f32::consts::LOG2_E),
+            simd.splat_f32s(ROUND),
+        );
+        let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
+        let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[0]), x);
+        let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[1]), r);
+        let mut sum = simd.splat_f32s(1.0 / 5040.0);
+        for coefficient in POLYNOMIAL {
+            sum = simd.mul_add_e_f32s(sum, r, simd.splat_f32s(coefficient));
+        }
+        let shift = simd.splat_u32s(23);
+        let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), shift);
+        let power = simd.add_u32s(exponent, simd.splat_u32s(1.0f32.to_bits()));
+        simd.mul_f32s(sum, simd.transmute_f32s_u32s(power))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::{Arch, WithSimd};
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl WithSimd for Exp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for x in S::as_mut_simd_f32s(self.0).0 {
+                *x = Lanes(simd).exp(*x);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_that_of_f64() {
+        let inputs: Vec<f32> = (-8696..=8799).map(|i| i as f32 * 0.01).collect();
+        let (mut wide, mut narrow) = (inputs.clone(), inputs.clone());
+        Arch::new().dispatch(Exp(&mut wide));
+        Exp(&mut narrow).with_simd(pulp::Scalar);
+        for (&x, found) in inputs.iter().zip(wide.iter().zip(&narrow)) {
+            let expected = f64::from(x).exp();
+            for &found in [found.0, found.1] {
+                let gap = (f64::from(found) - expected).abs() / expected;
+                assert!(gap < 2.5e-7, "{x}: {found} {expected} {gap}");
+            }
+        }
+        let mut odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, 0.0];
+        Arch::new().dispatch(Exp(&mut odd));
+        assert!(odd[0].is_nan() && odd[1] > 1e38 && odd[2] < 1e-37 && odd[3] == 1.0, "{odd:?}");
+    }
+}
