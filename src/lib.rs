@@ -71,6 +71,7 @@ pub use data::{
 pub use error::{Error, Result};
 #[cfg(feature = "data")]
 pub use eval::{Evaluation, PrefixCache, evaluate};
+pub use ffi::autocast::Autocast;
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;
 pub use model::{

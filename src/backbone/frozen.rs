@@ -135,8 +135,12 @@ impl<C: Network> Frozen<C> {
 
     /// Builds the layers from whatever `source` gives for each weight, under timm's names.
     pub(crate) fn from_source(config: &C, source: &mut WeightSource) -> Result<Self> {
+        Self::build(config, source, false)
+    }
+
+    fn build(config: &C, source: &mut WeightSource, int8: bool) -> Result<Self> {
         config.validate()?;
-        let mut weights = Weights { source, named: Vec::new() };
+        let mut weights = Weights { source, int8, named: Vec::new() };
         let layers = config.layers(&mut weights)?;
         Ok(Frozen { config: config.clone(), named: weights.named, layers })
     }
@@ -250,6 +254,18 @@ impl<C: Network> Backbone for Frozen<C> {
             Some((own, weight)) if own == name => replace(name, weight),
             _ => unreachable!("a config names its weights in one order"),
         })
+    }
+
+    fn to_int8(&self) -> Result<Self> {
+        if self.is_int8() {
+            return Ok(self.clone());
+        }
+        let mut named = self.named.iter();
+        let weight = &mut |_: &str, _: &[i64]| match named.next() {
+            Some((_, weight)) => Ok(weight.shallow_clone()),
+            None => unreachable!("a config names its weights in one order"),
+        };
+        Self::build(&self.config, weight, true)
     }
 
     fn is_read(&self, name: &str) -> bool {

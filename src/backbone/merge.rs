@@ -6,12 +6,15 @@ use tch::Tensor;
 
 use super::frozen::Network;
 use super::{Backbone, Frozen};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::seam::{LayerWeights, Seam};
 
 /// A copy of `backbone` with `method` folded in. Layers that the method leaves alone share their
 /// weights with it; a layer without a bias gets one where the method adds a shift.
 pub(super) fn merge<C: Network>(backbone: &Frozen<C>, method: &dyn Seam) -> Result<Frozen<C>> {
+    if backbone.is_int8() {
+        return Err(Error::config("kind", "f32, bf16, f16 or f64, to fold a method in", "int8"));
+    }
     let mut config = backbone.config().clone();
     let own = backbone.named_weights().iter();
     let mut weights: HashMap<String, Tensor> =

@@ -147,10 +147,32 @@ pub trait Backbone: Clone + Debug + Send {
     fn to_kind(&self, kind: Kind) -> Result<Self> {
         match kind {
             Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double => {
-                self.map_weights(&mut |_, weight| Ok(weight.f_to_kind(kind)?))
+                let mut previous = Kind::Float;
+                self.map_weights(&mut |_, weight| {
+                    // What is in int8 stays, and so does its scale, which comes next.
+                    let stays = [weight.kind(), previous].contains(&Kind::Int8);
+                    previous = weight.kind();
+                    Ok(if stays { weight.shallow_clone() } else { weight.f_to_kind(kind)? })
+                })
             }
             _ => Err(Error::config("kind", "f32, bf16, f16 or f64", format!("{kind:?}"))),
         }
+    }
+
+    /// The same backbone with the weights of its linear layers in int8, rounded to the nearest of
+    /// 255 values a row (`NAME.scale` holds their factors): a quarter of the memory of f32. A pass
+    /// computes in the kind of the other weights, and what is trained beside it stays f32. The
+    /// digest is another one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a backbone that has no such form, as another crate's may have none.
+    fn to_int8(&self) -> Result<Self> {
+        Err(Error::config("kind", "f32, bf16, f16 or f64", "int8"))
+    }
+
+    /// Whether any weight is in int8.
+    fn is_int8(&self) -> bool {
+        self.named_weights().iter().any(|(_, weight)| weight.kind() == Kind::Int8)
     }
 
     /// Whether the features depend on the weight of that name.

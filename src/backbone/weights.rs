@@ -1,9 +1,9 @@
 //! Weights as layers ask for them: by name and shape, in one order.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::Result;
-use crate::nn::{Conv, LayerNorm, Linear};
+use crate::nn::{Conv, LayerNorm, Linear, quantize};
 
 /// Where weights come from: a name and the shape that the model needs under it.
 pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
@@ -11,6 +11,8 @@ pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
 /// Asks a [`WeightSource`] for weights and keeps them under their names.
 pub struct Weights<'a, 'b> {
     pub(super) source: &'a mut WeightSource<'b>,
+    /// Whether the weights of linear layers are rounded to int8 as they come.
+    pub(super) int8: bool,
     pub(super) named: Vec<(String, Tensor)>,
 }
 
@@ -37,9 +39,20 @@ impl Weights<'_, '_> {
         inner: i64,
         bias: bool,
     ) -> Result<Linear> {
-        let weight = self.get(&format!("{name}.weight"), &[out, inner])?;
+        let weight_name = format!("{name}.weight");
+        let mut weight = self.get(&weight_name, &[out, inner])?;
+        let mut scale = None;
+        if self.int8 && weight.kind() != Kind::Int8 {
+            let (quantized, row_scale) = quantize(&weight)?;
+            self.named.pop();
+            self.named.push((weight_name, quantized.shallow_clone()));
+            self.named.push((format!("{name}.scale"), row_scale.shallow_clone()));
+            (weight, scale) = (quantized, Some(row_scale));
+        } else if weight.kind() == Kind::Int8 {
+            scale = Some(self.get(&format!("{name}.scale"), &[out])?);
+        }
         let bias = self.get_if(bias, &format!("{name}.bias"), &[out])?;
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, scale })
     }
 
     pub(super) fn conv(

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod alloc_probe;
+pub(crate) mod autocast;
 mod autograd;
 pub(crate) mod cuda;
 mod elements;

@@ -120,6 +120,28 @@ bool convpass_untouched(const at::Tensor *a, const at::Tensor *b) {
   return a->is_same(*b) && !a->is_inference() && a->_version() == 0;
 }
 
+// Autocast's state on a kind of device, of this thread.
+char *convpass_autocast_get(bool cuda, bool *enabled, int *kind, bool *cache) {
+  return caught([&] {
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    *enabled = at::autocast::is_autocast_enabled(device);
+    *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
+    *cache = at::autocast::is_autocast_cache_enabled();
+  });
+}
+
+// Sets it; `deeper` by +1 enters a guarded part, by -1 leaves one, the outermost with its cache.
+char *convpass_autocast_set(bool cuda, bool enabled, int kind, bool cache, int deeper) {
+  return caught([&] {
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    if (deeper < 0 && at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    if (deeper > 0) at::autocast::increment_nesting();
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
+    at::autocast::set_autocast_cache_enabled(cache);
+  });
+}
+
 // Calls `f` with each of 0..count. A TensorIterator hands them out, because `at::parallel_for` is
 // a template: compiled here it would run on another OpenMP than libtorch's.
 char *convpass_for_each(int64_t count, void (*f)(void *state, int64_t index), void *state) {

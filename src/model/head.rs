@@ -16,8 +16,6 @@ pub(super) fn head(
     let bound = (feature_dim as f64).sqrt().recip();
     let weight = rng.draw(Init::Uniform { bound }, &[num_classes, feature_dim])?;
     let bias = Tensor::f_zeros([num_classes], (Kind::Float, Device::Cpu))?;
-    Ok(Linear {
-        weight: variable(vs, "head.weight", &weight)?,
-        bias: Some(variable(vs, "head.bias", &bias)?),
-    })
+    let weight = variable(vs, "head.weight", &weight)?;
+    Ok(Linear::plain(weight, Some(variable(vs, "head.bias", &bias)?)))
 }

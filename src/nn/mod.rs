@@ -24,7 +24,7 @@ pub(crate) use conv::Conv;
 pub use drop_path::Branch;
 pub(crate) use drop_path::DropPath;
 pub(crate) use init::{Init, InitRng, identity_kernel};
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Linear, quantize};
 pub(crate) use merge::side_by_side;
 pub(crate) use mlp::Mlp;
 pub use mlp::MlpActivation;

@@ -67,7 +67,7 @@ impl<'a> Params<'a> {
     ) -> Result<Linear> {
         let weight = self.get(format_args!("{name}.weight"), &[out, inner], init)?;
         let bias = self.get(format_args!("{name}.bias"), &[out], Init::Constant(0.0))?;
-        Ok(Linear { weight, bias: Some(bias) })
+        Ok(Linear::plain(weight, Some(bias)))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Methods that train weights of the backbone itself: all, the biases (BitFit, Ben Zaken et al.,
 //! arXiv 2106.10199), or the layer norms.
 
-use tch::nn;
+use tch::{Kind, nn};
 
 use crate::backbone::Backbone;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::variable;
 use crate::seam::BackboneShape;
 
@@ -32,6 +32,10 @@ impl Unfrozen {
     /// `backbone` keeps its own and shares the rest.
     pub(super) fn apply<B: Backbone>(self, vs: &nn::Path, backbone: &B) -> Result<B> {
         backbone.map_weights(&mut |name, weight| match self.takes(name) && backbone.is_read(name) {
+            true if weight.kind() == Kind::Int8 => {
+                let expected = "one that can be trained: f32, bf16, f16 or f64";
+                Err(Error::config(format!("kind of {name}"), expected, "int8"))
+            }
             true => variable(vs, name, weight),
             false => Ok(weight.shallow_clone()),
         })

@@ -1,0 +1,147 @@
+//! libtorch's autocast behind a guard.
+
+use std::ffi::{c_char, c_int};
+use std::marker::PhantomData;
+
+use tch::{Device, Kind};
+
+use super::autograd::take;
+use crate::error::{Error, Result};
+
+/// Autocast for as long as it lives, on this thread: libtorch computes products in bf16 or f16
+/// and what needs the range in f32, and weights stay as they are.
+///
+/// Whatever way the guard goes out of scope (an early return, an error, a panic), autocast is as it
+/// was before. Guards are dropped in the reverse order of their making.
+///
+/// ```
+/// use convpass::Autocast;
+/// use tch::{Device, Kind, Tensor};
+///
+/// # fn main() -> convpass::Result<()> {
+/// let x = Tensor::rand([4, 4], (Kind::Float, Device::Cpu));
+/// {
+///     let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16)?;
+///     assert_eq!(x.matmul(&x).kind(), Kind::BFloat16);
+/// }
+/// assert_eq!(x.matmul(&x).kind(), Kind::Float);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "autocast ends as the guard is dropped"]
+pub struct Autocast {
+    cuda: bool,
+    before: State,
+    /// The state is a thread's own.
+    _thread: PhantomData<*const ()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct State {
+    enabled: bool,
+    /// As libtorch numbers them.
+    kind: c_int,
+    cache: bool,
+}
+
+impl Autocast {
+    /// Turns autocast to `kind` on for devices like `device`, a CPU or a CUDA GPU.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a kind other than bf16 and f16 and for other devices.
+    pub fn enter(device: Device, kind: Kind) -> Result<Self> {
+        let kind = match kind {
+            Kind::BFloat16 => 15,
+            Kind::Half => 5,
+            _ => return Err(Error::config("kind", "bf16 or f16", format!("{kind:?}"))),
+        };
+        let cuda = match device {
+            Device::Cpu => false,
+            Device::Cuda(_) => true,
+            _ => return Err(Error::config("device", "a CPU or a CUDA GPU", format!("{device:?}"))),
+        };
+        let before = State::get(cuda)?;
+        State { enabled: true, kind, cache: true }.set(cuda, 1)?;
+        Ok(Autocast { cuda, before, _thread: PhantomData })
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // Nothing in it fails but memory; there is no one to tell here.
+        let _ = self.before.set(self.cuda, -1);
+    }
+}
+
+impl State {
+    fn get(cuda: bool) -> Result<Self> {
+        let mut state = State { enabled: false, kind: 0, cache: false };
+        let State { enabled, kind, cache } = &mut state;
+        // SAFETY: writes to the three.
+        take(unsafe { convpass_autocast_get(cuda, enabled, kind, cache) })?;
+        Ok(state)
+    }
+
+    fn set(self, cuda: bool, deeper: c_int) -> Result<()> {
+        // SAFETY: takes values alone.
+        take(unsafe { convpass_autocast_set(cuda, self.enabled, self.kind, self.cache, deeper) })
+    }
+}
+
+unsafe extern "C" {
+    fn convpass_autocast_get(
+        cuda: bool,
+        enabled: *mut bool,
+        kind: *mut c_int,
+        cache: *mut bool,
+    ) -> *mut c_char;
+    fn convpass_autocast_set(
+        cuda: bool,
+        enabled: bool,
+        kind: c_int,
+        cache: bool,
+        deeper: c_int,
+    ) -> *mut c_char;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn every_exit_restores_the_state() {
+        for device in [Device::Cpu, Device::Cuda(0)] {
+            let cuda = device != Device::Cpu;
+            let before = State::get(cuda).unwrap();
+            assert!(!before.enabled);
+            let early = |fail: bool| -> Result<()> {
+                let _outer = Autocast::enter(device, Kind::BFloat16)?;
+                let outer = State::get(cuda)?;
+                assert!(outer.enabled && outer.kind == 15);
+                {
+                    let _inner = Autocast::enter(device, Kind::Half)?;
+                    assert_eq!(State::get(cuda)?.kind, 5);
+                    if fail {
+                        return Err(Error::config("test", "no failure", "one"));
+                    }
+                }
+                assert_eq!(State::get(cuda)?, outer);
+                Ok(())
+            };
+            early(false).unwrap();
+            assert_eq!(State::get(cuda).unwrap(), before);
+            early(true).unwrap_err();
+            assert_eq!(State::get(cuda).unwrap(), before);
+            let panicked = catch_unwind(|| {
+                let _guard = Autocast::enter(device, Kind::BFloat16).unwrap();
+                std::panic::resume_unwind(Box::new(()));
+            });
+            assert!(panicked.is_err());
+            assert_eq!(State::get(cuda).unwrap(), before);
+        }
+        assert!(Autocast::enter(Device::Cpu, Kind::Double).is_err());
+        assert!(Autocast::enter(Device::Mps, Kind::Half).is_err());
+    }
+}
