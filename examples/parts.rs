@@ -7,12 +7,16 @@
 //! {"part":"load","median_s":..,"min_s":..,"file_mb":..,"grown_rss_mb":..,"peak_rss_mb":..,"threads":2}
 //! $ cargo run --release --example parts -- data FOLDER --rounds 3 --threads 2
 //! {"part":"data","median_s":..,"min_s":..,"images":..,"images_per_s":..,"peak_rss_mb":..,"threads":2}
+//! $ MALLOC_MMAP_THRESHOLD_=65536 cargo run --release --example parts -- activations --batch 8 --threads 2
+//! {"part":"activations","saved_mb_per_image":..,"batch":8,"recompute":false,"peak_rss_mb":..,"threads":2}
 //! ```
 //!
 //! `bypass` is forward and backward of one bypass (h = 8, dropout 0.1) added into a residual stream `[B, 197, 768]`,
 //! less the loss that backward starts from (`loss_s`); `bound_s` is one sum of two such tensors into a third, which
 //! no way of adding a bypass can beat. `load` opens the file once, as a program does; `data` decodes, resizes to
-//! 224x224 and batches the images of `FOLDER/list.txt` (lines `path label`), by 32.
+//! 224x224 and batches the images of `FOLDER/list.txt` (lines `path label`), by 32. `activations` is what a training
+//! step of Convpass beside a ViT-B/16 holds between its forward and its backward pass, as the growth of the resident
+//! memory: exact where glibc gets each large block from the kernel and gives it back, which that variable tells it to.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,10 +27,10 @@ use clap::{Args, Parser, Subcommand};
 use convpass::{
     Backbone, BackboneShape, BatchConfig, Batches, Beside, Branch, ConvBypassConfig, FileList,
     FrozenViT, ImageDataset, Method, Normalization, Order, PartialBatch, Pass, PetlConfig,
-    PetlModel, Seam, Site, Stream, SubLayer, SubLayers, TokenLayout, peak_rss_mb,
+    PetlModel, Seam, Site, Stream, SubLayer, SubLayers, TokenLayout, ViTConfig, peak_rss_mb,
 };
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 /// Times one part of a run alone.
 #[derive(Parser)]
@@ -47,6 +51,17 @@ enum Part {
     Load { file: PathBuf },
     /// From image files to batches.
     Data(DataArgs),
+    /// The memory between forward and backward.
+    Activations {
+        /// Images a step.
+        #[arg(long, default_value_t = 8)]
+        batch: i64,
+        /// Compute each block again in the backward pass.
+        #[arg(long)]
+        recompute: bool,
+        #[arg(long, default_value_t = 0.1)]
+        drop_path: f64,
+    },
 }
 
 #[derive(Args)]
@@ -69,8 +84,10 @@ struct DataArgs {
 }
 
 fn main() -> Result<()> {
-    convpass::keep_freed_memory();
     let cli = Cli::parse();
+    if !matches!(cli.part, Part::Activations { .. }) {
+        convpass::keep_freed_memory();
+    }
     let threads = match cli.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?,
@@ -81,6 +98,9 @@ fn main() -> Result<()> {
         Part::Bypass(args) => bypass(&args)?,
         Part::Load { file } => load(&file)?,
         Part::Data(args) => data(&args, threads)?,
+        Part::Activations { batch, recompute, drop_path } => {
+            activations(batch, recompute, drop_path)?
+        }
     };
     line["threads"] = threads.get().into();
     line["peak_rss_mb"] = peak_rss_mb().into();
@@ -229,6 +249,53 @@ impl Backbone for BareStream {
     fn device(&self) -> Device {
         Device::Cpu
     }
+}
+
+fn activations(batch: i64, recompute: bool, drop_path: f64) -> Result<Value> {
+    ensure!(batch > 0, "--batch must be at least 1");
+    let vit = ViTConfig::preset("vit_base_patch16_224")?;
+    let method = Method::ConvBypass(ConvBypassConfig::default());
+    let config = PetlConfig { drop_path, ..PetlConfig::new(method, 100) };
+    let model = PetlModel::new(FrozenViT::random(&vit, 0, Device::Cpu)?, &config)?;
+    let images = Tensor::randn([batch, 3, 224, 224], (Kind::Float, Device::Cpu));
+    let labels = Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
+    let mut growths = Vec::new();
+    // The first round sets things up; which samples drop path leaves out changes from round to round.
+    for round in 0..6 {
+        let before = rss_mb()?;
+        let mut after = before;
+        let mut loss = |logits: &Tensor| {
+            let mean = Reduction::Mean;
+            let loss = logits.f_cross_entropy_loss(&labels, None::<&Tensor>, mean, -100, 0.0)?;
+            after = rss_mb().unwrap_or(f64::NAN);
+            Ok(loss)
+        };
+        match recompute {
+            true => drop(model.backward_recomputed(&images, loss)?),
+            false => {
+                let logits = model.forward(&images, true)?;
+                let result: convpass::Result<Tensor> = loss(&logits);
+                result?.f_backward()?;
+            }
+        }
+        if round > 0 {
+            growths.push((after - before) / batch as f64);
+        }
+    }
+    growths.sort_by(f64::total_cmp);
+    Ok(json!({
+        "part": "activations",
+        "batch": batch,
+        "recompute": recompute,
+        "saved_mb_per_image": median(&growths),
+    }))
+}
+
+/// The resident memory now, in MB (10^6 bytes).
+fn rss_mb() -> Result<f64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").context("/proc/self/statm")?;
+    let pages: f64 = statm.split(' ').nth(1).context("/proc/self/statm")?.parse()?;
+    Ok(pages * 4096.0 / 1e6)
 }
 
 fn load(file: &PathBuf) -> Result<Value> {

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::Linear;
+use super::{Linear, self_attention};
 use crate::error::Result;
 
 /// Self-attention with a fused projection: `qkv` is `[3C, C]`, queries first, then keys, values.
@@ -17,6 +17,9 @@ impl Attention {
     /// Everything between the two projections, from the output of `qkv`:
     /// `[B, T, 3C] -> [B, T, C]`; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
     pub(crate) fn mix(&self, qkv: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if bias.is_none() && self_attention::can_attend(qkv) {
+            return self_attention::attend(qkv, self.num_heads);
+        }
         let c = self.proj.weight.size()[1];
         let part = |index: i64| qkv.f_narrow(-1, index * c, c);
         self.attend(&part(0)?, &part(1)?, &part(2)?, bias)

@@ -14,6 +14,7 @@ mod noise;
 mod norm;
 mod patch_embed;
 mod pos_embed;
+mod self_attention;
 mod variable;
 mod window;
 

@@ -1,0 +1,139 @@
+//! Self-attention on a CPU as one node of the autograd graph.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+use crate::ffi::{Backward, attach};
+
+/// Whether [`attend`] takes this: numbers on a CPU in the kinds that it is as exact in as
+/// libtorch's own, with a gradient to come.
+pub(super) fn can_attend(qkv: &Tensor) -> bool {
+    let kind_fits = matches!(qkv.kind(), Kind::Float | Kind::Double);
+    kind_fits && qkv.device() == Device::Cpu && qkv.requires_grad() && qkv.numel() > 0
+}
+
+/// Softmax attention of each token to all: `[B, T, 3C] -> [B, T, C]`, queries, keys, values in
+/// thirds, `heads` heads.
+///
+/// Forward is libtorch's. Backward saves no output: with the probabilities at hand it needs only
+/// what each of their rows sums to with its gradient, which it can sum itself. And it writes the
+/// three gradients side by side, where libtorch makes each one a tensor of zeros of all three and
+/// adds them up.
+///
+/// # Errors
+/// What libtorch says.
+pub(super) fn attend(qkv: &Tensor, heads: i64) -> Result<Tensor> {
+    let (output, sums) = tch::no_grad(|| {
+        let [q, k, v] = split(qkv, heads)?;
+        let (dropout, causal, mask, scale) = (0.0, false, None::<Tensor>, None);
+        Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
+            &q, &k, &v, dropout, causal, mask, scale,
+        )
+    })?;
+    let output = output.f_transpose(1, 2)?.f_flatten(2, 3)?;
+    attach(output, &[qkv], &[qkv, &sums], SelfAttention { heads })
+}
+
+/// `[B, T, 3C]` to three of `[B, heads, T, C / heads]`.
+fn split(qkv: &Tensor, heads: i64) -> Result<[Tensor; 3], tch::TchError> {
+    let thirds = qkv.f_unflatten(-1, [3, heads, -1])?.f_permute([2, 0, 3, 1, 4])?;
+    Ok([thirds.f_select(0, 0)?, thirds.f_select(0, 1)?, thirds.f_select(0, 2)?])
+}
+
+/// The way back; saved are the queries, keys and values, and the logarithm of each row's sum,
+/// `[B, heads, T]`.
+struct SelfAttention {
+    heads: i64,
+}
+
+impl Backward for SelfAttention {
+    fn backward(
+        &self,
+        saved: &[Tensor],
+        gradient: &Tensor,
+        _wanted: &[bool],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let [qkv, sums] = saved else { return Ok(Vec::new()) };
+        let result = qkv.f_empty_like()?;
+        let gradient = gradient.f_unflatten(-1, [self.heads, -1])?.f_transpose(1, 2)?;
+        let (parts, into) = (split(qkv, self.heads)?, split(&result, self.heads)?);
+        // A sample at a time: its scores stay in the cache.
+        for sample in 0..qkv.size()[0] {
+            let of = |t: &Tensor| t.f_select(0, sample);
+            let [q, k, v] = [of(&parts[0])?, of(&parts[1])?, of(&parts[2])?];
+            let gradients = sample_gradients([&q, &k, &v], &of(sums)?, &of(&gradient)?)?;
+            for (into, gradient) in into.iter().zip(&gradients) {
+                of(into)?.f_copy_(gradient)?;
+            }
+        }
+        Ok(vec![Some(result)])
+    }
+}
+
+/// Gradients of queries, keys and values, `[heads, T, d]` each, from that of the output.
+///
+/// With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV = P^T D`, `dP = D V^T`,
+/// and of the scores `P * (dP - rowsum(P * dP))`.
+fn sample_gradients(
+    qkv: [&Tensor; 3],
+    sums: &Tensor,
+    gradient: &Tensor,
+) -> Result<[Tensor; 3], tch::TchError> {
+    let [q, k, v] = [qkv[0].f_contiguous()?, qkv[1].f_contiguous()?, qkv[2].f_contiguous()?];
+    let gradient = gradient.f_contiguous()?;
+    let scale = (q.size()[2] as f64).sqrt().recip();
+    let turned = |t: &Tensor| t.f_transpose(1, 2);
+    let mut p = q.f_bmm(&turned(&k)?)?.f_mul_scalar_(scale)?;
+    p = p.f_sub_(&sums.f_unsqueeze(2)?)?.f_exp_()?;
+    let mut dp = gradient.f_bmm(&turned(&v)?)?;
+    let row_sums = p.f_mul(&dp)?.f_sum_dim_intlist(-1, true, p.kind())?;
+    let mut scores = dp.f_sub_(&row_sums)?;
+    scores = scores.f_mul_(&p)?.f_mul_scalar_(scale)?;
+    Ok([scores.f_bmm(&k)?, turned(&scores)?.f_bmm(&q)?, turned(&p)?.f_bmm(&gradient)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against libtorch's own node, whatever the sizes.
+    #[test]
+    fn equals_libtorchs() {
+        tch::manual_seed(5);
+        let shapes = [(1, 1, 1, 1), (2, 7, 3, 4), (3, 50, 2, 8), (1, 197, 12, 64), (2, 33, 1, 5)];
+        for (batch, tokens, heads, d) in shapes {
+            for (kind, bound) in [(Kind::Float, 2e-6), (Kind::Double, 1e-13)] {
+                let qkv = Tensor::randn([batch, tokens, 3 * heads * d], (kind, Device::Cpu));
+                let probe = Tensor::randn([batch, tokens, heads * d], (kind, Device::Cpu));
+                let run = |fused: bool| {
+                    let qkv = qkv.copy().set_requires_grad(true);
+                    assert!(can_attend(&qkv));
+                    let output = if fused {
+                        attend(&qkv, heads).unwrap()
+                    } else {
+                        let [q, k, v] = split(&qkv, heads).unwrap();
+                        let none = None::<&Tensor>;
+                        let x = Tensor::scaled_dot_product_attention(
+                            &q,
+                            &k,
+                            &v,
+                            none,
+                            0.0,
+                            false,
+                            None::<f64>,
+                            false,
+                        );
+                        x.transpose(1, 2).flatten(2, 3)
+                    };
+                    (&output * &probe).sum(kind).backward();
+                    (output.detach(), qkv.grad())
+                };
+                let ((output, gradient), (expected, expected_gradient)) = (run(true), run(false));
+                assert_eq!(output, expected);
+                let largest = expected_gradient.abs().max().double_value(&[]).max(1.0);
+                let gap = (gradient - expected_gradient).abs().max().double_value(&[]);
+                assert!(gap <= bound * largest, "{batch} {tokens} {heads} {d} {kind:?}: {gap}");
+            }
+        }
+    }
+}
