@@ -38,7 +38,8 @@ pub struct TrainConfig {
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
     /// Whether each block is computed again in the backward pass
-    /// ([`PetlModel::backward_recomputed`](crate::PetlModel::backward_recomputed)): less memory, more time, the same gradients.
+    /// ([`PetlModel::backward_recomputed`](crate::PetlModel::backward_recomputed)): less memory,
+    /// more time, the same gradients.
     pub recompute: bool,
     /// Where what the frozen blocks in front make of each image is kept, so that it is computed
     /// once; `None` to compute it in every step. There are such blocks where a method leaves out
