@@ -9,7 +9,9 @@
 //! ```
 //!
 //! `DIR/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`, each line `path label`.
-//! `--out` gets `adapter.safetensors` and `run.json`. Ctrl-C ends after the current step, with the adapter saved.
+//! `--out` gets `adapter.safetensors`, `run.json` and `log.jsonl`. Ctrl-C ends after the current step, with the
+//! adapter saved. Until the run is done its state is there too, and the same command goes on from it, after a kill as
+//! after Ctrl-C; the result is the same bit for bit.
 
 #[path = "vtab_finetune/demo.rs"]
 mod demo;
@@ -30,8 +32,9 @@ use convpass::{
     PetlConfig, PetlModel, Placement, SubLayers, SwinConfig, TensorFile, ViTConfig, evaluate,
 };
 use convpass::{
-    CosineSchedule, EpochReport, Observer, Progress, RunRecord, Selection, StepReport, Stepped,
-    TrainConfig, fit, peak_rss_mb,
+    CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress, RunCheckpoint, RunRecord,
+    RunStart, Selection, StepReport, Stepped, TensorBoard, TrainConfig, fit, fit_resumable,
+    peak_rss_mb,
 };
 use convpass::{ImageDataset, Normalization, PrefixCache};
 use tch::{Cuda, Device};
@@ -108,9 +111,16 @@ struct Args {
     /// last: train on all 1,000, keep the last epoch; val: train on 800, keep the best epoch on the 200.
     #[arg(long, value_enum, default_value_t = Select::Last)]
     select: Select,
-    /// Where adapter.safetensors and run.json go [default: runs/TASK-METHOD].
+    /// Where adapter.safetensors, run.json and log.jsonl go [default: runs/TASK-METHOD].
     #[arg(long, requires = "task")]
     out: Option<PathBuf>,
+    /// Steps after which the run's state is written to --out, and after each epoch; 0: never. The same command goes
+    /// on from it.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    checkpoint_every: usize,
+    /// Write an event file for TensorBoard to --out too.
+    #[arg(long)]
+    tensorboard: bool,
     /// Adapter whose head the run starts from, a linear probe's for instance.
     #[arg(long, requires = "task")]
     head: Option<PathBuf>,
@@ -196,7 +206,9 @@ fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nending after this step; Ctrl-C again to quit at once");
+        eprintln!(
+            "\nending after this step, from which the same command goes on; Ctrl-C again to quit at once"
+        );
     })?;
     match &args.task {
         Some(task) => run_task(args, task, stop),
@@ -319,6 +331,9 @@ fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
     }
 }
 
+/// The run's state in `--out`, until it is done.
+const STATE: &str = "run.state.safetensors";
+
 /// One run: a method on a task.
 struct Job<'a> {
     args: &'a Args,
@@ -356,7 +371,7 @@ impl Job<'_> {
             Select::Val => (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?)),
         };
         let mut watch = Watch { progress: Progress::new(&label), stop: self.stop.clone() };
-        let fit = fit(&mut model, &train, val.as_ref(), &train_config, &mut watch)?;
+        let fit = self.fit(&mut model, &train, val.as_ref(), &train_config, out, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
 
         let test = if fit.stopped { None } else { Some(load(VtabSplit::Test)?) };
@@ -383,7 +398,40 @@ impl Job<'_> {
             peak_rss_mb: peak_rss_mb(),
         };
         record.save(out.join("run.json"))?;
+        let state = out.join(STATE);
+        if record.test_top1.is_some() && args.checkpoint_every > 0 && state.exists() {
+            std::fs::remove_file(&state).with_context(|| state.display().to_string())?;
+        }
         Ok(record)
+    }
+
+    /// Trains, with the logs and the run's state in `out`.
+    fn fit<B: Backbone>(
+        &self,
+        model: &mut PetlModel<B>,
+        train: &ImageDataset,
+        val: Option<&ImageDataset>,
+        config: &TrainConfig,
+        out: &Path,
+        watch: &mut Watch,
+    ) -> Result<Fit> {
+        let mut log = JsonLog::open(out.join("log.jsonl"))?;
+        let mut events = self.args.tensorboard.then(|| TensorBoard::create(out)).transpose()?;
+        let mut observers: Vec<&mut dyn Observer> = vec![watch, &mut log];
+        observers.extend(events.as_mut().map(|events| events as &mut dyn Observer));
+        let fit = match self.args.checkpoint_every {
+            0 => fit(model, train, val, config, &mut observers),
+            every => {
+                let checkpoint = RunCheckpoint { path: out.join(STATE), every };
+                fit_resumable(model, train, val, config, &checkpoint, &mut observers)
+            }
+        }?;
+        for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
+            if let Err(error) = ended {
+                eprintln!("{error}: the run went on without this log");
+            }
+        }
+        Ok(fit)
     }
 
     /// Top-1 in percent, or `None` after Ctrl-C.
@@ -466,6 +514,10 @@ impl Watch {
 }
 
 impl Observer for Watch {
+    fn start(&mut self, start: &RunStart) {
+        self.progress.start(start);
+    }
+
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         let _shown = self.progress.step(step);
         self.go_on()

@@ -76,6 +76,15 @@ pub enum Error {
     )]
     BackboneMismatch { file: PathBuf, expected: String, found: String },
 
+    /// The file is the state of another run than the one that was to go on from it; `field` is the
+    /// first one in which the two differ.
+    #[error(
+        "{}: the state of another run, whose {field} is {found} and not {expected}; \
+         remove the file to start anew",
+        file.display()
+    )]
+    OtherRun { file: PathBuf, field: String, expected: String, found: String },
+
     /// A line of a file list cannot be used.
     #[error("{}:{line}: {reason}", file.display())]
     ListLine { file: PathBuf, line: usize, reason: String },

@@ -32,6 +32,7 @@
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
+//! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
 //! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
@@ -95,8 +96,9 @@ pub use search::{
 };
 #[cfg(feature = "train")]
 pub use train::{
-    AdamW, CosineSchedule, EpochReport, Fit, Observer, Progress, RunRecord, Selection, Silent,
-    StepReport, Stepped, TrainConfig, fit, peak_rss_mb,
+    AdamW, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress, RunCheckpoint, RunRecord,
+    RunStart, Selection, Silent, StepReport, Stepped, TensorBoard, TrainConfig, fit, fit_resumable,
+    peak_rss_mb,
 };
 
 /// The programs of the README, compiled with the documentation tests.

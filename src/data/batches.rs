@@ -130,6 +130,13 @@ impl Iterator for Batches<'_> {
         Some(batch)
     }
 
+    /// Leaves `n` batches out, unmade.
+    fn nth(&mut self, n: usize) -> Option<Self::Item> {
+        let skipped = n.saturating_mul(self.config.batch_size);
+        self.next = self.next.saturating_add(skipped).min(self.indices.len());
+        self.next()
+    }
+
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = (self.indices.len() - self.next).div_ceil(self.config.batch_size);
         (left, Some(left))

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::inputs::Inputs;
@@ -11,12 +12,13 @@ use crate::error::{Error, Result};
 use crate::model::PetlModel;
 
 /// Sums over evaluated images.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Images evaluated.
     pub images: usize,
     /// Images whose highest logit is their label's.
     pub correct: usize,
+    #[serde(deserialize_with = "number")]
     loss: f64,
 }
 
@@ -39,6 +41,12 @@ impl Evaluation {
         self.images += labels.numel();
         Ok(())
     }
+}
+
+/// A number as JSON has it, which writes `null` for one that is none: the loss of a model that
+/// diverged.
+pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Mean cross entropy of logits `[B, K]` against labels `[B]`.

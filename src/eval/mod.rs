@@ -4,6 +4,8 @@ mod evaluate;
 mod inputs;
 mod prefix_cache;
 
+#[cfg(feature = "train")]
+pub(crate) use evaluate::number;
 pub use evaluate::{Evaluation, evaluate};
 pub(crate) use evaluate::{check_classes, cross_entropy, evaluate_inputs};
 pub(crate) use inputs::Inputs;

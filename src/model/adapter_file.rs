@@ -87,7 +87,7 @@ pub(super) fn save(
 }
 
 /// The bytes of a safetensors file, to be written to `path`: tensors and one metadata entry.
-pub(super) fn encode(
+pub(crate) fn encode(
     path: &Path,
     tensors: &BTreeMap<String, Bytes>,
     (key, text): (&str, &str),
@@ -151,14 +151,14 @@ fn same_shape(expected: &[i64], found: &[i64]) -> bool {
 }
 
 /// A tensor's elements as a file has them.
-pub(super) struct Bytes {
+pub(crate) struct Bytes {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    pub(super) data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
 impl Bytes {
-    pub(super) fn of(variable: &Tensor) -> Result<Self> {
+    pub(crate) fn of(variable: &Tensor) -> Result<Self> {
         let (dtype, kind) = match variable.f_kind()? {
             Kind::Half => (Dtype::F16, Kind::Half),
             Kind::BFloat16 => (Dtype::BF16, Kind::BFloat16),

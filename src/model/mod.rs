@@ -10,6 +10,8 @@ mod prefix;
 mod recompute;
 mod trainable_params;
 
+#[cfg(feature = "train")]
+pub(crate) use adapter_file::{Bytes, encode};
 pub use audit::{AuditRow, audit};
 pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};

@@ -13,7 +13,7 @@ use crate::data::ImageDataset;
 use crate::error::{Error, Result};
 use crate::eval::{Inputs, cross_entropy};
 use crate::model::{PetlConfig, PetlModel};
-use crate::train::{AdamW, Fit, Observer, TrainConfig, check, epoch};
+use crate::train::{AdamW, Fit, Observer, Place, RunStart, TrainConfig, check, epoch};
 
 /// The widest mix of a space and a head. A subnet of width k has the first k rows, columns or
 /// prompts of each of its tensors; the head is shared.
@@ -82,9 +82,12 @@ impl<B: Backbone> Supernet<B> {
             Ok((logits, loss))
         };
         let (device, mut epochs) = (self.model.var_store().device(), Vec::new());
+        let steps = train.len() / config.batch_size;
+        observer.start(&RunStart { epochs: config.epochs, steps, ..RunStart::default() });
         for index in 0..config.epochs {
             let start = Instant::now();
-            let report = epoch(&inputs, index, config, device, &mut step, observer)?;
+            let place = Place { epoch: index, ..Place::default() };
+            let report = epoch(&inputs, place, config, device, &mut step, observer)?;
             let ControlFlow::Continue(mut report) = report else { break };
             report.seconds = start.elapsed().as_secs_f64();
             observer.epoch(&report);

@@ -1,6 +1,6 @@
 //! AdamW.
 
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 use crate::error::{Error, Result};
 
@@ -20,11 +20,29 @@ const BETAS: (f64, f64) = (0.9, 0.999);
 /// Added to the denominator.
 const EPS: f64 = 1e-8;
 
+/// A variable, and the moving averages of its gradient and of its square.
 #[derive(Debug)]
-struct Slot {
-    variable: Tensor,
-    mean: Tensor,
-    square: Tensor,
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) variable: Tensor,
+    pub(super) mean: Tensor,
+    pub(super) square: Tensor,
+}
+
+impl Slot {
+    /// Whether a pass ever gave the variable a gradient. One that did not is left as it is; from
+    /// then on a pass that gives none counts as a gradient of zero.
+    pub(super) fn has_gradient(&self) -> Result<bool> {
+        Ok(self.variable.f_grad()?.defined())
+    }
+
+    /// A gradient of zero, where the variable has none.
+    pub(super) fn give_gradient(&self) -> Result<()> {
+        match self.has_gradient()? {
+            true => Ok(()),
+            false => Ok(self.variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?),
+        }
+    }
 }
 
 impl AdamW {
@@ -41,12 +59,27 @@ impl AdamW {
         variables.sort_by(|a, b| a.0.cmp(&b.0));
         let slots = variables
             .into_iter()
-            .map(|(_, variable)| {
+            .map(|(name, variable)| {
                 let zeros = || variable.f_detach()?.f_zeros_like();
-                Ok(Slot { mean: zeros()?, square: zeros()?, variable })
+                Ok(Slot { mean: zeros()?, square: zeros()?, name, variable })
             })
             .collect::<Result<_>>()?;
         Ok(AdamW { weight_decay, steps: 0, slots })
+    }
+
+    /// The variables in the order of their names.
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Takes up after so many steps, with what `restore` makes of each variable.
+    pub(super) fn restore(
+        &mut self,
+        steps: i32,
+        restore: &mut dyn FnMut(&mut Slot) -> Result<()>,
+    ) -> Result<()> {
+        self.steps = steps;
+        self.slots.iter_mut().try_for_each(restore)
     }
 
     /// Clears gradients, runs `loss` backwards and updates every variable that got a gradient.
@@ -85,7 +118,7 @@ impl AdamW {
     fn update(&mut self, lr: f64) -> Result<()> {
         let (beta1, beta2) = BETAS;
         let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        for Slot { variable, mean, square } in &mut self.slots {
+        for Slot { variable, mean, square, .. } in &mut self.slots {
             let gradient = variable.f_grad()?;
             if !gradient.defined() {
                 continue;
@@ -110,8 +143,8 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
     use tch::nn::OptimizerConfig;
-    use tch::{Device, Kind};
 
     #[test]
     fn equals_pytorchs() {

@@ -7,130 +7,15 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::adamw::AdamW;
-use super::schedule::CosineSchedule;
+use super::config::{Selection, TrainConfig};
+use super::observer::{EpochReport, Observer, RunStart, StepReport};
+use super::state::{Best, Place, Reached, RunCheckpoint, StateFile};
 use crate::backbone::Backbone;
-use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
+use crate::data::{BatchConfig, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Inputs, PrefixCache, check_classes, cross_entropy, evaluate_inputs};
+use crate::eval::{Inputs, check_classes, cross_entropy, evaluate_inputs};
 use crate::model::PetlModel;
 use crate::nn::seed_of;
-
-/// Which epoch's weights a run ends with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Selection {
-    /// The last epoch's.
-    #[default]
-    LastEpoch,
-    /// The first of those with the best top-1 on the validation images. There is no selection on
-    /// the test set here.
-    BestOnValidation,
-}
-
-/// A run's hyper-parameters; the default is the paper's for VTAB-1k, with the normalization of
-/// the published code.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Passes over the training images.
-    pub epochs: usize,
-    /// Images a step; a last partial batch is dropped.
-    pub batch_size: usize,
-    /// The learning rate over the run.
-    pub schedule: CosineSchedule,
-    /// AdamW's decoupled weight decay.
-    pub weight_decay: f64,
-    /// What the pixels become.
-    pub normalization: Normalization,
-    /// Seed of the order of the images, dropout and drop path.
-    pub seed: i64,
-    /// Which epoch's weights the run ends with.
-    pub selection: Selection,
-    /// Whether each block is computed again in the backward pass
-    /// ([`PetlModel::backward_recomputed`]): less memory, more time, the same gradients.
-    pub recompute: bool,
-    /// Where what the frozen blocks in front make of each image is kept, so that it is computed
-    /// once; `None` to compute it in every step. There are such blocks where a method leaves out
-    /// the first ones ([`PetlModel::frozen_blocks`]).
-    pub prefix: Option<PrefixCache>,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        TrainConfig {
-            epochs: 100,
-            batch_size: 64,
-            schedule: CosineSchedule::default(),
-            weight_decay: 1e-4,
-            normalization: Normalization::ImageNet,
-            seed: 0,
-            selection: Selection::LastEpoch,
-            recompute: false,
-            prefix: None,
-        }
-    }
-}
-
-/// One step, as it ends.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// From 0.
-    pub epoch: usize,
-    /// From 0, within the epoch.
-    pub step: usize,
-    /// Epochs of the run.
-    pub epochs: usize,
-    /// Steps an epoch.
-    pub steps: usize,
-    /// Images of this step.
-    pub images: usize,
-    /// The learning rate of this step.
-    pub lr: f64,
-    /// Mean cross entropy over the epoch so far.
-    pub loss: f64,
-    /// Top-1 in percent on training batches, dropout and drop path on, over the epoch so far.
-    pub accuracy: f64,
-}
-
-/// One epoch, as it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochReport {
-    /// From 0.
-    pub epoch: usize,
-    /// The learning rate of its last step.
-    pub lr: f64,
-    /// Mean cross entropy on the training batches.
-    pub loss: f64,
-    /// Top-1 in percent on the training batches, dropout and drop path on.
-    pub accuracy: f64,
-    /// Top-1 in percent on the validation images, where there are any.
-    pub val_top1: Option<f64>,
-    /// Seconds, validation included.
-    pub seconds: f64,
-}
-
-/// Watches a run and may end it.
-pub trait Observer {
-    /// After each step; `Break` ends the run with the weights as they are.
-    fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-
-    /// After each batch of a pass without training: features computed once, or validation.
-    /// `Break` ends the run.
-    fn pass(&mut self, _label: &str, _done: usize, _images: usize) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-
-    /// After each epoch.
-    fn epoch(&mut self, _epoch: &EpochReport) {}
-}
-
-/// Watches nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Silent;
-
-impl Observer for Silent {}
 
 /// How a run went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,15 +49,73 @@ pub fn fit<B: Backbone>(
     config: &TrainConfig,
     observer: &mut dyn Observer,
 ) -> Result<Fit> {
+    run(model, train, validation, config, None, observer)
+}
+
+/// As [`fit`](fn@fit), with the run's state in a file from which the same call goes on: after a
+/// kill at most `checkpoint.every` steps are taken again, and after the observer ended the run
+/// none. The final weights are those of an uninterrupted run, bit for bit.
+///
+/// The file stays when the run has ended, for a caller that is killed before it has saved what
+/// came of it; a call that finds the state of a finished run trains nothing. Whoever has saved
+/// that removes it.
+///
+/// # Errors
+/// As [`fit`](fn@fit); [`Error::OtherRun`] if the file is of a run with another model, config,
+/// backbone, start or data; [`Error::CorruptFile`], [`Error::UnknownFormat`] and their like if it
+/// is damaged or no such file; [`Error::Io`] if it cannot be written. A file that is refused is
+/// left as it is, and so is the model.
+pub fn fit_resumable<B: Backbone>(
+    model: &mut PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+    checkpoint: &RunCheckpoint,
+    observer: &mut dyn Observer,
+) -> Result<Fit> {
+    run(model, train, validation, config, Some(checkpoint), observer)
+}
+
+fn run<B: Backbone>(
+    model: &PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+    checkpoint: Option<&RunCheckpoint>,
+    observer: &mut dyn Observer,
+) -> Result<Fit> {
     check(model, train, validation, config)?;
-    let start = Instant::now();
-    let (mut epochs, mut selected_epoch, mut stopped) = (Vec::new(), None, true);
-    if let Some(mut run) = Run::new(model, train, validation, config, observer)? {
-        stopped = !run.run(observer)?;
-        selected_epoch = run.select(stopped)?;
-        epochs = run.epochs;
+    let started = Instant::now();
+    let steps = train.len() / config.batch_size;
+    let mut optimizer = AdamW::new(model.var_store(), config.weight_decay)?;
+    let file = checkpoint
+        .map(|checkpoint| StateFile::new(checkpoint, model, train, validation, config))
+        .transpose()?;
+    let reached = match &file {
+        Some(file) => file.load(&mut optimizer, config, steps)?.unwrap_or_default(),
+        None => Reached::default(),
+    };
+    let Place { epoch, step, .. } = reached.place;
+    let (epochs, seconds) = (config.epochs, reached.seconds);
+    observer.start(&RunStart { epoch, step, epochs, steps, seconds });
+    let clock = Clock { before: seconds, started };
+    let mut run = Run { model, config, optimizer, reached, file, clock, epoch_clock: clock };
+    let stopped = !run.train(train, validation, observer)?;
+    let selected_epoch = run.select(stopped)?;
+    Ok(Fit { epochs: run.reached.epochs, selected_epoch, stopped, seconds: run.clock.seconds() })
+}
+
+/// Seconds since an instant, and those before it.
+#[derive(Clone, Copy)]
+struct Clock {
+    before: f64,
+    started: Instant,
+}
+
+impl Clock {
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
     }
-    Ok(Fit { epochs, selected_epoch, stopped, seconds: start.elapsed().as_secs_f64() })
 }
 
 fn batches(config: &TrainConfig, order: Order, device: Device) -> BatchConfig {
@@ -209,87 +152,92 @@ pub(crate) fn check<B: Backbone>(
 
 struct Run<'a, B: Backbone> {
     model: &'a PetlModel<B>,
-    inputs: Inputs<'a>,
-    validation: Option<Inputs<'a>>,
-    optimizer: AdamW,
     config: &'a TrainConfig,
-    epochs: Vec<EpochReport>,
-    best: Option<Snapshot>,
+    optimizer: AdamW,
+    reached: Reached,
+    file: Option<StateFile>,
+    clock: Clock,
+    epoch_clock: Clock,
 }
 
-/// The best epoch on validation so far: each variable with a copy of what it was.
-struct Snapshot {
-    epoch: usize,
-    top1: f64,
-    weights: Vec<(Tensor, Tensor)>,
-}
-
-impl<'a, B: Backbone> Run<'a, B> {
-    /// `None` if the observer ended it while features were computed.
-    fn new(
-        model: &'a PetlModel<B>,
-        train: &'a ImageDataset,
-        validation: Option<&'a ImageDataset>,
-        config: &'a TrainConfig,
+impl<B: Backbone> Run<'_, B> {
+    /// Every epoch that is left; `false` if the observer ended the run.
+    fn train(
+        &mut self,
+        train: &ImageDataset,
+        validation: Option<&ImageDataset>,
         observer: &mut dyn Observer,
-    ) -> Result<Option<Self>> {
-        let mut inputs = |set, label: &str| {
-            let batches = batches(config, Order::Sequential, model.var_store().device());
-            let mut watch = |done, images| observer.pass(label, done, images);
-            Inputs::new(model, set, batches, config.prefix.as_ref(), &mut watch)
+    ) -> Result<bool> {
+        if self.reached.place.epoch >= self.config.epochs {
+            return Ok(true);
+        }
+        let Some(inputs) = self.inputs(train, "frozen blocks", observer)? else {
+            return Ok(false);
         };
-        let Some(train_inputs) = inputs(train, "frozen blocks")? else { return Ok(None) };
         let validation = match validation {
-            Some(set) => match inputs(set, "frozen blocks, validation")? {
+            Some(set) => match self.inputs(set, "frozen blocks, validation", observer)? {
                 Some(inputs) => Some(inputs),
-                None => return Ok(None),
+                None => return Ok(false),
             },
             None => None,
         };
-        Ok(Some(Run {
-            inputs: train_inputs,
-            validation,
-            optimizer: AdamW::new(model.var_store(), config.weight_decay)?,
-            model,
-            config,
-            epochs: Vec::new(),
-            best: None,
-        }))
-    }
-
-    /// Every epoch; `false` if the observer ended the run.
-    fn run(&mut self, observer: &mut dyn Observer) -> Result<bool> {
-        for epoch in 0..self.config.epochs {
-            let start = Instant::now();
-            let ControlFlow::Continue(mut report) = self.epoch(epoch, observer)? else {
+        while self.reached.place.epoch < self.config.epochs {
+            if !self.epoch(&inputs, validation.as_ref(), observer)? {
                 return Ok(false);
-            };
-            if let Some(inputs) = &self.validation {
-                let Some(top1) = self.validate(inputs, observer)? else { return Ok(false) };
-                report.val_top1 = Some(top1);
-                self.consider(epoch, top1)?;
             }
-            report.seconds = start.elapsed().as_secs_f64();
-            observer.epoch(&report);
-            self.epochs.push(report);
         }
         Ok(true)
     }
 
+    /// `None` if the observer ended the run while features were computed.
+    fn inputs<'i>(
+        &self,
+        set: &'i ImageDataset,
+        label: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Inputs<'i>>> {
+        let batches = batches(self.config, Order::Sequential, self.model.var_store().device());
+        let mut watch = |done, images| observer.pass(label, done, images);
+        Inputs::new(self.model, set, batches, self.config.prefix.as_ref(), &mut watch)
+    }
+
+    /// What is left of an epoch; `false` if the observer ended the run.
     fn epoch(
         &mut self,
-        index: usize,
+        inputs: &Inputs,
+        validation: Option<&Inputs>,
         observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<(), EpochReport>> {
-        let Run { model, inputs, optimizer, config, .. } = self;
-        let mut step = |batch: &Tensor, labels: &Tensor, lr| {
-            optimizer.zero_grad()?;
-            let loss = |logits: &Tensor| cross_entropy(logits, labels);
-            let result = inputs.backward(model, batch, config.recompute, &loss)?;
-            optimizer.step(lr)?;
-            Ok(result)
-        };
-        epoch(inputs, index, config, model.var_store().device(), &mut step, observer)
+    ) -> Result<bool> {
+        self.epoch_clock = Clock { before: self.reached.epoch_seconds, started: Instant::now() };
+        let (place, config) = (self.reached.place, self.config);
+        let device = self.model.var_store().device();
+        let mut steps = Steps { run: self, inputs };
+        let report = epoch(inputs, place, config, device, &mut steps, observer)?;
+        let ControlFlow::Continue(mut report) = report else { return Ok(false) };
+        if let Some(inputs) = validation {
+            let Some(top1) = self.validate(inputs, observer)? else {
+                self.save()?;
+                return Ok(false);
+            };
+            report.val_top1 = Some(top1);
+            self.consider(report.epoch, top1)?;
+        }
+        report.seconds = self.epoch_clock.seconds();
+        observer.epoch(&report);
+        self.reached.epochs.push(report);
+        self.reached.place = Place { epoch: report.epoch + 1, ..Place::default() };
+        self.reached.epoch_seconds = 0.0;
+        self.save()?;
+        Ok(true)
+    }
+
+    /// Writes the state, if it is kept.
+    fn save(&mut self) -> Result<()> {
+        self.reached.seconds = self.clock.seconds();
+        match &mut self.file {
+            Some(file) => file.save(&self.optimizer, &self.reached),
+            None => Ok(()),
+        }
     }
 
     /// Top-1 in percent; `None` if the observer ended the run.
@@ -305,13 +253,12 @@ impl<'a, B: Backbone> Run<'a, B> {
 
     /// Keeps a copy of the weights if they are the best so far and the run selects so.
     fn consider(&mut self, epoch: usize, top1: f64) -> Result<()> {
-        let better = self.best.as_ref().is_none_or(|best| top1 > best.top1);
+        let better = self.reached.best.as_ref().is_none_or(|best| top1 > best.top1);
         if self.config.selection == Selection::BestOnValidation && better {
-            let variables = self.model.var_store().trainable_variables();
-            let weights = variables
-                .into_iter()
-                .map(|variable| variable.f_detach_copy().map(|copy| (variable, copy)));
-            self.best = Some(Snapshot { epoch, top1, weights: weights.collect::<Result<_, _>>()? });
+            let slots = self.optimizer.slots().iter();
+            let weights = slots.map(|slot| Ok((slot.name.clone(), slot.variable.f_detach_copy()?)));
+            let weights = weights.collect::<Result<_>>()?;
+            self.reached.best = Some(Best { epoch, top1, weights });
         }
         Ok(())
     }
@@ -319,52 +266,109 @@ impl<'a, B: Backbone> Run<'a, B> {
     /// Leaves the model with the best weights on validation, if the run selects so and has any,
     /// and says which epoch's weights the model holds.
     fn select(&mut self, stopped: bool) -> Result<Option<usize>> {
-        let last = self.epochs.last().map(|report| report.epoch);
-        let Some(best) = &mut self.best else { return Ok(last.filter(|_| !stopped)) };
-        tch::no_grad(|| best.weights.iter_mut().try_for_each(|(v, value)| v.f_copy_(value)))?;
+        let last = self.reached.epochs.last().map(|report| report.epoch);
+        let Some(best) = &self.reached.best else { return Ok(last.filter(|_| !stopped)) };
+        for slot in self.optimizer.slots() {
+            if let Some(value) = best.weights.get(&slot.name) {
+                tch::no_grad(|| slot.variable.shallow_clone().f_copy_(value))?;
+            }
+        }
         Ok(Some(best.epoch))
     }
 }
 
-/// Makes a batch and its labels into logits `[B, K]` and their loss, and updates the weights at
-/// a learning rate.
-type Step<'a> = dyn FnMut(&Tensor, &Tensor, f64) -> Result<(Tensor, Tensor)> + 'a;
+/// What is done at the steps of an epoch.
+pub(crate) trait Take {
+    /// Makes a batch and its labels into logits `[B, K]` and their loss, and updates the weights
+    /// at a learning rate.
+    fn take(&mut self, batch: &Tensor, labels: &Tensor, lr: f64) -> Result<(Tensor, Tensor)>;
 
-/// One pass over `inputs`: epoch `index` of the run that `config` says; `Break` if the observer
+    /// After that, with where the run is, and whether it ends there.
+    fn taken(&mut self, _place: Place, _ends: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: FnMut(&Tensor, &Tensor, f64) -> Result<(Tensor, Tensor)>> Take for F {
+    fn take(&mut self, batch: &Tensor, labels: &Tensor, lr: f64) -> Result<(Tensor, Tensor)> {
+        self(batch, labels, lr)
+    }
+}
+
+struct Steps<'r, 'a, B: Backbone> {
+    run: &'r mut Run<'a, B>,
+    inputs: &'r Inputs<'r>,
+}
+
+impl<B: Backbone> Take for Steps<'_, '_, B> {
+    fn take(&mut self, batch: &Tensor, labels: &Tensor, lr: f64) -> Result<(Tensor, Tensor)> {
+        let Run { model, config, optimizer, .. } = &mut *self.run;
+        optimizer.zero_grad()?;
+        let loss = |logits: &Tensor| cross_entropy(logits, labels);
+        let result = self.inputs.backward(model, batch, config.recompute, &loss)?;
+        optimizer.step(lr)?;
+        Ok(result)
+    }
+
+    fn taken(&mut self, place: Place, ends: bool) -> Result<()> {
+        let run = &mut *self.run;
+        run.reached.place = place;
+        run.reached.epoch_seconds = run.epoch_clock.seconds();
+        let due = run.file.as_mut().is_some_and(StateFile::is_due);
+        // The end of the epoch is written once its report is made.
+        let last = (place.step + 1) * run.config.batch_size > self.inputs.len();
+        match ends || due && !last {
+            true => run.save(),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What is left of a pass over `inputs`, in the run that `config` says; `Break` if the observer
 /// ended it.
 pub(crate) fn epoch(
     inputs: &Inputs,
-    index: usize,
+    mut place: Place,
     config: &TrainConfig,
     device: Device,
-    take: &mut Step,
+    steps: &mut dyn Take,
     observer: &mut dyn Observer,
 ) -> Result<ControlFlow<(), EpochReport>> {
-    let order = Order::Shuffled { seed: config.seed, epoch: index as i64 };
-    let steps = inputs.len() / config.batch_size;
-    let (mut sum, mut lr) = (Evaluation::default(), 0.0);
-    for (step, batch) in inputs.batches(batches(config, order, device))?.enumerate() {
+    let epoch = place.epoch;
+    let order = Order::Shuffled { seed: config.seed, epoch: epoch as i64 };
+    let count = inputs.len() / config.batch_size;
+    let lr_at = |step| config.schedule.lr(epoch, step, config.epochs, count);
+    for batch in inputs.batches(batches(config, order, device))?.skip(place.step) {
         let (batch, labels) = batch?;
-        lr = config.schedule.lr(index, step, config.epochs, steps);
+        let lr = lr_at(place.step);
         // By the step's number, so that a run can be taken up at any step.
-        tch::manual_seed(seed_of(config.seed, (index * steps + step) as u64));
-        let (logits, loss) = take(&batch, &labels, lr)?;
-        sum.add(&logits, &labels, &loss)?;
+        tch::manual_seed(seed_of(config.seed, (epoch * count + place.step) as u64));
+        let (logits, loss) = steps.take(&batch, &labels, lr)?;
+        place.sum.add(&logits, &labels, &loss)?;
         let report = StepReport {
-            epoch: index,
-            step,
+            epoch,
+            step: place.step,
             epochs: config.epochs,
-            steps,
+            steps: count,
             images: labels.numel(),
             lr,
-            loss: sum.loss(),
-            accuracy: sum.top1(),
+            loss: place.sum.loss(),
+            accuracy: place.sum.top1(),
         };
-        if observer.step(&report).is_break() {
+        place.step += 1;
+        let flow = observer.step(&report);
+        steps.taken(place, flow.is_break())?;
+        if flow.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
-    let (loss, accuracy) = (sum.loss(), sum.top1());
-    let report = EpochReport { epoch: index, lr, loss, accuracy, val_top1: None, seconds: 0.0 };
-    Ok(ControlFlow::Continue(report))
+    let (lr, loss, accuracy) = (lr_at(count.saturating_sub(1)), place.sum.loss(), place.sum.top1());
+    Ok(ControlFlow::Continue(EpochReport {
+        epoch,
+        lr,
+        loss,
+        accuracy,
+        val_top1: None,
+        seconds: 0.0,
+    }))
 }

@@ -1,15 +1,27 @@
-//! Training: the published schedule and optimizer, a loop that can be watched and stopped, and
-//! the record of a run.
+//! Training: the published schedule and optimizer, a loop that can be watched, stopped and taken
+//! up again, its logs, and the record of a run.
 
 mod adamw;
+mod config;
 mod fit;
+mod json_log;
+mod observer;
+mod pace;
 mod progress;
 mod record;
 mod schedule;
+mod state;
+mod tensorboard;
 
 pub use adamw::AdamW;
-pub use fit::{EpochReport, Fit, Observer, Selection, Silent, StepReport, TrainConfig, fit};
+pub use config::{Selection, TrainConfig};
+pub use fit::{Fit, fit, fit_resumable};
 pub(crate) use fit::{check, epoch};
+pub use json_log::JsonLog;
+pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
 pub use progress::Progress;
 pub use record::{RunRecord, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};
+pub(crate) use state::Place;
+pub use state::RunCheckpoint;
+pub use tensorboard::TensorBoard;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::fit::{EpochReport, Observer, StepReport};
+use super::observer::{EpochReport, Observer, RunStart, StepReport};
 
 /// Shows epoch, loss, accuracy, images/s and time left on standard error, where that is a
 /// terminal; a finished epoch leaves a line either way.
@@ -26,9 +26,32 @@ impl Progress {
         bar.enable_steady_tick(Duration::from_secs(1));
         Progress { bar, images: 0 }
     }
+
+    /// A hidden bar (no terminal) swallows lines; a log keeps them.
+    fn line(&self, line: String) {
+        match self.bar.is_hidden() {
+            true => eprintln!("{line}"),
+            false => self.bar.println(line),
+        }
+    }
 }
 
 impl Observer for Progress {
+    fn start(&mut self, start: &RunStart) {
+        let RunStart { epoch, step, epochs, steps, .. } = *start;
+        let label = self.bar.prefix();
+        match start.steps_done() {
+            0 => {}
+            _ if epoch >= epochs => self.line(format!("{label}: trained before")),
+            _ => self.line(format!(
+                "{label}: resuming at epoch {} of {epochs}, after step {step} of {steps}",
+                epoch + 1
+            )),
+        }
+        self.bar.set_position(start.steps_done() as u64);
+        self.bar.reset_eta();
+    }
+
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         self.images += step.images;
         self.bar.set_length(step.epochs.saturating_mul(step.steps) as u64);
@@ -60,11 +83,7 @@ impl Observer for Progress {
             epoch.accuracy,
             epoch.seconds
         );
-        // A hidden bar (no terminal) swallows lines; a log keeps them.
-        match self.bar.is_hidden() {
-            true => eprintln!("{line}"),
-            false => self.bar.println(line),
-        }
+        self.line(line);
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::fit::{Fit, TrainConfig};
+use super::config::TrainConfig;
+use super::fit::Fit;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::{PetlConfig, TrainableParams};

@@ -14,6 +14,8 @@ mod layering;
 mod low_bit;
 mod peft;
 #[cfg(feature = "train")]
+mod resume;
+#[cfg(feature = "train")]
 mod search;
 #[cfg(feature = "train")]
 mod training;
