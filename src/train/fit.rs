@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 use super::adamw::AdamW;
 use super::schedule::CosineSchedule;
 use crate::backbone::Backbone;
-use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
+use crate::data::{Augment, BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Inputs, PrefixCache, check_classes, cross_entropy, evaluate_inputs};
 use crate::model::PetlModel;
@@ -44,6 +44,9 @@ pub struct TrainConfig {
     pub normalization: Normalization,
     /// Seed of the order of the images, dropout and drop path.
     pub seed: i64,
+    /// How training images are changed at each pass; those of validation never are. Excludes
+    /// `prefix`.
+    pub augment: Option<Augment>,
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
     /// Whether each block is computed again in the backward pass
@@ -64,6 +67,7 @@ impl Default for TrainConfig {
             weight_decay: 1e-4,
             normalization: Normalization::ImageNet,
             seed: 0,
+            augment: None,
             selection: Selection::LastEpoch,
             recompute: false,
             prefix: None,
@@ -197,6 +201,12 @@ pub(crate) fn check<B: Backbone>(
         let expected = format!("from 1 to the {} training images", train.len());
         return Err(Error::config("batch_size", expected, config.batch_size));
     }
+    if let Some(augment) = &config.augment {
+        augment.validate()?;
+        if config.prefix.is_some() {
+            return Err(Error::config("prefix", "none where images are augmented", "one"));
+        }
+    }
     if config.selection == Selection::BestOnValidation && validation.is_none() {
         return Err(Error::config(
             "selection",
@@ -233,14 +243,16 @@ impl<'a, B: Backbone> Run<'a, B> {
         config: &'a TrainConfig,
         observer: &mut dyn Observer,
     ) -> Result<Option<Self>> {
-        let mut inputs = |set, label: &str| {
+        let mut inputs = |set, augment, label: &str| {
             let batches = batches(config, Order::Sequential, model.var_store().device());
             let mut watch = |done, images| observer.pass(label, done, images);
-            Inputs::new(model, set, batches, config.prefix.as_ref(), &mut watch)
+            Inputs::new(model, set, batches, augment, config.prefix.as_ref(), &mut watch)
         };
-        let Some(train_inputs) = inputs(train, "frozen blocks")? else { return Ok(None) };
+        let Some(train_inputs) = inputs(train, config.augment.as_ref(), "frozen blocks")? else {
+            return Ok(None);
+        };
         let validation = match validation {
-            Some(set) => match inputs(set, "frozen blocks, validation")? {
+            Some(set) => match inputs(set, None, "frozen blocks, validation")? {
                 Some(inputs) => Some(inputs),
                 None => return Ok(None),
             },

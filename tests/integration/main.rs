@@ -2,6 +2,8 @@
 
 mod adapted;
 mod audit;
+#[cfg(feature = "data")]
+mod augment;
 mod build_script;
 mod bypass;
 mod contract;
@@ -15,5 +17,7 @@ mod low_bit;
 mod peft;
 #[cfg(feature = "train")]
 mod search;
+#[cfg(feature = "train")]
+mod streaming;
 #[cfg(feature = "train")]
 mod training;
