@@ -465,6 +465,7 @@ impl Job<'_> {
             weight_decay: args.weight_decay,
             normalization: args.normalization.unwrap_or(by_family),
             seed: args.seed,
+            augment: None,
             recompute: args.recompute,
             prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
                 folder: (place != "memory").then(|| PathBuf::from(place)),

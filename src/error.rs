@@ -89,6 +89,14 @@ pub enum Error {
     #[error("{}:{line}: {reason}", file.display())]
     ListLine { file: PathBuf, line: usize, reason: String },
 
+    /// A folder is no dataset with a folder for each class.
+    #[error("{}: expected a folder of images for each class: {reason}", folder.display())]
+    ClassFolders { folder: PathBuf, reason: String },
+
+    /// A class has fewer images than are to be drawn of it.
+    #[error("{}: class {class} has {found} images, {expected} are asked for", file.display())]
+    TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
+
     /// An image cannot be decoded; `list` and `line` say who asked for it, where a list did.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },

@@ -30,7 +30,7 @@
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
-//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
+//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
@@ -66,8 +66,9 @@ pub use backbone::{
 pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "data")]
 pub use data::{
-    BatchConfig, Batches, FileEntry, FileList, ImageDataset, Normalization, Order, PartialBatch,
-    Resize, bundled, decode_image, vtab,
+    Augment, BatchConfig, Batches, ColorJitter, FileEntry, FileList, ImageDataset, ImageOp,
+    Interpolation, Normalization, Order, PartialBatch, RandAugment, RandomResizedCrop, Resize,
+    bundled, decode_image, vtab,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "data")]

@@ -5,9 +5,14 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
+use super::ahead::Ahead;
+use super::augment::Augment;
 use super::dataset::ImageDataset;
 use super::transform::Normalization;
 use crate::error::{Error, Result};
+
+/// Batches whose images are decoded or augmented before the batch is asked for.
+const BATCHES_AHEAD: usize = 2;
 
 /// The order of a pass over a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +77,21 @@ impl BatchConfig {
 }
 
 /// One pass over a dataset: `(images, labels)`, f32 `[B, 3, H, W]` and i64 `[B]`.
+///
+/// Images that are decoded or augmented at each pass are made on threads while the caller works on
+/// an earlier batch, two batches ahead and no more. What they become does not depend on the number
+/// of threads. A batch with an image that cannot be decoded is an error in its place; the batches
+/// after it can still be had.
 #[derive(Debug)]
 pub struct Batches<'a> {
     dataset: &'a ImageDataset,
     config: BatchConfig,
+    augment: Option<Augment>,
     indices: Vec<usize>,
+    /// In `indices`.
     next: usize,
+    /// The images from `next` on, as far as they are ordered.
+    ahead: Option<Ahead<Result<Vec<u8>>>>,
 }
 
 impl<'a> Batches<'a> {
@@ -87,7 +101,21 @@ impl<'a> Batches<'a> {
     /// [`Error::Config`] for a batch size of 0.
     pub fn new(dataset: &'a ImageDataset, config: BatchConfig) -> Result<Self> {
         let indices = config.indices(dataset.len())?;
-        Ok(Self { dataset, config, indices, next: 0 })
+        Ok(Self { dataset, config, augment: None, indices, next: 0, ahead: None })
+    }
+
+    /// A pass over `dataset` with each image changed as the seed and epoch of the order have it;
+    /// in a sequential one as those of seed 0 and epoch 0.
+    ///
+    /// # Errors
+    /// As [`Batches::new`], and [`Error::Config`] for an augmentation that cannot be.
+    pub fn augmented(
+        dataset: &'a ImageDataset,
+        config: BatchConfig,
+        augment: &Augment,
+    ) -> Result<Self> {
+        augment.validate()?;
+        Ok(Self { augment: Some(augment.clone()), ..Self::new(dataset, config)? })
     }
 
     /// The number of batches of the whole pass; 0 where dropping the partial one leaves none.
@@ -100,16 +128,15 @@ impl<'a> Batches<'a> {
         self.indices.len()
     }
 
-    fn batch(&self, indices: &[usize]) -> Result<(Tensor, Tensor)> {
+    /// The images from `next` to `end`, as tensors.
+    fn batch(&mut self, end: usize) -> Result<(Tensor, Tensor)> {
+        let pixels = match (self.dataset.images(), &self.augment) {
+            (Some(_), None) => self.kept(end)?,
+            _ => self.made_ahead(end)?,
+        };
+        let labels = self.indices[self.next..end].iter().map(|&index| self.dataset.labels()[index]);
+        let labels: Vec<i64> = labels.collect();
         let (rows, columns) = self.dataset.image_size();
-        let mut pixels = Vec::with_capacity(indices.len() * (rows * columns * 3) as usize);
-        let mut labels = Vec::with_capacity(indices.len());
-        for &index in indices {
-            if let Some(image) = self.dataset.pixels(index) {
-                pixels.extend_from_slice(image);
-                labels.push(self.dataset.labels()[index]);
-            }
-        }
         let device = self.config.device;
         let images = Tensor::f_from_slice(&pixels)?
             .f_view([labels.len() as i64, rows, columns, 3])?
@@ -117,6 +144,64 @@ impl<'a> Batches<'a> {
         let images = self.config.normalization.normalize(&images)?;
         Ok((images, Tensor::f_from_slice(&labels)?.f_to_device(device)?))
     }
+
+    /// Room for the pixels of the images from `next` to `end`.
+    fn room(&self, end: usize) -> Result<Vec<u8>> {
+        let (rows, columns) = self.dataset.image_size();
+        let mut pixels = Vec::new();
+        let bytes = (end - self.next).saturating_mul((rows * columns * 3) as usize);
+        match pixels.try_reserve_exact(bytes) {
+            Ok(()) => Ok(pixels),
+            Err(e) => Err(Error::config("batch_size", "one that fits in memory", e)),
+        }
+    }
+
+    /// Pixels that lie in memory.
+    fn kept(&self, end: usize) -> Result<Vec<u8>> {
+        let mut pixels = self.room(end)?;
+        for &index in &self.indices[self.next..end] {
+            pixels.extend_from_slice(&self.dataset.pixels(index)?);
+        }
+        Ok(pixels)
+    }
+
+    /// Pixels from the threads, which get the next ones to do.
+    fn made_ahead(&mut self, end: usize) -> Result<Vec<u8>> {
+        let mut pixels = self.room(end)?;
+        let ahead = match &mut self.ahead {
+            Some(ahead) => ahead,
+            None => self.ahead.insert(start(self.dataset, &self.config, self.augment.clone())?),
+        };
+        let until = BATCHES_AHEAD.saturating_mul(self.config.batch_size).saturating_add(end);
+        let ordered = self.next + ahead.len();
+        for &index in self.indices.iter().take(until).skip(ordered) {
+            ahead.order(index);
+        }
+        let mut first_error = None;
+        // All of them, so that after an error the next batch is the next one.
+        for image in (self.next..end).filter_map(|_| ahead.take()) {
+            match image {
+                Ok(image) => pixels.extend_from_slice(&image),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        first_error.map_or(Ok(pixels), Err)
+    }
+}
+
+/// Threads that decode and augment the images of a pass.
+fn start(
+    dataset: &ImageDataset,
+    config: &BatchConfig,
+    augment: Option<Augment>,
+) -> Result<Ahead<Result<Vec<u8>>>> {
+    let source = dataset.source().clone();
+    let pass = match config.order {
+        Order::Shuffled { seed, epoch } => (seed, epoch),
+        Order::Sequential => (0, 0),
+    };
+    let work = move |index| source.read(index, augment.as_ref(), pass);
+    Ahead::new(dataset.threads(dataset.len()), work)
 }
 
 impl Iterator for Batches<'_> {
@@ -124,16 +209,21 @@ impl Iterator for Batches<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let end = self.next.saturating_add(self.config.batch_size).min(self.indices.len());
-        let indices = self.indices.get(self.next..end).filter(|indices| !indices.is_empty())?;
-        let batch = self.batch(indices);
+        if self.next == end {
+            return None;
+        }
+        let batch = self.batch(end);
         self.next = end;
         Some(batch)
     }
 
-    /// Leaves `n` batches out, unmade.
-    fn nth(&mut self, n: usize) -> Option<Self::Item> {
-        let skipped = n.saturating_mul(self.config.batch_size);
-        self.next = self.next.saturating_add(skipped).min(self.indices.len());
+    /// Images of batches that are left out are not decoded.
+    fn nth(&mut self, batches: usize) -> Option<Self::Item> {
+        if batches > 0 {
+            let skipped = batches.saturating_mul(self.config.batch_size);
+            self.next = self.next.saturating_add(skipped).min(self.indices.len());
+            self.ahead = None;
+        }
         self.next()
     }
 
@@ -147,10 +237,13 @@ impl ExactSizeIterator for Batches<'_> {}
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use ndarray::Array4;
     use tch::Kind;
 
     use super::*;
+    use crate::data::{FileList, Resize};
 
     /// `count` images; every pixel of image i and its label are i.
     fn numbered(count: usize) -> ImageDataset {
@@ -218,6 +311,121 @@ mod tests {
         assert_ne!(order(42, 1), order(43, 0));
         // Written down, so that a new version of a dependency cannot change runs unnoticed.
         assert_eq!(first[..8], [38, 28, 11, 35, 29, 46, 3, 26]);
+    }
+
+    /// The same images as PNG files, decoded at each pass.
+    fn streamed(count: usize) -> (tempfile::TempDir, ImageDataset) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        for i in 0..count {
+            let image = image::RgbImage::from_pixel(3, 2, image::Rgb([i as u8; 3]));
+            image.save(folder.path().join(format!("{i}.png"))).unwrap();
+            text += &format!("{i}.png {i}\n");
+        }
+        let file = folder.path().join("list.txt");
+        std::fs::write(&file, text).unwrap();
+        let list = FileList::read(folder.path(), file, None).unwrap();
+        let data = ImageDataset::stream(&list, Resize::bicubic((2, 3)).unwrap());
+        (folder, data)
+    }
+
+    #[test]
+    fn a_streamed_pass_is_the_one_over_memory() {
+        let (_folder, data) = streamed(11);
+        let kept = numbered(11);
+        for threads in [1, 2, 300] {
+            let data = data.clone().with_threads(NonZeroUsize::new(threads).unwrap());
+            for batch_size in [1, 4, 11, 20] {
+                for partial in [PartialBatch::Keep, PartialBatch::Drop] {
+                    for order in [Order::Sequential, Order::Shuffled { seed: 3, epoch: 1 }] {
+                        let config = config(batch_size, partial, order);
+                        assert_eq!(pass(&data, config), pass(&kept, config));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_than_two_batches_are_ahead() {
+        let (_folder, data) = streamed(40);
+        let mut batches =
+            Batches::new(&data, config(4, PartialBatch::Keep, Order::Sequential)).unwrap();
+        let mut alive = Vec::new();
+        assert!(batches.ahead.is_none(), "nothing is decoded before the first batch is asked for");
+        while batches.next().is_some() {
+            alive.push(batches.ahead.as_ref().unwrap().len());
+        }
+        assert_eq!(alive, [8, 8, 8, 8, 8, 8, 8, 8, 4, 0]);
+    }
+
+    #[test]
+    fn a_bad_image_is_an_error_in_its_place() {
+        let (folder, data) = streamed(12);
+        for bad in ["5.png", "4.png"] {
+            std::fs::write(folder.path().join(bad), b"no image").unwrap();
+        }
+        let config = config(3, PartialBatch::Keep, Order::Sequential);
+        let batches: Vec<_> = Batches::new(&data, config).unwrap().collect();
+        let good: Vec<_> = batches.iter().map(Result::is_ok).collect();
+        assert_eq!(good, [true, false, true, true]);
+        let Err(Error::Image { path, list: Some((_, 5)), .. }) = &batches[1] else { panic!() };
+        assert!(path.ends_with("4.png"));
+    }
+
+    #[test]
+    fn a_pass_can_be_taken_up_and_left_at_any_batch() {
+        let (_folder, data) = streamed(11);
+        let augment = Augment { flip: 0.5, ..Augment::few_shot() };
+        for partial in [PartialBatch::Keep, PartialBatch::Drop] {
+            let config = config(3, partial, Order::Shuffled { seed: 1, epoch: 2 });
+            let pass = || Batches::augmented(&data, config, &augment).unwrap();
+            let all: Vec<_> = pass().map(Result::unwrap).collect();
+            for from in 0..6 {
+                // Directly, and after a first batch, with others decoded ahead.
+                let later: Vec<_> = pass().skip(from).map(Result::unwrap).collect();
+                let mut batches = pass();
+                batches.next();
+                let again = batches.nth(from).map(Result::unwrap);
+                assert_eq!(later.len(), all.len().saturating_sub(from));
+                for ((a, b), (c, d)) in later.iter().zip(all.iter().skip(from)) {
+                    assert!(a.equal(c) && b.equal(d));
+                }
+                assert_eq!(again.is_some(), from + 1 < all.len());
+                if let Some((images, labels)) = again {
+                    assert!(images.equal(&all[from + 1].0) && labels.equal(&all[from + 1].1));
+                    assert_eq!(batches.len(), all.len() - from - 2);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn augmentation_depends_on_seed_epoch_and_image_alone() {
+        let noise = |(n, y, x, c)| (n * 53 + y * 91 + x * 57 + c * 33) as u8;
+        let images = Array4::from_shape_fn((9, 8, 8, 3), noise);
+        let data = ImageDataset::from_arrays(images, (0..9).collect(), 9).unwrap();
+        let by_label = |data: &ImageDataset, batch_size, seed, epoch| {
+            let order = Order::Shuffled { seed, epoch };
+            let config = config(batch_size, PartialBatch::Keep, order);
+            let batches = Batches::augmented(data, config, &Augment::few_shot()).unwrap();
+            let mut all = vec![None; 9];
+            for (images, labels) in batches.map(Result::unwrap) {
+                for (at, label) in Vec::<i64>::try_from(&labels).unwrap().into_iter().enumerate() {
+                    let image = images.get(at as i64).contiguous().view([-1]);
+                    all[label as usize] = Some(Vec::<f32>::try_from(image).unwrap());
+                }
+            }
+            all
+        };
+        let first = by_label(&data, 2, 5, 1);
+        let one = data.clone().with_threads(NonZeroUsize::MIN);
+        assert_eq!(first, by_label(&one, 9, 5, 1));
+        assert_ne!(first, by_label(&data, 2, 5, 2));
+        assert_ne!(first, by_label(&data, 2, 6, 1));
+        let bad = Augment { flip: 2.0, ..Augment::default() };
+        let config = config(2, PartialBatch::Keep, Order::Sequential);
+        assert!(matches!(Batches::augmented(&data, config, &bad), Err(Error::Config { .. })));
     }
 
     #[test]

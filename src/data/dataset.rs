@@ -1,28 +1,32 @@
-//! Images decoded and resized once, kept as u8 in memory.
+//! Images with labels: decoded once and kept as u8, or decoded anew at each pass.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
-use ndarray::{Array4, ArrayView4};
+use ndarray::{Array3, Array4, ArrayView4};
 use sha2::{Digest, Sha256};
 
 use super::file_list::{FileEntry, FileList};
-use super::image::decode_image;
 use super::resize::Resize;
+use super::source::{Source, decode_entry};
 use crate::error::{Error, Result};
 
 /// More threads than this only wait for each other.
 const MAX_THREADS: usize = 256;
 
-/// N images of one size with their labels, 3 bytes a pixel: 1,000 images of 224x224 are 150 MB.
+/// N images of one size with their labels. Copies share the pixels.
+///
+/// Kept in memory they take 3 bytes a pixel, 150 MB for 1,000 images of 224x224. A test set is
+/// better streamed: then a pass holds the pixels of three batches, whatever N is.
 #[derive(Debug, Clone)]
 pub struct ImageDataset {
-    /// `[N, H, W, 3]`, in standard layout.
-    images: Array4<u8>,
+    source: Arc<Source>,
     labels: Vec<i64>,
     num_classes: i64,
     split_hash: String,
+    threads: NonZeroUsize,
 }
 
 impl ImageDataset {
@@ -34,8 +38,7 @@ impl ImageDataset {
     /// and the line; of several, the first in the list. [`Error::Config`] for a size that cannot
     /// be, or has no room in memory.
     pub fn load(list: &FileList, image_size: (i64, i64)) -> Result<Self> {
-        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self::load_with(list, image_size, threads, |_| {})
+        Self::load_with(list, image_size, cores(), |_| {})
     }
 
     /// [`ImageDataset::load`] on `threads` threads. `progress` is called on this thread with the
@@ -46,16 +49,48 @@ impl ImageDataset {
         threads: NonZeroUsize,
         progress: impl FnMut(usize),
     ) -> Result<Self> {
-        let resize = Resize::bicubic(image_size)?;
-        // Both are at most 65,535 here.
-        let (rows, columns) = (image_size.0 as usize, image_size.1 as usize);
+        Self::decode(list, Resize::bicubic(image_size)?, threads, progress)
+    }
+
+    /// [`ImageDataset::load`] with a resize of your choice.
+    ///
+    /// # Errors
+    /// As [`ImageDataset::load`].
+    pub fn load_resized(list: &FileList, resize: Resize) -> Result<Self> {
+        Self::decode(list, resize, cores(), |_| {})
+    }
+
+    fn decode(
+        list: &FileList,
+        resize: Resize,
+        threads: NonZeroUsize,
+        progress: impl FnMut(usize),
+    ) -> Result<Self> {
+        // Both are at most 65,535.
+        let (rows, columns) = resize.image_size();
+        let (rows, columns) = (rows as usize, columns as usize);
         let count = list.entries().len();
         let mut pixels = zeroed(count, rows * columns * 3)?;
         decode_all(list, resize, &mut pixels, threads, progress)?;
         let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
             .map_err(|e| Error::config("image_size", "one that fits the list", e))?;
-        let labels = list.entries().iter().map(|entry| entry.label).collect();
-        Ok(Self { images, labels, num_classes: list.num_classes(), split_hash: hash_list(list) })
+        Ok(Self::of_list(list, Source::Memory(images)))
+    }
+
+    /// The images of `list`, decoded and resized at each pass: ahead of their use, by two batches,
+    /// on as many threads as the machine has cores. No file is opened before.
+    pub fn stream(list: &FileList, resize: Resize) -> Self {
+        Self::of_list(list, Source::Files { list: list.clone(), resize })
+    }
+
+    fn of_list(list: &FileList, source: Source) -> Self {
+        ImageDataset {
+            source: Arc::new(source),
+            labels: list.entries().iter().map(|entry| entry.label).collect(),
+            num_classes: list.num_classes(),
+            split_hash: hash_list(list),
+            threads: cores(),
+        }
     }
 
     /// The caller's own images, `[N, H, W, 3]` RGB u8, with their labels.
@@ -80,7 +115,13 @@ impl ImageDataset {
             false => images.as_standard_layout().into_owned(),
         };
         let split_hash = hash_arrays(&images, &labels);
-        Ok(Self { images, labels, num_classes, split_hash })
+        let source = Arc::new(Source::Memory(images));
+        Ok(Self { source, labels, num_classes, split_hash, threads: cores() })
+    }
+
+    /// Uses `threads` threads, 256 at most, where a pass decodes or augments images.
+    pub fn with_threads(self, threads: NonZeroUsize) -> Self {
+        Self { threads, ..self }
     }
 
     /// The number of images, at least 1.
@@ -91,13 +132,27 @@ impl ImageDataset {
 
     /// (rows, columns) of each image.
     pub fn image_size(&self) -> (i64, i64) {
-        let (_, rows, columns, _) = self.images.dim();
-        (rows as i64, columns as i64)
+        self.source.image_size()
     }
 
-    /// The pixels, `[N, H, W, 3]` RGB u8.
-    pub fn images(&self) -> ArrayView4<'_, u8> {
-        self.images.view()
+    /// The pixels, `[N, H, W, 3]` RGB u8; `None` where they are not kept in memory.
+    pub fn images(&self) -> Option<ArrayView4<'_, u8>> {
+        match &*self.source {
+            Source::Memory(images) => Some(images.view()),
+            Source::Files { .. } => None,
+        }
+    }
+
+    /// One image, `[H, W, 3]` RGB u8, wherever it comes from.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an index beyond the last; [`Error::Image`] for one that cannot be
+    /// decoded.
+    pub fn image(&self, index: usize) -> Result<Array3<u8>> {
+        let (rows, columns) = self.image_size();
+        let pixels = self.pixels(index)?.into_owned();
+        Array3::from_shape_vec((rows as usize, columns as usize, 3), pixels)
+            .map_err(|e| input("index", "an image", e))
     }
 
     /// The labels, one an image, each in `0..num_classes`.
@@ -117,13 +172,24 @@ impl ImageDataset {
         &self.split_hash
     }
 
-    /// The pixels of one image, row by row; `None` beyond the last.
-    pub(super) fn pixels(&self, index: usize) -> Option<&[u8]> {
-        let (_, rows, columns, channels) = self.images.dim();
-        let bytes = rows * columns * channels;
-        let start = index.checked_mul(bytes)?;
-        self.images.as_slice()?.get(start..start.checked_add(bytes)?)
+    /// The pixels of one image, row by row.
+    pub(crate) fn pixels(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+        self.source.pixels(index)
     }
+
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// The threads of a pass over `images` images.
+    pub(super) fn threads(&self, images: usize) -> NonZeroUsize {
+        let most = NonZeroUsize::new(images.min(MAX_THREADS)).unwrap_or(NonZeroUsize::MIN);
+        self.threads.min(most)
+    }
+}
+
+fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 fn input(
@@ -147,10 +213,12 @@ fn zeroed(count: usize, image_bytes: usize) -> Result<Vec<u8>> {
 }
 
 /// The images not handed out yet: each with its place in the output.
-type Queue<'a> = Box<dyn Iterator<Item = (&'a FileEntry, &'a mut [u8])> + Send + 'a>;
+type Queue<'a> = Box<dyn Iterator<Item = Job<'a>> + Send + 'a>;
+/// An image's place in the list, the image, its place in the output.
+type Job<'a> = ((usize, &'a FileEntry), &'a mut [u8]);
 
 /// Fills `pixels` with every image of the list. Images are handed out in the order of the list and
-/// those handed out are finished, so that the first error by line is the same on any number of
+/// those handed out are finished, so that the first error in the list is the same on any number of
 /// threads.
 fn decode_all(
     list: &FileList,
@@ -162,16 +230,17 @@ fn decode_all(
     let entries = list.entries();
     let threads = threads.get().min(entries.len()).min(MAX_THREADS);
     let places = pixels.chunks_exact_mut((pixels.len() / entries.len()).max(1));
-    let queue: Mutex<Queue> = Mutex::new(Box::new(entries.iter().zip(places)));
+    let queue: Mutex<Queue> = Mutex::new(Box::new(entries.iter().enumerate().zip(places)));
     let (sender, results) = mpsc::channel();
     let mut first_error: Option<(usize, Error)> = None;
     thread::scope(|scope| {
         for _ in 0..threads {
             let (queue, sender) = (&queue, sender.clone());
             let worker = move || {
-                while let Some((entry, place)) = next(queue) {
-                    let result = decode_entry(list, entry, resize, place);
-                    if sender.send((entry.line, result)).is_err() {
+                while let Some(((index, entry), place)) = next(queue) {
+                    let result = decode_entry(list, entry, |image| resize.apply(image))
+                        .map(|image| place.copy_from_slice(image.as_slice().unwrap_or_default()));
+                    if sender.send((index, result)).is_err() {
                         break;
                     }
                 }
@@ -184,7 +253,7 @@ fn decode_all(
         }
         drop(sender);
         let mut done = 0;
-        for (line, result) in results {
+        for (index, result) in results {
             match result {
                 Ok(()) => {
                     done += 1;
@@ -192,8 +261,8 @@ fn decode_all(
                 }
                 Err(error) => {
                     clear(&queue);
-                    if first_error.as_ref().is_none_or(|(first, _)| line < *first) {
-                        first_error = Some((line, error));
+                    if first_error.as_ref().is_none_or(|(first, _)| index < *first) {
+                        first_error = Some((index, error));
                     }
                 }
             }
@@ -207,33 +276,12 @@ fn lock<'q, 'a>(queue: &'q Mutex<Queue<'a>>) -> MutexGuard<'q, Queue<'a>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn next<'a>(queue: &Mutex<Queue<'a>>) -> Option<(&'a FileEntry, &'a mut [u8])> {
+fn next<'a>(queue: &Mutex<Queue<'a>>) -> Option<Job<'a>> {
     lock(queue).next()
 }
 
 fn clear(queue: &Mutex<Queue>) {
     *lock(queue) = Box::new(std::iter::empty());
-}
-
-/// One image into its place; an error says which line of which list asked for it.
-fn decode_entry(
-    list: &FileList,
-    entry: &FileEntry,
-    resize: Resize,
-    place: &mut [u8],
-) -> Result<()> {
-    let path = list.root().join(&entry.path);
-    let resized = decode_image(&path).and_then(|image| resize.apply(image.view()));
-    let reason = match resized {
-        Ok(image) => {
-            place.copy_from_slice(image.as_slice().unwrap_or_default());
-            return Ok(());
-        }
-        Err(Error::Image { reason, .. }) => reason,
-        Err(Error::Io { source, .. }) => source.to_string(),
-        Err(other) => other.to_string(),
-    };
-    Err(Error::Image { path, reason, list: Some((list.file().to_path_buf(), entry.line)) })
 }
 
 /// Of `path \0 label \n` for each image: neither can hold the separator after it.
@@ -292,11 +340,11 @@ mod tests {
             let mut calls = Vec::new();
             let threads = NonZeroUsize::new(threads).unwrap();
             let data = ImageDataset::load_with(&list, (6, 3), threads, |n| calls.push(n)).unwrap();
-            assert_eq!(data.images().shape(), [9, 6, 3, 3]);
+            assert_eq!(data.images().unwrap().shape(), [9, 6, 3, 3]);
             assert_eq!(data.labels(), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
             assert_eq!((data.len(), data.num_classes(), data.image_size()), (9, 3, (6, 3)));
             assert_eq!(calls, (1..=9).collect::<Vec<_>>());
-            for (i, image) in data.images().outer_iter().enumerate() {
+            for (i, image) in data.images().unwrap().outer_iter().enumerate() {
                 assert!(image.iter().all(|&v| v == 10 * i as u8));
             }
         }
@@ -331,6 +379,29 @@ mod tests {
     }
 
     #[test]
+    fn a_streamed_image_is_the_loaded_one() {
+        let (folder, list) = folder_of(4);
+        for resize in [Resize::bicubic((3, 7)).unwrap(), Resize::center_crop(9, (8, 8)).unwrap()] {
+            let loaded = ImageDataset::load_resized(&list, resize).unwrap();
+            let streamed = ImageDataset::stream(&list, resize);
+            assert_eq!(streamed.split_hash(), loaded.split_hash());
+            assert_eq!((streamed.len(), streamed.num_classes()), (4, 3));
+            assert_eq!(
+                (streamed.labels(), streamed.image_size()),
+                (loaded.labels(), loaded.image_size())
+            );
+            assert!(streamed.images().is_none());
+            for index in 0..4 {
+                assert_eq!(streamed.image(index).unwrap(), loaded.image(index).unwrap());
+            }
+            assert!(matches!(streamed.image(4), Err(Error::Input { .. })));
+        }
+        std::fs::remove_file(folder.path().join("2.png")).unwrap();
+        let streamed = ImageDataset::stream(&list, Resize::bicubic((2, 2)).unwrap());
+        let Err(Error::Image { list: Some((_, 3)), .. }) = streamed.image(2) else { panic!() };
+    }
+
+    #[test]
     fn arrays_are_checked() {
         let make = |shape: [usize; 4], labels: Vec<i64>| {
             ImageDataset::from_arrays(Array4::zeros(shape), labels, 2)
@@ -355,10 +426,13 @@ mod tests {
             Array4::from_shape_fn((3, 4, 5, 2), |(c, x, y, n)| (n * 60 + c * 20 + x * 5 + y) as u8);
         let images = images.permuted_axes([3, 2, 1, 0]);
         let data = ImageDataset::from_arrays(images.clone(), vec![0, 1], 2).unwrap();
-        assert_eq!(data.images(), images.view());
+        assert_eq!(data.images().unwrap(), images.view());
         let expected: Vec<u8> = images.index_axis(ndarray::Axis(0), 1).iter().copied().collect();
         assert_eq!(data.pixels(1).unwrap(), expected);
-        assert!(data.pixels(2).is_none());
+        assert_eq!(data.image(1).unwrap(), images.index_axis(ndarray::Axis(0), 1));
+        for index in [2, usize::MAX] {
+            assert!(matches!(data.image(index), Err(Error::Input { argument: "index", .. })));
+        }
     }
 
     #[test]

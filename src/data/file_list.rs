@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 
 /// A longer line is no path; without a bound a file without line breaks would be read as one line.
 const MAX_LINE_BYTES: u64 = 64 << 10;
@@ -20,17 +22,19 @@ pub struct FileEntry {
     pub path: String,
     /// The class, from 0.
     pub label: i64,
-    /// The line in the list, from 1.
+    /// The line in the list, from 1; 0 for an image that was found in a folder.
     pub line: usize,
 }
 
-/// The images that a list names, in its order, each with a label. Nothing is decoded yet.
+/// The images that a list names, in its order, each with a label. Nothing is decoded yet. Copies
+/// share the entries.
 #[derive(Debug, Clone)]
 pub struct FileList {
     root: PathBuf,
     file: PathBuf,
-    entries: Vec<FileEntry>,
+    entries: Arc<[FileEntry]>,
     num_classes: i64,
+    class_names: Arc<[String]>,
 }
 
 impl FileList {
@@ -63,9 +67,41 @@ impl FileList {
         Ok(Self {
             root: root.as_ref().to_path_buf(),
             file: file.to_path_buf(),
-            entries,
+            entries: entries.into(),
             num_classes: num_classes.unwrap_or(highest + 1),
+            class_names: Arc::new([]),
         })
+    }
+
+    /// Of images that were found in the folders of their classes.
+    pub(super) fn found(root: &Path, entries: Vec<FileEntry>, class_names: Vec<String>) -> Self {
+        let num_classes = class_names.len() as i64;
+        let (root, file) = (root.to_path_buf(), root.to_path_buf());
+        Self { root, file, entries: entries.into(), num_classes, class_names: class_names.into() }
+    }
+
+    /// The same with other entries, of the same classes.
+    pub(super) fn with_entries(&self, entries: Vec<FileEntry>) -> Self {
+        Self { entries: entries.into(), ..self.clone() }
+    }
+
+    /// Writes the list, one `path label` a line; the file appears whole or not at all. It is read
+    /// back with the same root. Class names are not in it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a path that a line cannot hold, such as one that ends with a space;
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
+        let mut text = String::new();
+        for FileEntry { path, label, .. } in self.entries() {
+            let line = format!("{path} {label}\n");
+            let read = parse_line(line.as_bytes(), 1, i64::MAX).ok().flatten();
+            if line.matches('\n').count() > 1 || read.is_none_or(|read| read.path != *path) {
+                return Err(Error::config("path", "one that a list can hold", format!("{path:?}")));
+            }
+            text += &line;
+        }
+        write_atomically(file.as_ref(), text.as_bytes())
     }
 
     /// The folder that paths are relative to.
@@ -73,7 +109,7 @@ impl FileList {
         &self.root
     }
 
-    /// The list file itself.
+    /// The list file itself, or the folder that was searched.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -86,6 +122,24 @@ impl FileList {
     /// Labels are below this: what [`FileList::read`] was given, or 1 + the highest label.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
+    }
+
+    /// The name of each class, where [`FileList::from_folders`] found or
+    /// [`FileList::with_class_names`] told them; else empty.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// With a name for each class.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless there are as many as classes.
+    pub fn with_class_names(self, names: Vec<String>) -> Result<Self> {
+        if names.len() as i64 != self.num_classes {
+            let expected = format!("{}, one a class", self.num_classes);
+            return Err(Error::config("class_names", expected, names.len()));
+        }
+        Ok(Self { class_names: names.into(), ..self })
     }
 
     /// For a folder of several lists, which share one number of classes.
@@ -196,6 +250,36 @@ mod tests {
         assert!(matches!(read(b"a.png 0\n", Some(0)), Err(Error::Config { .. })));
         let missing = FileList::read("/", "/no/such/list.txt", None);
         assert!(matches!(missing, Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn a_list_survives_being_saved() {
+        let list = read(b"a b/c.png 3\n../d.png 0\n", Some(5)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("saved.txt");
+        list.save(&file).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "a b/c.png 3\n../d.png 0\n");
+        let again = FileList::read(list.root(), &file, Some(5)).unwrap();
+        assert_eq!(again.entries(), list.entries());
+        for path in ["", " ", " a.png", "a.png ", "a\nb.png", "a\r\n 1\nb", "\u{feff}a.png"] {
+            let entry = FileEntry { path: path.into(), label: 0, line: 0 };
+            let refused = list.with_entries(vec![entry]).save(&file);
+            assert!(matches!(refused, Err(Error::Config { .. })), "{path:?}");
+        }
+        assert!(matches!(list.save("/no/such/folder/list.txt"), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn there_is_a_name_for_each_class_or_for_none() {
+        let list = read(b"a.png 1\n", None).unwrap();
+        assert!(list.class_names().is_empty());
+        let names = |count| (0..count).map(|i| format!("class {i}")).collect();
+        let named = list.clone().with_class_names(names(2)).unwrap();
+        assert_eq!(named.class_names()[1], "class 1");
+        for count in [0, 1, 3] {
+            let refused = list.clone().with_class_names(names(count));
+            assert!(matches!(refused, Err(Error::Config { .. })), "{count}");
+        }
     }
 
     #[test]

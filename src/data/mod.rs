@@ -2,18 +2,25 @@
 //! device.
 //!
 //! [`vtab::VtabFolder`] or [`FileList`] says which images there are, [`ImageDataset`] decodes and
-//! resizes them once and keeps them as u8, [`Batches`] hands them out as normalized tensors.
+//! resizes them, once or at each pass, [`Batches`] hands them out as normalized tensors, changed by
+//! an [`Augment`] if asked for.
 //! [`bundled`] writes small tasks in the same layout, so that a program has something to run on.
 
+mod ahead;
+mod augment;
 mod batches;
 pub mod bundled;
 mod dataset;
+mod few_shot;
 mod file_list;
+mod folders;
 mod image;
 mod resize;
+mod source;
 mod transform;
 pub mod vtab;
 
+pub use augment::{Augment, ColorJitter, ImageOp, Interpolation, RandAugment, RandomResizedCrop};
 pub use batches::{BatchConfig, Batches, Order, PartialBatch};
 pub use dataset::ImageDataset;
 pub use file_list::{FileEntry, FileList};

@@ -1,4 +1,4 @@
-//! The bicubic resize, in the integer arithmetic of Pillow.
+//! The bicubic and bilinear resize, in the integer arithmetic of Pillow.
 //!
 //! Written here and not taken from a resize library because results must not depend on it: of two
 //! pipelines that differ by one level in a pixel only one reproduces published numbers. The SIMD
@@ -6,7 +6,7 @@
 //! up to 30/255 and 2/255 on noise.
 
 use multiversion::multiversion;
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array3, ArrayView3, s};
 
 use crate::error::{Error, Result};
 
@@ -15,9 +15,8 @@ const WEIGHT_BITS: u32 = 22;
 /// The largest output, as large as the largest image that is decoded: 512 MiB at 3 bytes a pixel.
 const MAX_PIXELS: usize = (512 << 20) / 3;
 
-/// The resize to one fixed size: bicubic with a = -0.5, antialiased (the kernel widens with the
-/// scale when shrinking), the aspect ratio not kept. The result is that of Pillow 13's
-/// `Image.resize(size, BICUBIC)`, bit for bit.
+/// The resize to one fixed size, antialiased (the kernel widens with the scale when shrinking). The
+/// result is that of Pillow 13's `Image.resize(size, ...)`, bit for bit.
 ///
 /// Each pass rounds and clips to u8, so that the order of the two shows wherever the kernel
 /// overshoots. Pillow 13 starts with the rows where the height shrinks by more than twice as many
@@ -26,14 +25,52 @@ const MAX_PIXELS: usize = (512 << 20) / 3;
 pub struct Resize {
     rows: usize,
     columns: usize,
+    kernel: Kernel,
+    /// What the shorter side becomes before the centre is cut out; the aspect ratio is kept.
+    shorter: Option<usize>,
+}
+
+/// How samples between pixels are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    /// a = -0.5.
+    Cubic,
+    Triangle,
 }
 
 impl Resize {
-    /// A bicubic resize to `image_size` = (rows, columns) pixels.
+    /// A bicubic resize to `image_size` = (rows, columns) pixels; the aspect ratio is not kept.
     ///
     /// # Errors
     /// [`Error::Config`] unless both are from 1 to 65,535 and their product is at most 178,956,970.
     pub fn bicubic(image_size: (i64, i64)) -> Result<Self> {
+        Self::new(image_size, Kernel::Cubic)
+    }
+
+    /// As [`Resize::bicubic`], with the triangle kernel (`BILINEAR` in Pillow).
+    ///
+    /// # Errors
+    /// As [`Resize::bicubic`].
+    pub fn bilinear(image_size: (i64, i64)) -> Result<Self> {
+        Self::new(image_size, Kernel::Triangle)
+    }
+
+    /// A bicubic resize that makes the shorter side `shorter` pixels and keeps the aspect ratio,
+    /// then the `image_size` = (rows, columns) pixels in the centre: `Resize(shorter)` and
+    /// `CenterCrop` of torchvision. 256 and (224, 224) is the usual test transform.
+    ///
+    /// # Errors
+    /// As [`Resize::bicubic`], and [`Error::Config`] for a crop larger than `shorter`.
+    pub fn center_crop(shorter: i64, image_size: (i64, i64)) -> Result<Self> {
+        let resize = Self::bicubic(image_size)?;
+        let largest = resize.rows.max(resize.columns);
+        match u16::try_from(shorter).map(usize::from) {
+            Ok(side) if side >= largest => Ok(Self { shorter: Some(side), ..resize }),
+            _ => Err(Error::config("shorter", format!("from {largest} to 65535"), shorter)),
+        }
+    }
+
+    fn new(image_size: (i64, i64), kernel: Kernel) -> Result<Self> {
         let side = |name, pixels: i64| match u16::try_from(pixels) {
             Ok(pixels @ 1..) => Ok(usize::from(pixels)),
             _ => Err(Error::config(name, "from 1 to 65535", pixels)),
@@ -44,7 +81,7 @@ impl Resize {
             let expected = format!("at most {MAX_PIXELS} pixels");
             return Err(Error::config("image_size", expected, format!("{rows} x {columns}")));
         }
-        Ok(Self { rows, columns })
+        Ok(Self { rows, columns, kernel, shorter: None })
     }
 
     /// (rows, columns) of what [`Resize::apply`] returns.
@@ -55,29 +92,52 @@ impl Resize {
     /// `[H, W, 3]` RGB u8 to `[rows, columns, 3]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the image has no pixel or another number of channels.
+    /// [`Error::Input`] if the image has no pixel or another number of channels, or is so long and
+    /// thin that it would have more than 178,956,970 pixels before its centre is cut out.
     pub fn apply(&self, image: ArrayView3<u8>) -> Result<Array3<u8>> {
         let (rows, columns, channels) = image.dim();
-        let refuse = || Error::Input {
+        let refuse = |expected: &str| Error::Input {
             argument: "image",
-            expected: "[H, W, 3], H and W not 0".into(),
+            expected: expected.into(),
             found: format!("{:?}", image.shape()),
         };
         if rows == 0 || columns == 0 || channels != 3 {
-            return Err(refuse());
+            return Err(refuse("[H, W, 3], H and W not 0"));
         }
+        let Some(shorter) = self.shorter else {
+            return self.resize(image, (self.rows, self.columns));
+        };
+        let scaled = |side: usize| shorter.saturating_mul(side) / rows.min(columns);
+        let (scaled_rows, scaled_columns) = (scaled(rows), scaled(columns));
+        if scaled_rows.saturating_mul(scaled_columns) > MAX_PIXELS {
+            return Err(refuse("sides that are more alike"));
+        }
+        let scaled = self.resize(image, (scaled_rows, scaled_columns))?;
+        // As Python rounds: of two that are as near, the even one.
+        let margin = |from: usize, to: usize| ((from - to) as f64 / 2.0).round_ties_even() as usize;
+        let (top, left) = (margin(scaled_rows, self.rows), margin(scaled_columns, self.columns));
+        Ok(scaled.slice(s![top..top + self.rows, left..left + self.columns, ..]).to_owned())
+    }
+
+    fn resize(&self, image: ArrayView3<u8>, to: (usize, usize)) -> Result<Array3<u8>> {
+        let (rows, columns, _) = image.dim();
+        let refuse = || Error::Input {
+            argument: "image",
+            expected: "[H, W, 3]".into(),
+            found: format!("{:?}", image.shape()),
+        };
         let image = image.as_standard_layout();
         let pixels = image.as_slice().ok_or_else(refuse)?;
         // In the order chosen, what is between the passes is never larger than both the image and
         // the output.
-        let resized = if rows_first((rows, columns), (self.rows, self.columns)) {
-            let between = resize_rows(pixels, (rows, columns), self.rows);
-            resize_columns(&between, columns, self.columns)
+        let resized = if rows_first((rows, columns), to) {
+            let between = resize_rows(self.kernel, pixels, (rows, columns), to.0);
+            resize_columns(self.kernel, &between, columns, to.1)
         } else {
-            let between = resize_columns(pixels, columns, self.columns);
-            resize_rows(&between, (rows, self.columns), self.rows)
+            let between = resize_columns(self.kernel, pixels, columns, to.1);
+            resize_rows(self.kernel, &between, (rows, to.1), to.0)
         };
-        Array3::from_shape_vec((self.rows, self.columns, 3), resized).map_err(|_| refuse())
+        Array3::from_shape_vec((to.0, to.1, 3), resized).map_err(|_| refuse())
     }
 }
 
@@ -89,22 +149,22 @@ fn rows_first(from: (usize, usize), to: (usize, usize)) -> bool {
 }
 
 /// `[H, W, 3]` to `[H, columns, 3]`.
-fn resize_columns(pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
+fn resize_columns(kernel: Kernel, pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
     if from == columns {
         return pixels.to_vec();
     }
-    let windows = Windows::bicubic(from, columns);
+    let windows = Windows::new(kernel, from, columns);
     let mut resized = vec![0; pixels.len() / from * columns];
     sum_columns(&windows, pixels, from, &mut resized);
     resized
 }
 
 /// `[H, W, 3]` with (H, W) = `from` to `[rows, W, 3]`.
-fn resize_rows(pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
+fn resize_rows(kernel: Kernel, pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
     if from.0 == rows {
         return pixels.to_vec();
     }
-    let windows = Windows::bicubic(from.0, rows);
+    let windows = Windows::new(kernel, from.0, rows);
     let mut resized = vec![0; from.1 * 3 * rows];
     sum_rows(&windows, pixels, from.1 * 3, &mut resized);
     resized
@@ -196,11 +256,14 @@ struct Windows {
 }
 
 impl Windows {
-    fn bicubic(from: usize, to: usize) -> Self {
-        const SUPPORT: f64 = 2.0;
+    fn new(kernel: Kernel, from: usize, to: usize) -> Self {
+        let (support, weight): (f64, fn(f64) -> f64) = match kernel {
+            Kernel::Cubic => (2.0, cubic),
+            Kernel::Triangle => (1.0, |x| (1.0 - x.abs()).max(0.0)),
+        };
         let scale = from as f64 / to as f64;
         let widening = scale.max(1.0);
-        let radius = SUPPORT * widening;
+        let radius = support * widening;
         let mut windows = Self { starts: Vec::new(), ends: Vec::new(), weights: Vec::new() };
         for index in 0..to {
             let center = (index as f64 + 0.5) * scale;
@@ -208,7 +271,7 @@ impl Windows {
             let start = (center - radius + 0.5) as usize;
             let end = ((center + radius + 0.5) as usize).min(from);
             let at = |sample: usize| (sample as f64 - center + 0.5) * (1.0 / widening);
-            let weights: Vec<f64> = (start..end).map(|sample| cubic(at(sample))).collect();
+            let weights: Vec<f64> = (start..end).map(|sample| weight(at(sample))).collect();
             let sum: f64 = weights.iter().sum();
             let unit = f64::from(1 << WEIGHT_BITS);
             windows.weights.extend(weights.iter().map(|w| (w / sum * unit).round() as i32));
@@ -272,7 +335,7 @@ mod tests {
             let terms = weights.iter().zip(start..).map(|(w, at)| w * i32::from(sample(at)));
             ((HALF + terms.sum::<i32>()) >> WEIGHT_BITS).clamp(0, 255) as u8
         };
-        Windows::bicubic(from, to).iter().map(sum).collect()
+        Windows::new(Kernel::Cubic, from, to).iter().map(sum).collect()
     }
 
     #[test]
@@ -282,8 +345,8 @@ mod tests {
             let image =
                 Array3::from_shape_fn((rows, columns, 3), |(y, x, c)| (y * x * 37 + c * 91) as u8);
             let pixels = image.as_slice().unwrap();
-            let across = resize_columns(pixels, columns, to);
-            let down = resize_rows(pixels, (rows, columns), to);
+            let across = resize_columns(Kernel::Cubic, pixels, columns, to);
+            let down = resize_rows(Kernel::Cubic, pixels, (rows, columns), to);
             for c in 0..3 {
                 for y in 0..rows {
                     let expected = plain_pass(columns, to, |x| image[(y, x, c)]);

@@ -70,10 +70,12 @@ pub(crate) fn check_classes<B: Backbone>(
 
 /// Evaluates `model` on every image of `dataset`, `batch_size` at a time. `watch` is told how many
 /// images are done, of how many, and may end the evaluation: the sums are then of those alone.
+/// Images of a streamed dataset are decoded while the model works on those before.
 ///
 /// # Errors
 /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone;
-/// [`Error::Config`](crate::Error::Config) for a batch size of 0 or labels beyond the head.
+/// [`Error::Config`](crate::Error::Config) for a batch size of 0 or labels beyond the head;
+/// [`Error::Image`](crate::Error::Image) for an image of a streamed dataset that cannot be decoded.
 pub fn evaluate<B: Backbone>(
     model: &PetlModel<B>,
     dataset: &ImageDataset,
@@ -89,7 +91,7 @@ pub fn evaluate<B: Backbone>(
         normalization,
         device: model.var_store().device(),
     };
-    evaluate_inputs(model, &Inputs::Images(dataset), config, watch)
+    evaluate_inputs(model, &Inputs::Images(dataset, None), config, watch)
 }
 
 /// As [`evaluate`], on images or on features computed before.

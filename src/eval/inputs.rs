@@ -6,16 +6,23 @@ use tch::Tensor;
 
 use super::prefix_cache::{Prefix, PrefixCache};
 use crate::backbone::Backbone;
-use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
+use crate::data::{Augment, BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::Result;
 use crate::model::PetlModel;
 
-/// The inputs of a run. Where nothing in front of the head is trained or drawn, each image's
+/// The inputs of a run. Where images are not augmented and nothing in front of the head is trained or drawn, each image's
 /// features are computed once and stand for it; in front of a block, its tokens, if they are kept.
 pub(crate) enum Inputs<'a> {
-    Images(&'a ImageDataset),
-    Tokens { prefix: Prefix, labels: Tensor },
-    Features { features: Tensor, labels: Tensor },
+    /// Changed by the augmentation at each pass, if there is one.
+    Images(&'a ImageDataset, Option<&'a Augment>),
+    Tokens {
+        prefix: Prefix,
+        labels: Tensor,
+    },
+    Features {
+        features: Tensor,
+        labels: Tensor,
+    },
 }
 
 /// One batch after the other: images, tokens or features, and labels.
@@ -28,12 +35,16 @@ impl<'a> Inputs<'a> {
         model: &PetlModel<B>,
         dataset: &'a ImageDataset,
         config: BatchConfig,
+        augment: Option<&'a Augment>,
         cache: Option<&PrefixCache>,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
+        if augment.is_some() {
+            return Ok(Some(Inputs::Images(dataset, augment)));
+        }
         if !model.has_fixed_features() {
             let Some(cache) = cache.filter(|_| model.frozen_blocks().is_some()) else {
-                return Ok(Some(Inputs::Images(dataset)));
+                return Ok(Some(Inputs::Images(dataset, None)));
             };
             let labels = Tensor::f_from_slice(dataset.labels())?.f_to_device(config.device)?;
             let prefix = Prefix::new(model, dataset, config, cache, watch)?;
@@ -60,7 +71,7 @@ impl<'a> Inputs<'a> {
     /// Number of images.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Inputs::Images(dataset) => dataset.len(),
+            Inputs::Images(dataset, _) => dataset.len(),
             Inputs::Tokens { labels, .. } | Inputs::Features { labels, .. } => labels.numel(),
         }
     }
@@ -69,7 +80,10 @@ impl<'a> Inputs<'a> {
     pub(crate) fn batches(&self, config: BatchConfig) -> Result<BatchIter<'_>> {
         type Select<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
         let (labels, select): (_, Select) = match self {
-            Inputs::Images(dataset) => return Ok(Box::new(Batches::new(dataset, config)?)),
+            Inputs::Images(dataset, None) => return Ok(Box::new(Batches::new(dataset, config)?)),
+            Inputs::Images(dataset, Some(augment)) => {
+                return Ok(Box::new(Batches::augmented(dataset, config, augment)?));
+            }
             Inputs::Tokens { prefix, labels } => {
                 (labels, Box::new(|index| prefix.select(index, labels.device())))
             }
@@ -96,7 +110,7 @@ impl<'a> Inputs<'a> {
         train: bool,
     ) -> Result<Tensor> {
         match self {
-            Inputs::Images(_) => model.forward(batch, train),
+            Inputs::Images(..) => model.forward(batch, train),
             Inputs::Tokens { prefix, .. } => model.forward_from(prefix.stream(batch), train),
             Inputs::Features { .. } => model.classify(batch),
         }
@@ -112,7 +126,7 @@ impl<'a> Inputs<'a> {
         loss: &dyn Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         match self {
-            Inputs::Images(_) if recompute => return model.backward_recomputed(batch, loss),
+            Inputs::Images(..) if recompute => return model.backward_recomputed(batch, loss),
             Inputs::Tokens { prefix, .. } if recompute => {
                 return model.backward_recomputed_from(prefix.stream(batch), loss);
             }

@@ -154,8 +154,8 @@ fn file_name<B: Backbone>(
     let (backbone, blocks) = (model.backbone().digest()?, model.frozen_blocks());
     let what = format!("1 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
     hash.update(what);
-    for pixels in dataset.images().outer_iter() {
-        hash.update(pixels.as_slice().unwrap_or_default());
+    for index in 0..dataset.len() {
+        hash.update(dataset.pixels(index)?);
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("prefix-{hex}.tokens"))

@@ -70,7 +70,7 @@ impl<B: Backbone> Supernet<B> {
         observer: &mut dyn Observer,
     ) -> Result<Fit> {
         check(&self.model, train, None, config)?;
-        let (start, inputs) = (Instant::now(), Inputs::Images(train));
+        let (start, inputs) = (Instant::now(), Inputs::Images(train, config.augment.as_ref()));
         let mut optimizer = AdamW::new(self.model.var_store(), config.weight_decay)?;
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed as u64);
         let mut step = |images: &Tensor, labels: &Tensor, lr| {

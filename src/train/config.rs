@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::schedule::CosineSchedule;
-use crate::data::Normalization;
+use crate::data::{Augment, Normalization};
 use crate::eval::PrefixCache;
 
 /// Which epoch's weights a run ends with.
@@ -35,6 +35,9 @@ pub struct TrainConfig {
     pub normalization: Normalization,
     /// Seed of the order of the images, dropout and drop path.
     pub seed: i64,
+    /// How training images are changed at each pass; those of validation never are. Excludes
+    /// `prefix`.
+    pub augment: Option<Augment>,
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
     /// Whether each block is computed again in the backward pass
@@ -56,6 +59,7 @@ impl Default for TrainConfig {
             weight_decay: 1e-4,
             normalization: Normalization::ImageNet,
             seed: 0,
+            augment: None,
             selection: Selection::LastEpoch,
             recompute: false,
             prefix: None,

@@ -11,7 +11,7 @@ use super::config::{Selection, TrainConfig};
 use super::observer::{EpochReport, Observer, RunStart, StepReport};
 use super::state::{Best, Place, Reached, RunCheckpoint, StateFile};
 use crate::backbone::Backbone;
-use crate::data::{BatchConfig, ImageDataset, Order, PartialBatch};
+use crate::data::{Augment, BatchConfig, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::eval::{Inputs, check_classes, cross_entropy, evaluate_inputs};
 use crate::model::PetlModel;
@@ -140,6 +140,12 @@ pub(crate) fn check<B: Backbone>(
         let expected = format!("from 1 to the {} training images", train.len());
         return Err(Error::config("batch_size", expected, config.batch_size));
     }
+    if let Some(augment) = &config.augment {
+        augment.validate()?;
+        if config.prefix.is_some() {
+            return Err(Error::config("prefix", "none where images are augmented", "one"));
+        }
+    }
     if config.selection == Selection::BestOnValidation && validation.is_none() {
         return Err(Error::config(
             "selection",
@@ -171,11 +177,13 @@ impl<B: Backbone> Run<'_, B> {
         if self.reached.place.epoch >= self.config.epochs {
             return Ok(true);
         }
-        let Some(inputs) = self.inputs(train, "frozen blocks", observer)? else {
+        let Some(inputs) =
+            self.inputs(train, self.config.augment.as_ref(), "frozen blocks", observer)?
+        else {
             return Ok(false);
         };
         let validation = match validation {
-            Some(set) => match self.inputs(set, "frozen blocks, validation", observer)? {
+            Some(set) => match self.inputs(set, None, "frozen blocks, validation", observer)? {
                 Some(inputs) => Some(inputs),
                 None => return Ok(false),
             },
@@ -193,12 +201,13 @@ impl<B: Backbone> Run<'_, B> {
     fn inputs<'i>(
         &self,
         set: &'i ImageDataset,
+        augment: Option<&'i Augment>,
         label: &str,
         observer: &mut dyn Observer,
     ) -> Result<Option<Inputs<'i>>> {
         let batches = batches(self.config, Order::Sequential, self.model.var_store().device());
         let mut watch = |done, images| observer.pass(label, done, images);
-        Inputs::new(self.model, set, batches, self.config.prefix.as_ref(), &mut watch)
+        Inputs::new(self.model, set, batches, augment, self.config.prefix.as_ref(), &mut watch)
     }
 
     /// What is left of an epoch; `false` if the observer ended the run.

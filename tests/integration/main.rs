@@ -2,6 +2,8 @@
 
 mod adapted;
 mod audit;
+#[cfg(feature = "data")]
+mod augment;
 mod build_script;
 mod bypass;
 mod contract;
@@ -17,5 +19,7 @@ mod peft;
 mod resume;
 #[cfg(feature = "train")]
 mod search;
+#[cfg(feature = "train")]
+mod streaming;
 #[cfg(feature = "train")]
 mod training;

@@ -1,0 +1,247 @@
+//! Few-shot learning: trains on K images of each class for several K and seeds, and reports mean and deviation.
+//!
+//! ```text
+//! cargo run --release --example few_shot -- --data TRAIN --test TEST --backbone FILE --out runs/few-shot
+//! ```
+//!
+//! TRAIN and TEST are folders with a folder for each class, or lists with a line `path label` an image, relative to
+//! the list. Training images are resized, then changed by colour jitter and RandAugment; of test images, resized so that
+//! the shorter side is 8/7 of the input's, the centre is taken (256 and 224). The weights are the last epoch's.
+//!
+//! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors` and the list of the images drawn, and
+//! `results.csv`. A run that is there is not run again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use convpass::{
+    Augment, CosineSchedule, FileList, Fit, FrozenViT, ImageDataset, Method, Normalization,
+    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, TrainConfig, evaluate, fit,
+    peak_rss_mb,
+};
+use tch::{Cuda, Device};
+
+#[derive(Parser)]
+#[command(about = "Trains on a few images of each class")]
+struct Args {
+    /// Training images: a folder with a folder for each class, or a list.
+    #[arg(long)]
+    data: PathBuf,
+    /// Test images, likewise.
+    #[arg(long)]
+    test: PathBuf,
+    /// Checkpoint of a ViT, CLIP tower or DINOv2; the README lists the formats.
+    #[arg(long)]
+    backbone: PathBuf,
+    /// Images of each class.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
+    shots: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "0,1,2")]
+    seeds: Vec<i64>,
+    /// Take what there is of a class with fewer images.
+    #[arg(long)]
+    at_most: bool,
+    /// A method's name, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}.
+    #[arg(long, value_parser = parse_method, default_value = "conv_bypass")]
+    method: Method,
+    #[arg(long, value_enum, default_value_t = Augmentation::FewShot)]
+    augment: Augmentation,
+    #[arg(long, default_value_t = 100)]
+    epochs: usize,
+    #[arg(long, default_value_t = 5e-3)]
+    lr: f64,
+    #[arg(long, default_value_t = 1e-4)]
+    weight_decay: f64,
+    /// Images a step; all of them where there are fewer.
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    /// imagenet, half, unit or clip [default: clip for a CLIP tower, else imagenet].
+    #[arg(long)]
+    normalization: Option<Normalization>,
+    /// Run on the first CUDA device.
+    #[arg(long)]
+    cuda: bool,
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Augmentation {
+    FewShot,
+    None,
+}
+
+/// A method from its name or from JSON.
+fn parse_method(text: &str) -> Result<Method, String> {
+    let method = match text.starts_with('{') {
+        true => serde_json::from_str(text),
+        false => serde_json::from_value(serde_json::json!({ "name": text.replace('-', "_") })),
+    };
+    method.map_err(|e| e.to_string())
+}
+
+fn main() -> Result<()> {
+    convpass::keep_freed_memory();
+    let args = Args::parse();
+    ensure!(!args.cuda || Cuda::is_available(), "libtorch finds no CUDA device");
+    let device = if args.cuda { Device::Cuda(0) } else { Device::Cpu };
+    let (data, test) = read(&args.data, &args.test)?;
+    let backbone = FrozenViT::open(&args.backbone, device)?;
+    let (rows, columns) = backbone.config().image_size;
+    let shorter = rows.max(columns) * 8 / 7;
+    let test = ImageDataset::stream(&test, Resize::center_crop(shorter, (rows, columns))?);
+    let job = Job { args: &args, data, test, backbone };
+    let mut results = Vec::new();
+    for &shots in &args.shots {
+        let mut top1 = Vec::new();
+        for &seed in &args.seeds {
+            let (images, found) = job.run(shots, seed)?;
+            results.push((shots, seed, images, found));
+            save(&args.out.join("results.csv"), &results)?;
+            top1.push(found);
+        }
+        let (mean, deviation) = mean_and_deviation(&top1);
+        println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {} seeds", top1.len());
+    }
+    Ok(())
+}
+
+/// Training and test images under the same labels.
+fn read(data: &Path, test: &Path) -> Result<(FileList, FileList)> {
+    let list = |file: &Path| FileList::read(file.parent().unwrap_or(Path::new("")), file, None);
+    let data = if data.is_dir() { FileList::from_folders(data) } else { list(data) }?;
+    if !test.is_dir() {
+        return Ok((data, list(test)?));
+    }
+    if data.class_names().is_empty() {
+        bail!("{}: --test must be a list where --data is one", test.display());
+    }
+    let test = FileList::from_folders_of(test, data.class_names())?;
+    Ok((data, test))
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    data: FileList,
+    test: ImageDataset,
+    backbone: FrozenViT,
+}
+
+impl Job<'_> {
+    /// The number of training images, and top-1 in percent.
+    fn run(&self, shots: usize, seed: i64) -> Result<(usize, f64)> {
+        let args = self.args;
+        let list = match args.at_most {
+            true => self.data.few_shot_at_most(shots, seed)?,
+            false => self.data.few_shot(shots, seed)?,
+        };
+        let images = list.entries().len();
+        let size = self.backbone.config().image_size;
+        let resize = Resize::bicubic(size)?;
+        let classes = list.num_classes().max(self.test.num_classes());
+        let petl = PetlConfig { seed, ..PetlConfig::new(args.method.clone(), classes) };
+        let mut model = PetlModel::new(self.backbone.clone(), &petl)?;
+        let out = args.out.join(format!("{shots}shot-seed{seed}"));
+        let mut record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: args.data.display().to_string(),
+            model: petl,
+            train: self.train_config(seed, images),
+            backbone: args.backbone.display().to_string(),
+            backbone_digest: self.backbone.digest(),
+            train_split: ImageDataset::stream(&list, resize).split_hash().to_owned(),
+            val_split: None,
+            test_split: Some(self.test.split_hash().to_owned()),
+            trainable_params: model.trainable_params(),
+            fit: Fit { epochs: vec![], selected_epoch: None, stopped: true, seconds: 0.0 },
+            test_top1: None,
+            test_seconds: None,
+            peak_rss_mb: None,
+        };
+        if let Some(top1) = finished(&out.join("run.json"), &record)? {
+            println!("{}: top-1 {top1:.2} %, from an earlier run", out.display());
+            return Ok((images, top1));
+        }
+        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+        list.save(out.join("train.txt"))?;
+
+        let train = ImageDataset::load_resized(&list, resize)?;
+        let mut progress = Progress::new(&format!("{shots}-shot, seed {seed}"));
+        record.fit = fit(&mut model, &train, None, &record.train, &mut progress)?;
+        model.save_adapter(out.join("adapter.safetensors"))?;
+        let start = std::time::Instant::now();
+        let watch = &mut |done, images| progress.pass("test", done, images);
+        let normalization = record.train.normalization;
+        let top1 = evaluate(&model, &self.test, normalization, args.batch_size, watch)?.top1();
+        drop(progress);
+        record.test_top1 = Some(top1);
+        record.test_seconds = Some(start.elapsed().as_secs_f64());
+        record.peak_rss_mb = peak_rss_mb();
+        record.save(out.join("run.json"))?;
+        println!("{}: top-1 {top1:.2} %, {:.0} s", out.display(), record.fit.seconds);
+        Ok((images, top1))
+    }
+
+    fn train_config(&self, seed: i64, images: usize) -> TrainConfig {
+        let args = self.args;
+        let by_family = match self.backbone.config().pre_norm {
+            true => Normalization::Clip,
+            false => Normalization::ImageNet,
+        };
+        TrainConfig {
+            epochs: args.epochs,
+            batch_size: args.batch_size.min(images),
+            schedule: CosineSchedule {
+                lr: args.lr,
+                warmup_epochs: (args.epochs / 10).max(1),
+                ..CosineSchedule::default()
+            },
+            weight_decay: args.weight_decay,
+            normalization: args.normalization.unwrap_or(by_family),
+            seed,
+            augment: match args.augment {
+                Augmentation::FewShot => Some(Augment::few_shot()),
+                Augmentation::None => None,
+            },
+            ..TrainConfig::default()
+        }
+    }
+}
+
+/// Top-1 of the run in `file`, if there is one; an error if it is another run than `expected`.
+fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let found = RunRecord::load(file)?;
+    let key = |run: &RunRecord| {
+        let (model, train) = (run.model.clone(), run.train.clone());
+        let splits = (run.train_split.clone(), run.test_split.clone());
+        (model, train, run.backbone_digest.clone(), splits)
+    };
+    ensure!(
+        key(&found) == key(expected),
+        "{}: of another run; choose another --out",
+        file.display()
+    );
+    Ok(found.test_top1)
+}
+
+fn save(file: &Path, results: &[(usize, i64, usize, f64)]) -> Result<()> {
+    let mut table = csv::Writer::from_path(file)?;
+    table.write_record(["shots", "seed", "images", "test_top1"])?;
+    for row in results {
+        table.serialize(row)?;
+    }
+    Ok(table.flush()?)
+}
+
+/// The deviation is that of a sample; 0 of one value.
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, (squares / (count - 1.0).max(1.0)).sqrt())
+}
