@@ -30,6 +30,7 @@
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
@@ -40,6 +41,7 @@
 
 mod backbone;
 mod checkpoint;
+mod clip;
 #[cfg(feature = "data")]
 mod data;
 mod error;
@@ -59,10 +61,13 @@ mod search;
 mod train;
 
 pub use backbone::{
-    Backbone, BackboneConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
+    Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt,
+    FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
 };
 pub use checkpoint::{Container, LoadReport, TensorFile};
+#[cfg(feature = "clip")]
+pub use clip::ClipTokenizer;
+pub use clip::{Templates, ZeroShot, read_class_names};
 #[cfg(feature = "data")]
 pub use data::{
     BatchConfig, Batches, FileEntry, FileList, ImageDataset, Normalization, Order, PartialBatch,

@@ -11,6 +11,8 @@ pub(crate) struct Attention {
     pub(crate) qkv: Linear,
     pub(crate) proj: Linear,
     pub(crate) num_heads: i64,
+    /// Whether a token attends to itself and those before it alone; goes with no bias.
+    pub(crate) causal: bool,
 }
 
 impl Attention {
@@ -35,7 +37,8 @@ impl Attention {
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (q, k, v) = (self.split_heads(q)?, self.split_heads(k)?, self.split_heads(v)?);
-        let (dropout, causal, scale, grouped) = (0.0, false, None::<f64>, false);
+        let (dropout, scale, grouped) = (0.0, None::<f64>, false);
+        let causal = self.causal;
         let x = Tensor::f_scaled_dot_product_attention(
             &q, &k, &v, bias, dropout, causal, scale, grouped,
         )?;

@@ -4,6 +4,8 @@ mod adapted;
 mod audit;
 mod build_script;
 mod bypass;
+#[cfg(feature = "clip")]
+mod clip;
 mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]
