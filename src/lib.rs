@@ -32,6 +32,7 @@
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
+//! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
 //! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
@@ -75,7 +76,7 @@ pub use data::{
 };
 pub use error::{Error, Result};
 #[cfg(feature = "data")]
-pub use eval::{Evaluation, PrefixCache, evaluate};
+pub use eval::{ClassSubset, Evaluation, PrefixCache, evaluate, evaluate_logits};
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;
 pub use model::{

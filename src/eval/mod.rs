@@ -3,8 +3,10 @@
 mod evaluate;
 mod inputs;
 mod prefix_cache;
+mod subset;
 
 pub use evaluate::{Evaluation, evaluate};
 pub(crate) use evaluate::{check_classes, cross_entropy, evaluate_inputs};
 pub(crate) use inputs::Inputs;
 pub use prefix_cache::PrefixCache;
+pub use subset::{ClassSubset, evaluate_logits};

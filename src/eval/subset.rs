@@ -1,0 +1,210 @@
+//! Domain generalization: a model on other sets of images of its classes, or of some of them.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use tch::Tensor;
+
+use super::evaluate::{Evaluation, cross_entropy};
+use crate::clip::read_class_names;
+use crate::data::{BatchConfig, Batches, ImageDataset};
+use crate::error::{Error, Result};
+
+/// Which of a model's classes a set of images has: of each label of the set, the model's class.
+///
+/// ImageNet-A and -R, for instance, have 200 of ImageNet's 1,000. A model is measured on such a set
+/// by the logits of its classes alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassSubset {
+    classes: Vec<i64>,
+    num_classes: i64,
+}
+
+impl ClassSubset {
+    /// The model's `classes` in the order of the set's labels; the model has `num_classes`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is none, one is outside `0..num_classes` or there twice.
+    pub fn new(classes: Vec<i64>, num_classes: i64) -> Result<Self> {
+        if classes.is_empty() {
+            return Err(Error::config("classes", "at least one", 0));
+        }
+        let mut seen = HashMap::new();
+        for (label, class) in classes.iter().enumerate() {
+            let expected = match seen.insert(*class, label) {
+                Some(other) => format!("another class than that of label {other}"),
+                None if !(0..num_classes).contains(class) => format!("within 0..{num_classes}"),
+                None => continue,
+            };
+            return Err(Error::config(format!("classes[{label}]"), expected, class));
+        }
+        Ok(ClassSubset { classes, num_classes })
+    }
+
+    /// The classes of these `names` among the names of `all` of the model's classes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a name that `all` does not have, or has twice; as [`ClassSubset::new`].
+    pub fn by_name<S: AsRef<str>>(names: &[S], all: &[S]) -> Result<Self> {
+        let mut places: HashMap<&str, Vec<i64>> = HashMap::new();
+        for (class, name) in all.iter().enumerate() {
+            places.entry(name.as_ref()).or_default().push(class as i64);
+        }
+        let find = |(label, name): (usize, &S)| match places.get(name.as_ref()).map(Vec::as_slice) {
+            Some([class]) => Ok(*class),
+            found => {
+                let expected = match found {
+                    Some(_) => "a name of one class (give indices)",
+                    None => "the name of one of the model's classes",
+                };
+                Err(Error::config(format!("names[{label}]"), expected, name.as_ref()))
+            }
+        };
+        let classes = names.iter().enumerate().map(find).collect::<Result<_>>()?;
+        Self::new(classes, all.len() as i64)
+    }
+
+    /// Reads a file of one class a line, in the order of the set's labels: all by name, or all by
+    /// index from 0.
+    ///
+    /// # Errors
+    /// As [`read_class_names`] and [`ClassSubset::by_name`].
+    pub fn read<S: AsRef<str>>(path: impl AsRef<Path>, all: &[S]) -> Result<Self> {
+        let lines = read_class_names(path)?;
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let all: Vec<&str> = all.iter().map(AsRef::as_ref).collect();
+        let indices = lines.iter().map(|line| line.parse::<i64>().ok());
+        match indices.collect::<Option<Vec<_>>>() {
+            // Names of digits ("0" to "9") are names.
+            Some(indices) if !lines.iter().all(|line| all.contains(line)) => {
+                Self::new(indices, all.len() as i64)
+            }
+            _ => Self::by_name(&lines, &all),
+        }
+    }
+
+    /// The model's class of each label.
+    pub fn classes(&self) -> &[i64] {
+        &self.classes
+    }
+
+    /// Logits of the model, `[B, K]`, to those of the classes, `[B, len]`, in the order of the
+    /// labels.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the model has another number of classes.
+    pub fn select(&self, logits: &Tensor) -> Result<Tensor> {
+        if logits.size().len() != 2 || logits.size()[1] != self.num_classes {
+            return Err(Error::Input {
+                argument: "logits",
+                expected: format!("[B, {}]", self.num_classes),
+                found: format!("{:?}", logits.size()),
+            });
+        }
+        let index = Tensor::f_from_slice(&self.classes)?.f_to_device(logits.device())?;
+        Ok(logits.f_index_select(1, &index)?)
+    }
+}
+
+/// As [`evaluate`](crate::evaluate), of whatever gives `logits` `[B, K]` of images `[B, 3, H, W]`,
+/// and over a subset of the classes: a zero-shot classifier, or one model on several sets.
+///
+/// ```no_run
+/// # use convpass::*;
+/// # fn f(model: PetlModel, sketches: ImageDataset, config: BatchConfig, rendered: ImageDataset, subset: ClassSubset) -> Result<()> {
+/// let mut logits = |images: &tch::Tensor| model.forward(images, false);
+/// let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+/// let all = evaluate_logits(&mut logits, &sketches, None, config, go_on)?;
+/// let some = evaluate_logits(&mut logits, &rendered, Some(&subset), config, go_on)?;
+/// println!("{:.2} {:.2}", all.top1(), some.top1());
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::Config`] for a batch size of 0 or labels beyond the classes; [`Error::Input`] if the
+/// logits are not of the classes that the subset is one of; as `logits`.
+pub fn evaluate_logits(
+    logits: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+    dataset: &ImageDataset,
+    subset: Option<&ClassSubset>,
+    config: BatchConfig,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    let mut sum = Evaluation::default();
+    for batch in Batches::new(dataset, config)? {
+        let (images, labels) = batch?;
+        let logits = tch::no_grad(|| match (logits(&images)?, subset) {
+            (logits, Some(subset)) => subset.select(&logits),
+            (logits, None) => Ok(logits),
+        })?;
+        check_logits(&logits, &labels, dataset.num_classes())?;
+        sum.add(&logits, &labels, &cross_entropy(&logits, &labels)?)?;
+        if watch(sum.images, dataset.len()).is_break() {
+            break;
+        }
+    }
+    Ok(sum)
+}
+
+/// Checks that there is a logit for every label: on a GPU one beyond them ends the process.
+fn check_logits(logits: &Tensor, labels: &Tensor, needed: i64) -> Result<()> {
+    match logits.size()[..] {
+        [images, classes] if images == labels.size()[0] && classes >= needed => Ok(()),
+        [images, classes] if images == labels.size()[0] => {
+            Err(Error::config("classes", format!("at least the data's {needed}"), classes))
+        }
+        _ => Err(Error::Input {
+            argument: "logits",
+            expected: format!("[{}, K]", labels.size()[0]),
+            found: format!("{:?}", logits.size()),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(error: Error) -> String {
+        match error {
+            Error::Config { field, .. } => field,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn classes_are_found_by_name_and_by_index() {
+        let all = ["cat", "crane", "dog", "crane", "7"];
+        let subset = ClassSubset::by_name(&["dog", "cat"], &all).unwrap();
+        assert_eq!(subset.classes(), [2, 0]);
+        let logits = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 3.0, 4.0]).view([1, 5]);
+        let selected = subset.select(&logits).unwrap();
+        assert_eq!(selected, Tensor::from_slice(&[2.0f32, 0.0]).view([1, 2]));
+        assert!(matches!(subset.select(&selected), Err(Error::Input { .. })));
+
+        let refused = |names: &[&str]| field(ClassSubset::by_name(names, &all).unwrap_err());
+        assert_eq!(refused(&["cat", "cow"]), "names[1]");
+        assert_eq!(refused(&["crane"]), "names[0]");
+        assert_eq!(refused(&["cat", "dog", "cat"]), "classes[2]");
+        assert_eq!(refused(&[]), "classes");
+        assert_eq!(field(ClassSubset::new(vec![0, 5], 5).unwrap_err()), "classes[1]");
+        assert_eq!(field(ClassSubset::new(vec![-1], 5).unwrap_err()), "classes[0]");
+    }
+
+    #[test]
+    fn a_file_has_names_or_indices() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("classes.txt");
+        let read = |text: &str, all: &[&str]| {
+            std::fs::write(&path, text).unwrap();
+            ClassSubset::read(&path, all).map(|subset| subset.classes().to_vec())
+        };
+        let all = ["cat", "dog", "cow"];
+        assert_eq!(read("cow\ncat\n", &all).unwrap(), [2, 0]);
+        assert_eq!(read("2\n1\n", &all).unwrap(), [2, 1]);
+        assert_eq!(read("2\n1\n", &["3", "2", "1"]).unwrap(), [1, 2]);
+        assert_eq!(field(read("2\n3\n", &all).unwrap_err()), "classes[1]");
+        assert_eq!(field(read("2\ndog\n", &all).unwrap_err()), "names[0]");
+    }
+}
