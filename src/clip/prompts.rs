@@ -20,7 +20,7 @@ impl Default for Templates {
             "a close photo of a {}.",
             "a photo of the {} from afar.",
             "a blurred picture of a {}.",
-            "a drawing of a {}.",
+            "a picture, drawn or painted, of a {}.",
             "one {} among many things.",
         ];
         Templates(templates.map(str::to_owned).to_vec())

@@ -56,7 +56,7 @@ impl ZeroShot {
     /// # Errors
     /// [`Error::Input`] for another rank, no class or no template; as [`ClipText::features`].
     pub fn from_ids(text: &ClipText, ids: &Tensor) -> Result<Self> {
-        let size = ids.size();
+        let size = size(ids);
         let &[classes, templates, length] = &size[..] else {
             return Err(input("ids", "[K, templates, T]", &size));
         };
@@ -89,8 +89,9 @@ impl ZeroShot {
     /// [`Error::Input`] if the embeddings are of another width.
     pub fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
         let dim = self.weight.size()[1];
-        if embeddings.size().last() != Some(&dim) {
-            return Err(input("embeddings", &format!("[B, {dim}]"), &embeddings.size()));
+        let size = size(embeddings);
+        if size.last() != Some(&dim) {
+            return Err(input("embeddings", &format!("[B, {dim}]"), &size));
         }
         let embeddings = unit(&embeddings.f_to_kind(Kind::Float)?)?;
         let weight = self.weight.f_to_device(embeddings.device())?;
@@ -143,6 +144,12 @@ fn check_tokenizer(text: &ClipText, tokenizer: &ClipTokenizer) -> Result<()> {
         return Err(Error::config("end_token", expected, read));
     }
     Ok(())
+}
+
+/// The dimensions of a tensor of the caller's; none where it is not defined, whose own libtorch
+/// refuses to tell.
+fn size(x: &Tensor) -> Vec<i64> {
+    if x.defined() { x.size() } else { Vec::new() }
 }
 
 /// `[.., D]` to the length of each vector, `[.., 1]`.

@@ -21,6 +21,9 @@ pub struct ClassSubset {
     num_classes: i64,
 }
 
+/// What is wrong with the class of a label.
+type Wrong = (usize, String);
+
 impl ClassSubset {
     /// The model's `classes` in the order of the set's labels; the model has `num_classes`.
     ///
@@ -30,15 +33,9 @@ impl ClassSubset {
         if classes.is_empty() {
             return Err(Error::config("classes", "at least one", 0));
         }
-        let mut seen = HashMap::new();
-        for (label, class) in classes.iter().enumerate() {
-            let expected = match seen.insert(*class, label) {
-                Some(other) => format!("another class than that of label {other}"),
-                None if !(0..num_classes).contains(class) => format!("within 0..{num_classes}"),
-                None => continue,
-            };
-            return Err(Error::config(format!("classes[{label}]"), expected, class));
-        }
+        let found = |at: usize| classes[at];
+        check(&classes, num_classes)
+            .map_err(|(at, wrong)| Error::config(format!("classes[{at}]"), wrong, found(at)))?;
         Ok(ClassSubset { classes, num_classes })
     }
 
@@ -46,22 +43,10 @@ impl ClassSubset {
     ///
     /// # Errors
     /// [`Error::Config`] for a name that `all` does not have, or has twice; as [`ClassSubset::new`].
-    pub fn by_name<S: AsRef<str>>(names: &[S], all: &[S]) -> Result<Self> {
-        let mut places: HashMap<&str, Vec<i64>> = HashMap::new();
-        for (class, name) in all.iter().enumerate() {
-            places.entry(name.as_ref()).or_default().push(class as i64);
-        }
-        let find = |(label, name): (usize, &S)| match places.get(name.as_ref()).map(Vec::as_slice) {
-            Some([class]) => Ok(*class),
-            found => {
-                let expected = match found {
-                    Some(_) => "a name of one class (give indices)",
-                    None => "the name of one of the model's classes",
-                };
-                Err(Error::config(format!("names[{label}]"), expected, name.as_ref()))
-            }
-        };
-        let classes = names.iter().enumerate().map(find).collect::<Result<_>>()?;
+    pub fn by_name<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Self> {
+        let classes = find(names, all).map_err(|(at, wrong)| {
+            Error::config(format!("names[{at}]"), wrong, names[at].as_ref())
+        })?;
         Self::new(classes, all.len() as i64)
     }
 
@@ -69,19 +54,26 @@ impl ClassSubset {
     /// index from 0.
     ///
     /// # Errors
-    /// As [`read_class_names`] and [`ClassSubset::by_name`].
+    /// As [`read_class_names`]; [`Error::ListLine`] for a class that the model does not have, has
+    /// twice under that name, or that another line names.
     pub fn read<S: AsRef<str>>(path: impl AsRef<Path>, all: &[S]) -> Result<Self> {
+        let (path, num_classes) = (path.as_ref(), all.len() as i64);
         let lines = read_class_names(path)?;
-        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let all: Vec<&str> = all.iter().map(AsRef::as_ref).collect();
-        let indices = lines.iter().map(|line| line.parse::<i64>().ok());
-        match indices.collect::<Option<Vec<_>>>() {
+        let is_name = |line: &String| all.iter().any(|name| name.as_ref() == line);
+        let indices: Option<Vec<i64>> = lines.iter().map(|line| line.parse().ok()).collect();
+        let classes = match indices {
             // Names of digits ("0" to "9") are names.
-            Some(indices) if !lines.iter().all(|line| all.contains(line)) => {
-                Self::new(indices, all.len() as i64)
-            }
-            _ => Self::by_name(&lines, &all),
-        }
+            Some(indices) if !lines.iter().all(is_name) => Ok(indices),
+            _ => find(&lines, all),
+        };
+        let checked = classes.and_then(|classes| check(&classes, num_classes).map(|()| classes));
+        // No line before the last is blank.
+        let classes = checked.map_err(|(at, wrong)| Error::ListLine {
+            file: path.to_path_buf(),
+            line: at + 1,
+            reason: format!("expected {wrong}, found {:?}", lines[at]),
+        })?;
+        Ok(ClassSubset { classes, num_classes })
     }
 
     /// The model's class of each label.
@@ -95,16 +87,46 @@ impl ClassSubset {
     /// # Errors
     /// [`Error::Input`] if the model has another number of classes.
     pub fn select(&self, logits: &Tensor) -> Result<Tensor> {
-        if logits.size().len() != 2 || logits.size()[1] != self.num_classes {
+        let size = size(logits);
+        if size.len() != 2 || size[1] != self.num_classes {
             return Err(Error::Input {
                 argument: "logits",
                 expected: format!("[B, {}]", self.num_classes),
-                found: format!("{:?}", logits.size()),
+                found: format!("{size:?}"),
             });
         }
         let index = Tensor::f_from_slice(&self.classes)?.f_to_device(logits.device())?;
         Ok(logits.f_index_select(1, &index)?)
     }
+}
+
+/// What each class has to be that is none of `num_classes`, or there a second time.
+fn check(classes: &[i64], num_classes: i64) -> Result<(), Wrong> {
+    let mut seen = HashMap::new();
+    for (label, class) in classes.iter().enumerate() {
+        if !(0..num_classes).contains(class) {
+            return Err((label, format!("a class within 0..{num_classes}")));
+        }
+        if let Some(other) = seen.insert(*class, label) {
+            return Err((label, format!("another class than that of label {other}")));
+        }
+    }
+    Ok(())
+}
+
+/// The places of `names` in `all`.
+fn find<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Vec<i64>, Wrong> {
+    // -1 for a name of several classes.
+    let mut places: HashMap<&str, i64> = HashMap::new();
+    for (class, name) in all.iter().enumerate() {
+        places.entry(name.as_ref()).and_modify(|place| *place = -1).or_insert(class as i64);
+    }
+    let place = |(label, name): (usize, &S)| match places.get(name.as_ref()) {
+        Some(-1) => Err((label, "a name of one class alone (indices tell them apart)".to_owned())),
+        Some(&class) => Ok(class),
+        None => Err((label, "the name of one of the model's classes".to_owned())),
+    };
+    names.iter().enumerate().map(place).collect()
 }
 
 /// As [`evaluate`](crate::evaluate), of whatever gives `logits` `[B, K]` of images `[B, 3, H, W]`,
@@ -147,17 +169,23 @@ pub fn evaluate_logits(
     Ok(sum)
 }
 
+/// The dimensions of logits of the caller's; none where they are not defined.
+fn size(logits: &Tensor) -> Vec<i64> {
+    if logits.defined() { logits.size() } else { Vec::new() }
+}
+
 /// Checks that there is a logit for every label: on a GPU one beyond them ends the process.
 fn check_logits(logits: &Tensor, labels: &Tensor, needed: i64) -> Result<()> {
-    match logits.size()[..] {
-        [images, classes] if images == labels.size()[0] && classes >= needed => Ok(()),
-        [images, classes] if images == labels.size()[0] => {
+    let (size, count) = (size(logits), labels.numel() as i64);
+    match size[..] {
+        [images, classes] if images == count && classes >= needed => Ok(()),
+        [images, classes] if images == count => {
             Err(Error::config("classes", format!("at least the data's {needed}"), classes))
         }
         _ => Err(Error::Input {
             argument: "logits",
-            expected: format!("[{}, K]", labels.size()[0]),
-            found: format!("{:?}", logits.size()),
+            expected: format!("[{count}, K]"),
+            found: format!("{size:?}"),
         }),
     }
 }
@@ -204,7 +232,9 @@ mod tests {
         assert_eq!(read("cow\ncat\n", &all).unwrap(), [2, 0]);
         assert_eq!(read("2\n1\n", &all).unwrap(), [2, 1]);
         assert_eq!(read("2\n1\n", &["3", "2", "1"]).unwrap(), [1, 2]);
-        assert_eq!(field(read("2\n3\n", &all).unwrap_err()), "classes[1]");
-        assert_eq!(field(read("2\ndog\n", &all).unwrap_err()), "names[0]");
+        for (text, bad) in [("2\n3\n", 2), ("2\ndog\n", 1), ("cat\ndog\ncat\n", 3), ("-1", 1)] {
+            let error = read(text, &all).unwrap_err();
+            assert!(matches!(error, Error::ListLine { line, .. } if line == bad), "{error}");
+        }
     }
 }
