@@ -201,17 +201,14 @@ impl Bench<'_> {
         label: &str,
         logits: &mut dyn FnMut(&Tensor) -> convpass::Result<Tensor>,
     ) -> Result<()> {
+        // Every list before the first image.
+        let sets = sets.iter().map(|set| self.read(set)).collect::<Result<Vec<_>>>()?;
         println!("{:<14} {:>6} {:>8} {:>7}", "set", "images", "classes", "top-1");
         let mut targets = Vec::new();
-        for (at, set) in sets.iter().enumerate() {
-            let subset = match &set.classes {
-                Some(file) => Some(ClassSubset::read(file, self.names)?),
-                None => None,
-            };
-            let classes = subset.as_ref().map_or(self.names.len(), |s| s.classes().len());
-            let images = self.load(&set.list, classes)?;
-            let sum = self.evaluate(&set.name, &images, subset.as_ref(), logits)?;
-            let (name, count, top1) = (&set.name, sum.images, sum.top1());
+        for (at, (name, list, subset)) in sets.iter().enumerate() {
+            let images = ImageDataset::load(list, self.image_size)?;
+            let sum = self.evaluate(name, &images, subset.as_ref(), logits)?;
+            let (classes, count, top1) = (list.num_classes(), sum.images, sum.top1());
             println!("{name:<14} {count:>6} {classes:>8} {top1:>7.2} %  {label}");
             targets.extend((at > 0).then_some(top1));
         }
@@ -222,11 +219,19 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn load(&self, list: &Path, classes: usize) -> Result<ImageDataset> {
-        let folder = list.parent().unwrap_or(Path::new(""));
+    fn read<'s>(&self, set: &'s Target) -> Result<(&'s str, FileList, Option<ClassSubset>)> {
+        let subset = match &set.classes {
+            Some(file) => Some(ClassSubset::read(file, self.names)?),
+            None => None,
+        };
+        let classes = subset.as_ref().map_or(self.names.len(), |s| s.classes().len());
+        Ok((&set.name, self.list(&set.list, classes)?, subset))
+    }
+
+    fn list(&self, file: &Path, classes: usize) -> Result<FileList> {
+        let folder = file.parent().unwrap_or(Path::new(""));
         let root = self.args.root.as_deref().unwrap_or(folder);
-        let list = FileList::read(root, list, Some(classes as i64))?;
-        Ok(ImageDataset::load(&list, self.image_size)?)
+        Ok(FileList::read(root, file, Some(classes as i64))?)
     }
 
     fn evaluate(
@@ -258,7 +263,8 @@ impl Bench<'_> {
 
     /// An adapter that is a head alone, scaled for a batch of `--data`, of any classes.
     fn write_head(&self, vit: &FrozenViT, zero_shot: &ZeroShot, out: &Path) -> Result<()> {
-        let data = self.load(&self.args.data, self.names.len())?;
+        let data = self.list(&self.args.data, self.names.len())?;
+        let data = ImageDataset::load(&data, self.image_size)?;
         let any = BatchConfig { order: Order::Shuffled { seed: 0, epoch: 0 }, ..self.batches() };
         let (images, _) = Batches::new(&data, any)?.next().context("--data")??;
         let config = PetlConfig::new(Method::LinearProbe, self.names.len() as i64);

@@ -193,6 +193,8 @@ fn check_logits(logits: &Tensor, labels: &Tensor, needed: i64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Normalization, Order, PartialBatch};
+    use tch::{Device, Kind};
 
     fn field(error: Error) -> String {
         match error {
@@ -236,5 +238,45 @@ mod tests {
             let error = read(text, &all).unwrap_err();
             assert!(matches!(error, Error::ListLine { line, .. } if line == bad), "{error}");
         }
+    }
+
+    /// Images of one pixel, whose red is the highest class of the "model".
+    #[test]
+    fn a_set_is_measured_over_its_own_classes() {
+        let reds = [3u8, 1, 0, 3];
+        let pixels = reds.iter().flat_map(|&red| [red, 0, 0]).collect();
+        let pixels = ndarray::Array4::from_shape_vec((4, 1, 1, 3), pixels).unwrap();
+        let images = ImageDataset::from_arrays(pixels, vec![0, 1, 1, 1], 2).unwrap();
+        // Class 0 is out of the subset, and next to it comes 1.
+        let mut logits = |images: &Tensor| {
+            let red = (images.select(1, 0).flatten(0, -1) * 255.0).round().unsqueeze(1);
+            Ok(-(red - Tensor::arange(4, (Kind::Float, Device::Cpu))).abs())
+        };
+        let config = BatchConfig {
+            batch_size: 3,
+            partial: PartialBatch::Keep,
+            order: Order::Sequential,
+            normalization: Normalization::Unit,
+            device: Device::Cpu,
+        };
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let subset = ClassSubset::new(vec![3, 1], 4).unwrap();
+        let sum = evaluate_logits(&mut logits, &images, Some(&subset), config, go_on).unwrap();
+        assert_eq!((sum.images, sum.correct), (4, 3));
+        let sum = evaluate_logits(&mut logits, &images, None, config, go_on).unwrap();
+        assert_eq!((sum.images, sum.correct), (4, 1));
+        let stop = &mut |_, _| ControlFlow::Break(());
+        let sum = evaluate_logits(&mut logits, &images, None, config, stop).unwrap();
+        assert_eq!(sum.images, 3);
+
+        let mut refused = |logits: &dyn Fn() -> Tensor, subset| {
+            let mut logits = |_: &Tensor| Ok(logits());
+            evaluate_logits(&mut logits, &images, subset, config, go_on).unwrap_err()
+        };
+        let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        assert_eq!(field(refused(&|| zeros([3, 1]), None)), "classes");
+        assert!(matches!(refused(&|| zeros([2, 4]), None), Error::Input { .. }));
+        assert!(matches!(refused(&|| zeros([3, 5]), Some(&subset)), Error::Input { .. }));
+        assert!(matches!(refused(&Tensor::new, None), Error::Input { .. }));
     }
 }
