@@ -30,7 +30,9 @@
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`], [`bundled`] |
+//! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
@@ -41,6 +43,7 @@
 
 mod backbone;
 mod checkpoint;
+mod clip;
 #[cfg(feature = "data")]
 mod data;
 mod error;
@@ -60,10 +63,13 @@ mod search;
 mod train;
 
 pub use backbone::{
-    Backbone, BackboneConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
+    Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt,
+    FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
 };
 pub use checkpoint::{Container, LoadReport, TensorFile};
+#[cfg(feature = "clip")]
+pub use clip::ClipTokenizer;
+pub use clip::{Templates, ZeroShot, read_class_names};
 #[cfg(feature = "data")]
 pub use data::{
     Augment, BatchConfig, Batches, ColorJitter, FileEntry, FileList, ImageDataset, ImageOp,
@@ -72,7 +78,7 @@ pub use data::{
 };
 pub use error::{Error, Result};
 #[cfg(feature = "data")]
-pub use eval::{Evaluation, PrefixCache, evaluate};
+pub use eval::{ClassSubset, Evaluation, PrefixCache, evaluate, evaluate_logits};
 pub use ffi::autocast::Autocast;
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;

@@ -176,6 +176,8 @@ pub(super) struct BlockShape {
     pub(super) hidden: i64,
     pub(super) num_heads: i64,
     pub(super) activation: MlpActivation,
+    /// Whether tokens attend to themselves and those before them alone: the words of a text do.
+    pub(super) causal: bool,
     pub(super) qkv_bias: bool,
     pub(super) layer_scale: bool,
     pub(super) norm_eps: f64,
@@ -205,6 +207,7 @@ impl Block {
                 qkv: weights.linear(&name("attn.qkv"), 3 * c, c, shape.qkv_bias)?,
                 proj: weights.linear(&name("attn.proj"), c, c, true)?,
                 num_heads: shape.num_heads,
+                causal: shape.causal,
             },
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
             norm2: weights.norm(&name("norm2"), c, eps)?,

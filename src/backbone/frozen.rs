@@ -5,10 +5,10 @@ use tch::{Device, Kind, Tensor};
 use super::block::Hooks;
 use super::digest::digest;
 use super::merge::merge;
-use super::weights::{WeightSource, Weights};
+use super::weights::{WeightSource, Weights, random};
 use super::{Backbone, BackboneConfig, Pass, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, Init, InitRng};
+use crate::nn::DropPath;
 use crate::seam::{BackboneShape, Layer, NoMethod, Seam};
 
 /// A pretrained backbone whose weights never change: what its config says, over named weights.
@@ -111,15 +111,7 @@ impl<C: Network> Frozen<C> {
     /// # Errors
     /// [`Error::Config`] if `config` is no model.
     pub fn random(config: &C, seed: i64, device: Device) -> Result<Self> {
-        let mut rng = InitRng::from_seed(seed);
-        Self::from_source(config, &mut |name, shape| {
-            let value = match name.rsplit('.').next() {
-                Some("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
-                _ if shape.len() == 1 => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
-                _ => rng.draw(Init::Normal { mean: 0.0, std: 0.02 }, shape)?,
-            };
-            Ok(value.f_to_device(device)?)
-        })
+        Self::from_source(config, &mut random(seed, device))
     }
 
     /// A backbone on the CPU whose weights are all zero and take no memory: each is one number seen

@@ -1,6 +1,7 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
 mod block;
+mod clip_text;
 mod convnext;
 mod digest;
 mod frozen;
@@ -13,6 +14,7 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
+pub use clip_text::{ClipText, ClipTextConfig};
 pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
 pub use frozen::{Frozen, Network};
 pub use swin::{FrozenSwin, SwinConfig};

@@ -1,12 +1,26 @@
 //! Weights as layers ask for them: by name and shape, in one order.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::nn::{Conv, LayerNorm, Linear, quantize};
+use crate::nn::{Conv, Init, InitRng, LayerNorm, Linear, quantize};
 
 /// Where weights come from: a name and the shape that the model needs under it.
 pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
+
+/// Random weights: matrices and tables normal with deviation 0.02, biases zero, norms and layer
+/// scales one.
+pub(super) fn random(seed: i64, device: Device) -> impl FnMut(&str, &[i64]) -> Result<Tensor> {
+    let mut rng = InitRng::from_seed(seed);
+    move |name, shape| {
+        let value = match name.rsplit('.').next() {
+            Some("bias") => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
+            _ if shape.len() == 1 => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
+            _ => rng.draw(Init::Normal { mean: 0.0, std: 0.02 }, shape)?,
+        };
+        Ok(value.f_to_device(device)?)
+    }
+}
 
 /// Asks a [`WeightSource`] for weights and keeps them under their names.
 pub struct Weights<'a, 'b> {

@@ -1,5 +1,6 @@
 //! Checkpoints: container readers, the names of each model family, and what a load did.
 
+mod clip_text;
 mod convnext;
 mod entry;
 mod load;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::names::{Action, FAMILIES, Family, Layout, Part};
+use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES};
 use super::{LoadReport, TensorFile};
+use crate::backbone::ClipTextConfig;
 use crate::error::{Error, Result};
 
 /// A file whose family is recognized, with each of its names looked up.
@@ -33,7 +34,23 @@ impl<'a> Plan<'a> {
     /// [`Error::UnknownFormat`] if the names are of no family, [`Error::OtherBackbone`] if they are
     /// of one of other backbones.
     pub(super) fn new(file: &'a TensorFile, backbone: &'static str) -> Result<Self> {
-        let (family, prefix) = recognize(file)?;
+        Self::of_one(file, backbone, &FAMILIES, &TEXT_FAMILIES)
+    }
+
+    /// As [`Plan::new`], of a text tower.
+    pub(super) fn of_text(file: &'a TensorFile) -> Result<Self> {
+        Self::of_one(file, ClipTextConfig::FAMILY, &TEXT_FAMILIES, &FAMILIES)
+    }
+
+    /// Of `families`; `others` tell what else the file is.
+    fn of_one(
+        file: &'a TensorFile,
+        backbone: &'static str,
+        families: &[&'static Family],
+        others: &[&'static Family],
+    ) -> Result<Self> {
+        let found = recognize(file, families).or_else(|| recognize(file, others));
+        let (family, prefix) = found.ok_or_else(|| unknown(file, families))?;
         if family.backbone != backbone {
             let (file, found) = (file.path().to_path_buf(), family.backbone);
             return Err(Error::OtherBackbone { file, expected: backbone, found });
@@ -214,20 +231,27 @@ fn trim_ones(shape: &[i64]) -> &[i64] {
     &shape[start..]
 }
 
-fn recognize(file: &TensorFile) -> Result<(&'static Family, &'static str)> {
-    for family in FAMILIES {
-        for prefix in family.prefixes {
-            if family.signatures.iter().any(|name| file.contains(&format!("{prefix}{name}"))) {
-                return Ok((family, prefix));
-            }
-        }
-    }
-    let known = FAMILIES.map(|family| family.name).join(", ");
+/// The family that the file is of, and what stands before its names.
+fn recognize(
+    file: &TensorFile,
+    families: &[&'static Family],
+) -> Option<(&'static Family, &'static str)> {
+    let signed = |family: &Family, prefix: &str| {
+        family.signatures.iter().any(|name| file.contains(&format!("{prefix}{name}")))
+    };
+    families.iter().find_map(|&family| {
+        let prefix = family.prefixes.iter().find(|prefix| signed(family, prefix))?;
+        Some((family, *prefix))
+    })
+}
+
+fn unknown(file: &TensorFile, families: &[&Family]) -> Error {
+    let known = families.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
     let found = file.names().take(3).collect::<Vec<_>>().join(", ");
-    Err(Error::UnknownFormat {
+    Error::UnknownFormat {
         file: file.path().to_path_buf(),
         reason: format!("tensors named as by none of {known}; the first are {found}"),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -168,12 +168,16 @@ fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
 fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {
     match plan.first_part("blocks.0.attn.qkv.weight") {
         Some((Layout::IntoHeads, &[_, heads, _])) => heads,
-        _ if embed_dim % HEAD_DIM == 0 => embed_dim / HEAD_DIM,
-        _ => 1,
+        _ => usual_heads(embed_dim),
     }
 }
 
-fn activation(plan: &Plan, fc1_rows: i64, mlp_dim: i64) -> MlpActivation {
+/// Heads of a width that tells them.
+pub(super) fn usual_heads(embed_dim: i64) -> i64 {
+    if embed_dim % HEAD_DIM == 0 { embed_dim / HEAD_DIM } else { 1 }
+}
+
+pub(super) fn activation(plan: &Plan, fc1_rows: i64, mlp_dim: i64) -> MlpActivation {
     if mlp_dim.checked_mul(2) == Some(fc1_rows) {
         return MlpActivation::SwiGlu;
     }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Init, InitRng, Linear, variable};
 
 /// Creates `head.weight [K, C]` and `head.bias [K]`: uniform weights with bound `1 / sqrt(C)`,
@@ -18,4 +18,33 @@ pub(super) fn head(
     let bias = Tensor::f_zeros([num_classes], (Kind::Float, Device::Cpu))?;
     let weight = variable(vs, "head.weight", &weight)?;
     Ok(Linear::plain(weight, Some(variable(vs, "head.bias", &bias)?)))
+}
+
+/// Copies the values into the variables of `head`: both or none.
+pub(super) fn set_head(head: &Linear, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    check("weight", &head.weight, weight)?;
+    if let (Some(own), Some(bias)) = (&head.bias, bias) {
+        check("bias", own, bias)?;
+    }
+    tch::no_grad(|| {
+        head.weight.shallow_clone().f_copy_(weight)?;
+        if let Some(own) = &head.bias {
+            let mut own = own.shallow_clone();
+            match bias {
+                Some(bias) => own.f_copy_(bias)?,
+                None => _ = own.f_zero_()?,
+            }
+        }
+        Ok(())
+    })
+}
+
+fn check(argument: &'static str, own: &Tensor, value: &Tensor) -> Result<()> {
+    let expected = format!("floating-point numbers {:?}", own.size());
+    let found = match value.defined() {
+        false => "no tensor".to_owned(),
+        true if value.size() == own.size() && value.is_floating_point() => return Ok(()),
+        true => format!("{:?} {:?}", value.kind(), value.size()),
+    };
+    Err(Error::Input { argument, expected, found })
 }

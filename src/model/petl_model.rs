@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
 use super::adapter_file::{self, AdapterInfo};
-use super::head::head;
+use super::head::{head, set_head};
 use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
 use crate::backbone::{Backbone, FrozenViT, Pass};
@@ -212,6 +212,17 @@ impl<B: Backbone> PetlModel<B> {
             });
         }
         self.head.forward(&features.f_to_kind(Kind::Float)?)
+    }
+
+    /// Starts the head from `weight` `[num_classes, C]`, of any floating-point kind, and `bias`
+    /// `[num_classes]`, zero if none. What [`ZeroShot::head`](crate::ZeroShot::head) gives makes a
+    /// model whose method starts as the identity classify as CLIP does zero-shot.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if either is of another shape or holds no floating-point numbers; the head is
+    /// then as it was.
+    pub fn set_head(&mut self, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+        set_head(&self.head, weight, bias)
     }
 
     /// Whether an image has the same features in every pass, so that they may be computed once:

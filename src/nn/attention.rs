@@ -11,13 +11,15 @@ pub(crate) struct Attention {
     pub(crate) qkv: Linear,
     pub(crate) proj: Linear,
     pub(crate) num_heads: i64,
+    /// Whether a token attends to itself and those before it alone; goes with no bias.
+    pub(crate) causal: bool,
 }
 
 impl Attention {
     /// Everything between the two projections, from the output of `qkv`:
     /// `[B, T, 3C] -> [B, T, C]`; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
     pub(crate) fn mix(&self, qkv: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        if bias.is_none() && self_attention::can_attend(qkv) {
+        if bias.is_none() && !self.causal && self_attention::can_attend(qkv) {
             return self_attention::attend(qkv, self.num_heads);
         }
         let c = self.proj.weight.size()[1];
@@ -38,7 +40,8 @@ impl Attention {
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (q, k, v) = (self.split_heads(q)?, self.split_heads(k)?, self.split_heads(v)?);
-        let (dropout, causal, scale, grouped) = (0.0, false, None::<f64>, false);
+        let (dropout, scale, grouped) = (0.0, None::<f64>, false);
+        let causal = self.causal;
         let x = Tensor::f_scaled_dot_product_attention(
             &q, &k, &v, bias, dropout, causal, scale, grouped,
         )?;

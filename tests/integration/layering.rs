@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error`; anyone may use `ffi` and `files`.
-const ORDER: [&str; 11] = [
+const ORDER: [&str; 12] = [
     "error",
     "nn",
     "seam",
     "backbone",
     "petl",
     "checkpoint",
+    "clip",
     "model",
     "eval",
     "train",

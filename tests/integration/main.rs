@@ -6,6 +6,8 @@ mod audit;
 mod augment;
 mod build_script;
 mod bypass;
+#[cfg(feature = "clip")]
+mod clip;
 mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]

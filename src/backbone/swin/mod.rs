@@ -165,6 +165,7 @@ impl Stage {
                 hidden: config.hidden(stage),
                 num_heads: config.num_heads[stage],
                 activation: MlpActivation::Gelu,
+                causal: false,
                 qkv_bias: config.qkv_bias,
                 layer_scale: false,
                 norm_eps: config.norm_eps,

@@ -38,9 +38,7 @@ impl FrozenViT {
     /// # Errors
     /// [`Error::Config`] if this backbone has no projection; [`Error::Input`] on another width.
     pub fn project(&self, features: &Tensor) -> Result<Tensor> {
-        let Some(projection) = &self.layers().projection else {
-            return Err(Error::config("projection", "present in the checkpoint", "none"));
-        };
+        let projection = self.projection()?;
         if features.size().last() != Some(&self.config().embed_dim) {
             return Err(Error::Input {
                 argument: "features",
@@ -49,6 +47,12 @@ impl FrozenViT {
             });
         }
         projection.forward(features)
+    }
+
+    /// CLIP's projection, `[projection, C]`, without a bias.
+    pub(crate) fn projection(&self) -> Result<&Linear> {
+        let projection = self.layers().projection.as_ref();
+        projection.ok_or_else(|| Error::config("projection", "present in the checkpoint", "none"))
     }
 }
 
@@ -140,6 +144,7 @@ impl Layers {
             hidden: config.mlp_dim,
             num_heads: config.num_heads,
             activation: config.activation,
+            causal: false,
             qkv_bias: config.qkv_bias,
             layer_scale: config.layer_scale,
             norm_eps: eps,

@@ -1,8 +1,10 @@
-//! Hugging Face's `CLIPVisionModel`, with and without projection, and the whole `CLIPModel`.
+//! Hugging Face's `CLIPVisionModel` and `CLIPTextModel`, with and without projection, and the whole
+//! `CLIPModel`.
 //! `pre_layrnorm` is spelled so in the files.
 
 use super::{
-    Activation, Family, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip,
+    Activation, CLIP_TEXT, Family, IMAGE, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
+    VIT, copy, skip,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -16,6 +18,19 @@ pub(super) const FAMILY: Family = Family {
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
     positions: Positions::Class,
+};
+
+pub(super) const TEXT_FAMILY: Family = Family {
+    name: "Hugging Face CLIP's text tower",
+    backbone: CLIP_TEXT,
+    separator: '.',
+    prefixes: &["text_model.", ""],
+    signatures: &["embeddings.token_embedding.weight"],
+    rules: TEXT_RULES,
+    around: AROUND_TEXT,
+    norm_eps: 1e-5,
+    activation: Activation::QuickGelu,
+    positions: Positions::None,
 };
 
 #[rustfmt::skip]
@@ -49,4 +64,33 @@ const AROUND: &[Rule] = &[
     skip("text_model.**", TEXT),
     skip("text_projection.**", TEXT),
     skip("logit_scale", TEXT),
+];
+
+#[rustfmt::skip]
+const TEXT_RULES: &[Rule] = &[
+    copy("embeddings.token_embedding.weight", "token_embed"),
+    copy("embeddings.position_embedding.weight", "pos_embed"),
+    copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
+    copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
+    copy("encoder.layers.*.self_attn.{q,k,v}_proj.weight", QKV_WEIGHT),
+    copy("encoder.layers.*.self_attn.{q,k,v}_proj.bias", QKV_BIAS),
+    copy("encoder.layers.*.self_attn.out_proj.weight", "blocks.*.attn.proj.weight"),
+    copy("encoder.layers.*.self_attn.out_proj.bias", "blocks.*.attn.proj.bias"),
+    copy("encoder.layers.*.layer_norm2.weight", "blocks.*.norm2.weight"),
+    copy("encoder.layers.*.layer_norm2.bias", "blocks.*.norm2.bias"),
+    copy("encoder.layers.*.mlp.fc1.weight", "blocks.*.mlp.fc1.weight"),
+    copy("encoder.layers.*.mlp.fc1.bias", "blocks.*.mlp.fc1.bias"),
+    copy("encoder.layers.*.mlp.fc2.weight", "blocks.*.mlp.fc2.weight"),
+    copy("encoder.layers.*.mlp.fc2.bias", "blocks.*.mlp.fc2.bias"),
+    copy("final_layer_norm.weight", "norm.weight"),
+    copy("final_layer_norm.bias", "norm.bias"),
+    skip("embeddings.position_ids", INDICES),
+];
+
+#[rustfmt::skip]
+const AROUND_TEXT: &[Rule] = &[
+    copy("text_projection.weight", "projection.weight"),
+    copy("logit_scale", "logit_scale"),
+    skip("vision_model.**", IMAGE),
+    skip("visual_projection.**", IMAGE),
 ];

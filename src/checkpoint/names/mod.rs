@@ -16,7 +16,7 @@ mod timm;
 
 use tch::Tensor;
 
-use crate::backbone::{Network, ViTConfig};
+use crate::backbone::{ClipTextConfig, Network, ViTConfig};
 use crate::error::Result;
 
 /// A family of checkpoints: how its files are recognized, and its names.
@@ -24,7 +24,7 @@ use crate::error::Result;
 pub(super) struct Family {
     /// What people call it.
     pub(super) name: &'static str,
-    /// The family of backbones that its files are of, [`Network::FAMILY`].
+    /// The family of backbones that its files are of, [`Network::FAMILY`], or the text tower.
     pub(super) backbone: &'static str,
     /// What separates the segments of a name.
     pub(super) separator: char,
@@ -78,6 +78,9 @@ pub(super) const FAMILIES: [&Family; 10] = [
     &convnext::TIMM,
     &convnext::FACEBOOK,
 ];
+
+/// Those of text towers. A file of both towers is also of one of [`FAMILIES`].
+pub(super) const TEXT_FAMILIES: [&Family; 2] = [&hf_clip::TEXT_FAMILY, &open_clip::TEXT_FAMILY];
 
 /// What happens to the tensors of a name.
 #[derive(Debug)]
@@ -136,11 +139,13 @@ const QKV_WEIGHT: &str = "blocks.*.attn.qkv.weight";
 const QKV_BIAS: &str = "blocks.*.attn.qkv.bias";
 
 const VIT: &str = ViTConfig::FAMILY;
+const CLIP_TEXT: &str = ClipTextConfig::FAMILY;
 
 const HEAD: &str = "a classification head; features are read before it";
 const POOLER: &str = "the pooler; features are read before it";
 const MASK: &str = "only used to pretrain on masked images";
 const TEXT: &str = "the text tower";
+const IMAGE: &str = "the image tower";
 const INDICES: &str = "position numbers, not weights";
 const NUMBERS: &str = "numbers about the model, not weights";
 
@@ -393,7 +398,7 @@ mod tests {
     fn every_rule()
     -> impl Iterator<Item = (&'static Family, &'static str, &'static str, &'static Rule)> {
         let prefixes = |family: &'static Family| family.prefixes.iter().map(move |p| (family, *p));
-        FAMILIES.into_iter().flat_map(prefixes).flat_map(|(family, prefix)| {
+        FAMILIES.into_iter().chain(TEXT_FAMILIES).flat_map(prefixes).flat_map(|(family, prefix)| {
             family.tables(prefix).into_iter().flat_map(move |(before, rules)| {
                 rules.iter().map(move |rule| (family, prefix, before, rule))
             })

@@ -1,8 +1,10 @@
-//! The image tower of open_clip, whose names are those of OpenAI's CLIP, and the whole model.
+//! open_clip, whose names are those of OpenAI's CLIP: the image tower, the text tower (at the top or
+//! under `text`), and the whole model.
 
 use super::Layout::Transposed;
 use super::{
-    Activation, Family, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip, take,
+    Activation, CLIP_TEXT, Family, IMAGE, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
+    VIT, copy, skip, take,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -16,6 +18,19 @@ pub(super) const FAMILY: Family = Family {
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
     positions: Positions::Class,
+};
+
+pub(super) const TEXT_FAMILY: Family = Family {
+    name: "open_clip's text tower",
+    backbone: CLIP_TEXT,
+    separator: '.',
+    prefixes: &["text.", ""],
+    signatures: &["token_embedding.weight"],
+    rules: TEXT_RULES,
+    around: AROUND_TEXT,
+    norm_eps: 1e-5,
+    activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
+    positions: Positions::None,
 };
 
 /// Scalars that OpenAI's own files carry, whose models have QuickGELU.
@@ -63,3 +78,40 @@ const AROUND: &[Rule] = &[
     skip("context_length", NUMBERS),
     skip("vocab_size", NUMBERS),
 ];
+
+#[rustfmt::skip]
+const TEXT_RULES: &[Rule] = &[
+    copy("token_embedding.weight", "token_embed"),
+    copy("positional_embedding", "pos_embed"),
+    copy("transformer.resblocks.*.ln_1.weight", "blocks.*.norm1.weight"),
+    copy("transformer.resblocks.*.ln_1.bias", "blocks.*.norm1.bias"),
+    copy("transformer.resblocks.*.attn.in_proj_weight", QKV_WEIGHT),
+    copy("transformer.resblocks.*.attn.in_proj_bias", QKV_BIAS),
+    copy("transformer.resblocks.*.attn.out_proj.weight", "blocks.*.attn.proj.weight"),
+    copy("transformer.resblocks.*.attn.out_proj.bias", "blocks.*.attn.proj.bias"),
+    copy("transformer.resblocks.*.ls_1.gamma", "blocks.*.ls1.gamma"),
+    copy("transformer.resblocks.*.ln_2.weight", "blocks.*.norm2.weight"),
+    copy("transformer.resblocks.*.ln_2.bias", "blocks.*.norm2.bias"),
+    copy("transformer.resblocks.*.mlp.c_fc.weight", "blocks.*.mlp.fc1.weight"),
+    copy("transformer.resblocks.*.mlp.c_fc.bias", "blocks.*.mlp.fc1.bias"),
+    copy("transformer.resblocks.*.mlp.c_proj.weight", "blocks.*.mlp.fc2.weight"),
+    copy("transformer.resblocks.*.mlp.c_proj.bias", "blocks.*.mlp.fc2.bias"),
+    copy("transformer.resblocks.*.ls_2.gamma", "blocks.*.ls2.gamma"),
+    copy("ln_final.weight", "norm.weight"),
+    copy("ln_final.bias", "norm.bias"),
+    take("text_projection", "projection.weight", Transposed),
+    copy("text_projection.weight", "projection.weight"),
+];
+
+#[rustfmt::skip]
+const AROUND_TEXT: &[Rule] = &[
+    copy("logit_scale", "logit_scale"),
+    skip("logit_bias", BIAS),
+    skip("visual.**", IMAGE),
+    skip("input_resolution", NUMBERS),
+    skip("context_length", NUMBERS),
+    skip("vocab_size", NUMBERS),
+];
+
+/// Of models trained by SigLIP's loss.
+const BIAS: &str = "the same for every pair of an image and a text";

@@ -1,0 +1,272 @@
+//! CLIP's text tower (Radford et al., arXiv 2103.00020): token ids to the embedding of a text.
+//!
+//! It is no [`Backbone`](super::Backbone): methods act on the image tower, and the text tower is
+//! dropped once the class names are encoded.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::block::{Block, BlockShape, Hooks, Run};
+use super::weights::{WeightSource, Weights, random};
+use crate::error::{Error, Result};
+use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation};
+use crate::seam::{NoMethod, TokenLayout};
+
+/// The shape and the choices of a [`ClipText`]. The default is that of CLIP ViT-B/16.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClipTextConfig {
+    /// Rows of the token table.
+    pub vocab_size: i64,
+    /// The most tokens of a text, those at its start and end counted.
+    pub context_length: i64,
+    /// C, the width of a token.
+    pub embed_dim: i64,
+    /// Number of blocks.
+    pub depth: i64,
+    /// Attention heads; divides `embed_dim`.
+    pub num_heads: i64,
+    /// Width between the two linear layers of the MLP.
+    pub mlp_dim: i64,
+    /// The activation of the MLP.
+    pub activation: MlpActivation,
+    /// A learned factor per channel after each sub-layer.
+    pub layer_scale: bool,
+    /// The epsilon of every layer norm.
+    pub norm_eps: f64,
+    /// D, the width that images and texts share; without a projection it is `embed_dim`.
+    pub projection: Option<i64>,
+    /// Whether the learned factor on cosines is there.
+    pub logit_scale: bool,
+    /// The id of the token whose first place in a text is read, Hugging Face's `eos_token_id`. None
+    /// for the highest id of the text, as OpenAI and open_clip read it, and Hugging Face where
+    /// `eos_token_id` is 2, which its first CLIP configs wrongly say.
+    pub end_token: Option<i64>,
+}
+
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        ClipTextConfig {
+            vocab_size: 49_408,
+            context_length: 77,
+            embed_dim: 512,
+            depth: 12,
+            num_heads: 8,
+            mlp_dim: 2048,
+            activation: MlpActivation::QuickGelu,
+            layer_scale: false,
+            norm_eps: 1e-5,
+            projection: Some(512),
+            logit_scale: true,
+            end_token: None,
+        }
+    }
+}
+
+/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+const MAX_DIM: i64 = 1 << 20;
+
+impl ClipTextConfig {
+    /// What people call these files.
+    pub(crate) const FAMILY: &'static str = "CLIP text tower";
+
+    /// Checks that a model of this shape can exist.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("context_length", self.context_length),
+            ("embed_dim", self.embed_dim),
+            ("depth", self.depth),
+            ("num_heads", self.num_heads),
+            ("mlp_dim", self.mlp_dim),
+            ("projection", self.projection.unwrap_or(1)),
+        ] {
+            if !(1..=MAX_DIM).contains(&value) {
+                return Err(Error::config(field, format!("within 1..={MAX_DIM}"), value));
+            }
+        }
+        if self.embed_dim % self.num_heads != 0 {
+            let expected = format!("a divisor of embed_dim {}", self.embed_dim);
+            return Err(Error::config("num_heads", expected, self.num_heads));
+        }
+        if let Some(end) = self.end_token.filter(|end| !(0..self.vocab_size).contains(end)) {
+            let expected = format!("within 0..{} (vocab_size)", self.vocab_size);
+            return Err(Error::config("end_token", expected, end));
+        }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        Ok(())
+    }
+
+    /// D, the width of the features.
+    pub fn feature_dim(&self) -> i64 {
+        self.projection.unwrap_or(self.embed_dim)
+    }
+}
+
+/// CLIP's text tower, frozen.
+#[derive(Debug)]
+pub struct ClipText {
+    config: ClipTextConfig,
+    /// `[V, C]`.
+    token_embed: Tensor,
+    /// `[T, C]`.
+    pos_embed: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    projection: Option<Linear>,
+    logit_scale: Option<f64>,
+}
+
+impl ClipText {
+    /// A tower with random weights, for tests: as
+    /// [`FrozenViT::random`](crate::FrozenViT::random), and CLIP's first factor, 1 / 0.07.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `config` is no model.
+    pub fn random(config: &ClipTextConfig, seed: i64, device: Device) -> Result<Self> {
+        let mut random = random(seed, device);
+        Self::from_source(config, &mut |name, shape| match name {
+            "logit_scale" => {
+                Ok(Tensor::f_full(shape, -(0.07f64.ln()), (Kind::Float, Device::Cpu))?)
+            }
+            _ => random(name, shape),
+        })
+    }
+
+    /// Builds the layers from whatever `source` gives for each weight.
+    pub(crate) fn from_source(config: &ClipTextConfig, source: &mut WeightSource) -> Result<Self> {
+        config.validate()?;
+        let mut weights = Weights { source, int8: false, named: Vec::new() };
+        let (c, eps) = (config.embed_dim, config.norm_eps);
+        let block = |index| BlockShape {
+            name: format!("blocks.{index}"),
+            dim: c,
+            hidden: config.mlp_dim,
+            num_heads: config.num_heads,
+            activation: config.activation,
+            causal: true,
+            qkv_bias: true,
+            layer_scale: config.layer_scale,
+            norm_eps: eps,
+        };
+        Ok(ClipText {
+            config: config.clone(),
+            token_embed: weights.get("token_embed", &[config.vocab_size, c])?,
+            pos_embed: weights.get("pos_embed", &[config.context_length, c])?,
+            blocks: (0..config.depth)
+                .map(|index| Block::build(&block(index), None, &mut weights))
+                .collect::<Result<_>>()?,
+            norm: weights.norm("norm", c, eps)?,
+            projection: match config.projection {
+                Some(dim) => Some(weights.linear("projection", dim, c, false)?),
+                None => None,
+            },
+            logit_scale: match weights.get_if(config.logit_scale, "logit_scale", &[])? {
+                Some(log) => Some(log.f_double_value(&[])?.exp()),
+                None => None,
+            },
+        })
+    }
+
+    /// The shape and the choices of this tower.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// The learned factor on the cosines of images and texts (100 where CLIP's training ended), if
+    /// the file had it.
+    pub fn logit_scale(&self) -> Option<f64> {
+        self.logit_scale
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.token_embed.device()
+    }
+
+    /// Texts as token ids `[B, T]`, i64, to features `[B, D]`: the token at the end of each after
+    /// the last norm, projected, not normalized.
+    ///
+    /// What follows that token is never read, so that it does not matter what a text is padded
+    /// with; where all texts end early, the rest is not computed.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the ids are of another kind or rank, more than `context_length` in a
+    /// text, without the end token or beyond the token table.
+    pub fn features(&self, ids: &Tensor) -> Result<Tensor> {
+        let (count, ids) = self.check_ids(ids)?;
+        let ends = self.ends(count, &ids)?;
+        let length = 1 + ends.iter().max().copied().unwrap_or_default();
+        let trimmed: Vec<i64> =
+            ids.chunks(ids.len() / count).flat_map(|text| &text[..length]).copied().collect();
+        let places: Vec<i64> =
+            ends.iter().enumerate().map(|(text, end)| (text * length + end) as i64).collect();
+        let index =
+            |ids: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(ids)?.f_to_device(self.device())?);
+
+        // [B * T, C] -> [B, T, C]
+        let tokens = self.token_embed.f_index_select(0, &index(&trimmed)?)?;
+        let tokens = tokens.f_unflatten(0, [count as i64, length as i64])?;
+        let tokens = tokens.f_add(&self.pos_embed.f_narrow(0, 0, length as i64)?)?;
+        let tokens = self.run_blocks(tokens)?.f_flatten(0, 1)?;
+        let ends = self.norm.forward(&tokens.f_index_select(0, &index(&places)?)?)?;
+        match &self.projection {
+            Some(projection) => projection.forward(&ends),
+            None => Ok(ends),
+        }
+    }
+
+    /// `[B, T, C] -> [B, T, C]`.
+    fn run_blocks(&self, tokens: Tensor) -> Result<Tensor> {
+        let layout = TokenLayout { prefix: tokens.size()[1], grid: (0, 0) };
+        self.blocks.iter().enumerate().try_fold(tokens, |tokens, (index, block)| {
+            let hooks = Hooks { method: &NoMethod, train: false };
+            let drop_path = DropPath::linear(0.0, index, self.blocks.len());
+            block.forward(tokens, &Run { index, layout, class_only: false, drop_path, hooks })
+        })
+    }
+
+    /// The number of texts and their ids, text by text. On a GPU an id beyond the table would end
+    /// the process.
+    fn check_ids(&self, ids: &Tensor) -> Result<(usize, Vec<i64>)> {
+        let (longest, vocab) = (self.config.context_length, self.config.vocab_size);
+        let refuse = |found: String| Error::Input {
+            argument: "ids",
+            expected: format!("Int64 [B, 1..={longest}] within 0..{vocab}"),
+            found,
+        };
+        if !ids.defined() {
+            return Err(refuse("no tensor".to_owned()));
+        }
+        let fits = matches!(ids.size()[..], [b, t] if b > 0 && (1..=longest).contains(&t));
+        if !fits || ids.kind() != Kind::Int64 {
+            return Err(refuse(format!("{:?} {:?}", ids.kind(), ids.size())));
+        }
+        let mut flat = vec![0i64; ids.numel()];
+        let on_cpu = ids.f_to_device(Device::Cpu)?.f_contiguous()?;
+        on_cpu.f_copy_data(&mut flat, on_cpu.numel())?;
+        match flat.iter().find(|id| !(0..vocab).contains(id)) {
+            Some(id) => Err(refuse(format!("the id {id}"))),
+            None => Ok((ids.size()[0] as usize, flat)),
+        }
+    }
+
+    /// The place in each of `count` texts that is read.
+    fn ends(&self, count: usize, ids: &[i64]) -> Result<Vec<usize>> {
+        let end = |text: &[i64]| {
+            let id = self.config.end_token.or(text.iter().max().copied())?;
+            text.iter().position(|&other| other == id)
+        };
+        let ends = ids.chunks(ids.len() / count).map(end).collect::<Option<_>>();
+        ends.ok_or_else(|| Error::Input {
+            argument: "ids",
+            expected: format!("the end token {:?} in each text", self.config.end_token),
+            found: "a text without it".to_owned(),
+        })
+    }
+}

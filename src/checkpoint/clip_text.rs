@@ -1,0 +1,106 @@
+//! What a checkpoint of CLIP tells about its text tower, and the tower out of it.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use tch::Device;
+
+use super::plan::Plan;
+use super::vit::{activation, usual_heads};
+use super::{LoadReport, TensorFile};
+use crate::backbone::{ClipText, ClipTextConfig};
+use crate::error::{Error, Result};
+
+impl ClipTextConfig {
+    /// All that a checkpoint with a text tower tells about it: of Hugging Face, OpenAI or
+    /// open_clip, alone or with the image tower. What it does not tell follows these rules; correct
+    /// them where they do not hold, then use [`ClipText::open_with`].
+    ///
+    /// | what | rule |
+    /// |---|---|
+    /// | heads | `embed_dim / 64`, or 1 where that does not divide |
+    /// | eps | 1e-5 |
+    /// | activation | as [`ViTConfig::infer`](crate::ViTConfig::infer) of the image tower |
+    /// | end token | none: the highest id of a text, which is the end token of CLIP's vocabulary |
+    ///
+    /// # Errors
+    /// As [`ViTConfig::infer`](crate::ViTConfig::infer); [`Error::OtherBackbone`] if there is no
+    /// text tower.
+    pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
+        infer(&Plan::of_text(&TensorFile::open(path)?)?)
+    }
+}
+
+fn infer(plan: &Plan) -> Result<ClipTextConfig> {
+    let table = plan.shape("token_embed", 2)?;
+    let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
+    let config = ClipTextConfig {
+        vocab_size: table[0],
+        context_length: plan.shape("pos_embed", 2)?[0],
+        embed_dim: table[1],
+        depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count() as i64,
+        num_heads: usual_heads(table[1]),
+        mlp_dim,
+        activation: activation(plan, plan.shape("blocks.0.mlp.fc1.weight", 2)?[0], mlp_dim),
+        layer_scale: plan.has("blocks.0.ls1.gamma"),
+        norm_eps: plan.family.norm_eps,
+        projection: match plan.has("projection.weight") {
+            true => Some(plan.shape("projection.weight", 2)?[0]),
+            false => None,
+        },
+        logit_scale: plan.has("logit_scale"),
+        end_token: None,
+    };
+    config.validate().map_err(|e| Error::corrupt(plan.file.path(), e.to_string()))?;
+    Ok(config)
+}
+
+impl ClipText {
+    /// Opens the text tower of a checkpoint on `device`, strictly and in f32, with what
+    /// [`ClipTextConfig::infer`] finds. The tensors of an image tower beside it are skipped.
+    ///
+    /// # Errors
+    /// As [`ClipText::open_with`] and [`ClipTextConfig::infer`].
+    pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self> {
+        Ok(Self::open_reported(path, None, device)?.0)
+    }
+
+    /// As [`ClipText::open`], with a config of the caller's.
+    ///
+    /// # Errors
+    /// As [`FrozenViT::open_with`](crate::FrozenViT::open_with).
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        config: &ClipTextConfig,
+        device: Device,
+    ) -> Result<Self> {
+        Ok(Self::open_reported(path, Some(config), device)?.0)
+    }
+
+    /// As [`ClipText::open`] or, given a config, [`ClipText::open_with`], and what became of each
+    /// tensor of the file.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn open_reported(
+        path: impl AsRef<Path>,
+        config: Option<&ClipTextConfig>,
+        device: Device,
+    ) -> Result<(Self, LoadReport)> {
+        let file = TensorFile::open(path)?;
+        let plan = Plan::of_text(&file)?;
+        plan.check_names()?;
+        let config = match config {
+            Some(config) => config.clone(),
+            None => infer(&plan)?,
+        };
+        let mut taken = HashSet::new();
+        let tower = Self::from_source(&config, &mut |name, shape| {
+            let weight = plan.read(name, shape, config.num_heads)?;
+            taken.insert(name.to_owned());
+            Ok(weight.f_to_device(device)?)
+        })?;
+        let report = plan.report(|name| taken.contains(name))?;
+        Ok((tower, report))
+    }
+}
