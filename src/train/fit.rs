@@ -99,7 +99,9 @@ pub struct EpochReport {
     pub epoch: usize,
     /// The learning rate of its last step.
     pub lr: f64,
-    /// Mean cross entropy on the training batches.
+    /// Mean cross entropy on the training batches; JSON has no word for one that is not a number,
+    /// and says `null`.
+    #[serde(deserialize_with = "number_or_nan")]
     pub loss: f64,
     /// Top-1 in percent on the training batches, dropout and drop path on.
     pub accuracy: f64,
@@ -107,6 +109,11 @@ pub struct EpochReport {
     pub val_top1: Option<f64>,
     /// Seconds, validation included.
     pub seconds: f64,
+}
+
+/// So that the record of a run that diverged can be read.
+fn number_or_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Watches a run and may end it.
