@@ -118,7 +118,7 @@ fn run_name(run: &FoundRun) -> String {
 
 /// The first `most` of the runs, those of a task together, first seeds before second ones, and how
 /// many are left out.
-fn by_task<'a>(runs: Vec<&'a FoundRun>, most: usize) -> (Vec<(&'a str, Vec<&'a FoundRun>)>, usize) {
+fn by_task(runs: Vec<&FoundRun>, most: usize) -> (Vec<(&str, Vec<&FoundRun>)>, usize) {
     let mut runs = runs;
     runs.sort_by_key(|run| run.record.train.seed);
     let left_out = runs.len().saturating_sub(most);
