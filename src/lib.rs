@@ -37,6 +37,7 @@
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
 //! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
+//! | a folder of runs as an HTML page, charts and text (feature `report`) | [`Report`], [`Predictions`], [`BypassView`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -92,7 +93,10 @@ pub use petl::{
     LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
 #[cfg(feature = "report")]
-pub use report::{AccuracyChart, AccuracyPoint, ComparedRun, Comparison};
+pub use report::{
+    AccuracyChart, AccuracyPoint, BrokenFile, BypassView, ComparedRun, Comparison, ConvMaps,
+    FoundRun, GridMap, NamedChart, Prediction, Predictions, Report, Thumbnail,
+};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
     SubLayer, TokenLayout,

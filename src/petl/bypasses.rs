@@ -70,7 +70,7 @@ impl ConvBypassVariant {
 
 /// The bypasses of a whole backbone.
 #[derive(Debug)]
-pub(super) struct Bypasses {
+pub(crate) struct Bypasses {
     blocks: Vec<BlockBypasses>,
     placement: Placement,
 }
@@ -102,6 +102,12 @@ impl Bypasses {
             blocks.push(BlockBypasses { attention, mlp });
         }
         Ok(Bypasses { blocks, placement: config.base.placement })
+    }
+
+    /// The bypass at `site`, wherever it is placed there.
+    #[cfg(feature = "report")]
+    pub(crate) fn bypass(&self, site: Site) -> Option<&ConvBypass> {
+        self.at(site, self.placement)
     }
 
     fn at(&self, site: Site, placement: Placement) -> Option<&ConvBypass> {

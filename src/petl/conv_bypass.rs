@@ -171,6 +171,23 @@ impl ConvBypass {
         }
     }
 
+    /// What the kxk convolution reads and what it gives, before its activation, of the patches:
+    /// tokens `[B, P + N, C]` to two maps `[B, h, rows, cols]`, in evaluation.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
+    pub fn maps(&self, tokens: &Tensor, layout: &TokenLayout) -> Result<(Tensor, Tensor)> {
+        layout.check(tokens, self.up.weight.size()[0])?;
+        let before = quick_gelu(&self.down.forward(tokens)?)?;
+        let after = self.convolve(&before, layout)?;
+        let grid = |x: &Tensor| -> Result<Tensor> {
+            let patches = x.f_narrow(1, layout.prefix, layout.num_patches())?;
+            let (rows, cols) = layout.grid;
+            Ok(patches.f_unflatten(1, [rows, cols])?.f_permute([0, 3, 1, 2])?)
+        };
+        Ok((grid(&before)?, grid(&after)?))
+    }
+
     /// This bypass as a tch module over tokens of one layout.
     pub fn with_layout(self, layout: TokenLayout) -> FixedLayout {
         FixedLayout { bypass: self, layout }
@@ -404,6 +421,21 @@ mod tests {
             let _filled = mask.get(batch - 1).fill_(1.25);
             prop_assert!(max_gap(&sum, &(&residual + &expected * mask)) < 1e-12);
         }
+    }
+
+    #[test]
+    fn maps_are_what_the_forward_pass_goes_through() {
+        let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
+        let layout = TokenLayout { prefix: 2, grid: (3, 4) };
+        let (_vs, bypass) = random_bypass(5, &config, false, 21);
+        let x = tokens(2, &layout, 5, 22);
+        let (before, after) = bypass.maps(&x, &layout).unwrap();
+        assert_eq!((before.size(), after.size()), (vec![2, 3, 3, 4], vec![2, 3, 3, 4]));
+        let hidden = quick_gelu(&after).unwrap().permute([0, 2, 3, 1]).flatten(1, 2);
+        let patches = bypass.up.forward(&hidden).unwrap();
+        let whole = bypass.forward(&x, &layout, false).unwrap();
+        assert!(max_gap(&patches, &whole.narrow(1, 2, 12)) < 1e-12);
+        assert!(bypass.maps(&x.narrow(1, 0, 13), &layout).is_err());
     }
 
     #[test]

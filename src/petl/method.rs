@@ -245,6 +245,23 @@ impl Method {
         })
     }
 
+    /// The bypasses over the weights that `source` gives, if the method is bypasses and nothing
+    /// else.
+    #[cfg(feature = "report")]
+    pub(crate) fn bypasses(
+        &self,
+        source: &mut dyn Source,
+        shape: &BackboneShape,
+    ) -> Result<Option<Bypasses>> {
+        let config = match self {
+            Method::ConvBypass(config) => config.clone().into(),
+            Method::ConvBypassVariant(config) => config.clone(),
+            _ => return Ok(None),
+        };
+        self.check(shape)?;
+        Bypasses::new(&mut Params::new(source), shape, &config).map(Some)
+    }
+
     /// The backbone that the forward pass runs on, if the method trains the backbone itself: the
     /// trained weights are variables under `vs`, and `backbone` keeps its own.
     pub(crate) fn unfreeze<B: Backbone>(&self, vs: &nn::Path, backbone: &B) -> Result<Option<B>> {

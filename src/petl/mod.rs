@@ -27,6 +27,8 @@ mod widths;
 pub use adapter::AdapterConfig;
 pub use adaptformer::{AdaptFormerConfig, AdaptFormerInput};
 pub use bottleneck::BottleneckActivation;
+#[cfg(feature = "report")]
+pub(crate) use bypasses::Bypasses;
 pub use bypasses::ConvBypassVariant;
 pub use conv_bypass::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Placement};
 pub use fact::{FactConfig, FactForm};

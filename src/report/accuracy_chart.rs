@@ -6,6 +6,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::labels::{Placed, Rect, place};
+use super::palette::{ACCENT, EM, FAMILY, GRID, INK, PALE, short_number};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
@@ -53,19 +54,10 @@ pub struct AccuracyChart {
 
 // Sizes in pixels. Text of 19 in a picture 640 wide is still 11 at a phone's 360.
 const SIZE: (u32, u32) = (640, 480);
-/// plotters sets a font of size s at s / 1.24 pixels.
-const EM: f64 = 1.24;
 const TEXT: f64 = 19.0 * EM;
 const TITLE: f64 = 21.0 * EM;
 const RADIUS: i32 = 7;
 const MARGIN: i32 = 16;
-const FAMILY: &str = "sans-serif";
-
-// Ink, its paler kinds, and one colour that is dark in print too.
-const INK: RGBColor = RGBColor(34, 34, 34);
-const PALE: RGBColor = RGBColor(90, 90, 90);
-const GRID: RGBColor = RGBColor(221, 221, 221);
-const ACCENT: RGBColor = RGBColor(0, 90, 160);
 
 impl AccuracyChart {
     /// The chart as an SVG document, 640 x 480, which needs no font but the reader's sans-serif.
@@ -151,7 +143,7 @@ impl AccuracyChart {
             .label_style(text(TEXT, &PALE, HPos::Center, VPos::Center))
             .x_labels(6)
             .y_labels(6)
-            .x_label_formatter(&|params| short(*params))
+            .x_label_formatter(&|params| short_number(*params))
             .y_label_formatter(&|top1| percent(*top1, high - low))
             .x_desc("trained weights (logarithmic)")
             .axis_desc_style(text(TEXT, &PALE, HPos::Center, VPos::Center))
@@ -243,18 +235,6 @@ fn check_text(field: &str, text: &str) -> Result<()> {
     }
 }
 
-/// `1.5k`, `20k`, `3M`.
-fn short(number: f64) -> String {
-    let (scale, unit) = match number {
-        n if n >= 1e9 => (1e9, "G"),
-        n if n >= 1e6 => (1e6, "M"),
-        n if n >= 1e3 => (1e3, "k"),
-        _ => (1.0, ""),
-    };
-    let text = format!("{:.1}", number / scale);
-    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
-}
-
 /// With a decimal where whole numbers would repeat.
 fn percent(top1: f64, spread: f64) -> String {
     match spread < 5.0 {
@@ -334,10 +314,5 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), chart().svg().unwrap());
         let nowhere = chart().save(folder.path().join("none/chart.svg")).unwrap_err();
         assert!(matches!(nowhere, Error::Io { .. }));
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!([1.0, 1_500.0, 2e4, 3e6].map(short), ["1", "1.5k", "20k", "3M"]);
     }
 }

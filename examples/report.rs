@@ -1,0 +1,242 @@
+//! Shows a folder of runs: one HTML page, charts as SVG and PNG, and the tables on the terminal.
+//!
+//! ```text
+//! cargo run --release --example vtab_finetune
+//! cargo run --release --example report -- runs/demo --data data --backbone assets/vit_fashion_mnist.safetensors
+//! ```
+//!
+//! A run is a folder with `run.json`, at any depth. With `--data` and `--backbone` each adapter is run once on the
+//! test images of its task, for the accuracy by class, the confusions and the mistakes, and each convolutional bypass
+//! is looked into; what is found is kept beside `run.json`, so that the page can be made again without either.
+//! `DATA/TASK/classes.txt` may hold the names of the classes, a line each.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use convpass::vtab::{VtabFolder, VtabSplit};
+use convpass::{
+    Backbone, BypassView, Error, FoundRun, FrozenConvNeXt, FrozenSwin, FrozenViT, ImageDataset,
+    Method, PetlModel, Predictions, Report, SwinConfig, ViTConfig,
+};
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg;
+use tch::{Cuda, Device};
+
+/// Shows a folder of runs: one HTML page, charts as SVG and PNG, and the tables on the terminal.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The folder of runs.
+    #[arg(default_value = "runs")]
+    runs: PathBuf,
+    /// Where index.html and charts/ go [default: RUNS/report].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Folder of the tasks' folders, for what is computed of the adapters.
+    #[arg(long, requires = "backbone")]
+    data: Option<PathBuf>,
+    /// The checkpoint that the adapters were trained beside.
+    #[arg(long, requires = "data")]
+    backbone: Option<PathBuf>,
+    /// Attention heads, where the checkpoint's width does not tell them.
+    #[arg(long)]
+    heads: Option<i64>,
+    /// Image height and width, where the runs had another than the checkpoint.
+    #[arg(long)]
+    image_size: Option<i64>,
+    /// Images that receptive fields are the mean over.
+    #[arg(long, default_value_t = 16)]
+    images: usize,
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    /// Compute on the GPU.
+    #[arg(long)]
+    cuda: bool,
+    /// Compute again what is there already.
+    #[arg(long)]
+    fresh: bool,
+    /// Leave out the charts as PNG, which need a font on this machine.
+    #[arg(long)]
+    no_png: bool,
+}
+
+fn main() -> ExitCode {
+    convpass::keep_freed_memory();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut report = Report::read(&args.runs)?;
+    if let (Some(data), Some(file)) = (&args.data, &args.backbone) {
+        open_and_compute(args, data, file, report.runs())?;
+        report = Report::read(&args.runs)?;
+    }
+    let out = args.out.clone().unwrap_or_else(|| args.runs.join("report"));
+    let charts = out.join("charts");
+    std::fs::create_dir_all(&charts).with_context(|| charts.display().to_string())?;
+    report.save(out.join("index.html"))?;
+    let fonts = if args.no_png { None } else { Some(fonts()) };
+    for chart in report.charts()? {
+        let file = charts.join(&chart.name);
+        std::fs::write(file.with_extension("svg"), &chart.svg)
+            .with_context(|| file.display().to_string())?;
+        if let Some(Ok(fonts)) = &fonts {
+            save_png(&chart.svg, fonts, &file.with_extension("png"))?;
+        }
+    }
+    let terminal = console::Term::stdout();
+    let width = terminal.size_checked().map_or(100, |(_, columns)| usize::from(columns));
+    print!("{}", report.summary(width, console::colors_enabled()));
+    if let Some(Err(error)) = fonts {
+        eprintln!("warning: no charts as PNG: {error}");
+    }
+    println!("{}", out.join("index.html").display());
+    Ok(())
+}
+
+/// Opens the backbone, of whatever family, and computes what is missing of each run.
+fn open_and_compute(args: &Args, data: &Path, file: &Path, runs: &[FoundRun]) -> Result<()> {
+    let device = match args.cuda {
+        false => Device::Cpu,
+        true if Cuda::is_available() => Device::Cuda(0),
+        true => bail!("no CUDA device: {}", convpass::cuda_load_error().unwrap_or("none found")),
+    };
+    let side = args.image_size.map(|side| (side, side));
+    let job = Job { args, data, runs };
+    match ViTConfig::infer(file) {
+        Err(Error::OtherBackbone { .. }) => {
+            if let Ok(mut swin) = SwinConfig::infer(file) {
+                swin.image_size = side.unwrap_or(swin.image_size);
+                let size = swin.image_size;
+                return job.compute(FrozenSwin::open_with(file, &swin, device)?, size);
+            }
+            job.compute(FrozenConvNeXt::open(file, device)?, side.unwrap_or((224, 224)))
+        }
+        config => {
+            let mut vit = config?;
+            vit.num_heads = args.heads.unwrap_or(vit.num_heads);
+            vit.image_size = side.unwrap_or(vit.image_size);
+            let size = vit.image_size;
+            job.compute(FrozenViT::open_with(file, &vit, device)?, size)
+        }
+    }
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    data: &'a Path,
+    runs: &'a [FoundRun],
+}
+
+impl Job<'_> {
+    /// A run of which something cannot be computed is named, and the others are gone on with.
+    fn compute<B: Backbone>(&self, backbone: B, size: (i64, i64)) -> Result<()> {
+        for run in self.runs {
+            if let Err(error) = self.compute_run(&backbone, size, run) {
+                eprintln!("warning: {}: {error:#}", run.folder.display());
+            }
+        }
+        Ok(())
+    }
+
+    fn compute_run<B: Backbone>(
+        &self,
+        backbone: &B,
+        size: (i64, i64),
+        run: &FoundRun,
+    ) -> Result<()> {
+        let method = &run.record.model.method;
+        let is_bypass = matches!(method, Method::ConvBypass(_) | Method::ConvBypassVariant(_));
+        let predict = self.args.fresh || run.predictions.is_none();
+        let look = is_bypass && (self.args.fresh || run.bypass_view.is_none());
+        if !predict && !look {
+            return Ok(());
+        }
+        let folder = VtabFolder::open(self.data, &run.record.task)?;
+        let model =
+            PetlModel::load_adapter(backbone.clone(), run.folder.join("adapter.safetensors"))?;
+        let (test, normalization) = (folder.split(VtabSplit::Test), run.record.train.normalization);
+        if predict {
+            let mut watch = |done: usize, all: usize| {
+                if done == all {
+                    eprintln!("{}: {all} images", run.folder.display());
+                }
+                ControlFlow::Continue(())
+            };
+            let batch_size = self.args.batch_size;
+            let mut found =
+                Predictions::compute(&model, test, size, normalization, batch_size, &mut watch)?;
+            found.class_names = class_names(&folder.path().join("classes.txt"))?;
+            found.save(run.folder.join(Predictions::FILE))?;
+        }
+        if look {
+            // The same few images in every run.
+            let images = first_images(&folder, self.args.images, size)?;
+            BypassView::compute(&model, &images, normalization, self.args.images)?
+                .save(run.folder.join(BypassView::FILE))?;
+        }
+        Ok(())
+    }
+}
+
+fn class_names(file: &Path) -> Result<Vec<String>> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text.lines().map(|line| line.trim().to_owned()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| file.display().to_string()),
+    }
+}
+
+/// The first images of a task's test list.
+fn first_images(folder: &VtabFolder, count: usize, size: (i64, i64)) -> Result<ImageDataset> {
+    let list = folder.split(VtabSplit::Test);
+    let lines: Vec<String> = list
+        .entries()
+        .iter()
+        .take(count.max(1))
+        .map(|entry| format!("{} {}\n", entry.path, entry.label))
+        .collect();
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), lines.concat())?;
+    let list = convpass::FileList::read(list.root(), file.path(), Some(folder.num_classes()))?;
+    Ok(ImageDataset::load(&list, size)?)
+}
+
+/// The machine's fonts, if it has one without serifs.
+fn fonts() -> Result<Arc<usvg::fontdb::Database>> {
+    use usvg::fontdb::{Database, Family, Query};
+    let mut fonts = Database::new();
+    fonts.load_system_fonts();
+    let known = ["DejaVu Sans", "Liberation Sans", "Noto Sans", "Arial", "Helvetica"];
+    let has = |fonts: &Database, family: Family| {
+        fonts.query(&Query { families: &[family], ..Query::default() }).is_some()
+    };
+    if let Some(name) = known.into_iter().find(|name| has(&fonts, Family::Name(name))) {
+        fonts.set_sans_serif_family(name);
+    }
+    match has(&fonts, Family::SansSerif) {
+        true => Ok(Arc::new(fonts)),
+        false => Err(anyhow!("no sans-serif font on this machine (install DejaVu Sans, for one)")),
+    }
+}
+
+/// At twice its size, for slides.
+fn save_png(svg: &str, fonts: &Arc<usvg::fontdb::Database>, file: &Path) -> Result<()> {
+    const SCALE: f32 = 2.0;
+    let options = usvg::Options { fontdb: fonts.clone(), ..usvg::Options::default() };
+    let tree = usvg::Tree::from_str(svg, &options)?;
+    let (width, height) = (tree.size().width() * SCALE, tree.size().height() * SCALE);
+    let mut pixels = Pixmap::new(width as u32, height as u32).context("a chart without a size")?;
+    resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
+    std::fs::write(file, pixels.encode_png()?).with_context(|| file.display().to_string())
+}

@@ -1,0 +1,166 @@
+//! The report of a folder of runs.
+
+use std::path::Path;
+
+use super::bar_chart::BarChart;
+use super::page;
+use super::palette::short;
+use super::results::Results;
+use super::runs::{self, BrokenFile, FoundRun};
+use super::sheet::{Column, Row, Sheet, Source};
+use super::summary;
+use super::{AccuracyChart, AccuracyPoint};
+use crate::error::Result;
+use crate::files::write_atomically;
+
+/// The runs in a folder, shown: as one HTML page that asks for nothing else, as charts, as text.
+///
+/// A run is a folder with a `run.json` ([`RunRecord`](crate::RunRecord)). Runs that differ in their
+/// seeds alone are averaged. Tasks of VTAB-1k stand beside the published rows, others in a table of
+/// their own.
+///
+/// ```no_run
+/// # fn main() -> convpass::Result<()> {
+/// let report = convpass::Report::read("runs")?;
+/// report.save("runs/report.html")?;
+/// print!("{}", report.summary(80, false));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Report {
+    title: String,
+    runs: Vec<FoundRun>,
+    broken: Vec<BrokenFile>,
+}
+
+/// A chart of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedChart {
+    /// A name for its file, without an ending.
+    pub name: String,
+    /// An SVG document.
+    pub svg: String,
+}
+
+impl Report {
+    /// Reads every run below `folder`; links are not followed.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
+    /// read, the error of the first. A file that cannot be read beside others that can is no error:
+    /// [`Report::broken`] names it.
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let (runs, broken) = runs::read(folder)?;
+        let title = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(Report { title: title.unwrap_or_else(|| "runs".to_owned()), runs, broken })
+    }
+
+    /// The folder's name.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// The runs, in the order of their paths.
+    pub fn runs(&self) -> &[FoundRun] {
+        &self.runs
+    }
+
+    /// Files that cannot be read.
+    pub fn broken(&self) -> &[BrokenFile] {
+        &self.broken
+    }
+
+    /// The page.
+    ///
+    /// # Errors
+    /// [`Error::Chart`](crate::Error::Chart) if a chart cannot be drawn.
+    pub fn html(&self) -> Result<String> {
+        page::page(self)
+    }
+
+    /// Writes [`Report::html`]; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// As [`Report::html`], and [`Error::Io`](crate::Error::Io) if it cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_atomically(path.as_ref(), self.html()?.as_bytes())
+    }
+
+    /// Accuracy over trained weights, and the bars of each group, task and average.
+    ///
+    /// # Errors
+    /// [`Error::Chart`](crate::Error::Chart) if one cannot be drawn.
+    pub fn charts(&self) -> Result<Vec<NamedChart>> {
+        let contents = self.contents();
+        let mut charts = Vec::new();
+        for sheet in &contents.sheets {
+            let mut add = |name: &str, svg| {
+                charts
+                    .push(NamedChart { name: file_name(&format!("{name}-{}", sheet.title)), svg });
+            };
+            if let Some(chart) = contents.accuracy_chart(sheet) {
+                add("accuracy", chart.svg()?);
+            }
+            for bars in BarChart::of(sheet).iter().filter(|chart| !chart.bars.is_empty()) {
+                add(&format!("bars-{}", bars.title), bars.svg()?);
+            }
+        }
+        Ok(charts)
+    }
+
+    /// The tables as text, no line wider than `width` columns (from 40 on); with `color`, the best
+    /// of a column is bold.
+    pub fn summary(&self, width: usize, color: bool) -> String {
+        summary::summary(self, width.max(40), color)
+    }
+
+    /// What the page, the charts and the text show.
+    pub(super) fn contents(&self) -> Contents {
+        let (vtab, own) = (Results::new(&self.runs, true), Results::new(&self.runs, false));
+        Contents { sheets: Sheet::all(&vtab, &own) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(runs: Vec<FoundRun>) -> Self {
+        Report { title: "synthetic".to_owned(), runs, broken: Vec::new() }
+    }
+}
+
+/// A report's tables.
+pub(super) struct Contents {
+    pub(super) sheets: Vec<Sheet>,
+}
+
+impl Contents {
+    /// The rows that have an average and a number of weights; `None` if none has.
+    pub(super) fn accuracy_chart(&self, sheet: &Sheet) -> Option<AccuracyChart> {
+        let overall = sheet.overall()?;
+        let published = sheet.rows.iter().any(|row| row.source == Source::Paper);
+        let point = |row: &Row| {
+            let (method, head) = row.weights?;
+            let own = row.source == Source::Own;
+            Some(AccuracyPoint {
+                label: short(&row.label, 28),
+                params: (method + head).max(1.0),
+                top1: row.scores.get(overall).copied().flatten()?.mean.clamp(0.0, 100.0),
+                highlight: own && (published || row.label.starts_with("Convpass")),
+            })
+        };
+        let mut points: Vec<_> = sheet.rows.iter().filter_map(point).collect();
+        points.truncate(64);
+        let title = match sheet.columns.get(overall)? {
+            Column::G => "VTAB-1k, mean of the three groups (G)".to_owned(),
+            Column::Mean(count) => format!("{}, mean of {count}", sheet.title),
+            column => short(&column.name(), 40),
+        };
+        (!points.is_empty()).then_some(AccuracyChart { title, points })
+    }
+}
+
+/// Letters, digits and dashes, whatever a task is called.
+fn file_name(text: &str) -> String {
+    let clean = text.chars().map(|c| if c.is_alphanumeric() { c } else { '-' });
+    clean.flat_map(char::to_lowercase).take(80).collect()
+}

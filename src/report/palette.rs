@@ -1,0 +1,59 @@
+//! What all charts have in common: colours, sizes of text, and how short text is.
+
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+// Ink, its paler kinds, and two colours that are dark in print too. The page gives each its twin on
+// a dark ground, by these very values.
+pub(super) const INK: RGBColor = RGBColor(34, 34, 34);
+pub(super) const PALE: RGBColor = RGBColor(90, 90, 90);
+pub(super) const GRID: RGBColor = RGBColor(221, 221, 221);
+pub(super) const ACCENT: RGBColor = RGBColor(0, 90, 160);
+pub(super) const SECOND: RGBColor = RGBColor(176, 74, 0);
+
+pub(super) const FAMILY: &str = "sans-serif";
+/// plotters sets a font of size s at s / 1.24 pixels.
+pub(super) const EM: f64 = 1.24;
+
+/// Text of this many pixels.
+pub(super) fn text(pixels: f64, color: &RGBColor, h: HPos, v: VPos) -> TextStyle<'static> {
+    (FAMILY, pixels * EM).into_font().color(color).pos(Pos::new(h, v))
+}
+
+/// An upper estimate of how wide text is, in pixels: the font is the reader's.
+pub(super) fn width(text: &str, pixels: f64) -> f64 {
+    text.chars().count() as f64 * 0.58 * pixels
+}
+
+/// Text that a user gave, in one line of at most `most` characters.
+pub(super) fn short(text: &str, most: usize) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match clean.chars().count() > most {
+        true => clean.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        false => clean,
+    }
+}
+
+/// `1.5k`, `20k`, `3M`.
+pub(super) fn short_number(number: f64) -> String {
+    let (scale, unit) = match number {
+        n if n >= 1e9 => (1e9, "G"),
+        n if n >= 1e6 => (1e6, "M"),
+        n if n >= 1e3 => (1e3, "k"),
+        _ => (1.0, ""),
+    };
+    let text = format!("{:.1}", number / scale);
+    format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_one_short_line_and_numbers_are_short() {
+        assert_eq!(short("a\u{1b}[31mb\nc", 20), "a [31mb c");
+        assert_eq!(short("äöüß", 3), "äö…");
+        assert_eq!([1.0, 1_500.0, 2e4, 3e6].map(short_number), ["1", "1.5k", "20k", "3M"]);
+    }
+}
