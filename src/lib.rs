@@ -32,8 +32,9 @@
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Batches`], [`vtab`], [`bundled`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
+//! | tasks x methods x seeds, from TOML (feature `train`) | [`Plan`], [`PlannedRun`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
-//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
+//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`TaskTable`], [`AccuracyChart`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -84,6 +85,8 @@ pub use petl::{
 };
 #[cfg(feature = "report")]
 pub use report::{AccuracyChart, AccuracyPoint, ComparedRun, Comparison};
+#[cfg(all(feature = "report", feature = "data"))]
+pub use report::{Average, Figure, SeedRun, Spread, TaskTable};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, Place, Seam, Site, SubLayer,
     TokenLayout,
@@ -94,8 +97,9 @@ pub use search::{
 };
 #[cfg(feature = "train")]
 pub use train::{
-    AdamW, CosineSchedule, EpochReport, Fit, Observer, Progress, RunRecord, Selection, Silent,
-    StepReport, Stepped, TrainConfig, fit, peak_rss_mb,
+    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, Observer, Plan, PlanMethod, PlannedRun,
+    Progress, RunRecord, RunSettings, Selection, Setting, Silent, StepReport, Stepped, TrainConfig,
+    Trial, best_trial, fit, peak_rss_mb, published_choice,
 };
 
 /// The programs of the README, compiled with the documentation tests.

@@ -55,7 +55,7 @@ impl ImageDataset {
         let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
             .map_err(|e| Error::config("image_size", "one that fits the list", e))?;
         let labels = list.entries().iter().map(|entry| entry.label).collect();
-        Ok(Self { images, labels, num_classes: list.num_classes(), split_hash: hash_list(list) })
+        Ok(Self { images, labels, num_classes: list.num_classes(), split_hash: list.split_hash() })
     }
 
     /// The caller's own images, `[N, H, W, 3]` RGB u8, with their labels.
@@ -234,18 +234,6 @@ fn decode_entry(
         Err(other) => other.to_string(),
     };
     Err(Error::Image { path, reason, list: Some((list.file().to_path_buf(), entry.line)) })
-}
-
-/// Of `path \0 label \n` for each image: neither can hold the separator after it.
-fn hash_list(list: &FileList) -> String {
-    let mut hash = Sha256::new();
-    for entry in list.entries() {
-        hash.update(&entry.path);
-        hash.update([0]);
-        hash.update(entry.label.to_string());
-        hash.update(b"\n");
-    }
-    format!("{:x}", hash.finalize())
 }
 
 /// Of the shape, the pixels and the labels, the numbers as little-endian 64-bit ones.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result};
 
 /// A longer line is no path; without a bound a file without line breaks would be read as one line.
@@ -86,6 +88,20 @@ impl FileList {
     /// Labels are below this: what [`FileList::read`] was given, or 1 + the highest label.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
+    }
+
+    /// SHA-256 in hex of the relative paths and labels, in their order: the same wherever the data
+    /// lies.
+    pub fn split_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for entry in &self.entries {
+            // Of `path \0 label \n`: neither can hold the separator after it.
+            hash.update(&entry.path);
+            hash.update([0]);
+            hash.update(entry.label.to_string());
+            hash.update(b"\n");
+        }
+        format!("{:x}", hash.finalize())
     }
 
     /// For a folder of several lists, which share one number of classes.

@@ -46,6 +46,8 @@ pub struct TrainConfig {
     pub seed: i64,
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
+    /// Epochs from one pass over the validation images to the next; the last epoch has one.
+    pub validate_every: usize,
     /// Whether each block is computed again in the backward pass
     /// ([`PetlModel::backward_recomputed`]): less memory, more time, the same gradients.
     pub recompute: bool,
@@ -65,6 +67,7 @@ impl Default for TrainConfig {
             normalization: Normalization::ImageNet,
             seed: 0,
             selection: Selection::LastEpoch,
+            validate_every: 1,
             recompute: false,
             prefix: None,
         }
@@ -103,7 +106,8 @@ pub struct EpochReport {
     pub loss: f64,
     /// Top-1 in percent on the training batches, dropout and drop path on.
     pub accuracy: f64,
-    /// Top-1 in percent on the validation images, where there are any.
+    /// Top-1 in percent on the validation images, where there are any and the epoch has a pass
+    /// over them.
     pub val_top1: Option<f64>,
     /// Seconds, validation included.
     pub seconds: f64,
@@ -197,6 +201,9 @@ pub(crate) fn check<B: Backbone>(
         let expected = format!("from 1 to the {} training images", train.len());
         return Err(Error::config("batch_size", expected, config.batch_size));
     }
+    if config.validate_every == 0 {
+        return Err(Error::config("validate_every", "1 or more", 0));
+    }
     if config.selection == Selection::BestOnValidation && validation.is_none() {
         return Err(Error::config(
             "selection",
@@ -264,7 +271,9 @@ impl<'a, B: Backbone> Run<'a, B> {
             let ControlFlow::Continue(mut report) = self.epoch(epoch, observer)? else {
                 return Ok(false);
             };
-            if let Some(inputs) = &self.validation {
+            let (done, every) = (epoch + 1, self.config.validate_every);
+            let due = done.is_multiple_of(every) || done == self.config.epochs;
+            if let Some(inputs) = self.validation.as_ref().filter(|_| due) {
                 let Some(top1) = self.validate(inputs, observer)? else { return Ok(false) };
                 report.val_top1 = Some(top1);
                 self.consider(epoch, top1)?;

@@ -3,6 +3,7 @@
 
 mod adamw;
 mod fit;
+mod plan;
 mod progress;
 mod record;
 mod schedule;
@@ -10,6 +11,9 @@ mod schedule;
 pub use adamw::AdamW;
 pub use fit::{EpochReport, Fit, Observer, Selection, Silent, StepReport, TrainConfig, fit};
 pub(crate) use fit::{check, epoch};
+pub use plan::{
+    Plan, PlanMethod, PlannedRun, RunSettings, Setting, Trial, best_trial, published_choice,
+};
 pub use progress::Progress;
-pub use record::{RunRecord, peak_rss_mb};
+pub use record::{BestOnTest, RunRecord, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};
