@@ -12,9 +12,28 @@
 //! `--out` gets `adapter.safetensors`, `run.json` and `log.jsonl`. Ctrl-C ends after the current step, with the
 //! adapter saved. Until the run is done its state is there too, and the same command goes on from it, after a kill as
 //! after Ctrl-C; the result is the same bit for bit.
+//!
+//! `--all` runs tasks x methods x seeds, by default the 19 of VTAB-1k with the published s and init, `--plan` what a
+//! TOML file says (`vtab_finetune/bundled.toml` is one). What is done already is skipped, so that the same command
+//! goes on after a stop. The table is printed and written to `results.csv` and `results.json`:
+//!
+//! ```text
+//! cargo run --release --example vtab_finetune -- --all --data DIR --backbone FILE --methods convpass,lora --seeds 0,1,2
+//! cargo run --release --example vtab_finetune -- --plan examples/vtab_finetune/bundled.toml
+//! ```
 
+#[path = "vtab_finetune/all.rs"]
+mod all;
+#[path = "shared/backbone.rs"]
+mod backbone;
 #[path = "vtab_finetune/demo.rs"]
 mod demo;
+#[path = "vtab_finetune/flags.rs"]
+mod flags;
+#[path = "vtab_finetune/results.rs"]
+mod results;
+#[path = "vtab_finetune/side_by_side.rs"]
+mod side_by_side;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -26,27 +45,27 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use convpass::vtab::{self, PublishedInit, VtabFolder, VtabSplit};
+use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
-    Backbone, ConvBypassConfig, ConvInit, Error, FrozenConvNeXt, FrozenSwin, FrozenViT, Method,
-    PetlConfig, PetlModel, Placement, SubLayers, SwinConfig, TensorFile, ViTConfig, evaluate,
+    Backbone, BestOnTest, ConvBypassConfig, ConvInit, CosineSchedule, EpochReport, Fit,
+    ImageDataset, Method, Normalization, Observer, PetlConfig, PetlModel, Placement, PrefixCache,
+    Progress, RunRecord, Selection, StepReport, Stepped, SubLayers, TensorFile, TrainConfig,
+    evaluate, fit, peak_rss_mb, published_choice,
 };
-use convpass::{
-    CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress, RunCheckpoint, RunRecord,
-    RunStart, Selection, StepReport, Stepped, TensorBoard, TrainConfig, fit, fit_resumable,
-    peak_rss_mb,
-};
-use convpass::{ImageDataset, Normalization, PrefixCache};
-use tch::{Cuda, Device};
+use convpass::{JsonLog, RunCheckpoint, RunStart, TensorBoard, fit_resumable};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use backbone::{Opened, Processor, Source, Visit};
 
 /// Finetunes a frozen ViT on a task in the VTAB-1k layout; without --task, compares methods on bundled tasks, with
 /// settings of their own where no flag says otherwise.
 #[derive(Parser)]
 #[command(version, args_override_self = true)]
 struct Args {
-    /// Folder that holds the task's folder; the bundled tasks are written here too.
-    #[arg(long, default_value = "data")]
-    data: PathBuf,
+    /// Folder that holds the tasks' folders; the bundled tasks are written here too [default: data].
+    #[arg(long)]
+    data: Option<PathBuf>,
     /// Name of the task's folder.
     #[arg(long, requires = "backbone")]
     task: Option<String>,
@@ -62,7 +81,7 @@ struct Args {
     /// A method's name, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}
     /// [default: conv_bypass].
     #[arg(long, value_parser = parse_method, requires = "task")]
-    method: Option<Method>,
+    method: Option<MethodArg>,
     /// h, the bottleneck of the bypass.
     #[arg(long = "bottleneck-dim", visible_alias = "h", default_value_t = 8)]
     bottleneck_dim: i64,
@@ -108,11 +127,16 @@ struct Args {
     /// Compute each block again in the backward pass: less memory, more time, the same result.
     #[arg(long)]
     recompute: bool,
-    /// last: train on all 1,000, keep the last epoch; val: train on 800, keep the best epoch on the 200.
+    /// last: train on all 1,000, keep the last epoch; val: train on 800, keep the best epoch on the 200; trial: train
+    /// on 800, keep the last epoch, report it on the 200 and leave the test images alone.
     #[arg(long, value_enum, default_value_t = Select::Last)]
     select: Select,
-    /// Where adapter.safetensors, run.json and log.jsonl go [default: runs/TASK-METHOD].
-    #[arg(long, requires = "task")]
+    /// Look at the test images each N epochs and record the best of them beside, as best-on-test. The adapter is the
+    /// last epoch's all the same.
+    #[arg(long, value_name = "N")]
+    also_best_on_test: Option<NonZeroUsize>,
+    /// Where adapter.safetensors, run.json and log.jsonl go [default: runs/TASK-METHOD; of --all runs/all, of --plan runs/PLAN].
+    #[arg(long)]
     out: Option<PathBuf>,
     /// Steps after which the run's state is written to --out, and after each epoch; 0: never. The same command goes
     /// on from it.
@@ -130,22 +154,58 @@ struct Args {
     /// libtorch's threads; in the demo, runs side by side [default: all cores].
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    all: flags::AllArgs,
+    /// The configs of a run of a plan, as JSON: they stand for all flags above that say the same.
+    #[arg(long, hide = true, value_parser = parse_spec)]
+    spec: Option<Spec>,
+}
+
+impl Args {
+    fn data(&self) -> &Path {
+        self.data.as_deref().unwrap_or(Path::new("data"))
+    }
+
+    fn source<'a>(&self, file: &'a Path) -> Source<'a> {
+        Source { file, heads: self.heads, image_size: self.image_size, processor: self.device }
+    }
+}
+
+/// What a run is of, in the words of its record.
+#[derive(Clone, Serialize, Deserialize)]
+struct Spec {
+    model: PetlConfig,
+    train: TrainConfig,
+}
+
+fn parse_spec(text: &str) -> Result<Spec, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+/// A method, and whether a config was given or the name alone.
+#[derive(Clone)]
+struct MethodArg {
+    method: Method,
+    by_name: bool,
 }
 
 /// A method from its name or from JSON.
-fn parse_method(text: &str) -> Result<Method, String> {
-    let method = match text.starts_with('{') {
-        true => serde_json::from_str(text),
-        false => {
+fn parse_method(text: &str) -> Result<MethodArg, String> {
+    let by_name = !text.starts_with('{');
+    let method = match by_name {
+        false => serde_json::from_str(text),
+        true => {
             let name = match text {
                 "linear" => "linear_probe".to_owned(),
+                "bitfit" => "bit_fit".to_owned(),
+                "adaptformer" => "adapt_former".to_owned(),
                 "convpass" => "conv_bypass".to_owned(),
                 name => name.replace('-', "_"),
             };
             serde_json::from_value(serde_json::json!({ "name": name }))
         }
     };
-    method.map_err(|e| e.to_string())
+    method.map(|method| MethodArg { method, by_name }).map_err(|e| e.to_string())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -175,12 +235,7 @@ enum Stepping {
 enum Select {
     Last,
     Val,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Processor {
-    Cpu,
-    Cuda,
+    Trial,
 }
 
 fn main() -> ExitCode {
@@ -201,104 +256,63 @@ fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);
     }
-    let flag = stop.clone();
+    let (flag, pressed) = (stop.clone(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
+        if pressed.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
+        flag.store(true, Ordering::SeqCst);
         eprintln!(
             "\nending after this step, from which the same command goes on; Ctrl-C again to quit at once"
         );
     })?;
-    match &args.task {
-        Some(task) => run_task(args, task, stop),
-        None => demo::run(args, stop),
+    if args.spec.is_some() {
+        // Whoever runs the plan holds the other end, and lets go of it to end this run, or by ending itself.
+        let flag = stop.clone();
+        std::thread::spawn(move || {
+            let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            flag.store(true, Ordering::SeqCst);
+        });
+    }
+    let plan = args.all.plan(args)?;
+    match (&args.task, plan) {
+        (_, Some(plan)) => all::run(args, plan, stop),
+        (Some(task), None) => run_task(args, task, stop),
+        (None, None) if args.out.is_some() || args.also_best_on_test.is_some() => {
+            bail!("--out and --also-best-on-test go with --task, --all or --plan")
+        }
+        (None, None) => demo::run(args, stop),
     }
 }
 
 /// One task of the user's.
 fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
     let file = args.backbone.as_deref().context("--backbone")?;
-    let folder = VtabFolder::open(&args.data, name)?;
+    let folder = VtabFolder::open(args.data(), name)?;
     let method = method(args, name);
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("runs").join(format!("{name}-{}", method.name())));
-    let job = Job { args, file, folder: &folder, stop };
-    let record = open_and_run(&job, method, &out)?;
+    let default = PathBuf::from("runs").join(format!("{name}-{}", method.name()));
+    let out = args.out.as_deref().unwrap_or(&default);
+    let job = Job { args, file, folder: &folder, method, out, stop };
+    let record = args.source(file).open(&job)?;
     if let Some(top1) = record.test_top1 {
         let weights = match args.select {
-            Select::Last => "last epoch",
             Select::Val => "best epoch on the 200",
+            _ => "last epoch",
         };
         println!("{name}: top-1 {top1:.2} % on the test images ({weights})");
+    }
+    if let Some(best) = record.best_on_test {
+        println!("{name}: best-on-test {:.2} % (epoch {})", best.top1, best.epoch + 1);
     }
     println!("{}", out.display());
     Ok(())
 }
 
-/// A backbone, the size of its images, and the normalization that its family was trained with.
-struct Opened<B> {
-    backbone: B,
-    image_size: (i64, i64),
-    normalization: Normalization,
-}
-
-/// Runs the job beside the backbone in its file, of whatever family that is.
-fn open_and_run(job: &Job, method: Method, out: &Path) -> Result<RunRecord> {
-    let (args, file, device) = (job.args, job.file, device(job.args)?);
-    let side = args.image_size.map(|side| (side, side));
-    let mut vit = match ViTConfig::infer(file) {
-        Err(Error::OtherBackbone { .. }) => {
-            if args.heads.is_some() {
-                bail!("{}: --heads is for plain ViTs", file.display());
-            }
-            let normalization = Normalization::ImageNet;
-            if let Ok(mut swin) = SwinConfig::infer(file) {
-                swin.image_size = side.unwrap_or(swin.image_size);
-                let image_size = swin.image_size;
-                let backbone = FrozenSwin::open_with(file, &swin, device)?;
-                return job.run(Opened { backbone, image_size, normalization }, method, out);
-            }
-            // A convolutional network tells no size.
-            let (backbone, image_size) =
-                (FrozenConvNeXt::open(file, device)?, side.unwrap_or((224, 224)));
-            return job.run(Opened { backbone, image_size, normalization }, method, out);
-        }
-        config => config?,
-    };
-    vit.num_heads = args.heads.unwrap_or(vit.num_heads);
-    vit.image_size = side.unwrap_or(vit.image_size);
-    let opened = Opened {
-        backbone: FrozenViT::open_with(file, &vit, device)?,
-        image_size: vit.image_size,
-        normalization: match vit.pre_norm {
-            true => Normalization::Clip,
-            false => Normalization::ImageNet,
-        },
-    };
-    job.run(opened, method, out)
-}
-
-fn device(args: &Args) -> Result<Device> {
-    match args.device {
-        Processor::Cpu => Ok(Device::Cpu),
-        Processor::Cuda if Cuda::is_available() => Ok(Device::Cuda(0)),
-        Processor::Cuda => {
-            bail!(
-                "no CUDA device: {}",
-                convpass::cuda_load_error().unwrap_or("libtorch finds none")
-            )
-        }
-    }
-}
-
 /// The method asked for; the flags of the bypass apply to Convpass by name.
 fn method(args: &Args, task: &str) -> Method {
     match &args.method {
-        Some(method) if *method != Method::ConvBypass(ConvBypassConfig::default()) => {
-            method.clone()
+        Some(arg) if !(arg.by_name && matches!(arg.method, Method::ConvBypass(_))) => {
+            arg.method.clone()
         }
         _ => Method::ConvBypass(bypass_config(args, task)),
     }
@@ -306,27 +320,23 @@ fn method(args: &Args, task: &str) -> Method {
 
 /// The flags, and for a VTAB-1k task the published s and init where no flag says otherwise.
 fn bypass_config(args: &Args, task: &str) -> ConvBypassConfig {
-    let published = vtab::task(task).map(|row| match args.sub_layers {
-        Where::Attention => row.convpass_attention,
-        Where::Both | Where::Mlp => row.convpass,
-    });
-    let init = match (args.init, published.map(|choice| choice.conv_init)) {
-        (Some(Init::XavierUniform), _) | (None, Some(PublishedInit::XavierUniform)) => {
-            ConvInit::XavierUniform
-        }
-        _ => ConvInit::Identity,
+    let sub_layers = match args.sub_layers {
+        Where::Both => SubLayers::Both,
+        Where::Attention => SubLayers::Attention,
+        Where::Mlp => SubLayers::Mlp,
     };
+    let (scale, init) = published_choice(task, sub_layers).unwrap_or((1.0, ConvInit::Identity));
     ConvBypassConfig {
         bottleneck_dim: args.bottleneck_dim,
         kernel_size: args.kernel_size,
-        scale: args.scale.or(published.map(|choice| choice.scale)).unwrap_or(1.0),
+        scale: args.scale.unwrap_or(scale),
         dropout: args.dropout,
-        conv_init: init,
-        sub_layers: match args.sub_layers {
-            Where::Both => SubLayers::Both,
-            Where::Attention => SubLayers::Attention,
-            Where::Mlp => SubLayers::Mlp,
+        conv_init: match args.init {
+            Some(Init::Identity) => ConvInit::Identity,
+            Some(Init::XavierUniform) => ConvInit::XavierUniform,
+            None => init,
         },
+        sub_layers,
         placement: if args.sequential { Placement::Sequential } else { Placement::Parallel },
     }
 }
@@ -339,25 +349,35 @@ struct Job<'a> {
     args: &'a Args,
     file: &'a Path,
     folder: &'a VtabFolder,
+    method: Method,
+    out: &'a Path,
     stop: &'a Arc<AtomicBool>,
+}
+
+impl Visit for &Job<'_> {
+    type Output = RunRecord;
+
+    fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<RunRecord> {
+        self.run(opened)
+    }
 }
 
 impl Job<'_> {
     fn run<B: Backbone>(
         &self,
         Opened { backbone, image_size, normalization }: Opened<B>,
-        method: Method,
-        out: &Path,
     ) -> Result<RunRecord> {
-        let (args, label) = (self.args, format!("{} {}", self.folder.name(), method.name()));
-        let train_config = self.train_config(normalization);
-        let mut model_config = PetlConfig::new(method, self.folder.num_classes());
-        model_config.seed = args.seed;
-        model_config.drop_path = args.drop_path.unwrap_or(model_config.drop_path);
+        let (args, out) = (self.args, self.out);
+        let Spec { model: model_config, train: train_config } = self.spec(normalization)?;
+        let label = format!("{} {}", self.folder.name(), model_config.method.name());
         let mut model = PetlModel::new(backbone, &model_config)?;
-        if let Some(file) = &args.head {
-            start_head(&model, file)?;
-        }
+        let head_digest = match &args.head {
+            Some(file) => {
+                start_head(&model, file)?;
+                Some(file_digest(file)?)
+            }
+            None => None,
+        };
         println!(
             "{label}: {}, normalization {}",
             model.trainable_params(),
@@ -366,15 +386,32 @@ impl Job<'_> {
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
 
         let load = |split| ImageDataset::load(self.folder.split(split), image_size);
-        let (train, val) = match args.select {
+        let best_on_test = args.also_best_on_test.is_some();
+        let (train, watched) = match args.select {
+            Select::Last if best_on_test => {
+                (load(VtabSplit::Train800Val200)?, Some(load(VtabSplit::Test)?))
+            }
             Select::Last => (load(VtabSplit::Train800Val200)?, None),
-            Select::Val => (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?)),
+            Select::Val | Select::Trial => {
+                (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
+            }
         };
-        let mut watch = Watch { progress: Progress::new(&label), stop: self.stop.clone() };
-        let fit = self.fit(&mut model, &train, val.as_ref(), &train_config, out, &mut watch)?;
+        let progress = Progress::new(&label);
+        let mut watch = Watch { progress, watches_test: best_on_test, stop: self.stop.clone() };
+        let mut fit =
+            self.fit(&mut model, &train, watched.as_ref(), &train_config, out, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
+        let best_on_test = best_on_test.then(|| split_off(&mut fit, &train_config)).flatten();
 
-        let test = if fit.stopped { None } else { Some(load(VtabSplit::Test)?) };
+        let (val, test) = match args.select {
+            Select::Last => (None, watched),
+            Select::Val | Select::Trial => (watched, None),
+        };
+        let test = match test {
+            _ if fit.stopped || args.select == Select::Trial => None,
+            None => Some(load(VtabSplit::Test)?),
+            test => test,
+        };
         let start = Instant::now();
         let test_top1 = match &test {
             Some(test) => self.test(&model, test, &train_config, &mut watch)?,
@@ -388,18 +425,22 @@ impl Job<'_> {
             train: train_config,
             backbone: self.file.display().to_string(),
             backbone_digest: model.backbone().digest()?,
+            image_size: Some(image_size),
             train_split: hash(&train),
             val_split: val.as_ref().map(hash),
             test_split: test.as_ref().map(hash),
+            head_digest,
             trainable_params: model.trainable_params(),
             fit,
             test_top1,
+            best_on_test,
             test_seconds: test_top1.map(|_| start.elapsed().as_secs_f64()),
             peak_rss_mb: peak_rss_mb(),
         };
         record.save(out.join("run.json"))?;
         let state = out.join(STATE);
-        if record.test_top1.is_some() && args.checkpoint_every > 0 && state.exists() {
+        let is_trial = args.select == Select::Trial && !record.fit.stopped;
+        if (record.test_top1.is_some() || is_trial) && args.checkpoint_every > 0 && state.exists() {
             std::fs::remove_file(&state).with_context(|| state.display().to_string())?;
         }
         Ok(record)
@@ -432,6 +473,20 @@ impl Job<'_> {
             }
         }
         Ok(fit)
+    }
+
+    /// The configs of the run: a plan's, or the flags'.
+    fn spec(&self, by_family: Normalization) -> Result<Spec> {
+        if self.args.also_best_on_test.is_some() && self.args.select != Select::Last {
+            bail!("--also-best-on-test goes with --select last");
+        }
+        if let Some(spec) = &self.args.spec {
+            return Ok(spec.clone());
+        }
+        let mut model = PetlConfig::new(self.method.clone(), self.folder.num_classes());
+        model.seed = self.args.seed;
+        model.drop_path = self.args.drop_path.unwrap_or(model.drop_path);
+        Ok(Spec { model, train: self.train_config(by_family) })
     }
 
     /// Top-1 in percent, or `None` after Ctrl-C.
@@ -472,11 +527,34 @@ impl Job<'_> {
                 bf16: false,
             }),
             selection: match args.select {
-                Select::Last => Selection::LastEpoch,
+                Select::Last | Select::Trial => Selection::LastEpoch,
                 Select::Val => Selection::BestOnValidation,
+            },
+            validate_every: match (args.select, args.also_best_on_test) {
+                (Select::Trial, _) => epochs.max(1),
+                (Select::Last, Some(every)) => every.get(),
+                _ => 1,
             },
         }
     }
+}
+
+/// Takes what a run saw of the test images out of the places for validation.
+fn split_off(fit: &mut Fit, config: &TrainConfig) -> Option<BestOnTest> {
+    let mut best: Option<BestOnTest> = None;
+    for epoch in &mut fit.epochs {
+        let Some(top1) = epoch.val_top1.take() else { continue };
+        if best.is_none_or(|best| top1 > best.top1) {
+            best = Some(BestOnTest { top1, epoch: epoch.epoch, every: config.validate_every });
+        }
+    }
+    best
+}
+
+/// SHA-256 of a file in hex.
+fn file_digest(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    Ok(format!("{:x}", Sha256::digest(bytes)))
 }
 
 /// Copies the head of the adapter in `file` into `model`.
@@ -502,6 +580,8 @@ fn start_head<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<()> {
 /// The progress bar, and Ctrl-C.
 struct Watch {
     progress: Progress,
+    /// What the run evaluates on its way are the test images.
+    watches_test: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -525,11 +605,14 @@ impl Observer for Watch {
     }
 
     fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
+        let label = if self.watches_test { "test" } else { label };
         let _shown = self.progress.pass(label, done, images);
         self.go_on()
     }
 
     fn epoch(&mut self, epoch: &EpochReport) {
-        self.progress.epoch(epoch);
+        // The line of an epoch says `val`.
+        let val_top1 = epoch.val_top1.filter(|_| !self.watches_test);
+        self.progress.epoch(&EpochReport { val_top1, ..*epoch });
     }
 }

@@ -35,8 +35,9 @@
 //! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
+//! | tasks x methods x seeds, from TOML (feature `train`) | [`Plan`], [`PlannedRun`] |
 //! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
-//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`AccuracyChart`] |
+//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`TaskTable`], [`AccuracyChart`] |
 //! | a folder of runs as an HTML page, charts and text (feature `report`) | [`Report`], [`Predictions`], [`BypassView`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
@@ -97,6 +98,8 @@ pub use report::{
     AccuracyChart, AccuracyPoint, BrokenFile, BypassView, ComparedRun, Comparison, ConvMaps,
     FoundRun, GridMap, NamedChart, Prediction, Predictions, Report, Thumbnail,
 };
+#[cfg(all(feature = "report", feature = "data"))]
+pub use report::{Average, Figure, SeedRun, Spread, TaskTable};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
     SubLayer, TokenLayout,
@@ -107,9 +110,10 @@ pub use search::{
 };
 #[cfg(feature = "train")]
 pub use train::{
-    AdamW, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress, RunCheckpoint, RunRecord,
-    RunStart, Selection, Silent, StepReport, Stepped, TensorBoard, TrainConfig, fit, fit_resumable,
-    peak_rss_mb,
+    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Plan, PlanMethod,
+    PlannedRun, Progress, RunCheckpoint, RunRecord, RunSettings, RunStart, Selection, Setting,
+    Silent, StepReport, Stepped, TensorBoard, TrainConfig, Trial, best_trial, fit, fit_resumable,
+    peak_rss_mb, published_choice,
 };
 
 /// The programs of the README, compiled with the documentation tests.

@@ -24,7 +24,7 @@ THREADS = "2"
 
 @dataclass
 class Case:
-    """Two commands that each print a line of JSON with `median_s`, and the ratio that is aimed at."""
+    """Two commands that each print a line of JSON, and the ratio of one of its numbers that is aimed at."""
     name: str
     what: str
     ours: list
@@ -32,12 +32,23 @@ class Case:
     target: float = None
     # Processes of either side a round, where one process times one call.
     repeats: int = 1
+    key: str = "median_s"
 
 
 def step(name, what, batch, rounds, target=None, mode="train", peer_mode=None, extra=()):
     options = ["--batch", str(batch), "--rounds", str(rounds), *extra]
     return Case(name, what, ["throughput", "--mode", mode, *options],
                 ["step.py", "--mode", peer_mode or mode, *options], target)
+
+
+def recomputed(name, batch, rounds):
+    options = ["--mode", "train", "--batch", str(batch), "--rounds", str(rounds)]
+    return Case(name, f"training step, blocks computed again in backward, batch {batch}",
+                ["throughput", *options, "--recompute"], ["step.py", *options])
+
+
+def held(name, what, target, *options):
+    return Case(name, what, ["parts", "activations", *options], ["activations.py"], target, key="saved_mb_per_image")
 
 
 FLAT = ["--drop-path", "0"]
@@ -47,6 +58,10 @@ CASES = [
     step("train-32", "training step, batch 32", 32, 2, 0.85),
     step("train-8-flat", "the same without drop path, batch 8", 8, 5, extra=FLAT),
     step("train-32-flat", "the same without drop path, batch 32", 32, 2, extra=FLAT),
+    recomputed("train-8-recompute", 8, 5),
+    recomputed("train-32-recompute", 32, 2),
+    held("activations", "held between forward and backward, an image", 0.75),
+    held("activations-recompute", "the same with blocks computed again", 0.25, "--recompute"),
     step("eval-8", "evaluation against the adapted peer, batch 8", 8, 5, 0.92, "eval"),
     step("eval-32", "evaluation against the adapted peer, batch 32", 32, 3, 0.92, "eval"),
     step("eval-8-plain", "adapted, against the unadapted timm ViT, batch 8", 8, 5, 0.95, "eval", "plain-eval"),
@@ -59,16 +74,18 @@ CASES = [
 
 def run_once(command):
     """The last line that the command prints, as JSON."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    # Large blocks to and from the kernel one by one, so that memory held is memory used; it slows both sides down.
+    held = {"MALLOC_MMAP_THRESHOLD_": "65536"} if any("activations" in part for part in command) else {}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **held})
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_side(command, repeats):
+def run_side(command, case):
     """One round of one side: of several processes, the one of the median."""
-    lines = [run_once(command) for _ in range(repeats)]
-    return sorted(lines, key=lambda line: line["median_s"])[repeats // 2]
+    lines = [run_once(command) for _ in range(case.repeats)]
+    return sorted(lines, key=lambda line: line[case.key])[case.repeats // 2]
 
 
 def run_case(case, args, places):
@@ -77,21 +94,25 @@ def run_case(case, args, places):
     fill = [argument.format(inputs=args.inputs) for argument in case.peer]
     peer = [args.peer, str(HERE / fill[0]), *fill[1:], "--threads", THREADS]
     sides = [("ours", ours), ("peer", peer)]
-    return {side: run_side(command, case.repeats) for side, command in (sides if places else sides[::-1])}
+    return {side: run_side(command, case) for side, command in (sides if places else sides[::-1])}
 
 
 def summary(case, rounds):
     """What is kept of a case: medians, the ratio of each round, memory, and what only one side prints."""
     ours, peer = ([line[side] for line in rounds] for side in ("ours", "peer"))
     median = lambda lines, key: statistics.median(line[key] for line in lines)
-    entry = {"what": case.what, "target": case.target, "ours_s": median(ours, "median_s"), "peer_s": median(peer, "median_s")}
-    entry["ratio"] = entry["ours_s"] / entry["peer_s"]
-    entry["round_ratios"] = [line["ours"]["median_s"] / line["peer"]["median_s"] for line in rounds]
+    entry = {"what": case.what, "target": case.target, "ours": median(ours, case.key), "peer": median(peer, case.key)}
+    entry["ratio"] = entry["ours"] / entry["peer"]
+    entry["round_ratios"] = [line["ours"][case.key] / line["peer"][case.key] for line in rounds]
     for side, lines in (("ours", ours), ("peer", peer)):
         for key in ("peak_rss_mb", "grown_rss_mb", "times_bound", "bound_s", "file_mb", "images_per_s"):
             if all(line.get(key) is not None for line in lines):
                 entry[f"{side}_{key}"] = median(lines, key)
     return entry
+
+
+def show(case, value):
+    return f"{1e3 * value:.1f} ms" if case.key == "median_s" else f"{value:.1f} MB"
 
 
 def machine(args):
@@ -130,7 +151,7 @@ def table(results):
             continue
         target = "" if entry["target"] is None else f"{entry['target']:.2f}"
         ratios = " ".join(f"{ratio:.3f}" for ratio in entry["round_ratios"])
-        lines.append(f"| {case.name} | {entry['what']} | {1e3 * entry['ours_s']:.1f} ms | {1e3 * entry['peer_s']:.1f} ms "
+        lines.append(f"| {case.name} | {entry['what']} | {show(case, entry['ours'])} | {show(case, entry['peer'])} "
                      f"| **{entry['ratio']:.3f}** | {target} | {ratios} | {notes(entry)} |")
     lines.append("")
     for header in dict.fromkeys(header_of(entry) for entry in results.values()):
@@ -175,8 +196,8 @@ def main():
         for case in cases:
             line = run_case(case, args, index % 2 == 0)
             rounds[case.name].append(line)
-            ours, peer = line["ours"]["median_s"], line["peer"]["median_s"]
-            print(f"round {index + 1}  {case.name:14} ours {1e3 * ours:9.1f} ms  peer {1e3 * peer:9.1f} ms  "
+            ours, peer = line["ours"][case.key], line["peer"][case.key]
+            print(f"round {index + 1}  {case.name:21} ours {show(case, ours):>11}  peer {show(case, peer):>11}  "
                   f"ratio {ours / peer:.3f}", flush=True)
     file = args.out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}

@@ -1,17 +1,16 @@
 //! The demo: several methods on bundled tasks, each run in a process of its own.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use convpass::bundled::{self, BundledTask};
 use convpass::{AccuracyChart, ComparedRun, Comparison, RunRecord, ViTConfig};
 
 use super::Args;
+use super::side_by_side::side_by_side;
 
 /// What the demo compares: a name, and the flags that make it.
 ///
@@ -35,7 +34,9 @@ const DEMO: [(&str, &str); 6] = [
 /// of Convpass, so that no other method has them from a search of its own.
 const DEMO_FLAGS: &str = "--batch-size 20 --schedule step --normalization half --epochs 2 --warmup-epochs 0 --drop-path 0";
 
-const BACKBONE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors");
+/// The bundled ViT.
+pub const BUNDLED: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors");
 const DEMO_OUT: &str = "runs/demo";
 
 /// Where an arrow points, and real digits. On val200 of the other two bundled tasks Convpass was not above the probe.
@@ -44,16 +45,24 @@ const DEMO_TASKS: [BundledTask; 2] = [BundledTask::Orientation, BundledTask::Dig
 /// Every method of the demo on its tasks.
 pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
     let start = Instant::now();
-    let file = args.backbone.as_deref().unwrap_or(Path::new(BACKBONE));
+    let file = args.backbone.as_deref().unwrap_or(Path::new(BUNDLED));
     let side = args.image_size.unwrap_or(ViTConfig::infer(file)?.image_size.0);
     for task in DEMO_TASKS {
-        bundled::write(&args.data, task, side, 0)?;
+        bundled::write(args.data(), task, side, 0)?;
     }
+    let cores = args.threads.map_or_else(std::thread::available_parallelism, Ok)?.get();
     let mut comparison = Comparison::default();
     // The probe comes first: the others start from its head.
     for methods in [&DEMO[..1], &DEMO[1..]] {
         let jobs: Vec<_> = methods.iter().flat_map(|m| DEMO_TASKS.map(|task| (m, task))).collect();
-        comparison.runs.extend(side_by_side(args, &jobs, stop)?);
+        let runs = side_by_side(cores, &jobs, stop, |&((method, flags), task)| {
+            let run = run_apart(method, flags, task)?;
+            if let Some(run) = &run {
+                println!("{task} {method}: top-1 {:.2} %, {:.1} s", run.top1, run.seconds);
+            }
+            Ok(run)
+        })?;
+        comparison.runs.extend(runs.into_values());
     }
     println!("\n{comparison}");
     let points = comparison.points("Convpass");
@@ -66,43 +75,13 @@ pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Runs each job in a process of its own, as many at a time as there are cores, one thread each: at this size that
-/// is faster than one run on all of them, and libtorch's generator, which a process shares, repeats.
-fn side_by_side(
-    args: &Args,
-    jobs: &[(&(&str, &str), BundledTask)],
-    stop: &AtomicBool,
-) -> Result<Vec<ComparedRun>> {
-    let cores = args.threads.map_or_else(std::thread::available_parallelism, Ok)?.get();
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
-    let work = || -> Result<()> {
-        while !stop.load(Ordering::SeqCst) {
-            let index = next.fetch_add(1, Ordering::SeqCst);
-            let Some(&((method, flags), task)) = jobs.get(index) else { break };
-            let Some(run) = run_apart(method, flags, task)? else {
-                // Ctrl-C reaches this process too; a signal to that one alone is no wish of the user's.
-                let ended = || anyhow!("{task} {method}: its process was ended by a signal");
-                return if stop.load(Ordering::SeqCst) { Ok(()) } else { Err(ended()) };
-            };
-            println!("{task} {method}: top-1 {:.2} %, {:.1} s", run.top1, run.seconds);
-            done.lock().expect("no holder panics").insert(index, run);
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores.min(jobs.len())).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
-    })?;
-    Ok(done.into_inner().expect("no holder panics").into_values().collect())
-}
-
 /// This program on one bundled task; `None` after Ctrl-C, which reaches the process too.
 fn run_apart(method: &str, flags: &str, task: BundledTask) -> Result<Option<ComparedRun>> {
     let out = |method: &str| {
         Path::new(DEMO_OUT).join(format!("{task}-{}", method.to_lowercase().replace(' ', "-")))
     };
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--backbone", BACKBONE]).args(DEMO_FLAGS.split(' ')).args(flags.split(' '));
+    command.args(["--backbone", BUNDLED]).args(DEMO_FLAGS.split(' ')).args(flags.split(' '));
     command.args(std::env::args_os().skip(1)).args(["--threads", "1", "--task", task.name()]);
     if method != DEMO[0].0 {
         command.arg("--head").arg(out(DEMO[0].0).join("adapter.safetensors"));

@@ -88,7 +88,7 @@ impl ImageDataset {
             source: Arc::new(source),
             labels: list.entries().iter().map(|entry| entry.label).collect(),
             num_classes: list.num_classes(),
-            split_hash: hash_list(list),
+            split_hash: list.split_hash(),
             threads: cores(),
         }
     }
@@ -282,18 +282,6 @@ fn next<'a>(queue: &Mutex<Queue<'a>>) -> Option<Job<'a>> {
 
 fn clear(queue: &Mutex<Queue>) {
     *lock(queue) = Box::new(std::iter::empty());
-}
-
-/// Of `path \0 label \n` for each image: neither can hold the separator after it.
-fn hash_list(list: &FileList) -> String {
-    let mut hash = Sha256::new();
-    for entry in list.entries() {
-        hash.update(&entry.path);
-        hash.update([0]);
-        hash.update(entry.label.to_string());
-        hash.update(b"\n");
-    }
-    format!("{:x}", hash.finalize())
 }
 
 /// Of the shape, the pixels and the labels, the numbers as little-endian 64-bit ones.

@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
@@ -140,6 +142,20 @@ impl FileList {
             return Err(Error::config("class_names", expected, names.len()));
         }
         Ok(Self { class_names: names.into(), ..self })
+    }
+
+    /// SHA-256 in hex of the relative paths and labels, in their order: the same wherever the data
+    /// lies.
+    pub fn split_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for entry in self.entries() {
+            // Of `path \0 label \n`: neither can hold the separator after it.
+            hash.update(&entry.path);
+            hash.update([0]);
+            hash.update(entry.label.to_string());
+            hash.update(b"\n");
+        }
+        format!("{:x}", hash.finalize())
     }
 
     /// For a folder of several lists, which share one number of classes.

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ndarray::Axis;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -100,9 +99,9 @@ impl BypassView {
             Some(sum) => grid_map(&sum.f_div_scalar(images as f64)?),
             None => Err(Error::config("images", "at least 1", 0)),
         };
-        let pixels = dataset.images().index_axis_move(Axis(0), 0);
+        let pixels = dataset.image(0)?;
         Ok(BypassView {
-            picture: Thumbnail::new(pixels, 224)?,
+            picture: Thumbnail::new(pixels.view(), 224)?,
             maps: watched.maps()?,
             field: mean(field)?,
             frozen_field: mean(frozen)?,
@@ -377,7 +376,8 @@ mod tests {
         // By hand, over the model's own forward pass.
         let batch = Normalization::Half
             .normalize(
-                &Tensor::from_slice(data().images().as_slice().unwrap()).view([3, 20, 12, 3]),
+                &Tensor::from_slice(data().images().unwrap().as_slice().unwrap())
+                    .view([3, 20, 12, 3]),
             )
             .unwrap()
             .narrow(0, 0, 1);

@@ -21,9 +21,11 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         train: TrainConfig { seed, epochs: 3, ..TrainConfig::default() },
         backbone: "/somewhere/vit.npz".to_owned(),
         backbone_digest: "00ff".to_owned(),
+        image_size: Some((224, 224)),
         train_split: "t".to_owned(),
         val_split: None,
         test_split: Some(format!("test of {task}")),
+        head_digest: None,
         trainable_params: TrainableParams::new(1_000, 650, 100_000),
         fit: Fit {
             epochs: (0..3).map(epoch).collect(),
@@ -32,6 +34,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
             seconds: 3.0,
         },
         test_top1: Some(top1),
+        best_on_test: None,
         test_seconds: Some(1.0),
         peak_rss_mb: None,
     }

@@ -40,6 +40,8 @@ pub struct TrainConfig {
     pub augment: Option<Augment>,
     /// Which epoch's weights the run ends with.
     pub selection: Selection,
+    /// Epochs from one pass over the validation images to the next; the last epoch has one.
+    pub validate_every: usize,
     /// Whether each block is computed again in the backward pass
     /// ([`PetlModel::backward_recomputed`](crate::PetlModel::backward_recomputed)): less memory,
     /// more time, the same gradients.
@@ -61,6 +63,7 @@ impl Default for TrainConfig {
             seed: 0,
             augment: None,
             selection: Selection::LastEpoch,
+            validate_every: 1,
             recompute: false,
             prefix: None,
         }

@@ -140,6 +140,9 @@ pub(crate) fn check<B: Backbone>(
         let expected = format!("from 1 to the {} training images", train.len());
         return Err(Error::config("batch_size", expected, config.batch_size));
     }
+    if config.validate_every == 0 {
+        return Err(Error::config("validate_every", "1 or more", 0));
+    }
     if let Some(augment) = &config.augment {
         augment.validate()?;
         if config.prefix.is_some() {
@@ -223,7 +226,9 @@ impl<B: Backbone> Run<'_, B> {
         let mut steps = Steps { run: self, inputs };
         let report = epoch(inputs, place, config, device, &mut steps, observer)?;
         let ControlFlow::Continue(mut report) = report else { return Ok(false) };
-        if let Some(inputs) = validation {
+        let (done, every) = (report.epoch + 1, self.config.validate_every);
+        let due = done.is_multiple_of(every) || done == self.config.epochs;
+        if let Some(inputs) = validation.filter(|_| due) {
             let Some(top1) = self.validate(inputs, observer)? else {
                 self.save()?;
                 return Ok(false);

@@ -25,22 +25,44 @@ pub struct RunRecord {
     pub backbone: String,
     /// The backbone's digest.
     pub backbone_digest: String,
+    /// (rows, columns) of the images.
+    #[serde(default)]
+    pub image_size: Option<(i64, i64)>,
     /// Hash of the training images' list.
     pub train_split: String,
     /// Hash of the validation images' list, where there were any.
     pub val_split: Option<String>,
     /// Hash of the test images' list, where they were reached.
     pub test_split: Option<String>,
+    /// SHA-256 of the adapter file whose head the run started from, where it did.
+    #[serde(default)]
+    pub head_digest: Option<String>,
     /// Trained weights: of the method, of the head, and those of the backbone.
     pub trainable_params: TrainableParams,
     /// Epoch by epoch.
     pub fit: Fit,
     /// Top-1 in percent on the test images, with the weights that the run ended with.
     pub test_top1: Option<f64>,
+    /// The best epoch on the test images, if the run looked at them on its way. No weights are of
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_on_test: Option<BestOnTest>,
     /// Seconds of the evaluation on the test images.
     pub test_seconds: Option<f64>,
     /// The highest resident memory of the process in MB, where the system tells.
     pub peak_rss_mb: Option<f64>,
+}
+
+/// A figure that was chosen on the test images, as published ones often are: an upper bound, not to
+/// be held against one that was not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestOnTest {
+    /// Top-1 in percent on the test images.
+    pub top1: f64,
+    /// The first epoch that had it, from 0.
+    pub epoch: usize,
+    /// Epochs from one look to the next.
+    pub every: usize,
 }
 
 impl RunRecord {

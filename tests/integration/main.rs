@@ -12,6 +12,8 @@ mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]
 mod data;
+#[cfg(all(feature = "train", feature = "report"))]
+mod examples;
 mod features;
 mod golden;
 mod layering;

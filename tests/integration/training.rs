@@ -176,6 +176,26 @@ fn the_best_epoch_on_validation_is_kept() {
     assert_eq!(again.top1(), best);
 }
 
+#[test]
+fn validation_comes_as_often_as_asked_and_after_the_last_epoch() {
+    let (train, val) = (halves(16), halves(8));
+    let run = |validate_every| {
+        let config = TrainConfig { validate_every, ..config(5) };
+        let mut model = model(bypass());
+        let run = fit(&mut model, &train, Some(&val), &config, &mut Silent).unwrap();
+        let seen: Vec<bool> = run.epochs.iter().map(|epoch| epoch.val_top1.is_some()).collect();
+        (seen, weights(&model))
+    };
+    let (every, second) = (run(1), run(2));
+    assert_eq!(every.0, [true; 5]);
+    assert_eq!(second.0, [false, true, false, true, true]);
+    assert_eq!(run(100).0, [false, false, false, false, true]);
+    assert_eq!(every.1, second.1, "looking changes no weight");
+    let config = TrainConfig { validate_every: 0, ..config(5) };
+    let error = fit(&mut model(bypass()), &train, None, &config, &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Config { .. }), "{error}");
+}
+
 /// Ends the run in the middle of its second epoch.
 struct StopInSecondEpoch;
 
@@ -233,12 +253,15 @@ fn a_record_is_read_back_as_it_was_written() {
         train: config,
         backbone: "random".into(),
         backbone_digest: model.backbone().digest(),
+        image_size: Some(train.image_size()),
         train_split: train.split_hash().to_owned(),
         val_split: None,
         test_split: None,
+        head_digest: None,
         trainable_params: model.trainable_params(),
         fit,
         test_top1: Some(100.0),
+        best_on_test: None,
         test_seconds: None,
         peak_rss_mb: convpass::peak_rss_mb(),
     };

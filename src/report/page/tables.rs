@@ -112,10 +112,16 @@ pub(super) fn runs(runs: &[FoundRun]) -> Markup {
         "seconds",
         "backbone",
     ];
+    // Columns of words, which start at the left.
+    const TEXT: [usize; 6] = [0, 1, 2, 6, 7, 12];
     html! {
         div.scroll tabindex="0" role="region" aria-label="runs" {
             table {
-                thead { tr { @for head in HEADS { th scope="col" { (head) } } } }
+                thead { tr {
+                    @for (index, head) in HEADS.iter().enumerate() {
+                        th.text[TEXT.contains(&index)] scope="col" { (head) }
+                    }
+                } }
                 tbody { @for run in runs { (run_row(run)) } }
             }
         }
