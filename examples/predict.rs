@@ -20,6 +20,8 @@ mod backbone;
 mod decode_ahead;
 #[path = "predict/output.rs"]
 mod output;
+#[path = "shared/precision.rs"]
+mod precision;
 
 use std::io::{self, BufWriter};
 use std::num::NonZeroUsize;
@@ -34,6 +36,7 @@ use tch::{Kind, Tensor};
 use backbone::{Opened, Processor, Source, Visit};
 use decode_ahead::{Decoded, decode_ahead};
 use output::{Format, Prediction, Writer};
+use precision::Precision;
 
 /// Batches that are decoded while the model computes.
 const BATCHES_AHEAD: usize = 2;
@@ -62,6 +65,9 @@ struct Args {
     /// Image height and width [default: the run's, else the backbone's].
     #[arg(long)]
     image_size: Option<i64>,
+    /// What the frozen backbone computes in; as the adapter was trained.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Attention heads, where the checkpoint's width does not tell them.
     #[arg(long)]
     heads: Option<i64>,
@@ -113,7 +119,9 @@ fn run(args: &Args) -> Result<bool> {
         heads: args.heads,
         image_size: args.image_size.or(side),
         processor: args.device,
+        precision: args.precision,
     };
+    let _guard = args.precision.guard(args.device.device()?)?;
     source.open(Predict { args, adapter: &adapter, beside: &beside, record: record.as_ref() })
 }
 

@@ -9,6 +9,8 @@
 //! without gradients, `plain-eval` the backbone alone. One round before the first is not counted. `gflop` is what a
 //! round multiplies, `gemm_share` its speed over that of the machine's product of matrices, timed in the same process.
 
+#[path = "shared/precision.rs"]
+mod precision;
 #[path = "throughput/work.rs"]
 mod work;
 
@@ -16,11 +18,12 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use convpass::{AdamW, Autocast, Backbone, peak_rss_mb};
+use convpass::{AdamW, Backbone, peak_rss_mb};
 use convpass::{
     ConvBypassConfig, ConvBypassVariant, FrozenViT, Method, PetlConfig, PetlModel, Stream,
     ViTConfig,
 };
+use precision::Precision;
 use serde_json::json;
 use tch::{Device, Kind, Reduction, Tensor};
 use work::{Work, gemm_speed};
@@ -75,15 +78,6 @@ enum Mode {
     PlainEval,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Precision {
-    F32,
-    Bf16,
-    F16,
-    Int8,
-    AutocastBf16,
-}
-
 fn main() -> Result<()> {
     convpass::keep_freed_memory();
     let mut args = Args::parse();
@@ -98,10 +92,7 @@ fn main() -> Result<()> {
     }
     tch::manual_seed(0);
     let device = if args.cuda { Device::Cuda(0) } else { Device::Cpu };
-    let _autocast = match args.precision {
-        Precision::AutocastBf16 => Some(Autocast::enter(device, Kind::BFloat16)?),
-        _ => None,
-    };
+    let guard = args.precision.guard(device)?;
     let bench = Bench::new(&args, device)?;
     let mut optimizer = AdamW::new(bench.model.var_store(), 1e-4)?;
     let mut seconds = Vec::with_capacity(args.rounds);
@@ -115,11 +106,11 @@ fn main() -> Result<()> {
     seconds.sort_by(f64::total_cmp);
     let median = 0.5 * (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]);
     let peak = peak_rss_mb();
-    drop(_autocast);
+    drop(guard);
     let (flop, speed) = (bench.flop(&args), gemm_speed(device));
     let line = json!({
         "mode": args.mode.to_possible_value().map(|mode| mode.get_name().to_owned()),
-        "precision": args.precision.to_possible_value().map(|kind| kind.get_name().to_owned()),
+        "precision": args.precision.to_string(),
         "backbone_preset": args.backbone_preset,
         "batch": args.batch,
         "threads": tch::get_num_threads(),
@@ -157,12 +148,7 @@ impl Bench {
         ensure!((1..=vit.depth).contains(&last), "--last-blocks must be from 1 to {}", vit.depth);
         let first = vit.depth - last;
         let backbone = FrozenViT::random(&vit, 0, device)?;
-        let backbone = match args.precision {
-            Precision::F32 | Precision::AutocastBf16 => backbone,
-            Precision::Bf16 => backbone.to_kind(Kind::BFloat16)?,
-            Precision::F16 => backbone.to_kind(Kind::Half)?,
-            Precision::Int8 => backbone.to_int8()?,
-        };
+        let backbone = args.precision.convert(backbone)?;
         let width = |block| if block < first { 0 } else { args.bottleneck_dim };
         let base = ConvBypassConfig { bottleneck_dim: args.bottleneck_dim, ..Default::default() };
         let method = match first {

@@ -30,6 +30,8 @@ mod backbone;
 mod demo;
 #[path = "vtab_finetune/flags.rs"]
 mod flags;
+#[path = "shared/precision.rs"]
+mod precision;
 #[path = "vtab_finetune/results.rs"]
 mod results;
 #[path = "vtab_finetune/side_by_side.rs"]
@@ -57,6 +59,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use backbone::{Opened, Processor, Source, Visit};
+use precision::Precision;
 
 /// Finetunes a frozen ViT on a task in the VTAB-1k layout; without --task, compares methods on bundled tasks, with
 /// settings of their own where no flag says otherwise.
@@ -72,6 +75,9 @@ struct Args {
     /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
     #[arg(long)]
     backbone: Option<PathBuf>,
+    /// What the frozen backbone computes in; what is trained is f32 all the same.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Attention heads, where the checkpoint's width does not tell them.
     #[arg(long)]
     heads: Option<i64>,
@@ -167,7 +173,13 @@ impl Args {
     }
 
     fn source<'a>(&self, file: &'a Path) -> Source<'a> {
-        Source { file, heads: self.heads, image_size: self.image_size, processor: self.device }
+        Source {
+            file,
+            heads: self.heads,
+            image_size: self.image_size,
+            processor: self.device,
+            precision: self.precision,
+        }
     }
 }
 
@@ -293,7 +305,9 @@ fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
     let default = PathBuf::from("runs").join(format!("{name}-{}", method.name()));
     let out = args.out.as_deref().unwrap_or(&default);
     let job = Job { args, file, folder: &folder, method, out, stop };
+    let guard = args.precision.guard(args.device.device()?)?;
     let record = args.source(file).open(&job)?;
+    drop(guard);
     if let Some(top1) = record.test_top1 {
         let weights = match args.select {
             Select::Val => "best epoch on the 200",
@@ -423,7 +437,10 @@ impl Job<'_> {
             task: self.folder.name().to_owned(),
             model: model_config,
             train: train_config,
-            backbone: self.file.display().to_string(),
+            backbone: match args.precision {
+                Precision::F32 => self.file.display().to_string(),
+                precision => format!("{} in {precision}", self.file.display()),
+            },
             backbone_digest: model.backbone().digest()?,
             image_size: Some(image_size),
             train_split: hash(&train),

@@ -9,6 +9,8 @@ use convpass::{
 };
 use tch::{Cuda, Device};
 
+use crate::precision::Precision;
+
 /// A backbone, the size of its images, and the normalization that its family was trained with.
 pub struct Opened<B> {
     pub backbone: B,
@@ -28,6 +30,7 @@ pub struct Source<'a> {
     pub heads: Option<i64>,
     pub image_size: Option<i64>,
     pub processor: Processor,
+    pub precision: Precision,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -61,7 +64,7 @@ impl Source<'_> {
         vit.num_heads = self.heads.unwrap_or(vit.num_heads);
         vit.image_size = side.unwrap_or(vit.image_size);
         visit.visit(Opened {
-            backbone: FrozenViT::open_with(file, &vit, device)?,
+            backbone: self.precision.convert(FrozenViT::open_with(file, &vit, device)?)?,
             image_size: vit.image_size,
             normalization: match vit.pre_norm {
                 true => Normalization::Clip,
@@ -80,11 +83,12 @@ impl Source<'_> {
             swin.image_size = side.unwrap_or(swin.image_size);
             let image_size = swin.image_size;
             let backbone = FrozenSwin::open_with(self.file, &swin, device)?;
+            let backbone = self.precision.convert(backbone)?;
             return visit.visit(Opened { backbone, image_size, normalization });
         }
         // A convolutional network tells no size.
         let image_size = side.unwrap_or((224, 224));
-        let backbone = FrozenConvNeXt::open(self.file, device)?;
+        let backbone = self.precision.convert(FrozenConvNeXt::open(self.file, device)?)?;
         visit.visit(Opened { backbone, image_size, normalization })
     }
 }

@@ -431,6 +431,7 @@ impl Board<'_> {
             Processor::Cuda => "cuda",
         };
         command.args(["--device", device, "--threads", &self.threads.to_string()]);
+        command.args(["--precision", &self.args.precision.to_string()]);
         let numbers = [("--heads", self.args.heads), ("--image-size", self.args.image_size)];
         for (flag, number) in numbers.into_iter().filter_map(|(flag, n)| Some((flag, n?))) {
             command.args([flag, &number.to_string()]);

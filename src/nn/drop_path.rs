@@ -65,7 +65,8 @@ impl Branch {
         };
         Ok(match self.kept_of(residual.size().first().copied().unwrap_or_default()) {
             None => residual.f_add(&scaled)?,
-            Some(index) => residual.f_index_add(0, index, &scaled)?,
+            // Under autocast the two may be of different kinds.
+            Some(index) => residual.f_index_add(0, index, &scaled.f_to_kind(residual.kind())?)?,
         })
     }
 }

@@ -23,15 +23,14 @@ pub(super) fn can_attend(qkv: &Tensor) -> bool {
 /// # Errors
 /// What libtorch says.
 pub(super) fn attend(qkv: &Tensor, heads: i64) -> Result<Tensor> {
-    let (output, sums) = tch::no_grad(|| {
+    let output = tch::no_grad(|| {
         let [q, k, v] = split(qkv, heads)?;
-        let (dropout, causal, mask, scale) = (0.0, false, None::<Tensor>, None);
-        Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
-            &q, &k, &v, dropout, causal, mask, scale,
-        )
+        let (dropout, causal, mask, scale, grouped) =
+            (0.0, false, None::<&Tensor>, None::<f64>, false);
+        Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, dropout, causal, scale, grouped)
     })?;
     let output = output.f_transpose(1, 2)?.f_flatten(2, 3)?;
-    attach(output, &[qkv], &[qkv, &sums], SelfAttention { heads })
+    attach(output, &[qkv], &[qkv], SelfAttention { heads })
 }
 
 /// `[B, T, 3C]` to three of `[B, heads, T, C / heads]`.
@@ -40,8 +39,7 @@ fn split(qkv: &Tensor, heads: i64) -> Result<[Tensor; 3], tch::TchError> {
     Ok([thirds.f_select(0, 0)?, thirds.f_select(0, 1)?, thirds.f_select(0, 2)?])
 }
 
-/// The way back; saved are the queries, keys and values, and the logarithm of each row's sum,
-/// `[B, heads, T]`.
+/// The way back; saved are the queries, keys and values.
 struct SelfAttention {
     heads: i64,
 }
@@ -53,7 +51,7 @@ impl Backward for SelfAttention {
         gradient: &Tensor,
         _wanted: &[bool],
     ) -> Result<Vec<Option<Tensor>>> {
-        let [qkv, sums] = saved else { return Ok(Vec::new()) };
+        let [qkv] = saved else { return Ok(Vec::new()) };
         let result = qkv.f_empty_like()?;
         let gradient = gradient.f_unflatten(-1, [self.heads, -1])?.f_transpose(1, 2)?;
         let (parts, into) = (split(qkv, self.heads)?, split(&result, self.heads)?);
@@ -61,7 +59,7 @@ impl Backward for SelfAttention {
         for sample in 0..qkv.size()[0] {
             let of = |t: &Tensor| t.f_select(0, sample);
             let [q, k, v] = [of(&parts[0])?, of(&parts[1])?, of(&parts[2])?];
-            let gradients = sample_gradients([&q, &k, &v], &of(sums)?, &of(&gradient)?)?;
+            let gradients = sample_gradients([&q, &k, &v], &of(&gradient)?)?;
             for (into, gradient) in into.iter().zip(&gradients) {
                 of(into)?.f_copy_(gradient)?;
             }
@@ -74,17 +72,12 @@ impl Backward for SelfAttention {
 ///
 /// With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV = P^T D`, `dP = D V^T`,
 /// and of the scores `P * (dP - rowsum(P * dP))`.
-fn sample_gradients(
-    qkv: [&Tensor; 3],
-    sums: &Tensor,
-    gradient: &Tensor,
-) -> Result<[Tensor; 3], tch::TchError> {
+fn sample_gradients(qkv: [&Tensor; 3], gradient: &Tensor) -> Result<[Tensor; 3], tch::TchError> {
     let [q, k, v] = [qkv[0].f_contiguous()?, qkv[1].f_contiguous()?, qkv[2].f_contiguous()?];
     let gradient = gradient.f_contiguous()?;
     let scale = (q.size()[2] as f64).sqrt().recip();
     let turned = |t: &Tensor| t.f_transpose(1, 2);
-    let mut p = q.f_bmm(&turned(&k)?)?.f_mul_scalar_(scale)?;
-    p = p.f_sub_(&sums.f_unsqueeze(2)?)?.f_exp_()?;
+    let p = q.f_bmm(&turned(&k)?)?.f_mul_scalar_(scale)?.f_softmax(-1, q.kind())?;
     let mut dp = gradient.f_bmm(&turned(&v)?)?;
     let row_sums = p.f_mul(&dp)?.f_sum_dim_intlist(-1, true, p.kind())?;
     let mut scores = dp.f_sub_(&row_sums)?;

@@ -75,7 +75,22 @@ pub(super) fn add(
     input: &BypassInput,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (output, backward, saved) = tch::no_grad(|| forward(weights, input, residual))?;
+    let samples = Samples::new(input.branch, input.tokens.size()[0] as usize)?;
+    let shape = [samples.kept as i64, input.tokens.size()[1], weights.down.0.size()[0]];
+    let mask = mask(&shape, input.dropout)?;
+    add_masked(weights, input, residual, samples, mask)
+}
+
+/// [`add`] with what dropout multiplies the kept samples by, `[K, T, h]`.
+fn add_masked(
+    weights: &BypassWeights,
+    input: &BypassInput,
+    residual: Option<&Tensor>,
+    samples: Samples,
+    mask: Option<Tensor>,
+) -> Result<Tensor> {
+    let (output, backward, saved) =
+        tch::no_grad(|| forward(weights, input, residual, samples, mask))?;
     let inputs: Vec<&Tensor> =
         weights.all().into_iter().chain([input.tokens]).chain(residual).collect();
     match inputs.iter().any(|tensor| tensor.requires_grad()) {
@@ -89,6 +104,8 @@ fn forward(
     weights: &BypassWeights,
     input: &BypassInput,
     residual: Option<&Tensor>,
+    samples: Samples,
+    mask: Option<Tensor>,
 ) -> Result<(Tensor, FusedBypass, Vec<Tensor>)> {
     let (rows, cols) = input.layout.grid;
     let sizes = Sizes {
@@ -98,14 +115,12 @@ fn forward(
         h: weights.down.0.size()[0] as usize,
         k: weights.conv.0.size()[2] as usize,
     };
-    let samples = Samples::new(input.branch, input.tokens.size()[0] as usize)?;
     let scale = (weights.scale * input.branch.scale()) as f32;
     let packed = pack(weights, &sizes, scale)?;
     let tokens = input.tokens.f_contiguous()?;
     let residual = residual.map(|residual| residual.f_contiguous()).transpose()?;
 
     let narrow = |width: usize| [samples.kept, sizes.tokens(), width].map(|n| n as i64);
-    let mask = mask(&narrow(sizes.h), input.dropout)?;
     let mut output = Fresh::new(&tokens.size())?;
     let [mut down, mut conv] =
         [Fresh::new(&narrow(sizes.width()))?, Fresh::new(&narrow(sizes.width()))?];
@@ -312,5 +327,32 @@ impl FusedBypass {
             matrix(&parts[4])?.f_transpose(0, 1)?.f_mul_scalar(scale)?,
             parts[5].f_mul_scalar(scale)?,
         ])
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// [`add`] with a mask of the caller's: libtorch's generator is the whole process's, and other
+    /// tests draw from it meanwhile.
+    pub(crate) fn add_with_mask(
+        weights: &BypassWeights,
+        input: &BypassInput,
+        residual: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let samples = Samples::new(input.branch, input.tokens.size()[0] as usize)?;
+        add_masked(weights, input, Some(residual), samples, mask.map(Tensor::shallow_clone))
+    }
+
+    #[test]
+    fn the_mask_is_dropouts() {
+        assert!(mask(&[2, 3], 0.0).unwrap().is_none());
+        let mask = mask(&[100, 100], 0.25).unwrap().unwrap();
+        let (zeros, kept) = (mask.eq(0.0), mask.eq(f64::from(1.0f32 / 0.75)));
+        assert_eq!(zeros.logical_or(&kept).all().int64_value(&[]), 1);
+        let share = kept.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+        assert!((share - 0.75).abs() < 0.03, "{share}");
     }
 }

@@ -19,6 +19,7 @@ mod golden;
 mod layering;
 mod low_bit;
 mod peft;
+mod precision;
 #[cfg(feature = "train")]
 mod resume;
 #[cfg(feature = "train")]

@@ -1,0 +1,159 @@
+//! Backbones in other numbers than f32: what they compute, what trains beside them, what is refused.
+
+use convpass::{
+    Autocast, Backbone, ConvBypassConfig, Error, FrozenSwin, FrozenViT, LoraConfig, Method,
+    PetlConfig, PetlModel, SwinConfig, ViTConfig,
+};
+use tch::{Device, Kind, Tensor};
+
+fn small_vit() -> ViTConfig {
+    ViTConfig {
+        image_size: (16, 16),
+        patch_size: 4,
+        embed_dim: 32,
+        depth: 3,
+        num_heads: 4,
+        mlp_dim: 64,
+        ..ViTConfig::default()
+    }
+}
+
+/// Numbers that look random: libtorch's generator is the whole process's, and other tests draw
+/// from it meanwhile.
+fn numbers(shape: &[i64], seed: f64) -> Tensor {
+    let count = shape.iter().product::<i64>();
+    let steps = Tensor::arange(count, (Kind::Double, Device::Cpu));
+    ((steps * 12.9898 + seed).sin() * 43.758).sin().to_kind(Kind::Float).view(shape)
+}
+
+fn images() -> Tensor {
+    numbers(&[3, 3, 16, 16], 1.0)
+}
+
+fn bytes(backbone: &impl Backbone) -> usize {
+    let weights = backbone.named_weights().iter();
+    weights.map(|(_, weight)| weight.numel() * weight.kind().elt_size_in_bytes()).sum()
+}
+
+/// The largest difference, over the largest value.
+fn gap(a: &Tensor, b: &Tensor) -> f64 {
+    let size = b.abs().max().double_value(&[]);
+    (a.to_kind(Kind::Float) - b).abs().max().double_value(&[]) / size
+}
+
+#[test]
+fn int8_is_close_small_and_one_backbone_however_it_is_built() {
+    let vit = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
+    let int8 = vit.to_int8().unwrap();
+    assert!(int8.is_int8() && !vit.is_int8());
+    assert!(gap(&int8.features(&images()).unwrap(), &vit.features(&images()).unwrap()) < 0.02);
+    assert!(bytes(&int8) * 2 < bytes(&vit), "{} {}", bytes(&int8), bytes(&vit));
+    assert_ne!(int8.digest(), vit.digest());
+    for same in [int8.clone(), int8.to_int8().unwrap()] {
+        assert_eq!(same.digest(), int8.digest());
+        assert_eq!(same.features(&images()).unwrap(), int8.features(&images()).unwrap());
+    }
+    // Its own numbers beside the weights in int8.
+    let half = int8.to_kind(Kind::BFloat16).unwrap();
+    assert!(half.is_int8() && half.kind() == Kind::BFloat16);
+    assert!(gap(&half.features(&images()).unwrap(), &vit.features(&images()).unwrap()) < 0.05);
+
+    let config = SwinConfig {
+        image_size: (32, 32),
+        embed_dim: 32,
+        depths: vec![1, 2],
+        num_heads: vec![2, 4],
+        window_sizes: vec![(4, 4), (4, 4)],
+        patch_size: 4,
+        ..SwinConfig::default()
+    };
+    let swin = FrozenSwin::random(&config, 0, Device::Cpu).unwrap();
+    let images = numbers(&[2, 3, 32, 32], 2.0);
+    let int8 = swin.to_int8().unwrap().features(&images).unwrap();
+    assert!(gap(&int8, &swin.features(&images).unwrap()) < 0.02);
+}
+
+/// Beside int8 the trainables get the gradients of a backbone in f32 of the same values.
+#[test]
+fn gradients_beside_int8_are_those_of_its_values() {
+    let int8 = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap().to_int8().unwrap();
+    let scales: std::collections::HashMap<_, _> =
+        int8.named_weights().iter().map(|(name, weight)| (name.clone(), weight)).collect();
+    let vit = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
+    let values = vit
+        .map_weights(&mut |name, weight| {
+            let scale =
+                name.strip_suffix(".weight").and_then(|n| scales.get(&format!("{n}.scale")));
+            Ok(match scale {
+                Some(scale) => scales[name].to_kind(Kind::Float) * scale.unsqueeze(1),
+                None => weight.shallow_clone(),
+            })
+        })
+        .unwrap();
+    let bypass = Method::ConvBypass(ConvBypassConfig::default());
+    for method in [bypass, Method::Lora(LoraConfig::default()), Method::BitFit] {
+        let gradients = |backbone: FrozenViT| {
+            let config = PetlConfig { drop_path: 0.0, ..PetlConfig::new(method.clone(), 4) };
+            let model = PetlModel::new(backbone, &config).unwrap();
+            // Away from the zeros that methods start at.
+            let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            tch::no_grad(|| {
+                for (seed, (_, variable)) in variables.iter_mut().enumerate() {
+                    let noise = numbers(&variable.size(), seed as f64) * 0.1;
+                    let _added = variable.f_add_(&noise).unwrap();
+                }
+            });
+            let labels = Tensor::from_slice(&[0i64, 1, 2]);
+            let logits = model.forward(&images(), false).unwrap();
+            logits.cross_entropy_for_logits(&labels).backward();
+            variables.into_iter().map(|(name, v)| (name, v.grad())).collect::<Vec<_>>()
+        };
+        for ((name, found), (_, expected)) in
+            gradients(int8.clone()).iter().zip(gradients(values.clone()))
+        {
+            assert!(found.defined(), "{method:?}: {name} has no gradient");
+            assert!(gap(found, &expected) < 1e-4, "{method:?}: {name}");
+        }
+    }
+}
+
+#[test]
+fn what_needs_the_weights_themselves_refuses_int8() {
+    let int8 = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap().to_int8().unwrap();
+    let full = PetlModel::new(int8.clone(), &PetlConfig::new(Method::Full, 4)).unwrap_err();
+    assert!(matches!(full, Error::Config { .. }), "{full}");
+    let lora = PetlConfig::new(Method::Lora(LoraConfig::default()), 4);
+    let merged = PetlModel::new(int8, &lora).unwrap().merged_backbone().unwrap_err();
+    assert!(matches!(merged, Error::Config { .. }), "{merged}");
+}
+
+#[test]
+fn a_step_runs_in_every_precision() {
+    let vit = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
+    let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 4);
+    let labels = Tensor::from_slice(&[0i64, 1, 2]);
+    let loss = |backbone: FrozenViT| {
+        let model = PetlModel::new(backbone, &config).unwrap();
+        let logits = model.forward(&images(), true).unwrap();
+        let loss = logits.to_kind(Kind::Float).cross_entropy_for_logits(&labels);
+        loss.backward();
+        for (name, variable) in model.var_store().variables() {
+            let gradient = variable.grad();
+            assert_eq!(gradient.kind(), Kind::Float, "{name}");
+            assert!(gradient.isfinite().all().int64_value(&[]) == 1, "{name}");
+        }
+        loss.double_value(&[])
+    };
+    let expected = loss(vit.clone());
+    for kind in [Kind::BFloat16, Kind::Half] {
+        assert!((loss(vit.to_kind(kind).unwrap()) - expected).abs() < 0.1, "{kind:?}");
+    }
+    assert!((loss(vit.to_int8().unwrap()) - expected).abs() < 0.1);
+    let guarded = {
+        let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        loss(vit.clone())
+    };
+    assert!((guarded - expected).abs() < 0.1);
+    assert!((loss(vit) - expected).abs() < 0.1);
+}
