@@ -59,14 +59,21 @@ impl Branch {
 
     /// Adds the output `[K, ..]` of the branch into the residual stream `[B, ..]`.
     pub fn add(&self, residual: &Tensor, output: &Tensor) -> Result<Tensor> {
-        let scaled = match self {
-            Branch::All => output.shallow_clone(),
-            Branch::Kept { scale, .. } => output.f_mul_scalar(*scale)?,
+        let scale = match self {
+            Branch::All => return Ok(residual.f_add(output)?),
+            Branch::Kept { scale, .. } => *scale,
         };
         Ok(match self.kept_of(residual.size().first().copied().unwrap_or_default()) {
-            None => residual.f_add(&scaled)?,
+            None => {
+                let scale =
+                    output.f_new_full([0i64; 0], scale, (output.kind(), output.device()))?;
+                residual.f_addcmul(output, &scale)?
+            }
             // Under autocast the two may be of different kinds.
-            Some(index) => residual.f_index_add(0, index, &scaled.f_to_kind(residual.kind())?)?,
+            Some(index) => {
+                let scaled = output.f_mul_scalar(scale)?.f_to_kind(residual.kind())?;
+                residual.f_index_add(0, index, &scaled)?
+            }
         })
     }
 }

@@ -1,9 +1,11 @@
 //! Self-attention on a CPU as one node of the autograd graph.
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::ffi::{Backward, attach};
+use crate::ffi::{Backward, attach, for_each};
 
 /// Whether [`attend`] takes this: numbers on a CPU in the kinds that it is as exact in as
 /// libtorch's own, with a gradient to come.
@@ -55,34 +57,55 @@ impl Backward for SelfAttention {
         let result = qkv.f_empty_like()?;
         let gradient = gradient.f_unflatten(-1, [self.heads, -1])?.f_transpose(1, 2)?;
         let (parts, into) = (split(qkv, self.heads)?, split(&result, self.heads)?);
-        // A sample at a time: its scores stay in the cache.
+        let mut samples = Vec::new();
         for sample in 0..qkv.size()[0] {
             let of = |t: &Tensor| t.f_select(0, sample);
-            let [q, k, v] = [of(&parts[0])?, of(&parts[1])?, of(&parts[2])?];
-            let gradients = sample_gradients([&q, &k, &v], &of(&gradient)?)?;
-            for (into, gradient) in into.iter().zip(&gradients) {
-                of(into)?.f_copy_(gradient)?;
-            }
+            samples.push(Mutex::new(Sample {
+                qkv: [of(&parts[0])?, of(&parts[1])?, of(&parts[2])?],
+                gradient: of(&gradient)?,
+                into: [of(&into[0])?, of(&into[1])?, of(&into[2])?],
+                outcome: Ok(()),
+            }));
+        }
+        // A thread has samples of its own: their scores stay in its cache.
+        for_each(samples.len(), |index| {
+            let mut sample = samples[index].lock().unwrap_or_else(PoisonError::into_inner);
+            sample.outcome = tch::no_grad(|| sample.differentiate());
+        })?;
+        for sample in samples {
+            sample.into_inner().unwrap_or_else(PoisonError::into_inner).outcome?;
         }
         Ok(vec![Some(result)])
     }
 }
 
-/// Gradients of queries, keys and values, `[heads, T, d]` each, from that of the output.
-///
-/// With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV = P^T D`, `dP = D V^T`,
-/// and of the scores `P * (dP - rowsum(P * dP))`.
-fn sample_gradients(qkv: [&Tensor; 3], gradient: &Tensor) -> Result<[Tensor; 3], tch::TchError> {
-    let [q, k, v] = [qkv[0].f_contiguous()?, qkv[1].f_contiguous()?, qkv[2].f_contiguous()?];
-    let gradient = gradient.f_contiguous()?;
-    let scale = (q.size()[2] as f64).sqrt().recip();
-    let turned = |t: &Tensor| t.f_transpose(1, 2);
-    let p = q.f_bmm(&turned(&k)?)?.f_mul_scalar_(scale)?.f_softmax(-1, q.kind())?;
-    let mut dp = gradient.f_bmm(&turned(&v)?)?;
-    let row_sums = p.f_mul(&dp)?.f_sum_dim_intlist(-1, true, p.kind())?;
-    let mut scores = dp.f_sub_(&row_sums)?;
-    scores = scores.f_mul_(&p)?.f_mul_scalar_(scale)?;
-    Ok([scores.f_bmm(&k)?, turned(&scores)?.f_bmm(&q)?, turned(&p)?.f_bmm(&gradient)?])
+/// One of a batch.
+struct Sample {
+    /// Queries, keys and values, `[heads, T, d]`.
+    qkv: [Tensor; 3],
+    /// Of the output.
+    gradient: Tensor,
+    /// Where the gradients of queries, keys and values go.
+    into: [Tensor; 3],
+    outcome: Result<(), tch::TchError>,
+}
+
+impl Sample {
+    /// With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV = P^T D`, `dP = D V^T`,
+    /// and of the scores `P * (dP - rowsum(P * dP))`.
+    fn differentiate(&mut self) -> Result<(), tch::TchError> {
+        let ([q, k, v], gradient) = (&self.qkv, &self.gradient);
+        let scale = (q.size()[2] as f64).sqrt().recip();
+        let turned = |t: &Tensor| t.f_transpose(1, 2);
+        let p = q.f_bmm(&turned(k)?)?.f_mul_scalar_(scale)?.f_softmax(-1, q.kind())?;
+        let mut dp = gradient.f_bmm(&turned(v)?)?;
+        let row_sums = p.f_mul(&dp)?.f_sum_dim_intlist(-1, true, p.kind())?;
+        let mut scores = dp.f_sub_(&row_sums)?;
+        scores = scores.f_mul_(&p)?.f_mul_scalar_(scale)?;
+        self.into[0].f_copy_(&scores.f_bmm(k)?)?;
+        self.into[1].f_copy_(&turned(&scores)?.f_bmm(q)?)?;
+        self.into[2].f_copy_(&turned(&p)?.f_bmm(gradient)?)
+    }
 }
 
 #[cfg(test)]
