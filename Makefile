@@ -31,6 +31,7 @@ bench: libtorch
 	cargo bench $(FEATURES)
 
 # This crate and PyTorch in turn; the figures go to benches/peer/RESULTS.md. ROUNDS=5 and CASES=train-8,eval-8 choose;
+# CUDA=1 runs the cases for a GPU instead (the peer's PyTorch is one with CUDA as it comes).
 # PEER_PYTHON is a Python that has benches/peer/requirements.txt, where one is there already.
 ROUNDS ?= 3
 CASES ?=
@@ -40,9 +41,9 @@ LIBTORCH_VERSION = $(shell $(if $(LIBTORCH_USE_PYTORCH),python3 -c 'import torch
     cat $(LIBTORCH_DIR)/build-version 2>/dev/null || sed -n "s/^__version__ = '\(.*\)'/\1/p" $(LIBTORCH_DIR)/version.py))
 
 bench-peer: libtorch peer
-	cargo build $(PROFILE) --example throughput --example parts
+	cargo build $(PROFILE) $(FEATURES) --example throughput --example parts
 	$(PYTHON) benches/peer/run.py --peer $(PEER_PYTHON) --bin $(BIN) --inputs .peer/inputs \
-	    --libtorch "$(LIBTORCH_VERSION)" --rounds $(ROUNDS) --cases "$(CASES)"
+	    --libtorch "$(LIBTORCH_VERSION)" --rounds $(ROUNDS) --cases "$(CASES)" $(if $(CUDA),--cuda)
 
 ifneq ($(PEER_PYTHON),)
 peer:

@@ -17,6 +17,6 @@ criterion_group! {
 criterion_group! {
     name = models;
     config = Criterion::default().sample_size(10);
-    targets = train_step::train_step, train_step::evaluation
+    targets = train_step::train_step, train_step::variants, train_step::evaluation
 }
 criterion_main!(parts, models);

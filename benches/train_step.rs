@@ -2,7 +2,10 @@
 
 use std::hint::black_box;
 
-use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
+use convpass::{
+    Backbone, ConvBypassConfig, ConvBypassVariant, FrozenViT, Method, PetlConfig, PetlModel,
+    Stream, ViTConfig,
+};
 use criterion::{Criterion, Throughput};
 use tch::nn::{AdamW, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
@@ -35,6 +38,44 @@ pub fn train_step(criterion: &mut Criterion) {
             })
         });
     }
+    group.finish();
+}
+
+/// A step that computes each block again in backward, one from what the frozen blocks in front made
+/// of the images before, and one beside weights in int8.
+pub fn variants(criterion: &mut Criterion) {
+    let (images, labels) = (images(), Tensor::zeros([BATCH], (Kind::Int64, Device::Cpu)));
+    let mut group = criterion.benchmark_group("train_step_variants");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    let loss = |logits: &Tensor| -> convpass::Result<Tensor> {
+        Ok(logits.cross_entropy_for_logits(&labels))
+    };
+    let flat = model(0.0);
+    group.bench_function("recompute", |bencher| {
+        bencher.iter(|| flat.backward_recomputed(&images, loss).unwrap())
+    });
+    let config = ConvBypassVariant {
+        blocks: Some((0..12).map(|block| if block < 9 { 0 } else { 8 }).collect()),
+        ..ConvBypassVariant::default()
+    };
+    let config =
+        PetlConfig { drop_path: 0.0, ..PetlConfig::new(Method::ConvBypassVariant(config), 100) };
+    let last = PetlModel::new(flat.backbone().clone(), &config).unwrap();
+    group.bench_function("last_3_blocks", |bencher| {
+        bencher.iter(|| loss(&last.forward(&images, true).unwrap()).unwrap().backward())
+    });
+    let Stream { tokens, layout } = last.frozen_prefix(&images).unwrap();
+    group.bench_function("last_3_blocks_from_the_prefix", |bencher| {
+        bencher.iter(|| {
+            let stream = Stream { tokens: tokens.shallow_clone(), layout };
+            loss(&last.forward_from(stream, true).unwrap()).unwrap().backward()
+        })
+    });
+    let int8 = flat.backbone().to_int8().unwrap();
+    let int8 = PetlModel::new(int8, flat.config()).unwrap();
+    group.bench_function("int8", |bencher| {
+        bencher.iter(|| loss(&int8.forward(&images, true).unwrap()).unwrap().backward())
+    });
     group.finish();
 }
 

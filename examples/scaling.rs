@@ -202,32 +202,36 @@ fn draw(cell: &Cell, file: &std::path::Path) -> Result<()> {
         }
     }
     for (area, panel) in root.split_evenly((2, 2)).iter().zip(&panels) {
+        // What grows doubles or so from one to the next: at equal distances.
+        let values = panel.iter().map(|series| series.values).max_by_key(|values| values.len());
+        let values = values.unwrap_or_default();
         let points = |series: &Series| -> Vec<(f64, f64)> {
             let per_image = |cell: &Value| 1e3 * number(cell, "median_s") / number(cell, "batch");
-            series
-                .values
-                .iter()
-                .map(|&value| (value as f64, per_image(cell(series, value))))
-                .collect()
+            let place = |value| values.iter().position(|&other| other == value).unwrap_or_default();
+            let point = |&value: &i64| (place(value) as f64, per_image(cell(series, value)));
+            series.values.iter().map(point).collect()
         };
-        let all: Vec<(f64, f64)> = panel.iter().flat_map(|series| points(series)).collect();
-        let (low, high) = all
-            .iter()
-            .fold((f64::MAX, 0.0), |(low, high): (f64, f64), p| (low.min(p.0), high.max(p.0)));
-        let top = all.iter().fold(0.0, |top: f64, p| top.max(p.1));
+        let heights = panel.iter().flat_map(|series| points(series)).map(|point| point.1);
+        let top = heights.fold(0.0, f64::max);
+        let width = values.len() as f64 - 1.0;
         let mut chart = ChartBuilder::on(area)
             .margin(14)
             .x_label_area_size(40)
             .y_label_area_size(56)
-            .build_cartesian_2d((low * 0.9..high * 1.1).log_scale(), 0.0..top * 1.15)?;
-        let ticks = panel[0].values.len();
+            .build_cartesian_2d(-0.2..width + 0.2, 0.0..top * 1.4)?;
+        let name = |x: &f64| match (x.round() - x).abs() < 1e-9 {
+            true => values.get(*x as usize).map_or(String::new(), i64::to_string),
+            false => String::new(),
+        };
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .x_labels(ticks)
+            .light_line_style(TRANSPARENT)
+            .x_labels(2 * values.len())
             .x_desc(panel[0].axis)
             .y_desc("ms an image")
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_labels(6)
+            .x_label_formatter(&name)
             .y_label_formatter(&|y| format!("{y:.0}"))
             .label_style(("sans-serif", 14))
             .draw()?;
@@ -242,7 +246,7 @@ fn draw(cell: &Cell, file: &std::path::Path) -> Result<()> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerLeft)
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .label_font(("sans-serif", 14))
             .draw()?;

@@ -72,6 +72,17 @@ CASES = [
 ]
 
 
+GPU = ["--cuda", "--precision", "autocast-bf16"]
+# Instead of the above with --cuda.
+CUDA_CASES = [
+    step("cuda-train-32", "training step on a GPU, autocast to bf16, batch 32", 32, 20, extra=GPU),
+    step("cuda-train-64", "training step on a GPU, autocast to bf16, batch 64", 64, 20, extra=GPU),
+    step("cuda-eval-64", "evaluation on a GPU, autocast to bf16, batch 64", 64, 20, mode="eval", extra=GPU),
+    step("cuda-eval-64-plain", "adapted, against the unadapted timm ViT on a GPU, batch 64", 64, 20, mode="eval",
+         peer_mode="plain-eval", extra=GPU),
+]
+
+
 def run_once(command):
     """The last line that the command prints, as JSON."""
     # Large blocks to and from the kernel one by one, so that memory held is memory used; it slows both sides down.
@@ -145,7 +156,7 @@ def notes(entry):
 def table(results):
     """results.json as Markdown."""
     lines = ["| case | | ours | peer | ratio | at most | each round | |", "|---|---|---|---|---|---|---|---|"]
-    for case in CASES:
+    for case in CASES + CUDA_CASES:
         entry = results.get(case.name)
         if entry is None:
             continue
@@ -172,15 +183,17 @@ def parse_args():
     parser.add_argument("--inputs", type=Path, required=True, help="where make_inputs.py writes")
     parser.add_argument("--libtorch", default="unknown", help="version of the libtorch that the examples use")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cuda", action="store_true", help="the cases for a GPU")
     parser.add_argument("--cases", default="", help="names with commas between; all if empty")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
     args = parser.parse_args()
-    known = [case.name for case in CASES]
+    cases = CUDA_CASES if args.cuda else CASES
+    known = [case.name for case in cases]
     wanted = [name for name in args.cases.split(",") if name] or known
     unknown = [name for name in wanted if name not in known]
     if unknown or args.rounds < 1:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(known)}" if unknown else "--rounds: at least 1")
-    return args, [case for case in CASES if case.name in wanted]
+    return args, [case for case in cases if case.name in wanted]
 
 
 def main():
@@ -203,7 +216,7 @@ def main():
     results = json.loads(file.read_text()) if file.exists() else {}
     for case in cases:
         results[case.name] = {**summary(case, rounds[case.name]), "date": today, "machine": where}
-    results = {case.name: results[case.name] for case in CASES if case.name in results}
+    results = {case.name: results[case.name] for case in CASES + CUDA_CASES if case.name in results}
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
     text = table(results)

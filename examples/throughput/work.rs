@@ -38,7 +38,9 @@ impl Work<'_> {
                 let rows = if block == depth - 1 { 1.0 } else { tokens };
                 let (frozen, bypass) = (self.block(tokens, rows), self.bypass(rows));
                 let forward = frozen + bypass;
-                let backward = if self.train { frozen + 2.0 * bypass } else { 0.0 };
+                // Nothing before the first bypass needs a gradient: of its block, attention does not.
+                let back = if block == first { self.mlp(rows) } else { frozen };
+                let backward = if self.train { back + 2.0 * bypass } else { 0.0 };
                 let again = if self.train && self.recompute { forward } else { 0.0 };
                 forward + backward + again
             })
@@ -48,9 +50,13 @@ impl Work<'_> {
 
     /// Forward through a block whose residual stream is `rows` tokens.
     fn block(&self, tokens: f64, rows: f64) -> f64 {
-        let (c, hidden) = (self.vit.embed_dim as f64, self.vit.mlp_dim as f64);
+        let c = self.vit.embed_dim as f64;
         let projections = 2.0 * c * (2.0 * c * tokens + 2.0 * c * rows);
-        projections + 4.0 * tokens * rows * c + 4.0 * c * hidden * rows
+        projections + 4.0 * tokens * rows * c + self.mlp(rows)
+    }
+
+    fn mlp(&self, rows: f64) -> f64 {
+        4.0 * (self.vit.embed_dim * self.vit.mlp_dim) as f64 * rows
     }
 
     /// Forward through the two bypasses of a block.

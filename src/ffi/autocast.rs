@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// Autocast for as long as it lives, on this thread: libtorch computes products in bf16 or f16
 /// and what needs the range in f32, and weights stay as they are.
 ///
+/// It may live through many steps: casts of weights that are trained are not kept.
+///
 /// Whatever way the guard goes out of scope (an early return, an error, a panic), autocast is as it
 /// was before. Guards are dropped in the reverse order of their making.
 ///
@@ -62,7 +64,9 @@ impl Autocast {
             _ => return Err(Error::config("device", "a CPU or a CUDA GPU", format!("{device:?}"))),
         };
         let before = State::get(cuda)?;
-        State { enabled: true, kind, cache: true }.set(cuda, 1)?;
+        // The cache holds the casts of trained weights until the guard is gone: across a step of the
+        // optimizer they would be the old ones. Frozen weights it does not hold at all.
+        State { enabled: true, kind, cache: false }.set(cuda, 1)?;
         Ok(Autocast { cuda, before, _thread: PhantomData })
     }
 }
