@@ -17,8 +17,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use convpass::{
     Augment, CosineSchedule, FileList, Fit, FrozenViT, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, TrainConfig, evaluate, fit,
-    peak_rss_mb,
+    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, Spread, TrainConfig, evaluate,
+    fit, peak_rss_mb,
 };
 use tch::{Cuda, Device};
 
@@ -102,8 +102,10 @@ fn main() -> Result<()> {
             save(&args.out.join("results.csv"), &results)?;
             top1.push(found);
         }
-        let (mean, deviation) = mean_and_deviation(&top1);
-        println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {} seeds", top1.len());
+        if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
+            let deviation = deviation.unwrap_or_default();
+            println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {seeds} seeds");
+        }
     }
     Ok(())
 }
@@ -239,12 +241,4 @@ fn save(file: &Path, results: &[(usize, i64, usize, f64)]) -> Result<()> {
         table.serialize(row)?;
     }
     Ok(table.flush()?)
-}
-
-/// The deviation is that of a sample; 0 of one value.
-fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, (squares / (count - 1.0).max(1.0)).sqrt())
 }

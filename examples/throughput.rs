@@ -134,8 +134,7 @@ struct Bench {
     images: Tensor,
     labels: Tensor,
     /// What a step starts from in place of images.
-    prefix: Option<Tensor>,
-    layout: convpass::TokenLayout,
+    prefix: Option<Stream>,
 }
 
 impl Bench {
@@ -163,13 +162,8 @@ impl Bench {
         let images = Tensor::randn([args.batch, 3, height, width], (Kind::Float, device));
         let labels = Tensor::zeros([args.batch], (Kind::Int64, device));
         let model = PetlModel::new(backbone, &config)?;
-        let Stream { tokens, layout } = model.frozen_prefix(&images.narrow(0, 0, 1))?;
-        drop(tokens);
-        let prefix = match args.prefix {
-            true => Some(model.frozen_prefix(&images)?.tokens),
-            false => None,
-        };
-        Ok(Bench { vit, first, model, images, labels, prefix, layout })
+        let prefix = args.prefix.then(|| model.frozen_prefix(&images)).transpose()?;
+        Ok(Bench { vit, first, model, images, labels, prefix })
     }
 
     fn logits(&self, train: bool) -> Result<Tensor> {
@@ -180,8 +174,8 @@ impl Bench {
     }
 
     fn stream(&self) -> Option<Stream> {
-        let tokens = self.prefix.as_ref()?.shallow_clone();
-        Some(Stream { tokens, layout: self.layout })
+        let Stream { tokens, layout } = self.prefix.as_ref()?;
+        Some(Stream { tokens: tokens.shallow_clone(), layout: *layout })
     }
 
     fn round(&self, args: &Args, optimizer: &mut AdamW) -> Result<()> {

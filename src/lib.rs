@@ -98,7 +98,7 @@ pub use report::{
     AccuracyChart, AccuracyPoint, BrokenFile, BypassView, ComparedRun, Comparison, ConvMaps,
     FoundRun, GridMap, NamedChart, Prediction, Predictions, Report, Thumbnail,
 };
-#[cfg(all(feature = "report", feature = "data"))]
+#[cfg(feature = "report")]
 pub use report::{Average, Figure, SeedRun, Spread, TaskTable};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,

@@ -34,7 +34,7 @@ impl Sizes {
     }
 
     /// Numbers of each part of [`Gradients`], in its order.
-    fn gradient_parts(&self) -> [usize; 6] {
+    pub(super) fn gradient_parts(&self) -> [usize; 6] {
         let (w, c) = (self.width(), self.c);
         [w * c, w, self.k * self.k * w * w, w, w * c, c]
     }

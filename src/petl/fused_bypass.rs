@@ -311,10 +311,10 @@ impl FusedBypass {
     /// The sum of `parts` as the gradients of the six weights, in their shapes.
     fn unpack(&self, parts: &Tensor) -> Result<[Tensor; 6]> {
         let (h, w, c) = (self.sizes.h as i64, self.sizes.width() as i64, self.sizes.c as i64);
+        let lengths = self.sizes.gradient_parts().map(|length| length as i64);
         let (k, scale) = (self.sizes.k as i64, f64::from(self.scale));
         let sum = parts.f_sum_dim_intlist(0, false, Kind::Float)?;
-        let sizes = [w * c, w, k * k * w * w, w, w * c, c];
-        let parts = sum.f_split_with_sizes(sizes, 0)?;
+        let parts = sum.f_split_with_sizes(lengths, 0)?;
         let matrix = |part: &Tensor| part.f_view([w, c])?.f_narrow(0, 0, h);
         // [k * k, w inputs, w outputs] -> [h outputs, h inputs, k, k]
         let taps = parts[2].f_view([k * k, w, w])?.f_narrow(1, 0, h)?.f_narrow(2, 0, h)?;

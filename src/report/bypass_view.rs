@@ -12,7 +12,7 @@ use super::picture::Thumbnail;
 use crate::backbone::{Backbone, Pass, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{read_json, write_json};
 use crate::model::PetlModel;
 use crate::petl::{Bypasses, PassValues};
 use crate::seam::{Beside, NoMethod, Seam, Site, SubLayer, TokenLayout};
@@ -114,9 +114,7 @@ impl BypassView {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let text = serde_json::to_vec(self).map_err(|e| Error::io(path)(e.into()))?;
-        write_atomically(path, &text)
+        write_json(path.as_ref(), self)
     }
 
     /// Reads what [`BypassView::save`] wrote.
@@ -126,9 +124,7 @@ impl BypassView {
     /// contradicts itself.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read(path).map_err(Error::io(path))?;
-        let view: BypassView =
-            serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))?;
+        let view: BypassView = read_json(path)?;
         let maps = view.maps.iter().flat_map(|maps| maps.before.iter().chain(&maps.after));
         let wrong = maps.chain([&view.field, &view.frozen_field]).find(|map| !map.is_whole());
         match wrong {

@@ -17,7 +17,6 @@ mod results;
 mod runs;
 mod sheet;
 mod summary;
-#[cfg(feature = "data")]
 mod task_table;
 #[cfg(test)]
 mod testing;
@@ -29,5 +28,4 @@ pub use folder_report::{NamedChart, Report};
 pub use picture::Thumbnail;
 pub use predictions::{Prediction, Predictions};
 pub use runs::{BrokenFile, FoundRun};
-#[cfg(feature = "data")]
 pub use task_table::{Average, Figure, SeedRun, Spread, TaskTable};

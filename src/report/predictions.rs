@@ -15,7 +15,7 @@ use crate::data::{
     decode_image,
 };
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{read_json, write_json};
 use crate::model::PetlModel;
 
 /// Images decoded at a time.
@@ -159,9 +159,7 @@ impl Predictions {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let text = serde_json::to_vec(self).map_err(|e| Error::io(path)(e.into()))?;
-        write_atomically(path, &text)
+        write_json(path.as_ref(), self)
     }
 
     /// Reads what [`Predictions::save`] wrote.
@@ -171,9 +169,7 @@ impl Predictions {
     /// class that there is not.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read(path).map_err(Error::io(path))?;
-        let found: Predictions =
-            serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))?;
+        let found: Predictions = read_json(path)?;
         let classes = 0..found.num_classes;
         let wrong =
             |p: &&Prediction| !classes.contains(&p.label) || !classes.contains(&p.predicted);

@@ -7,32 +7,9 @@ use serde_json::Value;
 
 use super::methods;
 use super::runs::FoundRun;
+use super::task_table::Spread;
 use crate::data::vtab;
 use crate::train::{RunRecord, Selection};
-
-/// A number over seeds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Score {
-    pub(super) mean: f64,
-    /// The sample's standard deviation, from two seeds on.
-    pub(super) deviation: Option<f64>,
-    pub(super) seeds: usize,
-}
-
-impl Score {
-    /// One number, of nobody's seeds.
-    pub(super) fn single(mean: f64) -> Self {
-        Score { mean, deviation: None, seeds: 1 }
-    }
-
-    fn over(values: &[f64]) -> Self {
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let deviation = (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt());
-        Score { mean, deviation, seeds: values.len() }
-    }
-}
 
 /// Runs of a method on a task that differ in their seeds alone.
 #[derive(Debug)]
@@ -55,13 +32,13 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    pub(super) fn score(&self, task: &str) -> Option<Score> {
-        self.cells.get(task).map(|cell| Score::over(&cell.top1().collect::<Vec<_>>()))
+    pub(super) fn score(&self, task: &str) -> Option<Spread> {
+        Spread::of(&self.cells.get(task)?.top1().collect::<Vec<_>>())
     }
 
     /// The mean of the means of groups of tasks; `None` if a task is missing. It has a deviation
     /// where each task was run with the same seeds.
-    pub(super) fn average(&self, groups: &[Vec<&str>]) -> Option<Score> {
+    pub(super) fn average(&self, groups: &[Vec<&str>]) -> Option<Spread> {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let over = |value: &dyn Fn(&str) -> Option<f64>| -> Option<f64> {
             let group = |tasks: &Vec<&str>| -> Option<f64> {
@@ -74,11 +51,11 @@ impl Line<'_> {
         let seeds: BTreeSet<_> = cells().next()?.by_seed.keys().copied().collect();
         if !cells().all(|cell| cell.by_seed.keys().eq(seeds.iter())) {
             let seeds = cells().map(|cell| cell.by_seed.len()).min()?;
-            return Some(Score { mean, deviation: None, seeds });
+            return Some(Spread { mean, deviation: None, seeds });
         }
         let of_seed = |seed| over(&|task| self.cells.get(task)?.by_seed.get(seed)?.test_top1);
         let each: Vec<f64> = seeds.iter().filter_map(of_seed).collect();
-        Some(Score { mean, ..Score::over(&each) })
+        Some(Spread { mean, ..Spread::of(&each)? })
     }
 
     /// Trained weights of the method and of the head, the mean over its tasks.
@@ -306,7 +283,7 @@ mod tests {
         assert!((score.deviation.unwrap() - 7.5 / 2f64.sqrt()).abs() < 1e-12);
         assert_eq!(line.average(&[vec!["a", "d"]]), None);
         let unequal = Results::new(&runs[..5], false).lines.remove(0).average(&[vec!["a", "c"]]);
-        assert_eq!(unequal, Some(Score { mean: 47.5, deviation: None, seeds: 1 }));
+        assert_eq!(unequal, Some(Spread { mean: 47.5, deviation: None, seeds: 1 }));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Tables as data: what the page, the charts and the terminal show.
 
 use super::published::{PAPER, Published, RETUNED, mean_head};
-use super::results::{Line, Results, Score};
+use super::results::{Line, Results};
+use super::task_table::Spread;
 use crate::data::vtab::{self, TASKS, VtabGroup};
 
 /// What a column is of.
@@ -59,7 +60,7 @@ pub(super) struct Row {
     pub(super) label: String,
     pub(super) source: Source,
     /// One a column.
-    pub(super) scores: Vec<Option<Score>>,
+    pub(super) scores: Vec<Option<Spread>>,
     /// Trained weights of the method and of its heads, the mean over tasks.
     pub(super) weights: Option<(f64, f64)>,
 }
@@ -176,7 +177,11 @@ impl Sheet {
         Row {
             label: row.method.to_owned(),
             source,
-            scores: self.columns.iter().map(|c| score(c).map(Score::single)).collect(),
+            scores: self
+                .columns
+                .iter()
+                .map(|c| score(c).and_then(|top1| Spread::of(&[top1])))
+                .collect(),
             weights: row.params.map(|params| (params, mean_head())),
         }
     }
@@ -223,7 +228,7 @@ const PROTOCOL: &str = "Paper: arXiv 2207.07039, ViT-B/16 of ImageNet-21k; its c
     Re-tuned: OSU-MLB (CVPR 2025), last epoch. These runs report the epoch that the run ended with.";
 
 /// `53.20`, or `53.20 ± 0.41` over seeds.
-pub(super) fn percent(score: &Score) -> String {
+pub(super) fn percent(score: &Spread) -> String {
     match score.deviation {
         Some(deviation) => format!("{:.2} ± {deviation:.2}", score.mean),
         None => format!("{:.2}", score.mean),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::config::TrainConfig;
 use super::fit::Fit;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{read_json, write_atomically};
 use crate::model::{PetlConfig, TrainableParams};
 
 /// A run's record: enough to say what a number means and to run it again.
@@ -82,9 +82,7 @@ impl RunRecord {
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is no record.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let text = std::fs::read(path).map_err(Error::io(path))?;
-        serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
+        read_json(path.as_ref())
     }
 }
 

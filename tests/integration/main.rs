@@ -25,6 +25,8 @@ mod resume;
 #[cfg(feature = "train")]
 mod search;
 #[cfg(feature = "train")]
+mod small;
+#[cfg(feature = "train")]
 mod streaming;
 #[cfg(feature = "train")]
 mod training;

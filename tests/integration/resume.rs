@@ -10,12 +10,14 @@ use std::time::Duration;
 use convpass::{
     ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT, ImageDataset,
     JsonLog, Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunCheckpoint,
-    RunStart, Selection, Silent, StepReport, Stepped, TrainConfig, ViTConfig, fit, fit_resumable,
+    RunStart, Selection, Silent, StepReport, Stepped, TrainConfig, fit, fit_resumable,
 };
 use ndarray::Array4;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
+
+use crate::small::small_vit;
 
 /// Three classes of square images by where they are bright, and noise that differs by `salt`.
 fn bars(count: usize, side: usize, salt: usize) -> ImageDataset {
@@ -272,16 +274,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
 
 /// Nothing is drawn in its runs, so that other tests in this process do not disturb them.
 fn quiet_model(drop_path: f64) -> PetlModel {
-    let vit = ViTConfig {
-        image_size: (16, 16),
-        patch_size: 4,
-        embed_dim: 32,
-        depth: 2,
-        num_heads: 2,
-        mlp_dim: 64,
-        ..ViTConfig::default()
-    };
-    let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
+    let backbone = small_vit();
     let config = PetlConfig { seed: 5, drop_path, ..PetlConfig::new(in_last_block(2, 0.0), 3) };
     PetlModel::new(backbone, &config).unwrap()
 }

@@ -4,12 +4,13 @@ use std::ops::ControlFlow;
 use std::process::Command;
 
 use convpass::{
-    Backbone, CosineSchedule, EvolutionConfig, FrozenViT, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, SearchModule, SearchSpace, Silent, StepReport, Stepped,
-    Supernet, TrainConfig, ViTConfig, Widths, evaluate, evolve,
+    Backbone, CosineSchedule, EvolutionConfig, ImageDataset, Method, Normalization, Observer,
+    PetlConfig, PetlModel, SearchModule, SearchSpace, Silent, StepReport, Stepped, Supernet,
+    TrainConfig, Widths, evaluate, evolve,
 };
 use ndarray::Array4;
-use tch::Device;
+
+use crate::small::small_vit;
 
 /// Two classes of 16x16 images: bright in the upper half or in the lower one.
 fn halves(count: usize) -> ImageDataset {
@@ -22,16 +23,7 @@ fn halves(count: usize) -> ImageDataset {
 }
 
 fn supernet() -> Supernet {
-    let vit = ViTConfig {
-        image_size: (16, 16),
-        patch_size: 4,
-        embed_dim: 32,
-        depth: 2,
-        num_heads: 2,
-        mlp_dim: 64,
-        ..ViTConfig::default()
-    };
-    let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
+    let backbone = small_vit();
     let space = SearchSpace::new(SearchModule::noah(), &backbone.shape()).unwrap();
     Supernet::new(backbone, space, 2, 5).unwrap()
 }

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 
 use convpass::{
-    Augment, ConvBypassConfig, Error, FileList, FrozenViT, ImageDataset, Method, Normalization,
-    PetlConfig, PetlModel, PrefixCache, Resize, Silent, TrainConfig, ViTConfig, evaluate, fit,
+    Augment, ConvBypassConfig, Error, FileList, ImageDataset, Method, Normalization, PetlConfig,
+    PetlModel, PrefixCache, Resize, Silent, TrainConfig, evaluate, fit,
 };
 use image::{Rgb, RgbImage};
-use tch::Device;
+
+use crate::small::small_vit;
 
 /// `count` PNG files of 20x15 in two classes, and their list.
 fn photos(count: usize) -> (tempfile::TempDir, FileList) {
@@ -33,16 +34,7 @@ fn resize() -> Resize {
 
 /// Draws nothing in training, so that two of them can run in one process.
 fn model(method: Method) -> PetlModel {
-    let vit = ViTConfig {
-        image_size: (16, 16),
-        patch_size: 4,
-        embed_dim: 32,
-        depth: 2,
-        num_heads: 2,
-        mlp_dim: 64,
-        ..ViTConfig::default()
-    };
-    let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
+    let backbone = small_vit();
     let config = PetlConfig { seed: 5, drop_path: 0.0, ..PetlConfig::new(method, 2) };
     PetlModel::new(backbone, &config).unwrap()
 }

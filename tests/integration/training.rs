@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use convpass::{
-    ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT, ImageDataset,
-    Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection,
-    Silent, StepReport, Stepped, TrainConfig, ViTConfig, evaluate, fit,
+    ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, ImageDataset, Method,
+    Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection, Silent,
+    StepReport, Stepped, TrainConfig, evaluate, fit,
 };
 use ndarray::Array4;
-use tch::{Device, Tensor};
+use tch::Tensor;
+
+use crate::small::small_vit;
 
 /// Two classes of 16x16 images: bright in the left half or in the right one.
 fn halves(count: usize) -> ImageDataset {
@@ -25,16 +27,7 @@ fn halves(count: usize) -> ImageDataset {
 }
 
 fn model(method: Method) -> PetlModel {
-    let vit = ViTConfig {
-        image_size: (16, 16),
-        patch_size: 4,
-        embed_dim: 32,
-        depth: 2,
-        num_heads: 2,
-        mlp_dim: 64,
-        ..ViTConfig::default()
-    };
-    let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
+    let backbone = small_vit();
     PetlModel::new(backbone, &PetlConfig { seed: 5, ..PetlConfig::new(method, 2) }).unwrap()
 }
 

@@ -9,7 +9,7 @@ pub(super) const TIMM: Family = Family {
     separator: '.',
     prefixes: &[""],
     signatures: &["stages.0.blocks.0.conv_dw.weight"],
-    rules: TIMM_RULES,
+    rules: &[TIMM_RULES],
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
@@ -19,7 +19,7 @@ pub(super) const TIMM: Family = Family {
 pub(super) const FACEBOOK: Family = Family {
     name: "Facebook ConvNeXt",
     signatures: &["stages.0.0.dwconv.weight"],
-    rules: FACEBOOK_RULES,
+    rules: &[FACEBOOK_RULES],
     ..TIMM
 };
 

@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '/',
     prefixes: &["", "opt/target/", "params/"],
     signatures: &["embedding/kernel"],
-    rules: RULES,
+    rules: &[RULES],
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,

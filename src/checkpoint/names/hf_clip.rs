@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &["vision_model.", ""],
     signatures: &["embeddings.class_embedding"],
-    rules: RULES,
+    rules: &[RULES, BLOCKS],
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
@@ -26,21 +26,16 @@ pub(super) const TEXT_FAMILY: Family = Family {
     separator: '.',
     prefixes: &["text_model.", ""],
     signatures: &["embeddings.token_embedding.weight"],
-    rules: TEXT_RULES,
+    rules: &[TEXT_RULES, BLOCKS],
     around: AROUND_TEXT,
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
     positions: Positions::None,
 };
 
+/// Of either tower.
 #[rustfmt::skip]
-const RULES: &[Rule] = &[
-    copy("embeddings.class_embedding", "cls_token"),
-    copy("embeddings.position_embedding.weight", "pos_embed"),
-    copy("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
-    copy("embeddings.patch_embedding.bias", "patch_embed.proj.bias"),
-    copy("pre_layrnorm.weight", "norm_pre.weight"),
-    copy("pre_layrnorm.bias", "norm_pre.bias"),
+const BLOCKS: &[Rule] = &[
     copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
     copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
     copy("encoder.layers.*.self_attn.{q,k,v}_proj.weight", QKV_WEIGHT),
@@ -53,6 +48,16 @@ const RULES: &[Rule] = &[
     copy("encoder.layers.*.mlp.fc1.bias", "blocks.*.mlp.fc1.bias"),
     copy("encoder.layers.*.mlp.fc2.weight", "blocks.*.mlp.fc2.weight"),
     copy("encoder.layers.*.mlp.fc2.bias", "blocks.*.mlp.fc2.bias"),
+];
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("embeddings.class_embedding", "cls_token"),
+    copy("embeddings.position_embedding.weight", "pos_embed"),
+    copy("embeddings.patch_embedding.weight", "patch_embed.proj.weight"),
+    copy("embeddings.patch_embedding.bias", "patch_embed.proj.bias"),
+    copy("pre_layrnorm.weight", "norm_pre.weight"),
+    copy("pre_layrnorm.bias", "norm_pre.bias"),
     copy("post_layernorm.weight", "norm.weight"),
     copy("post_layernorm.bias", "norm.bias"),
     skip("embeddings.position_ids", INDICES),
@@ -70,18 +75,6 @@ const AROUND: &[Rule] = &[
 const TEXT_RULES: &[Rule] = &[
     copy("embeddings.token_embedding.weight", "token_embed"),
     copy("embeddings.position_embedding.weight", "pos_embed"),
-    copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
-    copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
-    copy("encoder.layers.*.self_attn.{q,k,v}_proj.weight", QKV_WEIGHT),
-    copy("encoder.layers.*.self_attn.{q,k,v}_proj.bias", QKV_BIAS),
-    copy("encoder.layers.*.self_attn.out_proj.weight", "blocks.*.attn.proj.weight"),
-    copy("encoder.layers.*.self_attn.out_proj.bias", "blocks.*.attn.proj.bias"),
-    copy("encoder.layers.*.layer_norm2.weight", "blocks.*.norm2.weight"),
-    copy("encoder.layers.*.layer_norm2.bias", "blocks.*.norm2.bias"),
-    copy("encoder.layers.*.mlp.fc1.weight", "blocks.*.mlp.fc1.weight"),
-    copy("encoder.layers.*.mlp.fc1.bias", "blocks.*.mlp.fc1.bias"),
-    copy("encoder.layers.*.mlp.fc2.weight", "blocks.*.mlp.fc2.weight"),
-    copy("encoder.layers.*.mlp.fc2.bias", "blocks.*.mlp.fc2.bias"),
     copy("final_layer_norm.weight", "norm.weight"),
     copy("final_layer_norm.bias", "norm.bias"),
     skip("embeddings.position_ids", INDICES),

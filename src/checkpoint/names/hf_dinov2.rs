@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &["", "dinov2.", "dinov2_with_registers."],
     signatures: &["encoder.layer.0.norm1.weight"],
-    rules: RULES,
+    rules: &[RULES],
     around: AROUND,
     norm_eps: 1e-6,
     activation: Activation::Gelu,

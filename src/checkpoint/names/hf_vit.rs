@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &["", "vit."],
     signatures: &["encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight"],
-    rules: RULES,
+    rules: &[RULES],
     around: AROUND,
     norm_eps: 1e-12,
     activation: Activation::Gelu,

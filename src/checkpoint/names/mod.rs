@@ -32,8 +32,8 @@ pub(super) struct Family {
     pub(super) prefixes: &'static [&'static str],
     /// A file that has one of these, behind one prefix, is of this family.
     pub(super) signatures: &'static [&'static str],
-    /// The names of the backbone.
-    pub(super) rules: &'static [Rule],
+    /// The names of the backbone, in tables that families may share.
+    pub(super) rules: &'static [&'static [Rule]],
     /// The names around it, which take no prefix.
     pub(super) around: &'static [Rule],
     /// Epsilon of the layer norms; files do not tell it.
@@ -153,29 +153,30 @@ impl Family {
     /// The rule for a name of a file of this family whose backbone stands behind `prefix`, and how
     /// it matches.
     pub(super) fn find(&self, prefix: &str, name: &str) -> Option<(&'static Rule, Match)> {
-        self.tables(prefix).into_iter().find_map(|(prefix, rules)| {
-            let name = name.strip_prefix(prefix)?;
-            rules.iter().find_map(|rule| Some((rule, matches(rule.from, name, self.separator)?)))
+        self.rules(prefix).find_map(|(prefix, rule)| {
+            Some((rule, matches(rule.from, name.strip_prefix(prefix)?, self.separator)?))
         })
     }
 
     /// The name that a file of this family has for each part of the model's `name`: that of the
     /// first rule.
     pub(super) fn file_names(&self, prefix: &str, name: &str) -> Vec<(String, Layout, Part)> {
-        for (prefix, rules) in self.tables(prefix) {
-            for rule in rules {
-                let Action::Take { to, layout } = rule.action else { continue };
-                let Some(Match { numbers, .. }) = matches(to, name, '.') else { continue };
-                let file_name = |part| prefix.to_owned() + &Match { numbers, part }.fill(rule.from);
-                return parts(rule.from).map(|part| (file_name(part), layout, part)).collect();
-            }
+        for (prefix, rule) in self.rules(prefix) {
+            let Action::Take { to, layout } = rule.action else { continue };
+            let Some(Match { numbers, .. }) = matches(to, name, '.') else { continue };
+            let file_name = |part| prefix.to_owned() + &Match { numbers, part }.fill(rule.from);
+            return parts(rule.from).map(|part| (file_name(part), layout, part)).collect();
         }
         Vec::new()
     }
 
-    /// Both tables, each with what stands before its names.
-    fn tables<'a>(&self, prefix: &'a str) -> [(&'a str, &'static [Rule]); 2] {
-        [(prefix, self.rules), ("", self.around)]
+    /// Every rule with what stands before its names.
+    fn rules<'a>(
+        &self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'static Rule)> + use<'a> {
+        let own = self.rules.iter().copied().flatten().map(move |rule| (prefix, rule));
+        own.chain(self.around.iter().map(|rule| ("", rule)))
     }
 }
 
@@ -399,9 +400,7 @@ mod tests {
     -> impl Iterator<Item = (&'static Family, &'static str, &'static str, &'static Rule)> {
         let prefixes = |family: &'static Family| family.prefixes.iter().map(move |p| (family, *p));
         FAMILIES.into_iter().chain(TEXT_FAMILIES).flat_map(prefixes).flat_map(|(family, prefix)| {
-            family.tables(prefix).into_iter().flat_map(move |(before, rules)| {
-                rules.iter().map(move |rule| (family, prefix, before, rule))
-            })
+            family.rules(prefix).map(move |(before, rule)| (family, prefix, before, rule))
         })
     }
 }

@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &["visual.", ""],
     signatures: &["class_embedding"],
-    rules: RULES,
+    rules: &[RULES, BLOCKS],
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
@@ -26,7 +26,7 @@ pub(super) const TEXT_FAMILY: Family = Family {
     separator: '.',
     prefixes: &["text.", ""],
     signatures: &["token_embedding.weight"],
-    rules: TEXT_RULES,
+    rules: &[TEXT_RULES, BLOCKS],
     around: AROUND_TEXT,
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
@@ -36,14 +36,9 @@ pub(super) const TEXT_FAMILY: Family = Family {
 /// Scalars that OpenAI's own files carry, whose models have QuickGELU.
 const OPENAI_NUMBERS: &[&str] = &["input_resolution", "context_length", "vocab_size"];
 
+/// Of either tower.
 #[rustfmt::skip]
-const RULES: &[Rule] = &[
-    copy("class_embedding", "cls_token"),
-    copy("positional_embedding", "pos_embed"),
-    copy("conv1.weight", "patch_embed.proj.weight"),
-    copy("conv1.bias", "patch_embed.proj.bias"),
-    copy("ln_pre.weight", "norm_pre.weight"),
-    copy("ln_pre.bias", "norm_pre.bias"),
+const BLOCKS: &[Rule] = &[
     copy("transformer.resblocks.*.ln_1.weight", "blocks.*.norm1.weight"),
     copy("transformer.resblocks.*.ln_1.bias", "blocks.*.norm1.bias"),
     copy("transformer.resblocks.*.attn.in_proj_weight", QKV_WEIGHT),
@@ -58,6 +53,16 @@ const RULES: &[Rule] = &[
     copy("transformer.resblocks.*.mlp.c_proj.weight", "blocks.*.mlp.fc2.weight"),
     copy("transformer.resblocks.*.mlp.c_proj.bias", "blocks.*.mlp.fc2.bias"),
     copy("transformer.resblocks.*.ls_2.gamma", "blocks.*.ls2.gamma"),
+];
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("class_embedding", "cls_token"),
+    copy("positional_embedding", "pos_embed"),
+    copy("conv1.weight", "patch_embed.proj.weight"),
+    copy("conv1.bias", "patch_embed.proj.bias"),
+    copy("ln_pre.weight", "norm_pre.weight"),
+    copy("ln_pre.bias", "norm_pre.bias"),
     copy("ln_post.weight", "norm.weight"),
     copy("ln_post.bias", "norm.bias"),
     take("proj", "projection.weight", Transposed),
@@ -83,20 +88,6 @@ const AROUND: &[Rule] = &[
 const TEXT_RULES: &[Rule] = &[
     copy("token_embedding.weight", "token_embed"),
     copy("positional_embedding", "pos_embed"),
-    copy("transformer.resblocks.*.ln_1.weight", "blocks.*.norm1.weight"),
-    copy("transformer.resblocks.*.ln_1.bias", "blocks.*.norm1.bias"),
-    copy("transformer.resblocks.*.attn.in_proj_weight", QKV_WEIGHT),
-    copy("transformer.resblocks.*.attn.in_proj_bias", QKV_BIAS),
-    copy("transformer.resblocks.*.attn.out_proj.weight", "blocks.*.attn.proj.weight"),
-    copy("transformer.resblocks.*.attn.out_proj.bias", "blocks.*.attn.proj.bias"),
-    copy("transformer.resblocks.*.ls_1.gamma", "blocks.*.ls1.gamma"),
-    copy("transformer.resblocks.*.ln_2.weight", "blocks.*.norm2.weight"),
-    copy("transformer.resblocks.*.ln_2.bias", "blocks.*.norm2.bias"),
-    copy("transformer.resblocks.*.mlp.c_fc.weight", "blocks.*.mlp.fc1.weight"),
-    copy("transformer.resblocks.*.mlp.c_fc.bias", "blocks.*.mlp.fc1.bias"),
-    copy("transformer.resblocks.*.mlp.c_proj.weight", "blocks.*.mlp.fc2.weight"),
-    copy("transformer.resblocks.*.mlp.c_proj.bias", "blocks.*.mlp.fc2.bias"),
-    copy("transformer.resblocks.*.ls_2.gamma", "blocks.*.ls2.gamma"),
     copy("ln_final.weight", "norm.weight"),
     copy("ln_final.bias", "norm.bias"),
     take("text_projection", "projection.weight", Transposed),

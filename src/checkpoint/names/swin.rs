@@ -21,7 +21,7 @@ pub(super) const TIMM: Family = Family {
     separator: '.',
     prefixes: &[""],
     signatures: &["layers.0.blocks.0.attn.relative_position_bias_table"],
-    rules: RULES,
+    rules: &[RULES],
     around: &[
         copy("layers.*.downsample.norm.weight", "layers.*.downsample.norm.weight"),
         copy("layers.*.downsample.norm.bias", "layers.*.downsample.norm.bias"),

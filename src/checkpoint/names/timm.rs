@@ -9,7 +9,7 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &[""],
     signatures: &["blocks.0.norm1.weight"],
-    rules: RULES,
+    rules: &[RULES],
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,

@@ -4,9 +4,10 @@ use maud::{Markup, html};
 
 use super::super::methods;
 use super::super::palette::{short, short_number};
-use super::super::results::{Score, selection};
+use super::super::results::selection;
 use super::super::runs::FoundRun;
 use super::super::sheet::{Column, Row, Sheet, Source};
+use super::super::task_table::Spread;
 
 /// Every table, with what its reader has to know.
 pub(super) fn sheets(sheets: &[Sheet]) -> Markup {
@@ -80,7 +81,7 @@ fn rows(sheet: &Sheet, source: Source) -> Markup {
     }
 }
 
-fn cell(score: Option<&Score>, best: bool) -> Markup {
+fn cell(score: Option<&Spread>, best: bool) -> Markup {
     html! {
         @match score {
             None => "–",
