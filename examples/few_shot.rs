@@ -153,6 +153,7 @@ impl Job<'_> {
             train: self.train_config(seed, images),
             backbone: args.backbone.display().to_string(),
             backbone_digest: self.backbone.digest(),
+            autocast: None,
             image_size: Some(size),
             train_split: ImageDataset::stream(&list, resize).split_hash().to_owned(),
             val_split: None,

@@ -13,7 +13,7 @@ pub enum Precision {
     F32,
     /// Frozen weights and activations in bf16.
     Bf16,
-    /// The same in f16, which CPUs are slow in.
+    /// Frozen weights in f16; activations too, but in f32 on a CPU.
     F16,
     /// The weights of frozen linear layers in int8, everything else in f32.
     Int8,
@@ -30,6 +30,12 @@ impl Precision {
             Precision::F16 => backbone.to_kind(Kind::Half)?,
             Precision::Int8 => backbone.to_int8()?,
         })
+    }
+
+    /// What a record says of autocast.
+    #[allow(dead_code, reason = "not every example that shares this file writes records")]
+    pub fn autocast(self) -> Option<String> {
+        (self == Precision::AutocastBf16).then(|| "bf16".to_owned())
     }
 
     /// The guard under which a pass is in these numbers, where there is one.

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use convpass::bundled::{self, BundledTask};
 use convpass::{AccuracyChart, ComparedRun, Comparison, RunRecord, ViTConfig};
 
-use super::Args;
+use super::args::Args;
 use super::side_by_side::side_by_side;
 
 /// What the demo compares: a name, and the flags that make it.

@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 use convpass::{Method, Plan, PlanMethod, RunSettings, Setting, Stepped, SubLayers};
 use serde_json::{Value, json};
 
-use super::{Args, Init, MethodArg, Stepping, bypass_config, parse_method};
+use super::args::{Args, Init, MethodArg, Stepping, bypass_config, parse_method};
 
 /// What a plan says, and so no flag beside it.
 const SAID_BY_A_PLAN: [&str; 18] = [

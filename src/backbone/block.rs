@@ -52,8 +52,9 @@ impl Hooks<'_> {
         let output = norm.forward(x)?;
         let normed = self.after(layer, x, output.shallow_clone())?;
         let LayerNorm { weight, bias, eps } = norm;
-        let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });
-        Ok((normed, of))
+        // One whose weights libtorch would refuse beside `x` is of no use to a method.
+        let is_known = untouched(&normed, &output) && weight.kind() == x.kind();
+        Ok((normed, is_known.then_some(NormOf { weight, bias, eps: *eps })))
     }
 }
 
@@ -117,7 +118,8 @@ impl Block {
             let qkv = hooks.linear(Layer::Qkv(index), &attention.qkv, &input)?;
             match &self.windows {
                 Some(bias) => {
-                    let mixed = attention.mix(&qkv, Some(&bias.for_batch(normed.size()[0])?))?;
+                    let table = bias.for_batch(normed.size()[0], &qkv)?;
+                    let mixed = attention.mix(&qkv, Some(&table))?;
                     bias.windows.reverse(&mixed)?
                 }
                 None => attention.mix(&qkv, None)?,

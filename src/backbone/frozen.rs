@@ -197,7 +197,7 @@ impl<C: Network> Backbone for Frozen<C> {
 
     fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream> {
         self.check_images(images)?;
-        let images = images.f_to_kind(self.sample().kind())?;
+        let images = images.f_to_kind(self.compute_kind())?;
         self.config.embed(&self.layers, &images, &Hooks { method, train: pass.train })
     }
 

@@ -136,13 +136,23 @@ pub trait Backbone: Clone + Debug + Send {
     /// Where the weights are.
     fn device(&self) -> Device;
 
-    /// The kind of the weights, in which a pass computes.
+    /// The kind of the weights.
     fn kind(&self) -> Kind {
         self.named_weights().first().map_or(Kind::Float, |(_, weight)| weight.kind())
     }
 
+    /// The kind that a pass computes in: that of the weights, but f32 beside weights in f16 on a
+    /// CPU, where products in f16 take ten times as long.
+    fn compute_kind(&self) -> Kind {
+        match (self.kind(), self.device()) {
+            (Kind::Half, Device::Cpu) => Kind::Float,
+            (kind, _) => kind,
+        }
+    }
+
     /// The same backbone with weights of `kind`: f32, bf16, f16 or f64. In bf16 and f16 it takes
-    /// half the memory; what is trained beside it stays f32. The digest is another one.
+    /// half the memory; what is trained beside it stays f32. The digest is another one. For what a
+    /// pass computes in see [`Backbone::compute_kind`].
     ///
     /// # Errors
     /// [`Error::Config`] for any other kind.
@@ -163,8 +173,8 @@ pub trait Backbone: Clone + Debug + Send {
 
     /// The same backbone with the weights of its linear layers in int8, rounded to the nearest of
     /// 255 values a row (`NAME.scale` holds their factors): a quarter of the memory of f32. A pass
-    /// computes in the kind of the other weights, and what is trained beside it stays f32. The
-    /// digest is another one.
+    /// computes as beside the other weights, and what is trained beside it stays f32. The digest is
+    /// another one.
     ///
     /// # Errors
     /// [`Error::Config`] for a backbone that has no such form, as another crate's may have none.

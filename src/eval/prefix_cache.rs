@@ -11,6 +11,7 @@ use tempfile::TempPath;
 use crate::backbone::{Backbone, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
+use crate::ffi::autocast::Autocast;
 use crate::model::PetlModel;
 use crate::seam::TokenLayout;
 
@@ -34,7 +35,7 @@ pub(crate) struct Prefix {
     /// `[N, T, C]` on the CPU.
     tokens: Tensor,
     layout: TokenLayout,
-    /// The backbone's.
+    /// That the backbone computes in.
     kind: Kind,
 }
 
@@ -48,7 +49,7 @@ impl Prefix {
         cache: &PrefixCache,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
-        let own = model.backbone().kind();
+        let own = model.backbone().compute_kind();
         let kind = if cache.bf16 { Kind::BFloat16 } else { own };
         let config =
             BatchConfig { partial: PartialBatch::Keep, order: Order::Sequential, ..config };
@@ -154,6 +155,9 @@ fn file_name<B: Backbone>(
     let (backbone, blocks) = (model.backbone().digest()?, model.frozen_blocks());
     let what = format!("1 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
     hash.update(what);
+    if let Some(kind) = Autocast::active(model.backbone().device())? {
+        hash.update(format!("autocast {kind:?}\n"));
+    }
     for index in 0..dataset.len() {
         hash.update(dataset.pixels(index)?);
     }

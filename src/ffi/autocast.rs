@@ -42,10 +42,14 @@ pub struct Autocast {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct State {
     enabled: bool,
-    /// As libtorch numbers them.
+    /// [`HALF`], [`BFLOAT16`].
     kind: c_int,
     cache: bool,
 }
+
+/// As libtorch numbers them.
+const HALF: c_int = 5;
+const BFLOAT16: c_int = 15;
 
 impl Autocast {
     /// Turns autocast to `kind` on for devices like `device`, a CPU or a CUDA GPU.
@@ -54,8 +58,8 @@ impl Autocast {
     /// [`Error::Config`] for a kind other than bf16 and f16 and for other devices.
     pub fn enter(device: Device, kind: Kind) -> Result<Self> {
         let kind = match kind {
-            Kind::BFloat16 => 15,
-            Kind::Half => 5,
+            Kind::BFloat16 => BFLOAT16,
+            Kind::Half => HALF,
             _ => return Err(Error::config("kind", "bf16 or f16", format!("{kind:?}"))),
         };
         let cuda = match device {
@@ -68,6 +72,20 @@ impl Autocast {
         // optimizer they would be the old ones. Frozen weights it does not hold at all.
         State { enabled: true, kind, cache: false }.set(cuda, 1)?;
         Ok(Autocast { cuda, before, _thread: PhantomData })
+    }
+
+    /// The kind that libtorch computes products in at present, on this thread and devices like
+    /// `device`; `None` without autocast. What is computed under it depends on it as on a weight.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn active(device: Device) -> Result<Option<Kind>> {
+        let State { enabled, kind, .. } = State::get(matches!(device, Device::Cuda(_)))?;
+        Ok(match kind {
+            _ if !enabled => None,
+            HALF => Some(Kind::Half),
+            _ => Some(Kind::BFloat16),
+        })
     }
 }
 
@@ -124,9 +142,11 @@ mod tests {
                 let _outer = Autocast::enter(device, Kind::BFloat16)?;
                 let outer = State::get(cuda)?;
                 assert!(outer.enabled && outer.kind == 15);
+                assert_eq!(Autocast::active(device)?, Some(Kind::BFloat16));
                 {
                     let _inner = Autocast::enter(device, Kind::Half)?;
                     assert_eq!(State::get(cuda)?.kind, 5);
+                    assert_eq!(Autocast::active(device)?, Some(Kind::Half));
                     if fail {
                         return Err(Error::config("test", "no failure", "one"));
                     }
@@ -135,6 +155,7 @@ mod tests {
                 Ok(())
             };
             early(false).unwrap();
+            assert_eq!(Autocast::active(device).unwrap(), None);
             assert_eq!(State::get(cuda).unwrap(), before);
             early(true).unwrap_err();
             assert_eq!(State::get(cuda).unwrap(), before);

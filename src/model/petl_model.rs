@@ -107,7 +107,8 @@ impl<B: Backbone> PetlModel<B> {
         self.classify(&self.features(images, train)?)
     }
 
-    /// What the head reads: `[B, C]`, adapted by the method, in the backbone's kind.
+    /// What the head reads: `[B, C]`, adapted by the method, in the kind that the backbone
+    /// computes in.
     ///
     /// # Errors
     /// As [`PetlModel::forward`].
@@ -119,15 +120,16 @@ impl<B: Backbone> PetlModel<B> {
     }
 
     /// Calls `f` with the backbone that the method acts on, the method and a pass, as a pass
-    /// computes with them in the backbone's kind.
+    /// computes with them.
     pub(super) fn run<T>(
         &self,
         train: bool,
         f: impl FnOnce(&B, &dyn Seam, Pass) -> Result<T>,
     ) -> Result<T> {
         let pass = if train { self.training_pass()? } else { Pass::default() };
-        let result =
-            self.with_adapted(self.backbone.kind(), |backbone, method| f(backbone, method, pass));
+        let result = self.with_adapted(self.backbone.compute_kind(), |backbone, method| {
+            f(backbone, method, pass)
+        });
         if train {
             pass.noise.leave();
         }

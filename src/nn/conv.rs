@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::stored::widened;
 use crate::error::Result;
 
 /// Weight `[out, in / groups, k, k]`, bias `[out]`.
@@ -18,6 +19,7 @@ impl Conv {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding, dilation) = ([self.stride; 2], [self.padding; 2], [1; 2]);
         let groups = x.size()[1] / self.weight.size()[1];
-        Ok(x.f_conv2d(&self.weight, Some(&self.bias), stride, padding, dilation, groups)?)
+        let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
+        Ok(x.f_conv2d(&weight, Some(&bias), stride, padding, dilation, groups)?)
     }
 }

@@ -2,7 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
+use super::stored::{is_narrower, widened};
+use crate::error::{Error, Result};
 use crate::ffi::{Backward, attach};
 
 /// `x W^T + b`, weight `[out, in]`, bias `[out]`.
@@ -22,9 +23,9 @@ impl Linear {
 
     /// `[.., in] -> [.., out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.scale {
-            None => Ok(x.f_linear(&self.weight, self.bias.as_ref())?),
-            Some(scale) => self.forward_int8(x, scale),
+        match self.scale.is_some() || is_narrower(&self.weight, x) {
+            true => self.forward_expanded(x),
+            false => Ok(x.f_linear(&self.weight, self.bias.as_ref())?),
         }
     }
 
@@ -38,21 +39,23 @@ impl Linear {
         })
     }
 
-    /// The weight is expanded for the one product and gone after it, in both directions.
-    /// libtorch's own product with int8 weights (`_weight_int8pack_mm`) has no gradient, and on a
-    /// CPU takes 35 times as long with the rows of a batch of 8 in f32 (3 times in bf16).
-    fn forward_int8(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    /// The weight, in int8 or f16, is expanded for the one product and gone after it, in both
+    /// directions. libtorch's own product with int8 weights (`_weight_int8pack_mm`) has no gradient,
+    /// and on a CPU takes 35 times as long with the rows of a batch of 8 in f32 (3 times in bf16).
+    fn forward_expanded(&self, x: &Tensor) -> Result<Tensor> {
         // A bias may be trained.
         let (trained, frozen) = match &self.bias {
             Some(bias) if bias.requires_grad() => (Some(bias), None),
             bias => (None, bias.as_ref()),
         };
         let mut output = tch::no_grad(|| {
-            let weight = dequantize(&self.weight, scale, x.kind())?;
-            x.f_linear(&weight, frozen)
+            let weight = expand(&self.weight, self.scale.as_ref(), x.kind())?;
+            let frozen = frozen.map(|bias| widened(bias, x)).transpose()?;
+            Ok::<_, Error>(x.f_linear(&weight, frozen.as_ref())?)
         })?;
         if x.requires_grad() {
-            output = attach(output, &[x], &[&self.weight, scale], Int8Product)?;
+            let saved: Vec<&Tensor> = [&self.weight].into_iter().chain(&self.scale).collect();
+            output = attach(output, &[x], &saved, ExpandedProduct)?;
         }
         match trained {
             Some(bias) => Ok(output.f_add(bias)?),
@@ -61,17 +64,17 @@ impl Linear {
     }
 }
 
-/// The way back through [`Linear::forward_int8`]; saved are the weight and its scale.
-struct Int8Product;
+/// The way back through [`Linear::forward_expanded`]; saved are the weight and its scale, if any.
+struct ExpandedProduct;
 
-impl Backward for Int8Product {
+impl Backward for ExpandedProduct {
     fn backward(
         &self,
         saved: &[Tensor],
         gradient: &Tensor,
         _wanted: &[bool],
     ) -> Result<Vec<Option<Tensor>>> {
-        let weight = dequantize(&saved[0], &saved[1], gradient.kind())?;
+        let weight = expand(&saved[0], saved.get(1), gradient.kind())?;
         Ok(vec![Some(gradient.f_matmul(&weight)?)])
     }
 }
@@ -87,8 +90,12 @@ pub(crate) fn quantize(weight: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((rounded.f_to_kind(Kind::Int8)?, scale.f_squeeze_dim(1)?))
 }
 
-fn dequantize(weight: &Tensor, scale: &Tensor, kind: Kind) -> Result<Tensor, tch::TchError> {
-    weight.f_to_kind(kind)?.f_mul(&scale.f_to_kind(kind)?.f_unsqueeze(1)?)
+fn expand(weight: &Tensor, scale: Option<&Tensor>, kind: Kind) -> Result<Tensor> {
+    let weight = weight.f_to_kind(kind)?;
+    match scale {
+        Some(scale) => Ok(weight.f_mul(&scale.f_to_kind(kind)?.f_unsqueeze(1)?)?),
+        None => Ok(weight),
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +112,7 @@ mod tests {
         let _zeros = weight.get(5).zero_();
         let (int8, scale) = quantize(&weight).unwrap();
         assert_eq!((int8.kind(), int8.size(), scale.size()), (Kind::Int8, vec![24, 16], vec![24]));
-        let rounded = dequantize(&int8, &scale, Kind::Float).unwrap();
+        let rounded = expand(&int8, Some(&scale), Kind::Float).unwrap();
         let step = scale.max().double_value(&[]);
         assert!((&rounded - &weight).abs().max().double_value(&[]) <= 0.5001 * step);
 

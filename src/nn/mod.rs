@@ -15,6 +15,7 @@ mod norm;
 mod patch_embed;
 mod pos_embed;
 mod self_attention;
+mod stored;
 mod variable;
 mod window;
 
@@ -35,5 +36,6 @@ pub(crate) use noise::seed_of;
 pub(crate) use norm::LayerNorm;
 pub(crate) use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::resize_pos_embed;
+pub(crate) use stored::widened;
 pub(crate) use variable::variable;
 pub(crate) use window::{WindowBias, Windows};

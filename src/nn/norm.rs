@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::stored::widened;
 use crate::error::Result;
 
 /// Layer norm over the last dimension. `eps` has no default: it differs between model families.
@@ -16,6 +17,7 @@ impl LayerNorm {
     /// `[.., C] -> [.., C]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, cudnn) = (self.weight.size(), false);
-        Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)
+        let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
+        Ok(x.f_layer_norm(shape, Some(&weight), Some(&bias), self.eps, cudnn)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::stored::widened;
 use crate::error::Result;
 
 /// A convolution whose stride is its kernel: weight `[C, 3, p, p]`, bias `[C]` or none.
@@ -16,8 +17,9 @@ impl PatchEmbed {
     pub(crate) fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let patch = self.weight.size()[2];
         let (stride, padding, dilation, groups) = ([patch; 2], [0; 2], [1; 2], 1);
-        let x =
-            images.f_conv2d(&self.weight, self.bias.as_ref(), stride, padding, dilation, groups)?;
+        let weight = widened(&self.weight, images)?;
+        let bias = self.bias.as_ref().map(|bias| widened(bias, images)).transpose()?;
+        let x = images.f_conv2d(&weight, bias.as_ref(), stride, padding, dilation, groups)?;
         // [B, C, rows, cols] -> [B, N, C]
         Ok(x.f_flatten(2, 3)?.f_transpose(1, 2)?)
     }

@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use tch::{Device, Kind, Tensor};
 
+use super::stored::widened;
 use crate::error::Result;
 
 /// A grid of tokens cut into windows, rolled by `shift` before the cut and padded with zero rows
@@ -144,12 +145,13 @@ impl WindowBias {
     }
 
     /// `[B * windows, heads, A, A]` for a batch of B, or `[1, heads, A, A]` where it is the same in
-    /// each window.
-    pub(crate) fn for_batch(&self, batch: i64) -> Result<Tensor> {
+    /// each window; to be added to scores of `qkv`.
+    pub(crate) fn for_batch(&self, batch: i64, qkv: &Tensor) -> Result<Tensor> {
         let (pairs, mask) = self.fixed()?;
         let (rows, cols) = self.windows.size;
         let area = rows * cols;
-        let bias = self.table.f_index_select(0, pairs)?.f_unflatten(0, [area, area])?;
+        let bias =
+            widened(&self.table, qkv)?.f_index_select(0, pairs)?.f_unflatten(0, [area, area])?;
         // [A, A, heads] -> [1, heads, A, A]
         let bias = bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?;
         match mask {

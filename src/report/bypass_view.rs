@@ -233,7 +233,7 @@ impl Watched {
     fn new<B: Backbone>(model: &PetlModel<B>) -> Result<Self> {
         let variables = model.var_store().variables().into_iter().collect();
         let is_coded = &|_: &str, _: &Tensor| Ok(false);
-        let kind = model.backbone().kind();
+        let kind = model.backbone().compute_kind();
         let mut values = PassValues { variables: &variables, is_coded, kind };
         let method = &model.config().method;
         match method.bypasses(&mut values, &model.backbone().shape())? {

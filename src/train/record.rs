@@ -25,6 +25,9 @@ pub struct RunRecord {
     pub backbone: String,
     /// The backbone's digest.
     pub backbone_digest: String,
+    /// What autocast brought products to (`bf16`), where it was on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autocast: Option<String>,
     /// (rows, columns) of the images.
     #[serde(default)]
     pub image_size: Option<(i64, i64)>,

@@ -16,6 +16,7 @@ use crate::checkpoint::TensorFile;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, PrefixCache};
+use crate::ffi::autocast::Autocast;
 use crate::files::{remove_unfinished, write_atomically};
 use crate::model::{Bytes, PetlConfig, PetlModel, encode};
 
@@ -76,6 +77,9 @@ struct Identity<'a> {
     model: &'a PetlConfig,
     train: TrainConfig,
     backbone: String,
+    /// What autocast brings products to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    autocast: Option<String>,
     train_images: Images<'a>,
     val_images: Option<Images<'a>>,
     /// Checksum of the trainables that it starts from. By its name the last to be compared: where it
@@ -145,6 +149,7 @@ impl StateFile {
             model: model.config(),
             train: TrainConfig { prefix, ..config.clone() },
             backbone: model.backbone().digest()?,
+            autocast: Autocast::active(model.backbone().device())?.map(|kind| format!("{kind:?}")),
             weights_at_start: checksum(&variables.collect::<Result<_>>()?),
             train_images: Images::of(train),
             val_images: validation.map(Images::of),

@@ -1,8 +1,8 @@
 //! Backbones in other numbers than f32: what they compute, what trains beside them, what is refused.
 
 use convpass::{
-    Autocast, Backbone, ConvBypassConfig, Error, FrozenSwin, FrozenViT, LoraConfig, Method,
-    PetlConfig, PetlModel, SwinConfig, ViTConfig,
+    Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin,
+    FrozenViT, LoraConfig, Method, NoMethod, Pass, PetlConfig, PetlModel, SwinConfig, ViTConfig,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -58,16 +58,7 @@ fn int8_is_close_small_and_one_backbone_however_it_is_built() {
     assert!(half.is_int8() && half.kind() == Kind::BFloat16);
     assert!(gap(&half.features(&images()).unwrap(), &vit.features(&images()).unwrap()) < 0.05);
 
-    let config = SwinConfig {
-        image_size: (32, 32),
-        embed_dim: 32,
-        depths: vec![1, 2],
-        num_heads: vec![2, 4],
-        window_sizes: vec![(4, 4), (4, 4)],
-        patch_size: 4,
-        ..SwinConfig::default()
-    };
-    let swin = FrozenSwin::random(&config, 0, Device::Cpu).unwrap();
+    let swin = FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap();
     let images = numbers(&[2, 3, 32, 32], 2.0);
     let int8 = swin.to_int8().unwrap().features(&images).unwrap();
     assert!(gap(&int8, &swin.features(&images).unwrap()) < 0.02);
@@ -116,6 +107,75 @@ fn gradients_beside_int8_are_those_of_its_values() {
             assert!(gap(found, &expected) < 1e-4, "{method:?}: {name}");
         }
     }
+}
+
+fn small_swin() -> SwinConfig {
+    SwinConfig {
+        image_size: (32, 32),
+        embed_dim: 32,
+        depths: vec![1, 2],
+        num_heads: vec![2, 4],
+        window_sizes: vec![(4, 4), (4, 4)],
+        patch_size: 4,
+        ..SwinConfig::default()
+    }
+}
+
+/// On a CPU weights in f16 are kept as they are and computed with in f32: the features are to the
+/// last bit those of the same numbers in f32.
+#[test]
+fn f16_on_a_cpu_is_f32_over_rounded_weights() {
+    fn features(backbone: &impl Backbone, images: &Tensor) -> Tensor {
+        backbone.forward(images, &NoMethod, Pass::default()).unwrap()
+    }
+    fn halved<B: Backbone>(exact: &B, images: &Tensor) -> (B, B) {
+        let half = exact.to_kind(Kind::Half).unwrap();
+        let rounded = half.to_kind(Kind::Float).unwrap();
+        assert_eq!(features(&half, images), features(&rounded, images));
+        (half, rounded)
+    }
+    fn check<B: Backbone>(exact: &B, images: &Tensor) {
+        let (half, rounded) = halved(exact, images);
+        assert_eq!((half.kind(), half.compute_kind()), (Kind::Half, Kind::Float));
+        assert_eq!(bytes(&half) * 2, bytes(exact));
+        assert_ne!(half.digest().unwrap(), rounded.digest().unwrap());
+        let bypass = Method::ConvBypass(ConvBypassConfig::default());
+        for method in [bypass, Method::Lora(LoraConfig::default()), Method::BitFit, Method::Full] {
+            let config = PetlConfig { drop_path: 0.0, ..PetlConfig::new(method.clone(), 4) };
+            let gradients = |backbone: &B| {
+                let model = PetlModel::new(backbone.clone(), &config).unwrap();
+                let labels = Tensor::arange(images.size()[0], (Kind::Int64, Device::Cpu));
+                let logits = model.forward(images, false).unwrap();
+                logits.cross_entropy_for_logits(&labels).backward();
+                let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
+                variables.sort_by(|a, b| a.0.cmp(&b.0));
+                (logits.detach(), variables)
+            };
+            let ((logits, found), (expected, others)) = (gradients(&half), gradients(&rounded));
+            assert!(gap(&logits, &expected) < 1e-6, "{method:?}");
+            for ((name, a), (_, b)) in found.iter().zip(&others) {
+                assert_eq!((a.kind(), a.grad().defined()), (Kind::Float, b.grad().defined()));
+                if a.grad().defined() {
+                    let largest = b.grad().abs().max().double_value(&[]);
+                    let gap = (a.grad() - b.grad()).abs().max().double_value(&[]);
+                    assert!(gap <= 1e-5 * largest, "{method:?}: {name}: {gap} of {largest}");
+                }
+            }
+        }
+    }
+    let vit = ViTConfig { layer_scale: true, ..small_vit() };
+    check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
+    let larger = numbers(&[2, 3, 32, 32], 2.0);
+    check(&FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap(), &larger);
+    let config = ConvNeXtConfig {
+        depths: vec![1, 1, 2, 1],
+        dims: vec![8, 16, 24, 32],
+        ..ConvNeXtConfig::default()
+    };
+    halved(&FrozenConvNeXt::random(&config, 0, Device::Cpu).unwrap(), &larger);
+    // Beside weights in int8 too.
+    let vit = FrozenViT::random(&vit, 0, Device::Cpu).unwrap().to_int8().unwrap();
+    halved(&vit, &images());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::block::{Block, BlockShape, Hooks, Run};
 use super::frozen::{Frozen, ImageSize, Network};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, LayerNorm, Linear, PatchEmbed};
+use crate::nn::{DropPath, LayerNorm, Linear, PatchEmbed, widened};
 use crate::seam::{Layer, TokenLayout};
 
 pub use config::{Pooling, ViTConfig};
@@ -176,7 +176,7 @@ impl Layers {
     /// tokens that it covers, the rest to the patches.
     fn embed(&self, config: &ViTConfig, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
         let covered = config.pos_embed_prefix;
-        let positions = |start, len| self.pos_embed.f_narrow(1, start, len);
+        let positions = |start, len| widened(&self.pos_embed.f_narrow(1, start, len)?, images);
         let mut parts = Vec::new();
         let mut start = 0;
         for part in [&self.class_token, &self.registers].into_iter().flatten() {

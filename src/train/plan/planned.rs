@@ -21,6 +21,8 @@ pub struct PlannedRun {
     pub train: TrainConfig,
     /// The backbone's digest.
     pub backbone_digest: String,
+    /// What autocast brings products to (`bf16`), where it is on.
+    pub autocast: Option<String>,
     /// (rows, columns) of the images.
     pub image_size: (i64, i64),
     /// Hash of the training images' list.

@@ -1,0 +1,260 @@
+//! One run, from the task's folder to its record.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use convpass::vtab::{VtabFolder, VtabSplit};
+use convpass::{
+    Backbone, BestOnTest, CosineSchedule, Fit, ImageDataset, JsonLog, Method, Normalization,
+    Observer, PetlConfig, PetlModel, PrefixCache, Progress, RunCheckpoint, RunRecord, Selection,
+    Stepped, TensorBoard, TensorFile, TrainConfig, evaluate, fit, fit_resumable, peak_rss_mb,
+};
+use sha2::{Digest, Sha256};
+
+use super::args::{Args, Select, Spec, Stepping};
+use super::backbone::{Opened, Visit};
+use super::precision::Precision;
+use super::watch::Watch;
+
+/// The run's state in `--out`, until it is done.
+const STATE: &str = "run.state.safetensors";
+
+/// One run: a method on a task.
+pub struct Job<'a> {
+    pub args: &'a Args,
+    pub file: &'a Path,
+    pub folder: &'a VtabFolder,
+    pub method: Method,
+    pub out: &'a Path,
+    pub stop: &'a Arc<AtomicBool>,
+}
+
+impl Visit for &Job<'_> {
+    type Output = RunRecord;
+
+    fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<RunRecord> {
+        self.run(opened)
+    }
+}
+
+impl Job<'_> {
+    fn run<B: Backbone>(
+        &self,
+        Opened { backbone, image_size, normalization }: Opened<B>,
+    ) -> Result<RunRecord> {
+        let (args, out) = (self.args, self.out);
+        let Spec { model: model_config, train: train_config } = self.spec(normalization)?;
+        let label = format!("{} {}", self.folder.name(), model_config.method.name());
+        let mut model = PetlModel::new(backbone, &model_config)?;
+        let head_digest = match &args.head {
+            Some(file) => {
+                start_head(&model, file)?;
+                Some(file_digest(file)?)
+            }
+            None => None,
+        };
+        println!(
+            "{label}: {}, normalization {}",
+            model.trainable_params(),
+            train_config.normalization
+        );
+        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+
+        let load = |split| ImageDataset::load(self.folder.split(split), image_size);
+        let best_on_test = args.also_best_on_test.is_some();
+        let (train, watched) = match args.select {
+            Select::Last if best_on_test => {
+                (load(VtabSplit::Train800Val200)?, Some(load(VtabSplit::Test)?))
+            }
+            Select::Last => (load(VtabSplit::Train800Val200)?, None),
+            Select::Val | Select::Trial => {
+                (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
+            }
+        };
+        let progress = Progress::new(&label);
+        let mut watch = Watch { progress, watches_test: best_on_test, stop: self.stop.clone() };
+        let mut fit =
+            self.fit(&mut model, &train, watched.as_ref(), &train_config, out, &mut watch)?;
+        model.save_adapter(out.join("adapter.safetensors"))?;
+        let best_on_test = best_on_test.then(|| split_off(&mut fit, &train_config)).flatten();
+
+        let (val, test) = match args.select {
+            Select::Last => (None, watched),
+            Select::Val | Select::Trial => (watched, None),
+        };
+        let test = match test {
+            _ if fit.stopped || args.select == Select::Trial => None,
+            None => Some(load(VtabSplit::Test)?),
+            test => test,
+        };
+        let start = Instant::now();
+        let test_top1 = match &test {
+            Some(test) => self.test(&model, test, &train_config, &mut watch)?,
+            None => None,
+        };
+        let hash = |set: &ImageDataset| set.split_hash().to_owned();
+        let record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: self.folder.name().to_owned(),
+            model: model_config,
+            train: train_config,
+            backbone: match args.precision {
+                Precision::F32 => self.file.display().to_string(),
+                precision => format!("{} in {precision}", self.file.display()),
+            },
+            backbone_digest: model.backbone().digest()?,
+            autocast: args.precision.autocast(),
+            image_size: Some(image_size),
+            train_split: hash(&train),
+            val_split: val.as_ref().map(hash),
+            test_split: test.as_ref().map(hash),
+            head_digest,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1,
+            best_on_test,
+            test_seconds: test_top1.map(|_| start.elapsed().as_secs_f64()),
+            peak_rss_mb: peak_rss_mb(),
+        };
+        record.save(out.join("run.json"))?;
+        let state = out.join(STATE);
+        let is_trial = args.select == Select::Trial && !record.fit.stopped;
+        if (record.test_top1.is_some() || is_trial) && args.checkpoint_every > 0 && state.exists() {
+            std::fs::remove_file(&state).with_context(|| state.display().to_string())?;
+        }
+        Ok(record)
+    }
+
+    /// Trains, with the logs and the run's state in `out`.
+    fn fit<B: Backbone>(
+        &self,
+        model: &mut PetlModel<B>,
+        train: &ImageDataset,
+        val: Option<&ImageDataset>,
+        config: &TrainConfig,
+        out: &Path,
+        watch: &mut Watch,
+    ) -> Result<Fit> {
+        let mut log = JsonLog::open(out.join("log.jsonl"))?;
+        let mut events = self.args.tensorboard.then(|| TensorBoard::create(out)).transpose()?;
+        let mut observers: Vec<&mut dyn Observer> = vec![watch, &mut log];
+        observers.extend(events.as_mut().map(|events| events as &mut dyn Observer));
+        let fit = match self.args.checkpoint_every {
+            0 => fit(model, train, val, config, &mut observers),
+            every => {
+                let checkpoint = RunCheckpoint { path: out.join(STATE), every };
+                fit_resumable(model, train, val, config, &checkpoint, &mut observers)
+            }
+        }?;
+        for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
+            if let Err(error) = ended {
+                eprintln!("{error}: the run went on without this log");
+            }
+        }
+        Ok(fit)
+    }
+
+    /// The configs of the run: a plan's, or the flags'.
+    fn spec(&self, by_family: Normalization) -> Result<Spec> {
+        if self.args.also_best_on_test.is_some() && self.args.select != Select::Last {
+            bail!("--also-best-on-test goes with --select last");
+        }
+        if let Some(spec) = &self.args.spec {
+            return Ok(spec.clone());
+        }
+        let mut model = PetlConfig::new(self.method.clone(), self.folder.num_classes());
+        model.seed = self.args.seed;
+        model.drop_path = self.args.drop_path.unwrap_or(model.drop_path);
+        Ok(Spec { model, train: self.train_config(by_family) })
+    }
+
+    /// Top-1 in percent, or `None` after Ctrl-C.
+    fn test<B: Backbone>(
+        &self,
+        model: &PetlModel<B>,
+        test: &ImageDataset,
+        config: &TrainConfig,
+        watch: &mut Watch,
+    ) -> Result<Option<f64>> {
+        let mut pass = |done, images| watch.pass("test", done, images);
+        let sums = evaluate(model, test, config.normalization, config.batch_size, &mut pass)?;
+        Ok((sums.images == test.len()).then(|| sums.top1()))
+    }
+
+    fn train_config(&self, by_family: Normalization) -> TrainConfig {
+        let args = self.args;
+        let epochs = args.epochs;
+        TrainConfig {
+            epochs,
+            batch_size: args.batch_size,
+            schedule: CosineSchedule {
+                lr: args.lr,
+                warmup_epochs: args.warmup_epochs.unwrap_or((epochs / 10).max(1)),
+                stepped: match args.schedule {
+                    Stepping::Epoch => Stepped::AfterEpoch,
+                    Stepping::Step => Stepped::EachStep,
+                },
+                ..CosineSchedule::default()
+            },
+            weight_decay: args.weight_decay,
+            normalization: args.normalization.unwrap_or(by_family),
+            seed: args.seed,
+            augment: None,
+            recompute: args.recompute,
+            prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
+                folder: (place != "memory").then(|| PathBuf::from(place)),
+                bf16: false,
+            }),
+            selection: match args.select {
+                Select::Last | Select::Trial => Selection::LastEpoch,
+                Select::Val => Selection::BestOnValidation,
+            },
+            validate_every: match (args.select, args.also_best_on_test) {
+                (Select::Trial, _) => epochs.max(1),
+                (Select::Last, Some(every)) => every.get(),
+                _ => 1,
+            },
+        }
+    }
+}
+
+/// Takes what a run saw of the test images out of the places for validation.
+fn split_off(fit: &mut Fit, config: &TrainConfig) -> Option<BestOnTest> {
+    let mut best: Option<BestOnTest> = None;
+    for epoch in &mut fit.epochs {
+        let Some(top1) = epoch.val_top1.take() else { continue };
+        if best.is_none_or(|best| top1 > best.top1) {
+            best = Some(BestOnTest { top1, epoch: epoch.epoch, every: config.validate_every });
+        }
+    }
+    best
+}
+
+/// SHA-256 of a file in hex.
+pub fn file_digest(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    Ok(format!("{:x}", Sha256::digest(bytes)))
+}
+
+/// Copies the head of the adapter in `file` into `model`.
+fn start_head<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<()> {
+    let adapter = TensorFile::open(file)?;
+    let variables = model.var_store().variables();
+    for name in ["head.weight", "head.bias"] {
+        let value = adapter.tensor(name)?;
+        let mut variable = variables.get(name).context(name)?.shallow_clone();
+        if value.size() != variable.size() {
+            bail!(
+                "{}: {name} is {:?}, the task's {:?}",
+                file.display(),
+                value.size(),
+                variable.size()
+            );
+        }
+        tch::no_grad(|| variable.f_copy_(&value))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Weights that are kept in f16 beside activations in f32.
+//!
+//! libtorch's products in f16 have no fast path on a CPU: a step takes ten times as long as in f32.
+//! There a backbone keeps its weights in f16, and each is widened for the operation that reads it.
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// Whether an operation on `x` has to widen `weight` first. Other kinds meet only where libtorch
+/// brings them together itself, as autocast does.
+pub(super) fn is_narrower(weight: &Tensor, x: &Tensor) -> bool {
+    weight.kind() == Kind::Half && x.kind() == Kind::Float
+}
+
+/// `weight` as an operation on `x` reads it.
+pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
+    match is_narrower(weight, x) {
+        true => Ok(weight.f_to_kind(x.kind())?),
+        false => Ok(weight.shallow_clone()),
+    }
+}
