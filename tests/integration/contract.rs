@@ -17,7 +17,7 @@ use crate::golden::AnyFrozen;
 const CLASSES: i64 = 5;
 const DEPTH: usize = 3;
 
-/// A kind of backbone and its variants, each in f32 and in bf16.
+/// A kind of backbone and its variants, each in f32, bf16 and f16.
 trait Contract: AnyFrozen {
     fn variants() -> Vec<(&'static str, Self::Config)>;
 
@@ -27,7 +27,7 @@ trait Contract: AnyFrozen {
     }
 
     fn backbones() -> Vec<(String, Self)> {
-        let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
+        let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16), ("f16", Kind::Half)];
         let variants = Self::variants().into_iter();
         variants
             .map(|(name, config)| (name, Self::random(&config)))

@@ -8,14 +8,15 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use convpass::{
-    ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT, ImageDataset,
-    JsonLog, Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunCheckpoint,
-    RunStart, Selection, Silent, StepReport, Stepped, TrainConfig, fit, fit_resumable,
+    Autocast, ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT,
+    ImageDataset, JsonLog, Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache,
+    RunCheckpoint, RunStart, Selection, Silent, StepReport, Stepped, TrainConfig, fit,
+    fit_resumable,
 };
 use ndarray::Array4;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::small::small_vit;
 
@@ -485,6 +486,11 @@ fn the_state_of_another_run_is_refused_by_the_field_that_differs() {
     expect(of(&mut { started }, &run.train, Some(&run.val)), "weights_at_start");
     expect(of(&mut model(), &bars(14, 16, 7), Some(&run.val)), "train_images.split");
     expect(of(&mut model(), &run.train, Some(&bars(9, 16, 7))), "val_images.split");
+
+    {
+        let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        expect(run.go_on(&mut model(), &mut Silent), "autocast");
+    }
 
     // And its own is still there.
     run.go_on(&mut model(), &mut Silent).unwrap();

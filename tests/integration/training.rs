@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use convpass::{
-    ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, ImageDataset, Method,
-    Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection, Silent,
-    StepReport, Stepped, TrainConfig, evaluate, fit,
+    Autocast, ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, ImageDataset,
+    Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection,
+    Silent, StepReport, Stepped, TrainConfig, evaluate, fit,
 };
 use ndarray::Array4;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::small::small_vit;
 
@@ -232,6 +232,22 @@ fn runs_that_cannot_be_are_refused() {
     let small = ImageDataset::from_arrays(Array4::zeros((8, 8, 8, 3)), vec![0; 8], 2).unwrap();
     let error = fit(&mut model, &small, None, &config(1), &mut Silent).unwrap_err();
     assert!(matches!(error, Error::Input { .. }), "{error}");
+}
+
+#[test]
+fn a_prefix_kept_under_autocast_is_not_taken_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = Some(PrefixCache { folder: Some(folder.path().to_path_buf()), bf16: false });
+    let config = TrainConfig { prefix, ..config(1) };
+    let kept = || {
+        let petl = PetlConfig { drop_path: 0.0, ..PetlConfig::new(bypass(), 2) };
+        let mut model = PetlModel::new(small_vit(), &petl).unwrap();
+        fit(&mut model, &halves(16), None, &config, &mut Silent).unwrap();
+        std::fs::read_dir(folder.path()).unwrap().count()
+    };
+    assert_eq!([kept(), kept()], [1, 1]);
+    let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+    assert_eq!([kept(), kept()], [2, 2]);
 }
 
 #[test]
