@@ -9,18 +9,28 @@
 //! the shorter side is 8/7 of the input's, the centre is taken (256 and 224). The weights are the last epoch's.
 //!
 //! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors` and the list of the images drawn, and
-//! `results.csv`. A run that is there is not run again.
+//! `results.csv`. A run that is there is not run again, and one that was cut off goes on where it was.
+
+#[path = "shared/backbone.rs"]
+mod backbone;
+#[path = "shared/precision.rs"]
+mod precision;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use convpass::{
-    Augment, CosineSchedule, FileList, Fit, FrozenViT, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, Spread, TrainConfig, evaluate,
-    fit, peak_rss_mb,
+    Augment, Backbone, CosineSchedule, FileList, Fit, ImageDataset, Method, Normalization,
+    Observer, PetlConfig, PetlModel, Progress, Resize, RunCheckpoint, RunRecord, Spread,
+    TrainConfig, evaluate, fit_resumable, peak_rss_mb,
 };
-use tch::{Cuda, Device};
+
+use backbone::{Opened, Processor, Source, Visit};
+use precision::Precision;
+
+/// Steps after which a run's state is written, and at the end of each epoch.
+const CHECKPOINT_EVERY: usize = 50;
 
 #[derive(Parser)]
 #[command(about = "Trains on a few images of each class")]
@@ -31,9 +41,12 @@ struct Args {
     /// Test images, likewise.
     #[arg(long)]
     test: PathBuf,
-    /// Checkpoint of a ViT, CLIP tower or DINOv2; the README lists the formats.
+    /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
     #[arg(long)]
     backbone: PathBuf,
+    /// How the frozen backbone is kept and computed with; what is trained is f32 all the same.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Images of each class.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
     shots: Vec<usize>,
@@ -85,29 +98,47 @@ fn parse_method(text: &str) -> Result<Method, String> {
 fn main() -> Result<()> {
     convpass::keep_freed_memory();
     let args = Args::parse();
-    ensure!(!args.cuda || Cuda::is_available(), "libtorch finds no CUDA device");
-    let device = if args.cuda { Device::Cuda(0) } else { Device::Cpu };
+    let processor = if args.cuda { Processor::Cuda } else { Processor::Cpu };
     let (data, test) = read(&args.data, &args.test)?;
-    let backbone = FrozenViT::open(&args.backbone, device)?;
-    let (rows, columns) = backbone.config().image_size;
-    let shorter = rows.max(columns) * 8 / 7;
-    let test = ImageDataset::stream(&test, Resize::center_crop(shorter, (rows, columns))?);
-    let job = Job { args: &args, data, test, backbone };
-    let mut results = Vec::new();
-    for &shots in &args.shots {
-        let mut top1 = Vec::new();
-        for &seed in &args.seeds {
-            let (images, found) = job.run(shots, seed)?;
-            results.push((shots, seed, images, found));
-            save(&args.out.join("results.csv"), &results)?;
-            top1.push(found);
+    let _guard = args.precision.guard(processor.device()?)?;
+    let (heads, image_size) = (None, None);
+    let (file, precision) = (args.backbone.as_path(), args.precision);
+    let source = Source { file, heads, image_size, processor, precision };
+    source.open(Task { args: &args, data, test })
+}
+
+/// What is run on a backbone, of whatever family it is.
+struct Task<'a> {
+    args: &'a Args,
+    data: FileList,
+    test: FileList,
+}
+
+impl Visit for Task<'_> {
+    type Output = ();
+
+    fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<()> {
+        let Task { args, data, test } = self;
+        let (rows, columns) = opened.image_size;
+        let shorter = rows.max(columns) * 8 / 7;
+        let test = ImageDataset::stream(&test, Resize::center_crop(shorter, (rows, columns))?);
+        let job = Job { args, data, test, opened };
+        let mut results = Vec::new();
+        for &shots in &args.shots {
+            let mut top1 = Vec::new();
+            for &seed in &args.seeds {
+                let (images, found) = job.run(shots, seed)?;
+                results.push((shots, seed, images, found));
+                save(&args.out.join("results.csv"), &results)?;
+                top1.push(found);
+            }
+            if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
+                let deviation = deviation.unwrap_or_default();
+                println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {seeds} seeds");
+            }
         }
-        if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
-            let deviation = deviation.unwrap_or_default();
-            println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {seeds} seeds");
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Training and test images under the same labels.
@@ -124,14 +155,14 @@ fn read(data: &Path, test: &Path) -> Result<(FileList, FileList)> {
     Ok((data, test))
 }
 
-struct Job<'a> {
+struct Job<'a, B> {
     args: &'a Args,
     data: FileList,
     test: ImageDataset,
-    backbone: FrozenViT,
+    opened: Opened<B>,
 }
 
-impl Job<'_> {
+impl<B: Backbone> Job<'_, B> {
     /// The number of training images, and top-1 in percent.
     fn run(&self, shots: usize, seed: i64) -> Result<(usize, f64)> {
         let args = self.args;
@@ -140,11 +171,11 @@ impl Job<'_> {
             false => self.data.few_shot(shots, seed)?,
         };
         let images = list.entries().len();
-        let size = self.backbone.config().image_size;
-        let resize = Resize::bicubic(size)?;
+        let Opened { backbone, image_size: size, .. } = &self.opened;
+        let resize = Resize::bicubic(*size)?;
         let classes = list.num_classes().max(self.test.num_classes());
         let petl = PetlConfig { seed, ..PetlConfig::new(args.method.clone(), classes) };
-        let mut model = PetlModel::new(self.backbone.clone(), &petl)?;
+        let mut model = PetlModel::new(backbone.clone(), &petl)?;
         let out = args.out.join(format!("{shots}shot-seed{seed}"));
         let mut record = RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -152,9 +183,9 @@ impl Job<'_> {
             model: petl,
             train: self.train_config(seed, images),
             backbone: args.backbone.display().to_string(),
-            backbone_digest: self.backbone.digest(),
-            autocast: None,
-            image_size: Some(size),
+            backbone_digest: backbone.digest()?,
+            precision: args.precision.recorded(),
+            image_size: Some(*size),
             train_split: ImageDataset::stream(&list, resize).split_hash().to_owned(),
             val_split: None,
             test_split: Some(self.test.split_hash().to_owned()),
@@ -166,7 +197,9 @@ impl Job<'_> {
             test_seconds: None,
             peak_rss_mb: None,
         };
+        let state = out.join("run.state.safetensors");
         if let Some(top1) = finished(&out.join("run.json"), &record)? {
+            remove(&state)?;
             println!("{}: top-1 {top1:.2} %, from an earlier run", out.display());
             return Ok((images, top1));
         }
@@ -175,7 +208,9 @@ impl Job<'_> {
 
         let train = ImageDataset::load_resized(&list, resize)?;
         let mut progress = Progress::new(&format!("{shots}-shot, seed {seed}"));
-        record.fit = fit(&mut model, &train, None, &record.train, &mut progress)?;
+        let checkpoint = RunCheckpoint { path: state.clone(), every: CHECKPOINT_EVERY };
+        record.fit =
+            fit_resumable(&mut model, &train, None, &record.train, &checkpoint, &mut progress)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
         let start = std::time::Instant::now();
         let watch = &mut |done, images| progress.pass("test", done, images);
@@ -186,16 +221,13 @@ impl Job<'_> {
         record.test_seconds = Some(start.elapsed().as_secs_f64());
         record.peak_rss_mb = peak_rss_mb();
         record.save(out.join("run.json"))?;
+        remove(&state)?;
         println!("{}: top-1 {top1:.2} %, {:.0} s", out.display(), record.fit.seconds);
         Ok((images, top1))
     }
 
     fn train_config(&self, seed: i64, images: usize) -> TrainConfig {
         let args = self.args;
-        let by_family = match self.backbone.config().pre_norm {
-            true => Normalization::Clip,
-            false => Normalization::ImageNet,
-        };
         TrainConfig {
             epochs: args.epochs,
             batch_size: args.batch_size.min(images),
@@ -205,7 +237,7 @@ impl Job<'_> {
                 ..CosineSchedule::default()
             },
             weight_decay: args.weight_decay,
-            normalization: args.normalization.unwrap_or(by_family),
+            normalization: args.normalization.unwrap_or(self.opened.normalization),
             seed,
             augment: match args.augment {
                 Augmentation::FewShot => Some(Augment::few_shot()),
@@ -225,7 +257,7 @@ fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
     let key = |run: &RunRecord| {
         let (model, train) = (run.model.clone(), run.train.clone());
         let splits = (run.train_split.clone(), run.test_split.clone());
-        (model, train, run.backbone_digest.clone(), splits)
+        (model, train, run.backbone_digest.clone(), run.precision.clone(), splits)
     };
     ensure!(
         key(&found) == key(expected),
@@ -233,6 +265,16 @@ fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
         file.display()
     );
     Ok(found.test_top1)
+}
+
+/// Removes the state of a run that is done, if it has one.
+fn remove(state: &Path) -> Result<()> {
+    match std::fs::remove_file(state) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| state.display().to_string())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn save(file: &Path, results: &[(usize, i64, usize, f64)]) -> Result<()> {

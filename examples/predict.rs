@@ -65,9 +65,9 @@ struct Args {
     /// Image height and width [default: the run's, else the backbone's].
     #[arg(long)]
     image_size: Option<i64>,
-    /// What the frozen backbone computes in; as the adapter was trained.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    precision: Precision,
+    /// How the frozen backbone is kept and computed with [default: the run's, else f32].
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// Attention heads, where the checkpoint's width does not tell them.
     #[arg(long)]
     heads: Option<i64>,
@@ -114,14 +114,19 @@ fn run(args: &Args) -> Result<bool> {
     // Images that are not square have the size that the backbone's file tells.
     let side = record.as_ref().and_then(|record| record.image_size);
     let side = side.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
+    let precision = match (args.precision, &record) {
+        (Some(precision), _) => precision,
+        (None, Some(record)) => Precision::of(record)?,
+        (None, None) => Precision::F32,
+    };
     let source = Source {
         file: &file,
         heads: args.heads,
         image_size: args.image_size.or(side),
         processor: args.device,
-        precision: args.precision,
+        precision,
     };
-    let _guard = args.precision.guard(args.device.device()?)?;
+    let _guard = precision.guard(args.device.device()?)?;
     source.open(Predict { args, adapter: &adapter, beside: &beside, record: record.as_ref() })
 }
 

@@ -5,26 +5,33 @@
 //! cargo run --release --example report -- runs/demo --data data --backbone assets/vit_fashion_mnist.safetensors
 //! ```
 //!
-//! A run is a folder with `run.json`, at any depth. With `--data` and `--backbone` each adapter is run once on the
-//! test images of its task, for the accuracy by class, the confusions and the mistakes, and each convolutional bypass
+//! A run is a folder with `run.json`, at any depth; hidden folders, as those that `vtab_finetune --set-aside` leaves,
+//! are passed over. With `--data` and `--backbone` the adapter of each run that was tested is run once on the test
+//! images of its task, for the accuracy by class, the confusions and the mistakes, and each convolutional bypass
 //! is looked into; what is found is kept beside `run.json`, so that the page can be made again without either.
 //! `DATA/TASK/classes.txt` may hold the names of the classes, a line each.
+
+#[path = "shared/backbone.rs"]
+mod backbone;
+#[path = "shared/precision.rs"]
+mod precision;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
-    Backbone, BypassView, Error, FoundRun, FrozenConvNeXt, FrozenSwin, FrozenViT, ImageDataset,
-    Method, PetlModel, Predictions, Report, SwinConfig, ViTConfig,
+    Backbone, BypassView, FoundRun, ImageDataset, Method, PetlModel, Predictions, Report,
 };
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
-use tch::{Cuda, Device};
+
+use backbone::{Opened, Processor, Source, Visit};
+use precision::Precision;
 
 /// Shows a folder of runs: one HTML page, charts as SVG and PNG, and the tables on the terminal.
 #[derive(Parser)]
@@ -78,7 +85,15 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut report = Report::read(&args.runs)?;
     if let (Some(data), Some(file)) = (&args.data, &args.backbone) {
-        open_and_compute(args, data, file, report.runs())?;
+        let source = Source {
+            file,
+            heads: args.heads,
+            image_size: args.image_size,
+            processor: if args.cuda { Processor::Cuda } else { Processor::Cpu },
+            // Each run's own is brought about below.
+            precision: Precision::F32,
+        };
+        source.open(Job { args, data, runs: report.runs() })?;
         report = Report::read(&args.runs)?;
     }
     let out = args.out.clone().unwrap_or_else(|| args.runs.join("report"));
@@ -104,57 +119,33 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Opens the backbone, of whatever family, and computes what is missing of each run.
-fn open_and_compute(args: &Args, data: &Path, file: &Path, runs: &[FoundRun]) -> Result<()> {
-    let device = match args.cuda {
-        false => Device::Cpu,
-        true if Cuda::is_available() => Device::Cuda(0),
-        true => bail!("no CUDA device: {}", convpass::cuda_load_error().unwrap_or("none found")),
-    };
-    let side = args.image_size.map(|side| (side, side));
-    let job = Job { args, data, runs };
-    match ViTConfig::infer(file) {
-        Err(Error::OtherBackbone { .. }) => {
-            if let Ok(mut swin) = SwinConfig::infer(file) {
-                swin.image_size = side.unwrap_or(swin.image_size);
-                let size = swin.image_size;
-                return job.compute(FrozenSwin::open_with(file, &swin, device)?, size);
-            }
-            job.compute(FrozenConvNeXt::open(file, device)?, side.unwrap_or((224, 224)))
-        }
-        config => {
-            let mut vit = config?;
-            vit.num_heads = args.heads.unwrap_or(vit.num_heads);
-            vit.image_size = side.unwrap_or(vit.image_size);
-            let size = vit.image_size;
-            job.compute(FrozenViT::open_with(file, &vit, device)?, size)
-        }
-    }
-}
-
+/// Computes what is missing of each run.
 struct Job<'a> {
     args: &'a Args,
     data: &'a Path,
     runs: &'a [FoundRun],
 }
 
-impl Job<'_> {
+impl Visit for Job<'_> {
+    type Output = ();
+
     /// A run of which something cannot be computed is named, and the others are gone on with.
-    fn compute<B: Backbone>(&self, backbone: B, size: (i64, i64)) -> Result<()> {
+    fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<()> {
         for run in self.runs {
-            if let Err(error) = self.compute_run(&backbone, size, run) {
+            if let Err(error) = self.compute(&opened, run) {
                 eprintln!("warning: {}: {error:#}", run.folder.display());
             }
         }
         Ok(())
     }
+}
 
-    fn compute_run<B: Backbone>(
-        &self,
-        backbone: &B,
-        size: (i64, i64),
-        run: &FoundRun,
-    ) -> Result<()> {
+impl Job<'_> {
+    fn compute<B: Backbone>(&self, opened: &Opened<B>, run: &FoundRun) -> Result<()> {
+        // A trial, or a run that was ended: its test images are not to be looked at.
+        if run.record.test_top1.is_none() {
+            return Ok(());
+        }
         let method = &run.record.model.method;
         let is_bypass = matches!(method, Method::ConvBypass(_) | Method::ConvBypassVariant(_));
         let predict = self.args.fresh || run.predictions.is_none();
@@ -163,8 +154,10 @@ impl Job<'_> {
             return Ok(());
         }
         let folder = VtabFolder::open(self.data, &run.record.task)?;
-        let model =
-            PetlModel::load_adapter(backbone.clone(), run.folder.join("adapter.safetensors"))?;
+        let (precision, size) = (Precision::of(&run.record)?, opened.image_size);
+        let _guard = precision.guard(opened.backbone.device())?;
+        let backbone = precision.convert(opened.backbone.clone())?;
+        let model = PetlModel::load_adapter(backbone, run.folder.join("adapter.safetensors"))?;
         let (test, normalization) = (folder.split(VtabSplit::Test), run.record.train.normalization);
         if predict {
             let mut watch = |done: usize, all: usize| {

@@ -1,4 +1,5 @@
 //! A frozen backbone of whatever family its file is of.
+#![allow(dead_code, reason = "each example that shares this file uses a part of it")]
 
 use std::path::Path;
 

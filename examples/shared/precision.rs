@@ -1,10 +1,11 @@
-//! The numbers that a frozen backbone computes in.
+//! How a frozen backbone is kept and computed with.
+#![allow(dead_code, reason = "each example that shares this file uses a part of it")]
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
-use convpass::{Autocast, Backbone};
+use convpass::{Autocast, Backbone, RunRecord};
 use tch::{Device, Kind};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -32,10 +33,15 @@ impl Precision {
         })
     }
 
-    /// What a record says of autocast.
-    #[allow(dead_code, reason = "not every example that shares this file writes records")]
-    pub fn autocast(self) -> Option<String> {
-        (self == Precision::AutocastBf16).then(|| "bf16".to_owned())
+    /// What a run's record says of it.
+    pub fn recorded(self) -> Option<String> {
+        (self != Precision::F32).then(|| self.to_string())
+    }
+
+    /// That of a run.
+    pub fn of(record: &RunRecord) -> Result<Self> {
+        let Some(name) = &record.precision else { return Ok(Precision::F32) };
+        Precision::from_str(name, false).map_err(|_| anyhow!("no precision is called {name}"))
     }
 
     /// The guard under which a pass is in these numbers, where there is one.

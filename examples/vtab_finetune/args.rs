@@ -28,7 +28,7 @@ pub struct Args {
     /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
     #[arg(long)]
     pub backbone: Option<PathBuf>,
-    /// What the frozen backbone computes in; what is trained is f32 all the same.
+    /// How the frozen backbone is kept and computed with; what is trained is f32 all the same.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// Attention heads, where the checkpoint's width does not tell them.
@@ -143,7 +143,7 @@ pub struct Spec {
     pub train: TrainConfig,
 }
 
-pub fn parse_spec(text: &str) -> Result<Spec, String> {
+fn parse_spec(text: &str) -> Result<Spec, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 

@@ -89,7 +89,7 @@ impl Board<'_> {
             model,
             train,
             backbone_digest: self.facts.digest.clone(),
-            autocast: self.args.precision.autocast(),
+            precision: self.args.precision.recorded(),
             image_size: self.facts.image_size,
             train_split: hash(train_split),
             val_split: val_split.map(hash),
@@ -193,10 +193,10 @@ impl Board<'_> {
     }
 }
 
-/// Renames a folder to the first free name behind it.
+/// Renames a folder to the first free hidden name after its own: reports pass over it there.
 fn set_aside(folder: &Path) -> Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let aside = (1..).map(|n| folder.with_file_name(format!("{name}.before-{n}")));
+    let aside = (1..).map(|n| folder.with_file_name(format!(".{name}.before-{n}")));
     let free = aside.into_iter().find(|path| !path.exists()).context("a free name")?;
     fs::rename(folder, &free).with_context(|| folder.display().to_string())?;
     println!("{} is now {}", folder.display(), free.display());

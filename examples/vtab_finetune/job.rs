@@ -16,7 +16,6 @@ use sha2::{Digest, Sha256};
 
 use super::args::{Args, Select, Spec, Stepping};
 use super::backbone::{Opened, Visit};
-use super::precision::Precision;
 use super::watch::Watch;
 
 /// The run's state in `--out`, until it is done.
@@ -101,12 +100,9 @@ impl Job<'_> {
             task: self.folder.name().to_owned(),
             model: model_config,
             train: train_config,
-            backbone: match args.precision {
-                Precision::F32 => self.file.display().to_string(),
-                precision => format!("{} in {precision}", self.file.display()),
-            },
+            backbone: self.file.display().to_string(),
             backbone_digest: model.backbone().digest()?,
-            autocast: args.precision.autocast(),
+            precision: args.precision.recorded(),
             image_size: Some(image_size),
             train_split: hash(&train),
             val_split: val.as_ref().map(hash),

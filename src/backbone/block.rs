@@ -52,9 +52,8 @@ impl Hooks<'_> {
         let output = norm.forward(x)?;
         let normed = self.after(layer, x, output.shallow_clone())?;
         let LayerNorm { weight, bias, eps } = norm;
-        // One whose weights libtorch would refuse beside `x` is of no use to a method.
-        let is_known = untouched(&normed, &output) && weight.kind() == x.kind();
-        Ok((normed, is_known.then_some(NormOf { weight, bias, eps: *eps })))
+        let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });
+        Ok((normed, of))
     }
 }
 
@@ -79,7 +78,8 @@ impl Block {
     /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later.
     pub(super) fn forward(&self, tokens: Tensor, run: &Run) -> Result<Tensor> {
         let (mut tokens, mut layout) = (tokens, run.layout);
-        let (normed, norm) = run.hooks.norm_of(Layer::Norm1(run.index), &self.norm1, &tokens)?;
+        let norm1 = self.norm1.beside(&tokens)?;
+        let (normed, norm) = run.hooks.norm_of(Layer::Norm1(run.index), &norm1, &tokens)?;
         let mut beside = normed.shallow_clone();
         if run.class_only {
             layout = TokenLayout { prefix: 1, grid: (0, 0) };
@@ -90,7 +90,8 @@ impl Block {
             self.sub_layer(SubLayer::Attention, tokens, (&beside, norm), &layout, run, |branch| {
                 self.attend(&branch.select(&normed)?, run)
             })?;
-        let (normed, norm) = run.hooks.norm_of(Layer::Norm2(run.index), &self.norm2, &tokens)?;
+        let norm2 = self.norm2.beside(&tokens)?;
+        let (normed, norm) = run.hooks.norm_of(Layer::Norm2(run.index), &norm2, &tokens)?;
         self.sub_layer(SubLayer::Mlp, tokens, (&normed, norm), &layout, run, |branch| {
             let (fc1, fc2) = (Layer::Fc1(run.index), Layer::Fc2(run.index));
             let x = run.before(SubLayer::Mlp, branch.select(&normed)?)?;

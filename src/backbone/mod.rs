@@ -136,13 +136,14 @@ pub trait Backbone: Clone + Debug + Send {
     /// Where the weights are.
     fn device(&self) -> Device;
 
-    /// The kind of the weights.
+    /// The kind of the weights, those in int8 apart.
     fn kind(&self) -> Kind {
         self.named_weights().first().map_or(Kind::Float, |(_, weight)| weight.kind())
     }
 
-    /// The kind that a pass computes in: that of the weights, but f32 beside weights in f16 on a
-    /// CPU, where products in f16 take ten times as long.
+    /// The kind that a pass computes in, and takes what is trained in: that of the weights, but f32
+    /// beside weights in f16 on a CPU, where products in f16 take ten times as long. A backbone that
+    /// computes in its weights' kind all the same says so here.
     fn compute_kind(&self) -> Kind {
         match (self.kind(), self.device()) {
             (Kind::Half, Device::Cpu) => Kind::Float,
@@ -173,7 +174,7 @@ pub trait Backbone: Clone + Debug + Send {
 
     /// The same backbone with the weights of its linear layers in int8, rounded to the nearest of
     /// 255 values a row (`NAME.scale` holds their factors): a quarter of the memory of f32. A pass
-    /// computes as beside the other weights, and what is trained beside it stays f32. The digest is
+    /// computes in [`Backbone::compute_kind`], and what is trained beside it stays f32. The digest is
     /// another one.
     ///
     /// # Errors

@@ -113,7 +113,7 @@ impl ZeroShot {
     /// [`Error::Config`] if `vit` has no projection or one of another width; as
     /// [`FrozenViT::features`].
     pub fn head(&self, vit: &FrozenViT, images: &Tensor) -> Result<Tensor> {
-        let projection = vit.projection()?.weight.f_to_kind(Kind::Float)?;
+        let projection = vit.projection()?.values(Kind::Float)?;
         let (found, dim) = (projection.size()[0], self.weight.size()[1]);
         if found != dim {
             return Err(Error::config("projection", format!("{dim}, as the texts' is"), found));

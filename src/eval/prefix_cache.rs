@@ -23,7 +23,7 @@ use crate::seam::TokenLayout;
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixCache {
     /// A folder for files that are memory-mapped and that later runs find again: of the same
-    /// backbone, blocks, pixels, normalization and kind. In memory if none.
+    /// backbone, blocks, pixels, normalization and kind, autocast's too. In memory if none.
     pub folder: Option<PathBuf>,
     /// Keeps tokens in bf16: half the size, and rounded. Else as the backbone computes them.
     pub bf16: bool,
@@ -156,7 +156,7 @@ fn file_name<B: Backbone>(
     let what = format!("1 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
     hash.update(what);
     if let Some(kind) = Autocast::active(model.backbone().device())? {
-        hash.update(format!("autocast {kind:?}\n"));
+        hash.update(format!("autocast {kind}\n"));
     }
     for index in 0..dataset.len() {
         hash.update(dataset.pixels(index)?);

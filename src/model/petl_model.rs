@@ -162,6 +162,8 @@ impl<B: Backbone> PetlModel<B> {
         let mut values = PassValues { variables: &variables, is_coded, kind };
         let method = self.config.method.build(&mut values, &self.backbone.shape())?;
         match &self.unfrozen {
+            // As it is, weights that it keeps in f16 stay so.
+            Some(unfrozen) if kind == Kind::Float => f(unfrozen, &*method),
             Some(unfrozen) => f(&unfrozen.to_kind(kind)?, &*method),
             None => f(&self.backbone, &*method),
         }

@@ -23,10 +23,17 @@ impl Linear {
 
     /// `[.., in] -> [.., out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.scale.is_some() || is_narrower(&self.weight, x) {
-            true => self.forward_expanded(x),
-            false => Ok(x.f_linear(&self.weight, self.bias.as_ref())?),
+        let (weight, is_trained) = (&self.weight, self.weight.requires_grad());
+        if self.scale.is_some() || is_narrower(weight, x) && !is_trained {
+            return self.forward_expanded(x);
         }
+        let bias = self.bias.as_ref().map(|bias| widened(bias, x)).transpose()?;
+        Ok(x.f_linear(&widened(weight, x)?, bias.as_ref())?)
+    }
+
+    /// The weight `[out, in]` in numbers of `kind`.
+    pub(crate) fn values(&self, kind: Kind) -> Result<Tensor> {
+        expand(&self.weight, self.scale.as_ref(), kind)
     }
 
     /// The layer that computes the outputs `start..start + len` only.
@@ -49,7 +56,7 @@ impl Linear {
             bias => (None, bias.as_ref()),
         };
         let mut output = tch::no_grad(|| {
-            let weight = expand(&self.weight, self.scale.as_ref(), x.kind())?;
+            let weight = self.values(x.kind())?;
             let frozen = frozen.map(|bias| widened(bias, x)).transpose()?;
             Ok::<_, Error>(x.f_linear(&weight, frozen.as_ref())?)
         })?;

@@ -1,8 +1,7 @@
 //! Layer norm.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::stored::widened;
 use crate::error::Result;
 
 /// Layer norm over the last dimension. `eps` has no default: it differs between model families.
@@ -16,8 +15,16 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     /// `[.., C] -> [.., C]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (shape, cudnn) = (self.weight.size(), false);
-        let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
-        Ok(x.f_layer_norm(shape, Some(&weight), Some(&bias), self.eps, cudnn)?)
+        let LayerNorm { weight, bias, eps } = self.beside(x)?;
+        Ok(x.f_layer_norm(weight.size(), Some(&weight), Some(&bias), eps, false)?)
+    }
+
+    /// The norm in numbers that libtorch takes beside those of `x`: those of `x`, or f32.
+    pub(crate) fn beside(&self, x: &Tensor) -> Result<LayerNorm> {
+        let wide = |t: &Tensor| match t.kind() == Kind::Half && x.kind() != Kind::Half {
+            true => t.f_to_kind(Kind::Float),
+            false => Ok(t.shallow_clone()),
+        };
+        Ok(LayerNorm { weight: wide(&self.weight)?, bias: wide(&self.bias)?, eps: self.eps })
     }
 }

@@ -7,13 +7,13 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Whether an operation on `x` has to widen `weight` first. Other kinds meet only where libtorch
-/// brings them together itself, as autocast does.
+/// Whether a product of `x` needs a wider `weight`. Other kinds meet only under autocast, which
+/// brings those of products together.
 pub(super) fn is_narrower(weight: &Tensor, x: &Tensor) -> bool {
     weight.kind() == Kind::Half && x.kind() == Kind::Float
 }
 
-/// `weight` as an operation on `x` reads it.
+/// `weight` as a product of `x`, or a sum with it, reads it.
 pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     match is_narrower(weight, x) {
         true => Ok(weight.f_to_kind(x.kind())?),

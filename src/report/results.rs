@@ -95,10 +95,11 @@ impl Key {
     fn new(record: &RunRecord) -> Self {
         let file = Path::new(&record.backbone).file_stem().unwrap_or_default().to_string_lossy();
         let digest: String = record.backbone_digest.chars().take(8).collect();
+        let precision = record.precision.as_ref().map(|name| format!(" in {name}"));
         Key {
             rank: methods::rank(&record.model.method),
             label: methods::label(&record.model.method),
-            backbone: format!("{file} {digest}"),
+            backbone: format!("{file} {digest}{}", precision.unwrap_or_default()),
             normalization: record.train.normalization.to_string(),
             selection: selection(record.train.selection),
         }
@@ -290,9 +291,12 @@ mod tests {
     fn backbones_and_normalizations_are_lines_of_their_own() {
         let mut other = run("a", "vpt", 0, 10.0);
         other.record.backbone_digest = "ffff".to_owned();
-        let runs = [run("a", "vpt", 0, 20.0), other];
+        let mut autocast = run("a", "vpt", 0, 30.0);
+        autocast.record.precision = Some("autocast-bf16".to_owned());
+        let runs = [run("a", "vpt", 0, 20.0), other, autocast];
         let results = Results::new(&runs, false);
         let labels: Vec<_> = results.lines.iter().map(|line| line.label.as_str()).collect();
-        assert_eq!(labels, ["VPT-deep · vit 00ff", "VPT-deep · vit ffff"]);
+        let expected = ["vit 00ff", "vit 00ff in autocast-bf16", "vit ffff"];
+        assert_eq!(labels, expected.map(|backbone| format!("VPT-deep · {backbone}")));
     }
 }

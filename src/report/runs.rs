@@ -58,7 +58,8 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// Goes through `folder`; an error is of that folder itself. A link is not followed.
+    /// Goes through `folder`; an error is of that folder itself. A link is not followed, and what is
+    /// hidden passed over.
     fn visit(&mut self, folder: &Path, depth: usize) -> io::Result<()> {
         let mut entries = std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(|entry| entry.file_name());
@@ -66,7 +67,9 @@ impl Found<'_> {
             self.add(folder);
         }
         for entry in entries.iter().filter(|_| depth < MAX_DEPTH) {
+            let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
             if entry.file_type()?.is_dir()
+                && !is_hidden
                 && let Err(error) = self.visit(&entry.path(), depth + 1)
             {
                 self.tell(&entry.path(), &error.to_string());

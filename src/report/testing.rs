@@ -21,7 +21,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         train: TrainConfig { seed, epochs: 3, ..TrainConfig::default() },
         backbone: "/somewhere/vit.npz".to_owned(),
         backbone_digest: "00ff".to_owned(),
-        autocast: None,
+        precision: None,
         image_size: Some((224, 224)),
         train_split: "t".to_owned(),
         val_split: None,

@@ -25,9 +25,10 @@ pub struct RunRecord {
     pub backbone: String,
     /// The backbone's digest.
     pub backbone_digest: String,
-    /// What autocast brought products to (`bf16`), where it was on.
+    /// How the backbone was kept and computed with, where not in f32: `bf16`, `f16`, `int8`,
+    /// `autocast-bf16`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub autocast: Option<String>,
+    pub precision: Option<String>,
     /// (rows, columns) of the images.
     #[serde(default)]
     pub image_size: Option<(i64, i64)>,

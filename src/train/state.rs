@@ -79,7 +79,7 @@ struct Identity<'a> {
     backbone: String,
     /// What autocast brings products to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    autocast: Option<String>,
+    autocast: Option<&'static str>,
     train_images: Images<'a>,
     val_images: Option<Images<'a>>,
     /// Checksum of the trainables that it starts from. By its name the last to be compared: where it
@@ -149,7 +149,7 @@ impl StateFile {
             model: model.config(),
             train: TrainConfig { prefix, ..config.clone() },
             backbone: model.backbone().digest()?,
-            autocast: Autocast::active(model.backbone().device())?.map(|kind| format!("{kind:?}")),
+            autocast: Autocast::active(model.backbone().device())?,
             weights_at_start: checksum(&variables.collect::<Result<_>>()?),
             train_images: Images::of(train),
             val_images: validation.map(Images::of),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use convpass::{
-    ClipText, ClipTextConfig, ClipTokenizer, ConvBypassConfig, Error, FrozenViT, Method,
+    Backbone, ClipText, ClipTextConfig, ClipTokenizer, ConvBypassConfig, Error, FrozenViT, Method,
     MlpActivation, PetlConfig, PetlModel, Templates, TensorFile, ViTConfig, ZeroShot,
 };
 use serde::Deserialize;
@@ -297,7 +297,15 @@ fn a_head_of_class_names_starts_as_the_zero_shot_classifier() {
 
     let bypass = Method::ConvBypass(ConvBypassConfig::default());
     let mut model = PetlModel::new(vit.clone(), &PetlConfig::new(bypass, classes)).unwrap();
+    // Whatever numbers the projection is in.
+    let agree = |exact: &Tensor, other: FrozenViT| {
+        let other = zero_shot.head(&other, &images).unwrap();
+        let gap = (&other - exact).abs().max() / exact.abs().max();
+        assert!(gap.double_value(&[]) < 0.02, "{gap:?}");
+    };
     let head = zero_shot.head(&vit, &images).unwrap();
+    agree(&head, vit.to_int8().unwrap());
+    agree(&head, vit.to_kind(Kind::Half).unwrap());
     model.set_head(&head, None).unwrap();
     let logits = model.forward(&images, false).unwrap();
     let found = logits.argmax(-1, false);

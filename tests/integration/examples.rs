@@ -119,7 +119,7 @@ fn a_plan_selects_on_validation_skips_what_is_done_and_keeps_what_is_another() {
     let (_, text) = run_plan(root.path(), &["--normalization", "unit"]);
     assert!(text.contains("train.normalization: \"half\", planned is \"unit\""), "{text}");
     let (_, text) = run_plan(root.path(), &["--set-aside", "--also-best-on-test", "1"]);
-    assert!(out.join("bitfit/seed-1.before-1/run.json").exists(), "{text}");
+    assert!(out.join("bitfit/.seed-1.before-1/run.json").exists(), "{text}");
     assert!(
         text.contains("chosen on what it reports") && text.contains("runs failed: 0"),
         "{text}"

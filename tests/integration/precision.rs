@@ -35,6 +35,19 @@ fn bytes(backbone: &impl Backbone) -> usize {
     weights.map(|(_, weight)| weight.numel() * weight.kind().elt_size_in_bytes()).sum()
 }
 
+/// The trainables in the order of their names, moved away from the zeros that methods start at.
+fn disturbed<B: Backbone>(model: &PetlModel<B>) -> Vec<(String, Tensor)> {
+    let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
+    variables.sort_by(|a, b| a.0.cmp(&b.0));
+    tch::no_grad(|| {
+        for (seed, (_, variable)) in variables.iter_mut().enumerate() {
+            let noise = numbers(&variable.size(), seed as f64) * 0.1;
+            let _added = variable.f_add_(&noise).unwrap();
+        }
+    });
+    variables
+}
+
 /// The largest difference, over the largest value.
 fn gap(a: &Tensor, b: &Tensor) -> f64 {
     let size = b.abs().max().double_value(&[]);
@@ -86,15 +99,7 @@ fn gradients_beside_int8_are_those_of_its_values() {
         let gradients = |backbone: FrozenViT| {
             let config = PetlConfig { drop_path: 0.0, ..PetlConfig::new(method.clone(), 4) };
             let model = PetlModel::new(backbone, &config).unwrap();
-            // Away from the zeros that methods start at.
-            let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
-            variables.sort_by(|a, b| a.0.cmp(&b.0));
-            tch::no_grad(|| {
-                for (seed, (_, variable)) in variables.iter_mut().enumerate() {
-                    let noise = numbers(&variable.size(), seed as f64) * 0.1;
-                    let _added = variable.f_add_(&noise).unwrap();
-                }
-            });
+            let variables = disturbed(&model);
             let labels = Tensor::from_slice(&[0i64, 1, 2]);
             let logits = model.forward(&images(), false).unwrap();
             logits.cross_entropy_for_logits(&labels).backward();
@@ -121,6 +126,14 @@ fn small_swin() -> SwinConfig {
     }
 }
 
+fn small_convnext() -> ConvNeXtConfig {
+    ConvNeXtConfig {
+        depths: vec![1, 1, 2, 1],
+        dims: vec![8, 16, 24, 32],
+        ..ConvNeXtConfig::default()
+    }
+}
+
 /// On a CPU weights in f16 are kept as they are and computed with in f32: the features are to the
 /// last bit those of the same numbers in f32.
 #[test]
@@ -140,15 +153,21 @@ fn f16_on_a_cpu_is_f32_over_rounded_weights() {
         assert_eq!(bytes(&half) * 2, bytes(exact));
         assert_ne!(half.digest().unwrap(), rounded.digest().unwrap());
         let bypass = Method::ConvBypass(ConvBypassConfig::default());
-        for method in [bypass, Method::Lora(LoraConfig::default()), Method::BitFit, Method::Full] {
+        let lora = Method::Lora(LoraConfig::default());
+        let both = Method::Compose { methods: vec![lora.clone(), Method::BitFit] };
+        let methods = [bypass, lora, Method::BitFit, Method::LayerNorm, both, Method::Full];
+        let places = |method: &Method| {
+            let convolutional = exact.shape().family == "ConvNeXt";
+            !convolutional || matches!(method, Method::Full)
+        };
+        for method in methods.into_iter().filter(places) {
             let config = PetlConfig { drop_path: 0.0, ..PetlConfig::new(method.clone(), 4) };
             let gradients = |backbone: &B| {
                 let model = PetlModel::new(backbone.clone(), &config).unwrap();
+                let variables = disturbed(&model);
                 let labels = Tensor::arange(images.size()[0], (Kind::Int64, Device::Cpu));
                 let logits = model.forward(images, false).unwrap();
                 logits.cross_entropy_for_logits(&labels).backward();
-                let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
-                variables.sort_by(|a, b| a.0.cmp(&b.0));
                 (logits.detach(), variables)
             };
             let ((logits, found), (expected, others)) = (gradients(&half), gradients(&rounded));
@@ -163,19 +182,32 @@ fn f16_on_a_cpu_is_f32_over_rounded_weights() {
             }
         }
     }
-    let vit = ViTConfig { layer_scale: true, ..small_vit() };
+    let vit = ViTConfig { layer_scale: true, pre_norm: true, ..small_vit() };
     check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
     let larger = numbers(&[2, 3, 32, 32], 2.0);
     check(&FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap(), &larger);
-    let config = ConvNeXtConfig {
-        depths: vec![1, 1, 2, 1],
-        dims: vec![8, 16, 24, 32],
-        ..ConvNeXtConfig::default()
-    };
-    halved(&FrozenConvNeXt::random(&config, 0, Device::Cpu).unwrap(), &larger);
+    check(&FrozenConvNeXt::random(&small_convnext(), 0, Device::Cpu).unwrap(), &larger);
     // Beside weights in int8 too.
     let vit = FrozenViT::random(&vit, 0, Device::Cpu).unwrap().to_int8().unwrap();
     halved(&vit, &images());
+}
+
+/// Autocast beside weights in f16, in every family: close to f32.
+#[test]
+fn f16_goes_with_autocast() {
+    fn check<B: Backbone>(exact: &B, images: &Tensor) {
+        let forward = |b: &B| b.forward(images, &NoMethod, Pass::default()).unwrap();
+        let half = exact.to_kind(Kind::Half).unwrap();
+        let guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        let found = forward(&half);
+        drop(guard);
+        assert!(gap(&found, &forward(exact)) < 0.05, "{}", exact.shape().family);
+    }
+    let vit = ViTConfig { num_registers: 2, pos_embed_prefix: 0, ..small_vit() };
+    check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
+    let larger = numbers(&[2, 3, 32, 32], 2.0);
+    check(&FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap(), &larger);
+    check(&FrozenConvNeXt::random(&small_convnext(), 0, Device::Cpu).unwrap(), &larger);
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn a_record_is_read_back_as_it_was_written() {
         train: config,
         backbone: "random".into(),
         backbone_digest: model.backbone().digest(),
-        autocast: None,
+        precision: None,
         image_size: Some(train.image_size()),
         train_split: train.split_hash().to_owned(),
         val_split: None,

@@ -183,7 +183,7 @@ impl Layers {
             let len = part.size()[1];
             let part = match start + len <= covered {
                 true => part.f_add(&positions(start, len)?)?,
-                false => part.shallow_clone(),
+                false => widened(part, images)?,
             };
             parts.push(part.f_expand([images.size()[0], -1, -1], false)?);
             start += len;

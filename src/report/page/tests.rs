@@ -144,6 +144,7 @@ fn a_broken_record_is_named_and_the_others_are_shown() {
     impossible.test_top1 = Some(1e300);
     save("deep/er/impossible", &serde_json::to_vec(&impossible).unwrap());
     save("good", &good);
+    save(".hidden", &good);
     std::fs::write(root.path().join("good").join(Predictions::FILE), b"{").unwrap();
     let report = Report::read(root.path()).unwrap();
     assert_eq!(report.runs().len(), 1);

@@ -21,8 +21,8 @@ pub struct PlannedRun {
     pub train: TrainConfig,
     /// The backbone's digest.
     pub backbone_digest: String,
-    /// What autocast brings products to (`bf16`), where it is on.
-    pub autocast: Option<String>,
+    /// How the backbone is kept and computed with, where not in f32: the digest tells no autocast.
+    pub precision: Option<String>,
     /// (rows, columns) of the images.
     pub image_size: (i64, i64),
     /// Hash of the training images' list.

@@ -153,7 +153,7 @@ fn a_record_of_another_run_is_told_by_field() {
         model: model.clone(),
         train: train.clone(),
         backbone_digest: "ab".into(),
-        autocast: None,
+        precision: None,
         image_size: (32, 32),
         train_split: "cd".into(),
         val_split: None,
@@ -168,7 +168,7 @@ fn a_record_of_another_run_is_told_by_field() {
         train: TrainConfig { recompute: true, validate_every: 7, ..train },
         backbone: "elsewhere".into(),
         backbone_digest: "ab".into(),
-        autocast: None,
+        precision: None,
         image_size: Some((32, 32)),
         train_split: "cd".into(),
         val_split: None,
@@ -187,7 +187,7 @@ fn a_record_of_another_run_is_told_by_field() {
     other.model.method = Method::Lora(Default::default());
     other.backbone_digest = "xy".into();
     other.head_digest = Some("12".into());
-    other.autocast = Some("bf16".into());
+    other.precision = Some("autocast-bf16".into());
     let text = planned.differences(&other).join("\n");
     for part in [
         "train.schedule.lr: 0.5, planned is 0.001",
@@ -195,7 +195,7 @@ fn a_record_of_another_run_is_told_by_field() {
         "model.method.rank: 8, planned is null",
         "backbone_digest: \"xy\", planned is \"ab\"",
         "head_digest: \"12\", planned is null",
-        "autocast: \"bf16\", planned is null",
+        "precision: \"autocast-bf16\", planned is null",
     ] {
         assert!(text.contains(part), "{text}");
     }
