@@ -90,7 +90,7 @@ pub(super) fn place(
     let mut taken: Vec<Rect> =
         marks.iter().map(|&mark| Rect::around(mark, radius + 1.0, radius + 1.0)).collect();
     let mut placed = Vec::with_capacity(marks.len());
-    for (&(x, y), &(width, height)) in marks.iter().zip(sizes) {
+    for (own, (&(x, y), &(width, height))) in marks.iter().zip(sizes).enumerate() {
         let at = |(dx, dy): (f64, f64), ring: usize| {
             let gap = radius + 4.0 + ring as f64 * height / 2.0;
             let diagonal = if dx != 0.0 && dy != 0.0 { 0.7 } else { 1.0 };
@@ -99,6 +99,11 @@ pub(super) fn place(
             Rect::around(center, width / 2.0, height / 2.0)
         };
         let clear = |rect: &Rect| !taken.iter().any(|other| rect.overlaps(other));
+        // A line starts within the square around its own mark.
+        let others = |rect: &Rect| {
+            let mut taken = taken.iter().enumerate();
+            !taken.any(|(index, other)| index != own && rect.overlaps(other))
+        };
         let way = |ring: usize, rect: &Rect| match ring {
             0 => Vec::new(),
             _ => line((x, y), rect, radius),
@@ -108,7 +113,7 @@ pub(super) fn place(
             let ring = |ring| DIRECTIONS.map(|towards| (ring, at(towards, ring)));
             (0..RINGS).flat_map(ring).filter(|(_, rect)| free(rect))
         };
-        let found = tries().find(|(ring, rect)| way(*ring, rect).iter().all(clear));
+        let found = tries().find(|(ring, rect)| way(*ring, rect).iter().all(others));
         // Among marks that cover each other a line may cross another.
         let (ring, rect) =
             found.or_else(|| tries().next()).unwrap_or_else(|| (0, at(DIRECTIONS[0], 0)));

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::petl::Method;
 
 /// Choices that are made for each task, so that runs which differ in them are of one method.
-const PER_TASK: [&str; 4] = ["name", "scale", "conv_init", "dropout"];
+const PER_TASK: [&str; 5] = ["name", "scale", "alpha", "conv_init", "dropout"];
 
 /// The method with its choices that are not the default: `Convpass, bottleneck dim 16`.
 pub(super) fn label(method: &Method) -> String {
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(label(wide), "Convpass, bottleneck dim 16");
         let trained = json!({"name": "conv_bypass_variant", "channel_scale": true});
         assert_eq!(label(trained), "Convpass, channel scale");
-        assert_eq!(label(json!({"name": "lora", "rank": 4})), "LoRA, rank 4");
+        assert_eq!(label(json!({"name": "lora", "rank": 4, "alpha": 40})), "LoRA, rank 4");
         let mixed = json!({"name": "compose", "methods": [{"name": "vpt"}, {"name": "bit_fit"}]});
         assert_eq!(label(mixed), "VPT-deep + BitFit");
         let coded = json!({"name": "low_bit", "bits": 1, "method": {"name": "adapter"}});

@@ -116,11 +116,12 @@ fn run_name(run: &FoundRun) -> String {
     format!("{method}, seed {}", run.record.train.seed)
 }
 
-/// The first `most` of the runs, those of a task together, first seeds before second ones, and how
-/// many are left out.
+/// The first `most` of the runs, those of a task together, tested ones before trials and first seeds
+/// before second ones, and how many are left out.
 fn by_task(runs: Vec<&FoundRun>, most: usize) -> (Vec<(&str, Vec<&FoundRun>)>, usize) {
     let mut runs = runs;
-    runs.sort_by_key(|run| run.record.train.seed);
+    let is_trial = |run: &FoundRun| run.record.test_top1.is_none();
+    runs.sort_by_key(|run| (is_trial(run), run.record.train.seed));
     let left_out = runs.len().saturating_sub(most);
     runs.truncate(most);
     let mut tasks: Vec<(&str, Vec<&FoundRun>)> = Vec::new();
@@ -132,7 +133,7 @@ fn by_task(runs: Vec<&FoundRun>, most: usize) -> (Vec<(&str, Vec<&FoundRun>)>, u
         }
     }
     for (_, runs) in &mut tasks {
-        runs.sort_by_key(|run| methods::rank(&run.record.model.method));
+        runs.sort_by_key(|run| (methods::rank(&run.record.model.method), is_trial(run)));
     }
     (tasks, left_out)
 }
