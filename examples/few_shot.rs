@@ -15,6 +15,8 @@
 mod backbone;
 #[path = "shared/precision.rs"]
 mod precision;
+#[path = "shared/state.rs"]
+mod state;
 
 use std::path::{Path, PathBuf};
 
@@ -22,8 +24,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use convpass::{
     Augment, Backbone, CosineSchedule, FileList, Fit, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, Progress, Resize, RunCheckpoint, RunRecord, Spread,
-    TrainConfig, evaluate, fit_resumable, peak_rss_mb,
+    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, Spread, TrainConfig, evaluate,
+    fit_resumable, peak_rss_mb,
 };
 
 use backbone::{Opened, Processor, Source, Visit};
@@ -197,9 +199,8 @@ impl<B: Backbone> Job<'_, B> {
             test_seconds: None,
             peak_rss_mb: None,
         };
-        let state = out.join("run.state.safetensors");
         if let Some(top1) = finished(&out.join("run.json"), &record)? {
-            remove(&state)?;
+            state::remove(&out)?;
             println!("{}: top-1 {top1:.2} %, from an earlier run", out.display());
             return Ok((images, top1));
         }
@@ -208,7 +209,7 @@ impl<B: Backbone> Job<'_, B> {
 
         let train = ImageDataset::load_resized(&list, resize)?;
         let mut progress = Progress::new(&format!("{shots}-shot, seed {seed}"));
-        let checkpoint = RunCheckpoint { path: state.clone(), every: CHECKPOINT_EVERY };
+        let checkpoint = state::checkpoint(&out, CHECKPOINT_EVERY);
         record.fit =
             fit_resumable(&mut model, &train, None, &record.train, &checkpoint, &mut progress)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
@@ -221,7 +222,7 @@ impl<B: Backbone> Job<'_, B> {
         record.test_seconds = Some(start.elapsed().as_secs_f64());
         record.peak_rss_mb = peak_rss_mb();
         record.save(out.join("run.json"))?;
-        remove(&state)?;
+        state::remove(&out)?;
         println!("{}: top-1 {top1:.2} %, {:.0} s", out.display(), record.fit.seconds);
         Ok((images, top1))
     }
@@ -265,16 +266,6 @@ fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
         file.display()
     );
     Ok(found.test_top1)
-}
-
-/// Removes the state of a run that is done, if it has one.
-fn remove(state: &Path) -> Result<()> {
-    match std::fs::remove_file(state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| state.display().to_string())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn save(file: &Path, results: &[(usize, i64, usize, f64)]) -> Result<()> {

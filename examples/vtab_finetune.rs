@@ -40,6 +40,8 @@ mod precision;
 mod results;
 #[path = "vtab_finetune/side_by_side.rs"]
 mod side_by_side;
+#[path = "shared/state.rs"]
+mod state;
 #[path = "vtab_finetune/watch.rs"]
 mod watch;
 

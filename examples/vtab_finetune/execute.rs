@@ -11,11 +11,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use convpass::vtab::VtabSplit;
 use convpass::{PlannedRun, RunRecord};
 
-use super::super::args::Spec;
-use super::super::backbone::Processor;
-use super::super::job::file_digest;
-use super::super::side_by_side::side_by_side;
 use super::{Board, Run, adapter};
+use crate::args::Spec;
+use crate::backbone::Processor;
+use crate::job::file_digest;
+use crate::side_by_side::side_by_side;
 
 /// A run's record, or why there is none.
 type Outcome = Result<RunRecord, String>;

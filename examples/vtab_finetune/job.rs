@@ -9,17 +9,15 @@ use anyhow::{Context, Result, bail};
 use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
     Backbone, BestOnTest, CosineSchedule, Fit, ImageDataset, JsonLog, Method, Normalization,
-    Observer, PetlConfig, PetlModel, PrefixCache, Progress, RunCheckpoint, RunRecord, Selection,
-    Stepped, TensorBoard, TensorFile, TrainConfig, evaluate, fit, fit_resumable, peak_rss_mb,
+    Observer, PetlConfig, PetlModel, PrefixCache, Progress, RunRecord, Selection, Stepped,
+    TensorBoard, TensorFile, TrainConfig, evaluate, fit, fit_resumable, peak_rss_mb,
 };
 use sha2::{Digest, Sha256};
 
 use super::args::{Args, Select, Spec, Stepping};
 use super::backbone::{Opened, Visit};
+use super::state;
 use super::watch::Watch;
-
-/// The run's state in `--out`, until it is done.
-const STATE: &str = "run.state.safetensors";
 
 /// One run: a method on a task.
 pub struct Job<'a> {
@@ -116,10 +114,9 @@ impl Job<'_> {
             peak_rss_mb: peak_rss_mb(),
         };
         record.save(out.join("run.json"))?;
-        let state = out.join(STATE);
         let is_trial = args.select == Select::Trial && !record.fit.stopped;
-        if (record.test_top1.is_some() || is_trial) && args.checkpoint_every > 0 && state.exists() {
-            std::fs::remove_file(&state).with_context(|| state.display().to_string())?;
+        if (record.test_top1.is_some() || is_trial) && args.checkpoint_every > 0 {
+            state::remove(out)?;
         }
         Ok(record)
     }
@@ -141,7 +138,7 @@ impl Job<'_> {
         let fit = match self.args.checkpoint_every {
             0 => fit(model, train, val, config, &mut observers),
             every => {
-                let checkpoint = RunCheckpoint { path: out.join(STATE), every };
+                let checkpoint = state::checkpoint(out, every);
                 fit_resumable(model, train, val, config, &checkpoint, &mut observers)
             }
         }?;

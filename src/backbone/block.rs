@@ -42,14 +42,15 @@ impl Hooks<'_> {
         self.after(layer, x, norm.forward(x)?)
     }
 
-    /// As [`Hooks::norm`], and the norm itself where the method left its output alone.
+    /// As [`Hooks::norm`] of a norm in numbers beside those of `x`, and that norm itself where the
+    /// method left its output alone.
     fn norm_of<'n>(
         &self,
         layer: Layer,
         norm: &'n LayerNorm,
         x: &Tensor,
     ) -> Result<(Tensor, Option<NormOf<'n>>)> {
-        let output = norm.forward(x)?;
+        let output = norm.apply(x)?;
         let normed = self.after(layer, x, output.shallow_clone())?;
         let LayerNorm { weight, bias, eps } = norm;
         let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });

@@ -154,18 +154,18 @@ impl<B: Backbone> PetlModel<B> {
     /// Calls `f` with the backbone that the method acts on and the method, their trained weights
     /// as a pass in `kind` computes with them. The variables themselves are f32.
     fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
+        let backbone = self.unfrozen.as_ref().unwrap_or(&self.backbone);
         if kind == Kind::Float && self.low_bit.is_empty() {
-            return f(self.unfrozen.as_ref().unwrap_or(&self.backbone), &*self.method);
+            return f(backbone, &*self.method);
         }
         let variables = self.var_store.variables().into_iter().collect();
         let is_coded = &|name: &str, variable: &Tensor| self.low_bit.is_coded(name, variable);
         let mut values = PassValues { variables: &variables, is_coded, kind };
         let method = self.config.method.build(&mut values, &self.backbone.shape())?;
         match &self.unfrozen {
-            // As it is, weights that it keeps in f16 stay so.
-            Some(unfrozen) if kind == Kind::Float => f(unfrozen, &*method),
-            Some(unfrozen) => f(&unfrozen.to_kind(kind)?, &*method),
-            None => f(&self.backbone, &*method),
+            Some(unfrozen) if kind != Kind::Float => f(&unfrozen.to_kind(kind)?, &*method),
+            // What is trained is f32, and weights that are kept in f16 stay so.
+            _ => f(backbone, &*method),
         }
     }
 

@@ -24,8 +24,8 @@ impl<B: Backbone> PetlModel<B> {
         })
     }
 
-    /// What leaves those blocks of images `[B, 3, H, W]`, in the kind that the
-    /// backbone computes in.
+    /// What leaves those blocks of images `[B, 3, H, W]`, in the kind that the backbone
+    /// computes in.
     ///
     /// # Errors
     /// [`Error::Input`] if the images do not fit the backbone; [`Error::Config`] if there is

@@ -1,7 +1,8 @@
 //! Layer norm.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use super::stored::widened;
 use crate::error::Result;
 
 /// Layer norm over the last dimension. `eps` has no default: it differs between model families.
@@ -15,16 +16,18 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     /// `[.., C] -> [.., C]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let LayerNorm { weight, bias, eps } = self.beside(x)?;
-        Ok(x.f_layer_norm(weight.size(), Some(&weight), Some(&bias), eps, false)?)
+        self.beside(x)?.apply(x)
     }
 
-    /// The norm in numbers that libtorch takes beside those of `x`: those of `x`, or f32.
+    /// The norm in numbers that libtorch takes beside those of `x`.
     pub(crate) fn beside(&self, x: &Tensor) -> Result<LayerNorm> {
-        let wide = |t: &Tensor| match t.kind() == Kind::Half && x.kind() != Kind::Half {
-            true => t.f_to_kind(Kind::Float),
-            false => Ok(t.shallow_clone()),
-        };
-        Ok(LayerNorm { weight: wide(&self.weight)?, bias: wide(&self.bias)?, eps: self.eps })
+        let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
+        Ok(LayerNorm { weight, bias, eps: self.eps })
+    }
+
+    /// [`LayerNorm::forward`] of one that is in such numbers already.
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let (shape, cudnn) = (self.weight.size(), false);
+        Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)
     }
 }

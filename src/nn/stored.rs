@@ -1,4 +1,4 @@
-//! Weights that are kept in f16 beside activations in f32.
+//! Weights that are kept in f16 beside activations in other numbers.
 //!
 //! libtorch's products in f16 have no fast path on a CPU: a step takes ten times as long as in f32.
 //! There a backbone keeps its weights in f16, and each is widened for the operation that reads it.
@@ -7,16 +7,16 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Whether a product of `x` needs a wider `weight`. Other kinds meet only under autocast, which
-/// brings those of products together.
+/// Whether an operation on `x` needs a wider `weight`. Other kinds meet only under autocast, which
+/// brings those of products together, and layer norm takes f32 beside any.
 pub(super) fn is_narrower(weight: &Tensor, x: &Tensor) -> bool {
-    weight.kind() == Kind::Half && x.kind() == Kind::Float
+    weight.kind() == Kind::Half && x.kind() != Kind::Half
 }
 
-/// `weight` as a product of `x`, or a sum with it, reads it.
+/// `weight` as an operation on `x` reads it.
 pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     match is_narrower(weight, x) {
-        true => Ok(weight.f_to_kind(x.kind())?),
+        true => Ok(weight.f_to_kind(Kind::Float)?),
         false => Ok(weight.shallow_clone()),
     }
 }

@@ -62,9 +62,9 @@ pub fn fit<B: Backbone>(
 ///
 /// # Errors
 /// As [`fit`](fn@fit); [`Error::OtherRun`] if the file is of a run with another model, config,
-/// backbone, autocast, start or data; [`Error::CorruptFile`], [`Error::UnknownFormat`] and their like if it
-/// is damaged or no such file; [`Error::Io`] if it cannot be written. A file that is refused is
-/// left as it is, and so is the model.
+/// backbone, autocast, start or data; [`Error::CorruptFile`], [`Error::UnknownFormat`] and their
+/// like if it is damaged or no such file; [`Error::Io`] if it cannot be written. A file that is
+/// refused is left as it is, and so is the model.
 pub fn fit_resumable<B: Backbone>(
     model: &mut PetlModel<B>,
     train: &ImageDataset,

@@ -48,6 +48,10 @@ fn disturbed<B: Backbone>(model: &PetlModel<B>) -> Vec<(String, Tensor)> {
     variables
 }
 
+fn features(backbone: &impl Backbone, images: &Tensor) -> Tensor {
+    backbone.forward(images, &NoMethod, Pass::default()).unwrap()
+}
+
 /// The largest difference, over the largest value.
 fn gap(a: &Tensor, b: &Tensor) -> f64 {
     let size = b.abs().max().double_value(&[]);
@@ -138,9 +142,6 @@ fn small_convnext() -> ConvNeXtConfig {
 /// last bit those of the same numbers in f32.
 #[test]
 fn f16_on_a_cpu_is_f32_over_rounded_weights() {
-    fn features(backbone: &impl Backbone, images: &Tensor) -> Tensor {
-        backbone.forward(images, &NoMethod, Pass::default()).unwrap()
-    }
     fn halved<B: Backbone>(exact: &B, images: &Tensor) -> (B, B) {
         let half = exact.to_kind(Kind::Half).unwrap();
         let rounded = half.to_kind(Kind::Float).unwrap();
@@ -196,12 +197,11 @@ fn f16_on_a_cpu_is_f32_over_rounded_weights() {
 #[test]
 fn f16_goes_with_autocast() {
     fn check<B: Backbone>(exact: &B, images: &Tensor) {
-        let forward = |b: &B| b.forward(images, &NoMethod, Pass::default()).unwrap();
         let half = exact.to_kind(Kind::Half).unwrap();
         let guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
-        let found = forward(&half);
+        let found = features(&half, images);
         drop(guard);
-        assert!(gap(&found, &forward(exact)) < 0.05, "{}", exact.shape().family);
+        assert!(gap(&found, &features(exact, images)) < 0.05, "{}", exact.shape().family);
     }
     let vit = ViTConfig { num_registers: 2, pos_embed_prefix: 0, ..small_vit() };
     check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
