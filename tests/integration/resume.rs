@@ -288,7 +288,8 @@ fn weights(model: &PetlModel) -> BTreeMap<String, Tensor> {
 /// Ends a run after so many steps and batches of validation, as Ctrl-C does.
 struct Stop {
     after: usize,
-    from: Option<usize>,
+    /// Steps and seconds of the runs before.
+    from: Option<(usize, f64)>,
 }
 
 impl Stop {
@@ -304,7 +305,7 @@ impl Stop {
 
 impl Observer for Stop {
     fn start(&mut self, start: &RunStart) {
-        self.from = Some(start.steps_done());
+        self.from = Some((start.steps_done(), start.seconds));
     }
 
     fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
@@ -336,15 +337,16 @@ fn a_run_that_was_ended_goes_on_from_that_step() {
         assert!(stopped.stopped);
         let mut rest = Stop::after(usize::MAX);
         let (model, fit) = run(&mut rest);
-        assert_eq!(rest.from, Some(after / 6 * 3 + (after % 6).min(3)), "{after}");
+        let (steps, seconds) = rest.from.unwrap();
+        assert_eq!(steps, after / 6 * 3 + (after % 6).min(3), "{after}");
         assert_eq!(weights(&model), weights(&whole), "{after}");
         assert_eq!(reports(&fit), reports(&expected), "{after}");
-        assert!(fit.seconds >= stopped.seconds);
+        assert!(0.0 < seconds && seconds <= stopped.seconds.min(fit.seconds));
 
         // Once more, where all is done.
         let mut none = Stop::after(1);
         let (model, again) = run(&mut none);
-        assert_eq!((none.from, none.after), (Some(9), 1));
+        assert_eq!((none.from.unwrap().0, none.after), (9, 1));
         assert_eq!(weights(&model), weights(&whole));
         assert_eq!(reports(&again), reports(&expected));
     }
