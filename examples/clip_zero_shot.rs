@@ -1,24 +1,28 @@
-//! Classifies images by class names alone with CLIP, or by an adapter, on a set and on others of the same classes.
+//! Classifies images by class names alone with CLIP, on a set and on others of the same classes.
 //!
 //! ```text
 //! $ cargo run --release --example clip_zero_shot -- --backbone CLIP --tokenizer DIR --classes names.txt \
 //!       --data imagenet/test.txt --target sketch=sketch/test.txt --target a=imagenet-a/test.txt:imagenet-a/names.txt
 //! set            images  classes   top-1
-//! data             ....     ....   ..... %  zero-shot
+//! data             ....     ....   ..... %
 //! ```
 //!
 //! CLIP is a checkpoint of both towers under the names of Hugging Face, OpenAI or open_clip; DIR holds `tokenizer.json`,
 //! or `vocab.json` and `merges.txt`, or is OpenAI's `bpe_simple_vocab_16e6.txt.gz`. `names.txt` has the name of class 0,
-//! 1, 2 and so on, one a line; a set that has some of them alone names them (or their indices) in a file of its own, in
-//! the order of its labels. Lists have lines `path label`, the paths relative to the list's folder or to `--root`.
+//! 1, 2 and so on, one a line. A set is a list of lines `path label`, the paths relative to the list's folder or to
+//! `--root`, or a folder with a folder for each class under its name. A list that has some of the classes alone names
+//! them (or their numbers) in a file of its own, in the order of its labels; so does a folder whose folders have other
+//! names, in the order of these. The shorter side of an image is resized to the model's, and the centre taken.
 //!
 //! To train bypasses from the zero-shot classifier (the text tower is not needed from there on):
 //!
 //! ```text
 //! $ cargo run --release --example clip_zero_shot -- ... --data train.txt --head-out head.safetensors
-//! $ cargo run --release --example vtab_finetune -- ... --backbone CLIP --head head.safetensors
-//! $ cargo run --release --example clip_zero_shot -- ... --data test.txt --adapter runs/NAME/adapter.safetensors
+//! $ cargo run --release --example few_shot -- --protocol domain_generalization ... --head head.safetensors
 //! ```
+
+#[path = "shared/targets.rs"]
+mod targets;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -28,13 +32,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use convpass::{
-    BatchConfig, Batches, ClassSubset, ClipText, ClipTextConfig, ClipTokenizer, Evaluation,
-    FileList, FrozenViT, ImageDataset, Method, MlpActivation, Normalization, Order, PartialBatch,
-    PetlConfig, PetlModel, Templates, ViTConfig, ZeroShot, evaluate_logits, read_class_names,
+    BatchConfig, Batches, ClipText, ClipTextConfig, ClipTokenizer, Evaluation, FrozenViT,
+    ImageDataset, Method, MlpActivation, Normalization, Order, PartialBatch, PetlConfig, PetlModel,
+    Resize, Templates, ViTConfig, ZeroShot, evaluate_logits, read_class_names,
 };
 use tch::{Cuda, Device, Tensor};
 
-/// Zero-shot classification with CLIP, or an adapter's, on a set and on others of the same classes.
+use targets::{Target, TargetSet, parse_target};
+
+/// Zero-shot classification with CLIP, on a set and on others of the same classes.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -42,28 +48,26 @@ struct Args {
     #[arg(long)]
     backbone: PathBuf,
     /// CLIP's vocabulary: a file, or the folder that holds it.
-    #[arg(long, required_unless_present = "adapter")]
-    tokenizer: Option<PathBuf>,
+    #[arg(long)]
+    tokenizer: PathBuf,
     /// Names of the classes, one a line.
     #[arg(long)]
     classes: PathBuf,
     /// Sentences with {} for the name, one a line [default: six for photos of anything].
     #[arg(long)]
     templates: Option<PathBuf>,
-    /// List of the images.
-    #[arg(long)]
-    data: PathBuf,
-    /// Another list; its classes, by name or index, if they are not all of them.
-    #[arg(long = "target", value_name = "NAME=LIST[:CLASSES]", value_parser = parse_target)]
+    /// The images: a list, or a folder with a folder for each class; the file of its classes, by name or number, if a
+    /// list has not all of them or the folders have other names.
+    #[arg(long, value_name = "IMAGES[:CLASSES]")]
+    data: String,
+    /// Another set, likewise.
+    #[arg(long = "target", value_name = "NAME=IMAGES[:CLASSES]", value_parser = parse_target)]
     targets: Vec<Target>,
     /// Folder that the paths of the lists are relative to [default: each list's own].
     #[arg(long)]
     root: Option<PathBuf>,
-    /// Classify with this adapter, and not zero-shot.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
     /// Write an adapter whose head is made of the class names and that trains nothing else.
-    #[arg(long, conflicts_with = "adapter")]
+    #[arg(long)]
     head_out: Option<PathBuf>,
     /// Attention heads of the image tower, where its width does not tell them.
     #[arg(long)]
@@ -91,23 +95,6 @@ enum Activation {
     QuickGelu,
 }
 
-/// A set to measure on.
-#[derive(Clone)]
-struct Target {
-    name: String,
-    list: PathBuf,
-    classes: Option<PathBuf>,
-}
-
-fn parse_target(text: &str) -> Result<Target, String> {
-    let (name, files) = text.split_once('=').ok_or("expected NAME=LIST[:CLASSES]")?;
-    let (list, classes) = match files.rsplit_once(':') {
-        Some((list, classes)) if !Path::new(files).exists() => (list, Some(PathBuf::from(classes))),
-        _ => (files, None),
-    };
-    Ok(Target { name: name.to_owned(), list: PathBuf::from(list), classes })
-}
-
 fn main() -> ExitCode {
     convpass::keep_freed_memory();
     match run(&Args::parse()) {
@@ -132,29 +119,17 @@ fn run(args: &Args) -> Result<()> {
     };
     let names = read_class_names(&args.classes)?;
     let vit = image_tower(args, device)?;
-    let data = Target { name: "data".to_owned(), list: args.data.clone(), classes: None };
+    let data = targets::named("data", &args.data);
     let sets: Vec<Target> = [data].into_iter().chain(args.targets.iter().cloned()).collect();
-    let bench = Bench { args, names: &names, device, image_size: vit.config().image_size };
-    match &args.adapter {
-        Some(file) => {
-            let model: PetlModel = PetlModel::load_adapter(vit, file)?;
-            let classes = model.config().num_classes;
-            if classes != names.len() as i64 {
-                bail!("{}: of {classes} classes, and {} names", file.display(), names.len());
-            }
-            let label = model.config().method.name();
-            bench.measure(&sets, label, &mut |images| model.forward(images, false))
-        }
-        None => {
-            let zero_shot = encode(args, &names, device)?;
-            if let Some(out) = &args.head_out {
-                bench.write_head(&vit, &zero_shot, out)?;
-            }
-            let logits =
-                &mut |images: &Tensor| zero_shot.logits(&vit.project(&vit.features(images)?)?);
-            bench.measure(&sets, "zero-shot", logits)
-        }
+    let sets = targets::read(&sets, args.root.as_deref(), &names)?;
+    let (rows, columns) = vit.config().image_size;
+    let resize = Resize::center_crop(rows.max(columns), (rows, columns))?;
+    let zero_shot = encode(args, &names, device)?;
+    let bench = Bench { args, device, resize, vit, zero_shot };
+    if let Some(out) = &args.head_out {
+        bench.write_head(&sets[0], names.len() as i64, out)?;
     }
+    bench.measure(&sets)
 }
 
 fn image_tower(args: &Args, device: Device) -> Result<FrozenViT> {
@@ -174,7 +149,7 @@ fn activation(args: &Args, inferred: MlpActivation) -> MlpActivation {
 
 /// The classes by the text tower, which is dropped after it.
 fn encode(args: &Args, names: &[String], device: Device) -> Result<ZeroShot> {
-    let tokenizer = ClipTokenizer::open(args.tokenizer.as_deref().context("--tokenizer")?)?;
+    let tokenizer = ClipTokenizer::open(&args.tokenizer)?;
     let templates = match &args.templates {
         Some(file) => Templates::read(file)?,
         None => Templates::default(),
@@ -189,64 +164,41 @@ fn encode(args: &Args, names: &[String], device: Device) -> Result<ZeroShot> {
 /// What the sets are measured with.
 struct Bench<'a> {
     args: &'a Args,
-    names: &'a [String],
     device: Device,
-    image_size: (i64, i64),
+    resize: Resize,
+    vit: FrozenViT,
+    zero_shot: ZeroShot,
 }
 
 impl Bench<'_> {
-    fn measure(
-        &self,
-        sets: &[Target],
-        label: &str,
-        logits: &mut dyn FnMut(&Tensor) -> convpass::Result<Tensor>,
-    ) -> Result<()> {
-        // Every list before the first image.
-        let sets = sets.iter().map(|set| self.read(set)).collect::<Result<Vec<_>>>()?;
+    fn measure(&self, sets: &[TargetSet]) -> Result<()> {
         println!("{:<14} {:>6} {:>8} {:>7}", "set", "images", "classes", "top-1");
         let mut targets = Vec::new();
-        for (at, (name, list, subset)) in sets.iter().enumerate() {
-            let images = ImageDataset::load(list, self.image_size)?;
-            let sum = self.evaluate(name, &images, subset.as_ref(), logits)?;
-            let (classes, count, top1) = (list.num_classes(), sum.images, sum.top1());
-            println!("{name:<14} {count:>6} {classes:>8} {top1:>7.2} %  {label}");
+        for (at, set) in sets.iter().enumerate() {
+            let sum = self.evaluate(set)?;
+            let (classes, count, top1) = (set.list.num_classes(), sum.images, sum.top1());
+            println!("{:<14} {count:>6} {classes:>8} {top1:>7.2} %", set.name);
             targets.extend((at > 0).then_some(top1));
         }
         if targets.len() > 1 {
             let mean = targets.iter().sum::<f64>() / targets.len() as f64;
-            println!("{:<14} {:>6} {:>8} {mean:>7.2} %  {label}", "mean of others", "", "");
+            println!("{:<14} {:>6} {:>8} {mean:>7.2} %", "mean of others", "", "");
         }
         Ok(())
     }
 
-    fn read<'s>(&self, set: &'s Target) -> Result<(&'s str, FileList, Option<ClassSubset>)> {
-        let subset = match &set.classes {
-            Some(file) => Some(ClassSubset::read(file, self.names)?),
-            None => None,
+    fn evaluate(&self, set: &TargetSet) -> Result<Evaluation> {
+        let images = ImageDataset::stream(&set.list, self.resize);
+        let logits = &mut |images: &Tensor| {
+            let features = self.vit.features(images)?;
+            self.zero_shot.logits(&self.vit.project(&features)?)
         };
-        let classes = subset.as_ref().map_or(self.names.len(), |s| s.classes().len());
-        Ok((&set.name, self.list(&set.list, classes)?, subset))
-    }
-
-    fn list(&self, file: &Path, classes: usize) -> Result<FileList> {
-        let folder = file.parent().unwrap_or(Path::new(""));
-        let root = self.args.root.as_deref().unwrap_or(folder);
-        Ok(FileList::read(root, file, Some(classes as i64))?)
-    }
-
-    fn evaluate(
-        &self,
-        name: &str,
-        images: &ImageDataset,
-        subset: Option<&ClassSubset>,
-        logits: &mut dyn FnMut(&Tensor) -> convpass::Result<Tensor>,
-    ) -> Result<Evaluation> {
         let watch = &mut |done, count| {
-            eprint!("\r{name}: {done} of {count}");
+            eprint!("\r{}: {done} of {count}", set.name);
             let _shown = std::io::stderr().flush();
             ControlFlow::Continue(())
         };
-        let sum = evaluate_logits(logits, images, subset, self.batches(), watch);
+        let sum = evaluate_logits(logits, &images, set.subset.as_ref(), self.batches(), watch);
         eprint!("\r\x1b[K");
         Ok(sum?)
     }
@@ -261,15 +213,14 @@ impl Bench<'_> {
         }
     }
 
-    /// An adapter that is a head alone, scaled for a batch of `--data`, of any classes.
-    fn write_head(&self, vit: &FrozenViT, zero_shot: &ZeroShot, out: &Path) -> Result<()> {
-        let data = self.list(&self.args.data, self.names.len())?;
-        let data = ImageDataset::load(&data, self.image_size)?;
+    /// An adapter that is a head alone, scaled for a batch of images of any classes.
+    fn write_head(&self, data: &TargetSet, classes: i64, out: &Path) -> Result<()> {
+        let images = ImageDataset::stream(&data.list, self.resize);
         let any = BatchConfig { order: Order::Shuffled { seed: 0, epoch: 0 }, ..self.batches() };
-        let (images, _) = Batches::new(&data, any)?.next().context("--data")??;
-        let config = PetlConfig::new(Method::LinearProbe, self.names.len() as i64);
-        let mut model = PetlModel::new(vit.clone(), &config)?;
-        model.set_head(&zero_shot.head(vit, &images)?, None)?;
+        let (images, _) = Batches::new(&images, any)?.next().context("--data")??;
+        let config = PetlConfig::new(Method::LinearProbe, classes);
+        let mut model = PetlModel::new(self.vit.clone(), &config)?;
+        model.set_head(&self.zero_shot.head(&self.vit, &images)?, None)?;
         model.save_adapter(out)?;
         println!("{}", out.display());
         Ok(())

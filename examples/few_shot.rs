@@ -1,4 +1,5 @@
-//! Few-shot learning: trains on K images of each class for several K and seeds, and reports mean and deviation.
+//! Few-shot learning and domain generalization: trains on K images of each class for several K and seeds, measures on
+//! the test images and on other sets of the classes, and reports mean and deviation.
 //!
 //! ```text
 //! cargo run --release --example few_shot -- --data TRAIN --test TEST --backbone FILE --out runs/few-shot
@@ -8,271 +9,162 @@
 //! the list. Training images are resized, then changed by colour jitter and RandAugment; of test images, resized so that
 //! the shorter side is 8/7 of the input's, the centre is taken (256 and 224). The weights are the last epoch's.
 //!
-//! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors` and the list of the images drawn, and
-//! `results.csv`. A run that is there is not run again, and one that was cut off goes on where it was.
+//! From 16 images a class to other domains, from a head made of the class names by `clip_zero_shot --head-out`:
+//!
+//! ```text
+//! cargo run --release --example few_shot -- --protocol domain_generalization --head head.safetensors \
+//!     --data imagenet/train --test imagenet/val --target sketch=sketch --target a=imagenet-a --backbone CLIP --out runs/dg
+//! ```
+//!
+//! A target is a folder or a list; one that has some of the classes alone is measured over those: a folder's are those
+//! that its folders are named after, a list's are in a file of names or numbers (`a=test.txt:names.txt`).
+//!
+//! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors`, `log.jsonl`, `targets.json` and the list of the
+//! images drawn, and `results.csv`. A run that is there is not run again, one that was cut off goes on where it was,
+//! and a target that is new is measured with the adapter that is there.
 
+#[path = "few_shot/args.rs"]
+mod args;
 #[path = "shared/backbone.rs"]
 mod backbone;
+#[path = "shared/head.rs"]
+mod head;
+#[path = "few_shot/job.rs"]
+mod job;
+#[path = "few_shot/measured.rs"]
+mod measured;
+#[path = "shared/method.rs"]
+mod method;
 #[path = "shared/precision.rs"]
 mod precision;
-#[path = "shared/state.rs"]
-mod state;
+#[path = "shared/run_folder.rs"]
+mod run_folder;
+#[path = "shared/targets.rs"]
+mod targets;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
-use convpass::{
-    Augment, Backbone, CosineSchedule, FileList, Fit, ImageDataset, Method, Normalization,
-    Observer, PetlConfig, PetlModel, Progress, Resize, RunRecord, Spread, TrainConfig, evaluate,
-    fit_resumable, peak_rss_mb,
-};
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use convpass::{Backbone, FileList, ImageDataset, Resize, Spread, read_class_names};
 
-use backbone::{Opened, Processor, Source, Visit};
-use precision::Precision;
+use args::Args;
+use backbone::{Opened, Source, Visit};
+use job::{Job, Outcome};
+use targets::TargetSet;
 
-/// Steps after which a run's state is written, and at the end of each epoch.
-const CHECKPOINT_EVERY: usize = 50;
-
-#[derive(Parser)]
-#[command(about = "Trains on a few images of each class")]
-struct Args {
-    /// Training images: a folder with a folder for each class, or a list.
-    #[arg(long)]
-    data: PathBuf,
-    /// Test images, likewise.
-    #[arg(long)]
-    test: PathBuf,
-    /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
-    #[arg(long)]
-    backbone: PathBuf,
-    /// How the frozen backbone is kept and computed with; what is trained is f32 all the same.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    precision: Precision,
-    /// Images of each class.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
-    shots: Vec<usize>,
-    #[arg(long, value_delimiter = ',', default_value = "0,1,2")]
-    seeds: Vec<i64>,
-    /// Take what there is of a class with fewer images.
-    #[arg(long)]
-    at_most: bool,
-    /// A method's name, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}.
-    #[arg(long, value_parser = parse_method, default_value = "conv_bypass")]
-    method: Method,
-    #[arg(long, value_enum, default_value_t = Augmentation::FewShot)]
-    augment: Augmentation,
-    #[arg(long, default_value_t = 100)]
-    epochs: usize,
-    #[arg(long, default_value_t = 5e-3)]
-    lr: f64,
-    #[arg(long, default_value_t = 1e-4)]
-    weight_decay: f64,
-    /// Images a step; all of them where there are fewer.
-    #[arg(long, default_value_t = 64)]
-    batch_size: usize,
-    /// imagenet, half, unit or clip [default: clip for a CLIP tower, else imagenet].
-    #[arg(long)]
-    normalization: Option<Normalization>,
-    /// Run on the first CUDA device.
-    #[arg(long)]
-    cuda: bool,
-    #[arg(long)]
-    out: PathBuf,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Augmentation {
-    FewShot,
-    None,
-}
-
-/// A method from its name or from JSON.
-fn parse_method(text: &str) -> Result<Method, String> {
-    let method = match text.starts_with('{') {
-        true => serde_json::from_str(text),
-        false => serde_json::from_value(serde_json::json!({ "name": text.replace('-', "_") })),
-    };
-    method.map_err(|e| e.to_string())
-}
-
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     convpass::keep_freed_memory();
-    let args = Args::parse();
-    let processor = if args.cuda { Processor::Cuda } else { Processor::Cpu };
-    let (data, test) = read(&args.data, &args.test)?;
-    let _guard = args.precision.guard(processor.device()?)?;
-    let (heads, image_size) = (None, None);
-    let (file, precision) = (args.backbone.as_path(), args.precision);
-    let source = Source { file, heads, image_size, processor, precision };
-    source.open(Task { args: &args, data, test })
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let sets = Sets::read(args)?;
+    let precision = args.precision;
+    let _guard = precision.guard(args.processor().device()?)?;
+    let processor = args.processor();
+    let source =
+        Source { file: &args.backbone, heads: None, image_size: None, processor, precision };
+    source.open(Task { args, sets })
+}
+
+/// The images of all runs.
+struct Sets {
+    data: FileList,
+    test: FileList,
+    targets: Vec<TargetSet>,
+    classes: i64,
+}
+
+impl Sets {
+    /// Training images, test images and targets under the same labels.
+    fn read(args: &Args) -> Result<Self> {
+        let names = args.classes.as_ref().map(read_class_names).transpose()?;
+        let of_names = names.as_ref().map(|names| names.len() as i64);
+        let list =
+            |file: &Path| FileList::read(file.parent().unwrap_or(Path::new("")), file, of_names);
+        let is_folder = args.data.is_dir();
+        let data = match &names {
+            Some(names) if is_folder => FileList::from_folders_of(&args.data, names)?,
+            None if is_folder => FileList::from_folders(&args.data)?,
+            _ => list(&args.data)?,
+        };
+        let test = match args.test.is_dir() {
+            true if is_folder => FileList::from_folders_of(&args.test, data.class_names())?,
+            true => bail!("{}: --test must be a list where --data is one", args.test.display()),
+            false => list(&args.test)?,
+        };
+        let classes = of_names.unwrap_or(data.num_classes().max(test.num_classes()));
+        let numbers = || (0..classes).map(|class| class.to_string()).collect();
+        let names = match is_folder {
+            true => data.class_names().to_vec(),
+            false => names.unwrap_or_else(numbers),
+        };
+        let targets = targets::read(&args.targets, None, &names)?;
+        Ok(Sets { data, test, targets, classes })
+    }
 }
 
 /// What is run on a backbone, of whatever family it is.
 struct Task<'a> {
     args: &'a Args,
-    data: FileList,
-    test: FileList,
+    sets: Sets,
 }
 
 impl Visit for Task<'_> {
     type Output = ();
 
     fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<()> {
-        let Task { args, data, test } = self;
+        let Task { args, sets } = self;
         let (rows, columns) = opened.image_size;
-        let shorter = rows.max(columns) * 8 / 7;
-        let test = ImageDataset::stream(&test, Resize::center_crop(shorter, (rows, columns))?);
-        let job = Job { args, data, test, opened };
-        let mut results = Vec::new();
-        for &shots in &args.shots {
-            let mut top1 = Vec::new();
+        let shorter_side = args.test_resize(rows.max(columns));
+        let resize = Resize::center_crop(shorter_side, (rows, columns))?;
+        let stream = |list: &FileList| ImageDataset::stream(list, resize);
+        let targets = sets.targets.iter().map(|set| (set, stream(&set.list))).collect();
+        let test = stream(&sets.test);
+        let (data, classes) = (&sets.data, sets.classes);
+        let job = Job { args, data, classes, test, targets, shorter_side, opened };
+        let mut outcomes = Vec::new();
+        for shots in args.shots() {
+            let first = outcomes.len();
             for &seed in &args.seeds {
-                let (images, found) = job.run(shots, seed)?;
-                results.push((shots, seed, images, found));
-                save(&args.out.join("results.csv"), &results)?;
-                top1.push(found);
+                outcomes.push(job.run(shots, seed)?);
+                save(&args.out.join("results.csv"), &outcomes, &sets.targets)?;
             }
-            if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
-                let deviation = deviation.unwrap_or_default();
-                println!("{shots} a class: top-1 {mean:.2} % +- {deviation:.2} over {seeds} seeds");
-            }
+            say(shots, &outcomes[first..], &sets.targets);
         }
         Ok(())
     }
 }
 
-/// Training and test images under the same labels.
-fn read(data: &Path, test: &Path) -> Result<(FileList, FileList)> {
-    let list = |file: &Path| FileList::read(file.parent().unwrap_or(Path::new("")), file, None);
-    let data = if data.is_dir() { FileList::from_folders(data) } else { list(data) }?;
-    if !test.is_dir() {
-        return Ok((data, list(test)?));
-    }
-    if data.class_names().is_empty() {
-        bail!("{}: --test must be a list where --data is one", test.display());
-    }
-    let test = FileList::from_folders_of(test, data.class_names())?;
-    Ok((data, test))
-}
-
-struct Job<'a, B> {
-    args: &'a Args,
-    data: FileList,
-    test: ImageDataset,
-    opened: Opened<B>,
-}
-
-impl<B: Backbone> Job<'_, B> {
-    /// The number of training images, and top-1 in percent.
-    fn run(&self, shots: usize, seed: i64) -> Result<(usize, f64)> {
-        let args = self.args;
-        let list = match args.at_most {
-            true => self.data.few_shot_at_most(shots, seed)?,
-            false => self.data.few_shot(shots, seed)?,
-        };
-        let images = list.entries().len();
-        let Opened { backbone, image_size: size, .. } = &self.opened;
-        let resize = Resize::bicubic(*size)?;
-        let classes = list.num_classes().max(self.test.num_classes());
-        let petl = PetlConfig { seed, ..PetlConfig::new(args.method.clone(), classes) };
-        let mut model = PetlModel::new(backbone.clone(), &petl)?;
-        let out = args.out.join(format!("{shots}shot-seed{seed}"));
-        let mut record = RunRecord {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: args.data.display().to_string(),
-            model: petl,
-            train: self.train_config(seed, images),
-            backbone: args.backbone.display().to_string(),
-            backbone_digest: backbone.digest()?,
-            precision: args.precision.recorded(),
-            image_size: Some(*size),
-            train_split: ImageDataset::stream(&list, resize).split_hash().to_owned(),
-            val_split: None,
-            test_split: Some(self.test.split_hash().to_owned()),
-            head_digest: None,
-            trainable_params: model.trainable_params(),
-            fit: Fit { epochs: vec![], selected_epoch: None, stopped: true, seconds: 0.0 },
-            test_top1: None,
-            best_on_test: None,
-            test_seconds: None,
-            peak_rss_mb: None,
-        };
-        if let Some(top1) = finished(&out.join("run.json"), &record)? {
-            state::remove(&out)?;
-            println!("{}: top-1 {top1:.2} %, from an earlier run", out.display());
-            return Ok((images, top1));
+/// Mean and deviation over the seeds, of each set.
+fn say(shots: usize, outcomes: &[Outcome], targets: &[TargetSet]) {
+    let line = |set: &str, top1: &dyn Fn(&Outcome) -> f64| {
+        let top1: Vec<f64> = outcomes.iter().map(top1).collect();
+        if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
+            let deviation = deviation.unwrap_or_default();
+            println!("{shots} a class: {set} {mean:.2} % +- {deviation:.2} over {seeds} seeds");
         }
-        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-        list.save(out.join("train.txt"))?;
-
-        let train = ImageDataset::load_resized(&list, resize)?;
-        let mut progress = Progress::new(&format!("{shots}-shot, seed {seed}"));
-        let checkpoint = state::checkpoint(&out, CHECKPOINT_EVERY);
-        record.fit =
-            fit_resumable(&mut model, &train, None, &record.train, &checkpoint, &mut progress)?;
-        model.save_adapter(out.join("adapter.safetensors"))?;
-        let start = std::time::Instant::now();
-        let watch = &mut |done, images| progress.pass("test", done, images);
-        let normalization = record.train.normalization;
-        let top1 = evaluate(&model, &self.test, normalization, args.batch_size, watch)?.top1();
-        drop(progress);
-        record.test_top1 = Some(top1);
-        record.test_seconds = Some(start.elapsed().as_secs_f64());
-        record.peak_rss_mb = peak_rss_mb();
-        record.save(out.join("run.json"))?;
-        state::remove(&out)?;
-        println!("{}: top-1 {top1:.2} %, {:.0} s", out.display(), record.fit.seconds);
-        Ok((images, top1))
-    }
-
-    fn train_config(&self, seed: i64, images: usize) -> TrainConfig {
-        let args = self.args;
-        TrainConfig {
-            epochs: args.epochs,
-            batch_size: args.batch_size.min(images),
-            schedule: CosineSchedule {
-                lr: args.lr,
-                warmup_epochs: (args.epochs / 10).max(1),
-                ..CosineSchedule::default()
-            },
-            weight_decay: args.weight_decay,
-            normalization: args.normalization.unwrap_or(self.opened.normalization),
-            seed,
-            augment: match args.augment {
-                Augmentation::FewShot => Some(Augment::few_shot()),
-                Augmentation::None => None,
-            },
-            ..TrainConfig::default()
-        }
-    }
-}
-
-/// Top-1 of the run in `file`, if there is one; an error if it is another run than `expected`.
-fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
-    if !file.exists() {
-        return Ok(None);
-    }
-    let found = RunRecord::load(file)?;
-    let key = |run: &RunRecord| {
-        let (model, train) = (run.model.clone(), run.train.clone());
-        let splits = (run.train_split.clone(), run.test_split.clone());
-        (model, train, run.backbone_digest.clone(), run.precision.clone(), splits)
     };
-    ensure!(
-        key(&found) == key(expected),
-        "{}: of another run; choose another --out",
-        file.display()
-    );
-    Ok(found.test_top1)
+    line("top-1", &|outcome| outcome.test_top1);
+    for (at, target) in targets.iter().enumerate() {
+        line(&target.name, &|outcome| outcome.targets[at]);
+    }
 }
 
-fn save(file: &Path, results: &[(usize, i64, usize, f64)]) -> Result<()> {
-    let mut table = csv::Writer::from_path(file)?;
-    table.write_record(["shots", "seed", "images", "test_top1"])?;
-    for row in results {
-        table.serialize(row)?;
+fn save(file: &Path, outcomes: &[Outcome], targets: &[TargetSet]) -> Result<()> {
+    let mut table = csv::Writer::from_path(file).with_context(|| file.display().to_string())?;
+    let names = targets.iter().map(|target| target.name.as_str());
+    table.write_record(["shots", "seed", "images", "test_top1"].into_iter().chain(names))?;
+    for row in outcomes {
+        table.serialize((row.shots, row.seed, row.images, row.test_top1, &row.targets))?;
     }
     Ok(table.flush()?)
 }

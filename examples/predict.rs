@@ -11,7 +11,7 @@
 //!
 //! Images are files, folders (every `.jpg`, `.jpeg` and `.png` below them, by name) and `-` for a list on standard
 //! input, a path a line. The backbone, the normalization and the image size are those of the `run.json` beside the
-//! adapter, unless a flag says otherwise; which of them counts is said on standard error. An image that cannot be read
+//! adapter, unless a flag says otherwise, and as that run's test images an image is squeezed or its centre taken; which of them counts is said on standard error. An image that cannot be read
 //! is named there too, the others are classified, and the exit status is 1.
 
 #[path = "shared/backbone.rs"]
@@ -145,12 +145,16 @@ impl Visit for Predict<'_> {
         let args = self.args;
         let normalization = self.normalization(opened.normalization)?;
         self.say_size(opened.image_size);
+        let resize = match self.record {
+            Some(record) => record.test_resize(opened.image_size)?,
+            None => Resize::bicubic(opened.image_size)?,
+        };
         let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
         let classes = self.classes(model.config().num_classes)?;
         let batch_size = args.batch_size.get();
         let images = decode_ahead(
             args.images.clone(),
-            Resize::bicubic(opened.image_size)?,
+            resize,
             args.threads.map_or_else(std::thread::available_parallelism, Ok)?,
             BATCHES_AHEAD.saturating_mul(batch_size),
         )?;
@@ -198,7 +202,9 @@ impl Predict<'_> {
             }
             _ => "from the backbone".to_owned(),
         };
-        eprintln!("images: {rows} x {columns}, {origin}");
+        let centre = self.record.and_then(|record| record.test_shorter_side);
+        let centre = centre.map_or("", |_| ", the centre of what keeps its aspect ratio");
+        eprintln!("images: {rows} x {columns}, {origin}{centre}");
     }
 
     /// A name for each class.

@@ -32,16 +32,20 @@ mod backbone;
 mod demo;
 #[path = "vtab_finetune/flags.rs"]
 mod flags;
+#[path = "shared/head.rs"]
+mod head;
 #[path = "vtab_finetune/job.rs"]
 mod job;
+#[path = "shared/method.rs"]
+mod method;
 #[path = "shared/precision.rs"]
 mod precision;
 #[path = "vtab_finetune/results.rs"]
 mod results;
+#[path = "shared/run_folder.rs"]
+mod run_folder;
 #[path = "vtab_finetune/side_by_side.rs"]
 mod side_by_side;
-#[path = "shared/state.rs"]
-mod state;
 #[path = "vtab_finetune/watch.rs"]
 mod watch;
 
@@ -54,7 +58,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use convpass::vtab::VtabFolder;
 
-use args::{Args, Select, method};
+use args::{Args, Select, chosen_method};
 use job::Job;
 
 fn main() -> ExitCode {
@@ -108,7 +112,7 @@ fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
 fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
     let file = args.backbone.as_deref().context("--backbone")?;
     let folder = VtabFolder::open(args.data(), name)?;
-    let method = method(args, name);
+    let method = chosen_method(args, name);
     let default = PathBuf::from("runs").join(format!("{name}-{}", method.name()));
     let out = args.out.as_deref().unwrap_or(&default);
     let job = Job { args, file, folder: &folder, method, out, stop };

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backbone::{Processor, Source};
 use super::flags::AllArgs;
+use super::method;
 use super::precision::Precision;
 
 /// Finetunes a frozen ViT on a task in the VTAB-1k layout; without --task, compares methods on bundled tasks, with
@@ -157,20 +158,7 @@ pub struct MethodArg {
 /// A method from its name or from JSON.
 pub fn parse_method(text: &str) -> Result<MethodArg, String> {
     let by_name = !text.starts_with('{');
-    let method = match by_name {
-        false => serde_json::from_str(text),
-        true => {
-            let name = match text {
-                "linear" => "linear_probe".to_owned(),
-                "bitfit" => "bit_fit".to_owned(),
-                "adaptformer" => "adapt_former".to_owned(),
-                "convpass" => "conv_bypass".to_owned(),
-                name => name.replace('-', "_"),
-            };
-            serde_json::from_value(serde_json::json!({ "name": name }))
-        }
-    };
-    method.map(|method| MethodArg { method, by_name }).map_err(|e| e.to_string())
+    method::parse_method(text).map(|method| MethodArg { method, by_name })
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -204,7 +192,7 @@ pub enum Select {
 }
 
 /// The method asked for; the flags of the bypass apply to Convpass by name.
-pub fn method(args: &Args, task: &str) -> Method {
+pub fn chosen_method(args: &Args, task: &str) -> Method {
     match &args.method {
         Some(arg) if !(arg.by_name && matches!(arg.method, Method::ConvBypass(_))) => {
             arg.method.clone()

@@ -14,7 +14,7 @@ use convpass::{PlannedRun, RunRecord};
 use super::{Board, Run, adapter};
 use crate::args::Spec;
 use crate::backbone::Processor;
-use crate::job::file_digest;
+use crate::head;
 use crate::side_by_side::side_by_side;
 
 /// A run's record, or why there is none.
@@ -81,7 +81,7 @@ impl Board<'_> {
             false => (VtabSplit::Train800Val200, None, Some(VtabSplit::Test)),
         };
         let head_digest = match &run.head {
-            Some(file) => Some(file_digest(file).context("the run that its head is of")?),
+            Some(file) => Some(head::digest(file).context("the run that its head is of")?),
             None => None,
         };
         Ok(PlannedRun {

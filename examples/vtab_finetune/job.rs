@@ -8,15 +8,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
-    Backbone, BestOnTest, CosineSchedule, Fit, ImageDataset, JsonLog, Method, Normalization,
-    Observer, PetlConfig, PetlModel, PrefixCache, Progress, RunRecord, Selection, Stepped,
-    TensorBoard, TensorFile, TrainConfig, evaluate, fit, fit_resumable, peak_rss_mb,
+    Backbone, BestOnTest, CosineSchedule, Fit, ImageDataset, Method, Normalization, Observer,
+    PetlConfig, PetlModel, PrefixCache, Progress, RunRecord, Selection, Stepped, TrainConfig,
+    evaluate, peak_rss_mb,
 };
-use sha2::{Digest, Sha256};
 
 use super::args::{Args, Select, Spec, Stepping};
 use super::backbone::{Opened, Visit};
-use super::state;
+use super::head;
+use super::run_folder::RunFolder;
 use super::watch::Watch;
 
 /// One run: a method on a task.
@@ -47,10 +47,7 @@ impl Job<'_> {
         let label = format!("{} {}", self.folder.name(), model_config.method.name());
         let mut model = PetlModel::new(backbone, &model_config)?;
         let head_digest = match &args.head {
-            Some(file) => {
-                start_head(&model, file)?;
-                Some(file_digest(file)?)
-            }
+            Some(file) => Some(head::start(&model, file)?),
             None => None,
         };
         println!(
@@ -73,8 +70,12 @@ impl Job<'_> {
         };
         let progress = Progress::new(&label);
         let mut watch = Watch { progress, watches_test: best_on_test, stop: self.stop.clone() };
-        let mut fit =
-            self.fit(&mut model, &train, watched.as_ref(), &train_config, out, &mut watch)?;
+        let kept = RunFolder {
+            path: out,
+            checkpoint_every: args.checkpoint_every,
+            tensorboard: args.tensorboard,
+        };
+        let mut fit = kept.fit(&mut model, &train, watched.as_ref(), &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
         let best_on_test = best_on_test.then(|| split_off(&mut fit, &train_config)).flatten();
 
@@ -102,6 +103,7 @@ impl Job<'_> {
             backbone_digest: model.backbone().digest()?,
             precision: args.precision.recorded(),
             image_size: Some(image_size),
+            test_shorter_side: None,
             train_split: hash(&train),
             val_split: val.as_ref().map(hash),
             test_split: test.as_ref().map(hash),
@@ -116,38 +118,9 @@ impl Job<'_> {
         record.save(out.join("run.json"))?;
         let is_trial = args.select == Select::Trial && !record.fit.stopped;
         if (record.test_top1.is_some() || is_trial) && args.checkpoint_every > 0 {
-            state::remove(out)?;
+            kept.done()?;
         }
         Ok(record)
-    }
-
-    /// Trains, with the logs and the run's state in `out`.
-    fn fit<B: Backbone>(
-        &self,
-        model: &mut PetlModel<B>,
-        train: &ImageDataset,
-        val: Option<&ImageDataset>,
-        config: &TrainConfig,
-        out: &Path,
-        watch: &mut Watch,
-    ) -> Result<Fit> {
-        let mut log = JsonLog::open(out.join("log.jsonl"))?;
-        let mut events = self.args.tensorboard.then(|| TensorBoard::create(out)).transpose()?;
-        let mut observers: Vec<&mut dyn Observer> = vec![watch, &mut log];
-        observers.extend(events.as_mut().map(|events| events as &mut dyn Observer));
-        let fit = match self.args.checkpoint_every {
-            0 => fit(model, train, val, config, &mut observers),
-            every => {
-                let checkpoint = state::checkpoint(out, every);
-                fit_resumable(model, train, val, config, &checkpoint, &mut observers)
-            }
-        }?;
-        for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
-            if let Err(error) = ended {
-                eprintln!("{error}: the run went on without this log");
-            }
-        }
-        Ok(fit)
     }
 
     /// The configs of the run: a plan's, or the flags'.
@@ -224,30 +197,4 @@ fn split_off(fit: &mut Fit, config: &TrainConfig) -> Option<BestOnTest> {
         }
     }
     best
-}
-
-/// SHA-256 of a file in hex.
-pub fn file_digest(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    Ok(format!("{:x}", Sha256::digest(bytes)))
-}
-
-/// Copies the head of the adapter in `file` into `model`.
-fn start_head<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<()> {
-    let adapter = TensorFile::open(file)?;
-    let variables = model.var_store().variables();
-    for name in ["head.weight", "head.bias"] {
-        let value = adapter.tensor(name)?;
-        let mut variable = variables.get(name).context(name)?.shallow_clone();
-        if value.size() != variable.size() {
-            bail!(
-                "{}: {name} is {:?}, the task's {:?}",
-                file.display(),
-                value.size(),
-                variable.size()
-            );
-        }
-        tch::no_grad(|| variable.f_copy_(&value))?;
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::palette::{ACCENT, GRID, INK, PALE, short, text, width};
+use super::palette::{ACCENT, GRID, INK, PALE, fitting, short, text, width};
 use super::sheet::{Column, Row, Sheet, Source, percent};
 use crate::error::{Error, Result};
 
@@ -33,8 +33,8 @@ const TEXT: f64 = 17.0;
 const ROW: i32 = 28;
 const TOP: i32 = 44;
 const MARGIN: i32 = 8;
-/// The longest label, in characters, and the most bars.
-const LABEL: usize = 24;
+/// The widest label, and the most bars.
+const LABEL: f64 = 230.0;
 const MOST: usize = 48;
 
 impl BarChart {
@@ -92,7 +92,8 @@ impl BarChart {
         let widest = |texts: &mut dyn Iterator<Item = String>| {
             texts.map(|text| width(&text, TEXT)).fold(0.0, f64::max) as i32
         };
-        let left = MARGIN + widest(&mut bars.iter().map(|bar| short(&bar.label, LABEL))) + 8;
+        let left =
+            MARGIN + widest(&mut bars.iter().map(|bar| fitting(&bar.label, TEXT, LABEL))) + 8;
         let right =
             WIDTH as i32 - MARGIN - widest(&mut bars.iter().map(|bar| bar.number.clone())) - 8;
         let x =
@@ -121,7 +122,7 @@ fn draw_bar<DB: DrawingBackend>(
 ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
     let (middle, end) = (top + ROW / 2, x(bar.value));
     let label = text(TEXT, &INK, HPos::Right, VPos::Center);
-    root.draw(&Text::new(short(&bar.label, LABEL), (left - 6, middle), label))?;
+    root.draw(&Text::new(fitting(&bar.label, TEXT, LABEL), (left - 6, middle), label))?;
     let corners = [(left, top + 5), (end, top + ROW - 5)];
     match bar.filled {
         true => root.draw(&Rectangle::new(corners, ACCENT.filled()))?,

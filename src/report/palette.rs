@@ -20,9 +20,20 @@ pub(super) fn text(pixels: f64, color: &RGBColor, h: HPos, v: VPos) -> TextStyle
     (FAMILY, pixels * EM).into_font().color(color).pos(Pos::new(h, v))
 }
 
-/// An upper estimate of how wide text is, in pixels: the font is the reader's.
+/// An estimate of how wide text is, in pixels, rather too wide than too narrow: the font is the
+/// reader's. Shares of an em are those of DejaVu Sans, one of the widest.
 pub(super) fn width(text: &str, pixels: f64) -> f64 {
-    text.chars().count() as f64 * 0.58 * pixels
+    let share = |c: char| match c {
+        'i' | 'j' | 'l' | 'I' | 'J' | ' ' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' => 0.33,
+        'f' | 'r' | 't' | '-' | '(' | ')' | '[' | ']' | '/' => 0.41,
+        'm' | 'w' | 'M' | 'W' | '@' | '%' | '…' => 1.0,
+        'G' | 'O' | 'Q' | 'N' | 'H' | 'U' | 'D' | '+' | '=' | '<' | '>' | '~' | '±' => 0.84,
+        'A'..='Z' | '&' => 0.73,
+        // Each ideograph fills its em.
+        c if u32::from(c) >= 0x1100 => 1.0,
+        _ => 0.64,
+    };
+    text.chars().map(share).sum::<f64>() * pixels
 }
 
 /// Text that a user gave, in one line of at most `most` characters.
@@ -32,6 +43,20 @@ pub(super) fn short(text: &str, most: usize) -> String {
         true => clean.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
         false => clean,
     }
+}
+
+/// Text that a user gave, in one line that is at most `most` pixels wide.
+pub(super) fn fitting(text: &str, pixels: f64, most: f64) -> String {
+    let clean = short(text, usize::MAX);
+    if width(&clean, pixels) <= most {
+        return clean;
+    }
+    let mut used = width("…", pixels);
+    let fits = |c: &char| {
+        used += width(c.encode_utf8(&mut [0; 4]), pixels);
+        used <= most
+    };
+    clean.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// `1.5k`, `20k`, `3M`.
@@ -54,6 +79,15 @@ mod tests {
     fn text_is_one_short_line_and_numbers_are_short() {
         assert_eq!(short("a\u{1b}[31mb\nc", 20), "a [31mb c");
         assert_eq!(short("äöüß", 3), "äö…");
+        assert!(width("WWW", 10.0) > width("xxx", 10.0) && width("xxx", 10.0) > width("iii", 10.0));
+        assert_eq!(fitting("a\tb", 10.0, 20.0), "a b");
+        for text in ["BACKGROUND_Google", "inline_skate_inline_skate", "猫猫猫猫猫猫猫"] {
+            let short = fitting(text, 10.0, 60.0);
+            assert!(
+                short.ends_with('…') && (40.0..=60.0).contains(&width(&short, 10.0)),
+                "{short}"
+            );
+        }
         assert_eq!([1.0, 1_500.0, 2e4, 3e6].map(short_number), ["1", "1.5k", "20k", "3M"]);
     }
 }

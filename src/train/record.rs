@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::TrainConfig;
 use super::fit::Fit;
+use crate::data::Resize;
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_atomically};
 use crate::model::{PetlConfig, TrainableParams};
@@ -32,6 +33,10 @@ pub struct RunRecord {
     /// (rows, columns) of the images.
     #[serde(default)]
     pub image_size: Option<(i64, i64)>,
+    /// What the shorter side of a test image became before its centre was cut out; `None` where
+    /// its aspect ratio was not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_shorter_side: Option<i64>,
     /// Hash of the training images' list.
     pub train_split: String,
     /// Hash of the validation images' list, where there were any.
@@ -70,6 +75,20 @@ pub struct BestOnTest {
 }
 
 impl RunRecord {
+    /// How test images become `image_size` = (rows, columns) pixels. Where that is not the run's
+    /// size, as much is cut off in proportion.
+    ///
+    /// # Errors
+    /// As [`Resize::center_crop`].
+    pub fn test_resize(&self, image_size: (i64, i64)) -> Result<Resize> {
+        let longest = |(rows, columns): (i64, i64)| rows.max(columns).max(1) as f64;
+        let grown = longest(image_size) / longest(self.image_size.unwrap_or(image_size));
+        match self.test_shorter_side {
+            Some(side) => Resize::center_crop((side as f64 * grown).round() as i64, image_size),
+            None => Resize::bicubic(image_size),
+        }
+    }
+
     /// Writes the record as JSON; the file appears whole or not at all.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! The programs that users run, as processes: a plan that is stopped, goes on and refuses; predictions of odd files.
+//! The programs that users run, as processes: a plan that is stopped, goes on and refuses; few-shot runs and what they
+//! reach on other sets; predictions of odd files.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +19,8 @@ fn example(name: &str) -> Command {
         let test = std::env::current_exe().unwrap();
         let profile = test.ancestors().nth(2).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "vtab_finetune", "--example", "predict"]);
+        cargo.args(["build", "--quiet"]);
+        cargo.args(["vtab_finetune", "few_shot", "predict"].iter().flat_map(|n| ["--example", n]));
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
@@ -244,4 +246,121 @@ fn whoever_reads_predictions_may_stop_reading() {
     let output = process.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && !said.contains("panicked"), "{said}");
+}
+
+/// Photos of 40 x 30 in a folder for each class, which is lit in another corner; `hue` is the domain.
+fn photos(folder: &Path, classes: &[&str], each: u32, hue: usize) {
+    for class in classes {
+        let place = ["east", "north", "south", "west"].iter().position(|name| name == class);
+        let (left, top) = ((place.unwrap() % 2) as u32 * 20, (place.unwrap() / 2) as u32 * 15);
+        fs::create_dir_all(folder.join(class)).unwrap();
+        for i in 0..each {
+            let photo = image::RgbImage::from_fn(40, 30, |x, y| {
+                let is_lit = (left..left + 20).contains(&x) && (top..top + 15).contains(&y);
+                let mut pixel = [((x * 7 + y * 13 + i * 31) % 90) as u8; 3];
+                pixel[hue] += if is_lit { 160 } else { 0 };
+                image::Rgb(pixel)
+            });
+            photo.save(folder.join(class).join(format!("{i}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn few_shot_runs_start_from_heads_and_are_measured_on_other_sets() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    let all = ["east", "north", "south", "west"];
+    photos(&at("photos/train"), &all, 5, 0);
+    photos(&at("photos/test"), &all, 3, 0);
+    photos(&at("blue"), &["south", "north"], 4, 2);
+    let list: String = ["west/0.png 0", "east/1.png 1"].map(|line| format!("{line}\n")).concat();
+    fs::write(at("photos/test/some.txt"), list).unwrap();
+    fs::write(at("some-classes.txt"), "3\n0\n").unwrap();
+    let few_shot = |out: &str, flags: &[&str]| {
+        let mut command = example("few_shot");
+        command.args(["--data", "photos/train", "--test", "photos/test", "--backbone", BACKBONE]);
+        command.args(["--normalization", "half", "--shots", "2,4", "--seeds", "0,3", "--out", out]);
+        command.args(["--lr", "3e-2", "--name", "corners", "--batch-size", "8"]).args(flags);
+        run(command.current_dir(root.path()))
+    };
+    let record = |path: &str| RunRecord::load(at(path).join("run.json")).unwrap();
+    let csv = |out: &str| fs::read_to_string(at(out).join("results.csv")).unwrap();
+
+    let probe = ["--method", "linear", "--augment", "none", "--epochs", "20"];
+    let (status, text) = few_shot("probe", &probe);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("4 a class: top-1 "), "{text}");
+    let trained = record("probe/4shot-seed3");
+    assert_eq!(
+        (trained.task.as_str(), trained.test_shorter_side),
+        ("corners, 4 a class", Some(36))
+    );
+    assert_eq!(trained.fit.epochs.len(), 20);
+    let folder: Vec<_> = ["train.txt", "log.jsonl", "adapter.safetensors"]
+        .map(|name| at("probe/4shot-seed3").join(name))
+        .to_vec();
+    assert!(folder.iter().all(|file| file.exists()));
+
+    // At a learning rate of next to nothing what is left is the head that each run started from.
+    let still = ["--method", "bitfit", "--protocol", "domain_generalization", "--epochs", "1"];
+    let still: Vec<_> =
+        still.iter().chain(&["--lr", "1e-12", "--test-resize", "36"]).copied().collect();
+    let (status, text) = few_shot("tuned", &[&still[..], &["--head", "probe"]].concat());
+    assert_eq!(status, Some(0), "{text}");
+    for run in ["2shot-seed0", "2shot-seed3", "4shot-seed0", "4shot-seed3"] {
+        let (tuned, probe) = (record(&format!("tuned/{run}")), record(&format!("probe/{run}")));
+        assert_eq!(tuned.test_top1, probe.test_top1, "{run}");
+        assert!(tuned.head_digest.is_some() && tuned.train.weight_decay == 0.0);
+    }
+
+    // A target that is new is measured and nothing trained anew; then all is known.
+    let targets =
+        ["--target", "blue=blue", "--target", "some=photos/test/some.txt:some-classes.txt"];
+    let flags = [&probe[..], &targets].concat();
+    let (status, text) = few_shot("probe", &flags);
+    assert_eq!(status, Some(0), "{text}");
+    assert_eq!(text.matches("from an earlier run").count(), 4, "{text}");
+    assert!(text.contains("blue") && text.contains("% of 8 images"), "{text}");
+    let known = csv("probe");
+    assert!(known.starts_with("shots,seed,images,test_top1,blue,some\n2,0,8,"), "{known}");
+    let (_, text) = few_shot("probe", &flags);
+    assert!(!text.contains("images") && csv("probe") == known, "{text}");
+
+    // `predict` looks at an image as the test did.
+    let mut predict = example("predict");
+    predict.args([
+        "--adapter",
+        "probe/4shot-seed3",
+        "--format",
+        "csv",
+        "--top",
+        "1",
+        "photos/test",
+    ]);
+    let (status, text) = run(predict.current_dir(root.path()));
+    assert_eq!(status, Some(0), "{text}");
+    let class = |name: &str| all.iter().position(|class| *class == name).unwrap().to_string();
+    let rows = text.lines().filter(|line| line.starts_with("photos/test/"));
+    let fields = rows.map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let right = fields.filter(|row| row[2] == class(row[0].split('/').nth(2).unwrap())).count();
+    assert_eq!(100.0 * right as f64 / 12.0, trained.test_top1.unwrap(), "{text}");
+
+    // What does not fit is named.
+    let refused = |out: &str, flags: &[&str], part: &str| {
+        let (status, text) = few_shot(out, flags);
+        assert!(status == Some(1) && text.contains(part), "{text}");
+    };
+    refused("probe", &[&probe[..4], &["--epochs", "3"]].concat(), "of another run");
+    refused("x", &["--target", "a=blue", "--target", "a=blue"], "two are called a");
+    photos(&at("odd"), &["south"], 1, 1);
+    fs::rename(at("odd/south"), at("odd/up")).unwrap();
+    refused("x", &["--target", "odd=odd"], "found up");
+    refused("x", &["--head", "nowhere"], "nowhere");
+    fs::write(at("names.txt"), "one\ntwo\n").unwrap();
+    refused("x", &["--classes", "names.txt"], "east");
+    let lists = ["--data", "photos/test/some.txt", "--test", "photos/test/some.txt"];
+    fs::write(at("names.txt"), "one\n").unwrap();
+    refused("x", &[&lists[..], &["--classes", "names.txt"]].concat(), "some.txt");
+    assert!(!at("x").exists());
 }

@@ -170,6 +170,7 @@ fn a_record_of_another_run_is_told_by_field() {
         backbone_digest: "ab".into(),
         precision: None,
         image_size: Some((32, 32)),
+        test_shorter_side: None,
         train_split: "cd".into(),
         val_split: None,
         test_split: Some("ef".into()),
