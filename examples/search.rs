@@ -35,8 +35,9 @@ use convpass::bundled::{self, BundledTask};
 use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
     Backbone, CosineSchedule, EpochReport, Evolution, EvolutionConfig, FrozenViT, ImageDataset,
-    Method, Normalization, Observer, PetlConfig, PetlModel, Progress, SearchModule, SearchSpace,
-    StepReport, Stepped, Supernet, TrainConfig, ViTConfig, Widths, evaluate, evolve, fit,
+    Method, Normalization, Observer, PetlConfig, PetlModel, Progress, Resize, SearchModule,
+    SearchSpace, StepReport, Stepped, Supernet, TrainConfig, ViTConfig, Widths, evaluate, evolve,
+    fit,
 };
 use serde_json::{Value, json};
 use tch::{Cuda, Device};
@@ -320,7 +321,7 @@ impl Job<'_> {
         model.save_adapter(out.join("adapter.safetensors"))?;
         let test_top1 = match fit.stopped {
             true => None,
-            false => self.top1(&model, &self.load(VtabSplit::Test)?, "test", &mut watch)?,
+            false => self.top1(&model, &self.test()?, "test", &mut watch)?,
         };
         let params = model.trainable_params();
         match test_top1 {
@@ -365,6 +366,12 @@ impl Job<'_> {
 
     fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
         Ok(ImageDataset::load(self.folder.split(split), self.backbone.config().image_size)?)
+    }
+
+    /// The test images, decoded as they are reached: there may be more than fit in memory.
+    fn test(&self) -> Result<ImageDataset> {
+        let resize = Resize::bicubic(self.backbone.config().image_size)?;
+        Ok(ImageDataset::stream(self.folder.split(VtabSplit::Test), resize))
     }
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use convpass::vtab::{VtabFolder, VtabSplit};
 use convpass::{
     Backbone, BestOnTest, CosineSchedule, Fit, ImageDataset, Method, Normalization, Observer,
-    PetlConfig, PetlModel, PrefixCache, Progress, RunRecord, Selection, Stepped, TrainConfig,
-    evaluate, peak_rss_mb,
+    PetlConfig, PetlModel, PrefixCache, Progress, Resize, RunRecord, Selection, Stepped,
+    TrainConfig, evaluate, peak_rss_mb,
 };
 
 use super::args::{Args, Select, Spec, Stepping};
@@ -58,12 +58,10 @@ impl Job<'_> {
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
 
         let load = |split| ImageDataset::load(self.folder.split(split), image_size);
+        let test = self.test_images(image_size)?;
         let best_on_test = args.also_best_on_test.is_some();
         let (train, watched) = match args.select {
-            Select::Last if best_on_test => {
-                (load(VtabSplit::Train800Val200)?, Some(load(VtabSplit::Test)?))
-            }
-            Select::Last => (load(VtabSplit::Train800Val200)?, None),
+            Select::Last => (load(VtabSplit::Train800Val200)?, best_on_test.then(|| test.clone())),
             Select::Val | Select::Trial => {
                 (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
             }
@@ -79,19 +77,11 @@ impl Job<'_> {
         model.save_adapter(out.join("adapter.safetensors"))?;
         let best_on_test = best_on_test.then(|| split_off(&mut fit, &train_config)).flatten();
 
-        let (val, test) = match args.select {
-            Select::Last => (None, watched),
-            Select::Val | Select::Trial => (watched, None),
-        };
-        let test = match test {
-            _ if fit.stopped || args.select == Select::Trial => None,
-            None => Some(load(VtabSplit::Test)?),
-            test => test,
-        };
+        let is_tested = !fit.stopped && args.select != Select::Trial;
         let start = Instant::now();
-        let test_top1 = match &test {
-            Some(test) => self.test(&model, test, &train_config, &mut watch)?,
-            None => None,
+        let test_top1 = match is_tested {
+            true => self.test(&model, &test, &train_config, &mut watch)?,
+            false => None,
         };
         let hash = |set: &ImageDataset| set.split_hash().to_owned();
         let record = RunRecord {
@@ -105,8 +95,8 @@ impl Job<'_> {
             image_size: Some(image_size),
             test_shorter_side: None,
             train_split: hash(&train),
-            val_split: val.as_ref().map(hash),
-            test_split: test.as_ref().map(hash),
+            val_split: watched.as_ref().filter(|_| args.select != Select::Last).map(hash),
+            test_split: is_tested.then(|| hash(&test)),
             head_digest,
             trainable_params: model.trainable_params(),
             fit,
@@ -135,6 +125,16 @@ impl Job<'_> {
         model.seed = self.args.seed;
         model.drop_path = self.args.drop_path.unwrap_or(model.drop_path);
         Ok(Spec { model, train: self.train_config(by_family) })
+    }
+
+    /// The test images, decoded as they are reached: there may be more than fit in memory.
+    fn test_images(&self, image_size: (i64, i64)) -> Result<ImageDataset> {
+        let list = self.folder.split(VtabSplit::Test);
+        let images = ImageDataset::stream(list, Resize::bicubic(image_size)?);
+        Ok(match self.args.threads {
+            Some(threads) => images.with_threads(threads),
+            None => images,
+        })
     }
 
     /// Top-1 in percent, or `None` after Ctrl-C.
