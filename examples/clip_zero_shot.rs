@@ -21,6 +21,8 @@
 //! $ cargo run --release --example few_shot -- --protocol domain_generalization ... --head head.safetensors
 //! ```
 
+#[path = "shared/failure.rs"]
+mod failure;
 #[path = "shared/targets.rs"]
 mod targets;
 
@@ -99,10 +101,7 @@ fn main() -> ExitCode {
     convpass::keep_freed_memory();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 

@@ -16,17 +16,21 @@
 //!     --data imagenet/train --test imagenet/val --target sketch=sketch --target a=imagenet-a --backbone CLIP --out runs/dg
 //! ```
 //!
+//! The rows of the head are in the order of the labels: with folders, in the order of their names, or of `--classes`.
+//!
 //! A target is a folder or a list; one that has some of the classes alone is measured over those: a folder's are those
 //! that its folders are named after, a list's are in a file of names or numbers (`a=test.txt:names.txt`).
 //!
-//! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors`, `log.jsonl`, `targets.json` and the list of the
-//! images drawn, and `results.csv`. A run that is there is not run again, one that was cut off goes on where it was,
-//! and a target that is new is measured with the adapter that is there.
+//! `--out` gets `Kshot-seedS/` with `run.json`, `adapter.safetensors`, `log.jsonl`, the list of the images drawn and
+//! what was measured, and `results.csv` with the runs of this call. A run that is there is not run again, one that was
+//! cut off goes on where it was, and a target that is new is measured with the adapter that is there.
 
 #[path = "few_shot/args.rs"]
 mod args;
 #[path = "shared/backbone.rs"]
 mod backbone;
+#[path = "shared/failure.rs"]
+mod failure;
 #[path = "shared/head.rs"]
 mod head;
 #[path = "few_shot/job.rs"]
@@ -41,74 +45,79 @@ mod precision;
 mod run_folder;
 #[path = "shared/targets.rs"]
 mod targets;
+#[path = "shared/whole_file.rs"]
+mod whole_file;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use convpass::{Backbone, FileList, ImageDataset, Resize, Spread, read_class_names};
+use convpass::{Backbone, FileList, Resize, Spread, read_class_names};
 
 use args::Args;
 use backbone::{Opened, Source, Visit};
-use job::{Job, Outcome};
+use job::{Draw, Job, Outcome};
+use measured::Set;
 use targets::TargetSet;
+
+/// What the test images are called among the sets that a run is measured on.
+const TEST: &str = "test";
+/// Names that a target cannot have: that one, and those of the columns before it.
+const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
 fn main() -> ExitCode {
     convpass::keep_freed_memory();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 
 fn run(args: &Args) -> Result<()> {
     let sets = Sets::read(args)?;
-    let precision = args.precision;
-    let _guard = precision.guard(args.processor().device()?)?;
-    let processor = args.processor();
-    let source =
-        Source { file: &args.backbone, heads: None, image_size: None, processor, precision };
-    source.open(Task { args, sets })
+    let draws = Draw::all(args, &sets.data)?;
+    let (processor, precision) = (args.processor(), args.precision);
+    let _guard = precision.guard(processor.device()?)?;
+    let source = Source { file: &args.backbone, untold: args.untold, processor, precision };
+    source.open(Task { args, sets, draws })
 }
 
-/// The images of all runs.
+/// The images of all runs, under the same labels.
 struct Sets {
     data: FileList,
     test: FileList,
     targets: Vec<TargetSet>,
-    classes: i64,
 }
 
 impl Sets {
-    /// Training images, test images and targets under the same labels.
     fn read(args: &Args) -> Result<Self> {
         let names = args.classes.as_ref().map(read_class_names).transpose()?;
-        let of_names = names.as_ref().map(|names| names.len() as i64);
-        let list =
-            |file: &Path| FileList::read(file.parent().unwrap_or(Path::new("")), file, of_names);
+        let list = |file: &Path, classes: Option<i64>| {
+            FileList::read(file.parent().unwrap_or(Path::new("")), file, classes)
+        };
         let is_folder = args.data.is_dir();
         let data = match &names {
             Some(names) if is_folder => FileList::from_folders_of(&args.data, names)?,
             None if is_folder => FileList::from_folders(&args.data)?,
-            _ => list(&args.data)?,
+            names => list(&args.data, names.as_ref().map(|names| names.len() as i64))?,
         };
         let test = match args.test.is_dir() {
             true if is_folder => FileList::from_folders_of(&args.test, data.class_names())?,
             true => bail!("{}: --test must be a list where --data is one", args.test.display()),
-            false => list(&args.test)?,
+            false => list(&args.test, Some(data.num_classes()))?,
         };
-        let classes = of_names.unwrap_or(data.num_classes().max(test.num_classes()));
-        let numbers = || (0..classes).map(|class| class.to_string()).collect();
+        let numbers = || (0..data.num_classes()).map(|class| class.to_string()).collect();
         let names = match is_folder {
             true => data.class_names().to_vec(),
             false => names.unwrap_or_else(numbers),
         };
         let targets = targets::read(&args.targets, None, &names)?;
-        Ok(Sets { data, test, targets, classes })
+        let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
+        if let Some(target) = targets.iter().find(is_taken) {
+            bail!("--target: {} is what another column of results.csv is called", target.name);
+        }
+        Ok(Sets { data, test, targets })
     }
 }
 
@@ -116,42 +125,45 @@ impl Sets {
 struct Task<'a> {
     args: &'a Args,
     sets: Sets,
+    draws: Vec<Draw>,
 }
 
 impl Visit for Task<'_> {
     type Output = ();
 
     fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<()> {
-        let Task { args, sets } = self;
+        let Task { args, sets, draws } = self;
         let (rows, columns) = opened.image_size;
         let shorter_side = args.test_resize(rows.max(columns));
-        let resize = Resize::center_crop(shorter_side, (rows, columns))?;
-        let stream = |list: &FileList| ImageDataset::stream(list, resize);
-        let targets = sets.targets.iter().map(|set| (set, stream(&set.list))).collect();
-        let test = stream(&sets.test);
-        let (data, classes) = (&sets.data, sets.classes);
-        let job = Job { args, data, classes, test, targets, shorter_side, opened };
+        let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
+        let target = |set: TargetSet| Set::new(&set.name, &set.list, set.subset, resize);
+        let targets = sets.targets.into_iter().map(target).collect::<Result<Vec<_>>>()?;
+        let test = Set::new(TEST, &sets.test, None, resize)?;
+        let classes = sets.data.num_classes();
+        let job = Job { args, classes, test, targets, shorter_side, opened };
         let mut outcomes = Vec::new();
-        for shots in args.shots() {
+        for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
             let first = outcomes.len();
-            for &seed in &args.seeds {
-                outcomes.push(job.run(shots, seed)?);
-                save(&args.out.join("results.csv"), &outcomes, &sets.targets)?;
+            for draw in draws {
+                outcomes.push(job.run(draw)?);
+                save(&args.out.join("results.csv"), &outcomes, &job.targets)?;
             }
-            say(shots, &outcomes[first..], &sets.targets);
+            say(&outcomes[first..], &job.targets);
         }
         Ok(())
     }
 }
 
 /// Mean and deviation over the seeds, of each set.
-fn say(shots: usize, outcomes: &[Outcome], targets: &[TargetSet]) {
+fn say(outcomes: &[Outcome], targets: &[Set]) {
     let line = |set: &str, top1: &dyn Fn(&Outcome) -> f64| {
-        let top1: Vec<f64> = outcomes.iter().map(top1).collect();
-        if let Some(Spread { mean, deviation, seeds }) = Spread::of(&top1) {
-            let deviation = deviation.unwrap_or_default();
-            println!("{shots} a class: {set} {mean:.2} % +- {deviation:.2} over {seeds} seeds");
-        }
+        let figures: Vec<f64> = outcomes.iter().map(top1).collect();
+        let (Some(spread), Some(first)) = (Spread::of(&figures), outcomes.first()) else { return };
+        let over = match spread.deviation {
+            Some(deviation) => format!(" ± {deviation:.2} over {} seeds", spread.seeds),
+            None => String::new(),
+        };
+        println!("{} a class: {set} {:.2} %{over}", first.shots, spread.mean);
     };
     line("top-1", &|outcome| outcome.test_top1);
     for (at, target) in targets.iter().enumerate() {
@@ -159,12 +171,12 @@ fn say(shots: usize, outcomes: &[Outcome], targets: &[TargetSet]) {
     }
 }
 
-fn save(file: &Path, outcomes: &[Outcome], targets: &[TargetSet]) -> Result<()> {
-    let mut table = csv::Writer::from_path(file).with_context(|| file.display().to_string())?;
+fn save(file: &Path, outcomes: &[Outcome], targets: &[Set]) -> Result<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
     let names = targets.iter().map(|target| target.name.as_str());
-    table.write_record(["shots", "seed", "images", "test_top1"].into_iter().chain(names))?;
+    table.write_record(COLUMNS[1..].iter().copied().chain(names))?;
     for row in outcomes {
         table.serialize((row.shots, row.seed, row.images, row.test_top1, &row.targets))?;
     }
-    Ok(table.flush()?)
+    whole_file::write(file, &table.into_inner()?)
 }

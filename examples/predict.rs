@@ -18,6 +18,8 @@
 mod backbone;
 #[path = "predict/decode_ahead.rs"]
 mod decode_ahead;
+#[path = "shared/failure.rs"]
+mod failure;
 #[path = "predict/output.rs"]
 mod output;
 #[path = "shared/precision.rs"]
@@ -33,7 +35,7 @@ use clap::Parser;
 use convpass::{Backbone, Normalization, PetlModel, Resize, RunRecord};
 use tch::{Kind, Tensor};
 
-use backbone::{Opened, Processor, Source, Visit};
+use backbone::{Opened, Processor, Source, Untold, Visit};
 use decode_ahead::{Decoded, decode_ahead};
 use output::{Format, Prediction, Writer};
 use precision::Precision;
@@ -62,15 +64,11 @@ struct Args {
     /// imagenet, half, unit or clip [default: the run's].
     #[arg(long)]
     normalization: Option<Normalization>,
-    /// Image height and width [default: the run's, else the backbone's].
-    #[arg(long)]
-    image_size: Option<i64>,
     /// How the frozen backbone is kept and computed with [default: the run's, else f32].
     #[arg(long, value_enum)]
     precision: Option<Precision>,
-    /// Attention heads, where the checkpoint's width does not tell them.
-    #[arg(long)]
-    heads: Option<i64>,
+    #[command(flatten)]
+    untold: Untold,
     #[arg(long, default_value = "32")]
     batch_size: NonZeroUsize,
     /// cpu or cuda.
@@ -89,10 +87,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 
@@ -121,8 +116,7 @@ fn run(args: &Args) -> Result<bool> {
     };
     let source = Source {
         file: &file,
-        heads: args.heads,
-        image_size: args.image_size.or(side),
+        untold: Untold { image_size: args.untold.image_size.or(side), ..args.untold },
         processor: args.device,
         precision,
     };
@@ -195,7 +189,7 @@ impl Predict<'_> {
     }
 
     fn say_size(&self, (rows, columns): (i64, i64)) {
-        let origin = match (self.args.image_size, self.record.and_then(|r| r.image_size)) {
+        let origin = match (self.args.untold.image_size, self.record.and_then(|r| r.image_size)) {
             (Some(_), _) => "by flag".to_owned(),
             (None, Some(size)) if size == (rows, columns) => {
                 format!("from {}", self.beside.display())

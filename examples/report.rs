@@ -13,6 +13,8 @@
 
 #[path = "shared/backbone.rs"]
 mod backbone;
+#[path = "shared/failure.rs"]
+mod failure;
 #[path = "shared/precision.rs"]
 mod precision;
 
@@ -30,7 +32,7 @@ use convpass::{
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
 
-use backbone::{Opened, Processor, Source, Visit};
+use backbone::{Opened, Processor, Source, Untold, Visit};
 use precision::Precision;
 
 /// Shows a folder of runs: one HTML page, charts as SVG and PNG, and the tables on the terminal.
@@ -49,12 +51,8 @@ struct Args {
     /// The checkpoint that the adapters were trained beside.
     #[arg(long, requires = "data")]
     backbone: Option<PathBuf>,
-    /// Attention heads, where the checkpoint's width does not tell them.
-    #[arg(long)]
-    heads: Option<i64>,
-    /// Image height and width, where the runs had another than the checkpoint.
-    #[arg(long)]
-    image_size: Option<i64>,
+    #[command(flatten)]
+    untold: Untold,
     /// Images that receptive fields are the mean over.
     #[arg(long, default_value_t = 16)]
     images: usize,
@@ -75,10 +73,7 @@ fn main() -> ExitCode {
     convpass::keep_freed_memory();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 
@@ -87,8 +82,7 @@ fn run(args: &Args) -> Result<()> {
     if let (Some(data), Some(file)) = (&args.data, &args.backbone) {
         let source = Source {
             file,
-            heads: args.heads,
-            image_size: args.image_size,
+            untold: args.untold,
             processor: if args.cuda { Processor::Cuda } else { Processor::Cpu },
             // Each run's own is brought about below.
             precision: Precision::F32,
@@ -133,7 +127,7 @@ impl Visit for Job<'_> {
     fn visit<B: Backbone>(self, opened: Opened<B>) -> Result<()> {
         for run in self.runs {
             if let Err(error) = self.compute(&opened, run) {
-                eprintln!("warning: {}: {error:#}", run.folder.display());
+                eprintln!("warning: {}: {}", run.folder.display(), failure::chain(&error));
             }
         }
         Ok(())

@@ -22,6 +22,9 @@
 //! `--out` gets `method.json`, which `vtab_finetune --method "$(cat method.json)"` takes, `adapter.safetensors` and
 //! `search.json`, the history. Ctrl-C ends after the current step, with what there is written.
 
+#[path = "shared/failure.rs"]
+mod failure;
+
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -148,10 +151,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         // As a shell reports a program that Ctrl-C ended.
         Ok(()) => ExitCode::from(if STOP.load(Ordering::SeqCst) { 130 } else { 0 }),
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 
@@ -357,7 +357,7 @@ impl Job<'_> {
         TrainConfig {
             epochs,
             batch_size: self.args.batch_size.unwrap_or(self.defaults.batch_size),
-            schedule: CosineSchedule { lr, warmup_epochs, stepped, ..CosineSchedule::default() },
+            schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(lr) },
             normalization: self.normalization,
             seed: self.args.seed,
             ..TrainConfig::default()

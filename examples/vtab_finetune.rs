@@ -30,6 +30,8 @@ mod args;
 mod backbone;
 #[path = "vtab_finetune/demo.rs"]
 mod demo;
+#[path = "shared/failure.rs"]
+mod failure;
 #[path = "vtab_finetune/flags.rs"]
 mod flags;
 #[path = "shared/head.rs"]
@@ -48,6 +50,8 @@ mod run_folder;
 mod side_by_side;
 #[path = "vtab_finetune/watch.rs"]
 mod watch;
+#[path = "shared/whole_file.rs"]
+mod whole_file;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,10 +72,7 @@ fn main() -> ExitCode {
         // As a shell reports a program that Ctrl-C ended.
         Ok(()) if stop.load(Ordering::SeqCst) => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error),
     }
 }
 

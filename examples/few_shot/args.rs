@@ -1,11 +1,12 @@
 //! The command line, and what a protocol says where it is silent.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use convpass::{Augment, CosineSchedule, Method, Normalization, TrainConfig};
 
-use super::backbone::Processor;
+use super::backbone::{Processor, Untold};
 use super::method::parse_method;
 use super::precision::Precision;
 use super::targets::{Target, parse_target};
@@ -32,11 +33,13 @@ pub struct Args {
     /// Checkpoint of a ViT, CLIP tower, DINOv2, Swin or ConvNeXt; the README lists the formats.
     #[arg(long)]
     pub backbone: PathBuf,
+    #[command(flatten)]
+    pub untold: Untold,
     /// How the frozen backbone is kept and computed with; what is trained is f32 all the same.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
-    /// Adapter whose head the runs start from, its rows in the order of the labels, or the --out of another call: each
-    /// run then from its own.
+    /// Adapter whose head the runs start from, its rows in the order of the labels, or the folder of its run, or the
+    /// --out of another call: each run then from its own.
     #[arg(long)]
     pub head: Option<PathBuf>,
     /// The paper's settings, for what no flag says.
@@ -44,7 +47,7 @@ pub struct Args {
     pub protocol: Protocol,
     /// Images of each class [default: 1,2,4,8,16; for domain generalization 16].
     #[arg(long, value_delimiter = ',')]
-    pub shots: Option<Vec<usize>>,
+    pub shots: Option<Vec<NonZeroUsize>>,
     #[arg(long, value_delimiter = ',', default_value = "0,1,2")]
     pub seeds: Vec<i64>,
     /// Take what there is of a class with fewer images.
@@ -120,7 +123,8 @@ impl Args {
 
     pub fn shots(&self) -> Vec<usize> {
         let default = || self.by_protocol(vec![1, 2, 4, 8, 16], vec![16]);
-        self.shots.clone().unwrap_or_else(default)
+        let said = |shots: &Vec<NonZeroUsize>| shots.iter().map(|shots| shots.get()).collect();
+        self.shots.as_ref().map_or_else(default, said)
     }
 
     /// What the shorter side of a test image becomes, where `side` is the input's.
@@ -128,13 +132,17 @@ impl Args {
         self.test_resize.unwrap_or(self.by_protocol(side * 8 / 7, side))
     }
 
-    /// What the data is called: the folder that holds the list, or the images.
+    /// What the data is called: the folder that holds the list, or the images, and where that is called `train` the
+    /// one around it.
     pub fn data_name(&self) -> String {
-        let folder = match self.data.is_dir() {
-            true => Some(self.data.as_path()),
-            false => self.data.parent(),
+        let name = || {
+            let data = self.data.canonicalize().ok()?;
+            let mut folder = if data.is_dir() { data.as_path() } else { data.parent()? };
+            if folder.ends_with("train") {
+                folder = folder.parent()?;
+            }
+            folder.file_name()?.to_str().map(str::to_owned)
         };
-        let name = || folder?.canonicalize().ok()?.file_name()?.to_str().map(str::to_owned);
         self.name.clone().or_else(name).unwrap_or_else(|| self.data.display().to_string())
     }
 
@@ -142,7 +150,7 @@ impl Args {
     pub fn train_config(&self, seed: i64, images: usize, by_family: Normalization) -> TrainConfig {
         let epochs = self.epochs.unwrap_or(self.by_protocol(100, 50));
         let lr = self.lr.unwrap_or(self.by_protocol(5e-3, 1e-5));
-        let min_lr = CosineSchedule::default().min_lr;
+        let schedule = CosineSchedule::with_lr(lr);
         let augment = self
             .augment
             .unwrap_or(self.by_protocol(Augmentation::FewShot, Augmentation::DomainGeneralization));
@@ -150,12 +158,11 @@ impl Args {
             epochs,
             batch_size: self.batch_size.min(images),
             schedule: CosineSchedule {
-                lr,
-                min_lr: self.by_protocol(min_lr, lr / 100.0),
+                min_lr: self.by_protocol(schedule.min_lr, lr / 100.0),
                 warmup_epochs: self
                     .warmup_epochs
                     .unwrap_or(self.by_protocol((epochs / 10).max(1), 0)),
-                ..CosineSchedule::default()
+                ..schedule
             },
             weight_decay: self.weight_decay.unwrap_or(self.by_protocol(1e-4, 0.0)),
             normalization: self.normalization.unwrap_or(by_family),

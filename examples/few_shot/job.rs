@@ -1,31 +1,73 @@
 //! One run, from the images drawn to its figures.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use convpass::{
-    Backbone, BatchConfig, FileList, Fit, ImageDataset, Observer, Order, PartialBatch, PetlConfig,
-    PetlModel, Progress, Resize, RunRecord, evaluate, evaluate_logits, peak_rss_mb,
+    Backbone, BatchConfig, FileList, ImageDataset, Observer, Order, PartialBatch, PetlConfig,
+    PetlModel, PlannedRun, Progress, Resize, RunRecord, evaluate_logits, peak_rss_mb,
 };
 
 use super::args::Args;
 use super::backbone::Opened;
 use super::head;
-use super::measured::Measured;
+use super::measured::{Measured, Set};
 use super::run_folder::RunFolder;
-use super::targets::TargetSet;
 
 /// Steps after which a run's state is written, and at the end of each epoch.
 const CHECKPOINT_EVERY: usize = 50;
 
+/// The images that a run is trained on, and where its head is.
+pub struct Draw {
+    pub shots: usize,
+    pub seed: i64,
+    pub list: FileList,
+    /// The folder of the run.
+    out: PathBuf,
+    head: Option<PathBuf>,
+}
+
+impl Draw {
+    /// Those of all runs, so that what one of them lacks is known before the first.
+    pub fn all(args: &Args, data: &FileList) -> Result<Vec<Draw>> {
+        let mut draws: Vec<Draw> = Vec::new();
+        for shots in args.shots() {
+            for &seed in &args.seeds {
+                let twice = draws.iter().any(|draw| (draw.shots, draw.seed) == (shots, seed));
+                ensure!(
+                    !twice,
+                    "--shots, --seeds: {shots} a class with seed {seed} is there twice"
+                );
+                let list = match args.at_most {
+                    true => data.few_shot_at_most(shots, seed)?,
+                    false => data.few_shot(shots, seed)?,
+                };
+                let name = format!("{shots}shot-seed{seed}");
+                let head = args.head.as_deref().map(|head| head_of(head, &name)).transpose()?;
+                draws.push(Draw { shots, seed, list, out: args.out.join(name), head });
+            }
+        }
+        Ok(draws)
+    }
+}
+
+/// The adapter whose head the run called `name` starts from.
+fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
+    let file = "adapter.safetensors";
+    let places = [head.to_path_buf(), head.join(file), head.join(name).join(file)];
+    let found = places.into_iter().find(|place| place.is_file());
+    found.with_context(|| {
+        format!("--head {}: no file, and neither {file} nor {name}/{file} in it", head.display())
+    })
+}
+
 /// What all runs share.
 pub struct Job<'a, B> {
     pub args: &'a Args,
-    pub data: &'a FileList,
     pub classes: i64,
-    pub test: ImageDataset,
-    pub targets: Vec<(&'a TargetSet, ImageDataset)>,
+    pub test: Set,
+    pub targets: Vec<Set>,
     /// Of test images, before their centre is cut out.
     pub shorter_side: i64,
     pub opened: Opened<B>,
@@ -44,105 +86,124 @@ pub struct Outcome {
 
 impl<B: Backbone> Job<'_, B> {
     /// Runs what is not there yet.
-    pub fn run(&self, shots: usize, seed: i64) -> Result<Outcome> {
-        let args = self.args;
-        let list = match args.at_most {
-            true => self.data.few_shot_at_most(shots, seed)?,
-            false => self.data.few_shot(shots, seed)?,
+    pub fn run(&self, draw: &Draw) -> Result<Outcome> {
+        let out = &draw.out;
+        let petl = PetlConfig {
+            seed: draw.seed,
+            ..PetlConfig::new(self.args.method.clone(), self.classes)
         };
-        let name = format!("{shots}shot-seed{seed}");
-        let out = args.out.join(&name);
-        let petl = PetlConfig { seed, ..PetlConfig::new(args.method.clone(), self.classes) };
         let model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
-        let head_digest = match &args.head {
-            Some(of_runs) if of_runs.is_dir() => {
-                Some(head::start(&model, &of_runs.join(&name).join("adapter.safetensors"))?)
-            }
-            Some(file) => Some(head::start(&model, file)?),
-            None => None,
-        };
-        let mut record = self.record(&model, &list, shots)?;
-        record.head_digest = head_digest;
+        let head = draw.head.as_deref().map(|file| head::start(&model, file)).transpose()?;
+        let planned = self.planned(&model, draw, head)?;
         let folder = RunFolder {
-            path: &out,
+            path: out,
             checkpoint_every: CHECKPOINT_EVERY,
-            tensorboard: args.tensorboard,
+            tensorboard: self.args.tensorboard,
         };
-        let test_top1 = match finished(&out.join("run.json"), &record)? {
-            Some(top1) => {
-                println!("{}: top-1 {top1:.2} %, from an earlier run", out.display());
-                top1
+        let is_done = finished(&out.join("run.json"), &planned)?;
+        let (model, mut known) = match is_done {
+            true => {
+                let adapter = out.join("adapter.safetensors");
+                let backbone = self.opened.backbone.clone();
+                (PetlModel::load_adapter(backbone, adapter)?, Measured::load(out)?)
             }
-            None => self.train(model, &list, folder, record)?,
+            false => self.train(model, draw, folder, planned)?,
         };
         folder.done()?;
-        let targets = self.measure(&out)?;
-        Ok(Outcome { shots, seed, images: list.entries().len(), test_top1, targets })
+        let Some(test_top1) = known.top1(&self.test) else {
+            bail!("{}: measured on other test images; choose another --out", out.display());
+        };
+        let when = if is_done { ", done before" } else { "" };
+        println!("{}: top-1 {test_top1:.2} %{when}", out.display());
+        let mut targets = Vec::new();
+        for target in &self.targets {
+            let top1 = match known.top1(target) {
+                Some(top1) => top1,
+                None => self.measure(&model, target, &mut known)?,
+            };
+            println!("{}: {} {top1:.2} %", out.display(), target.name);
+            targets.push(top1);
+        }
+        let (shots, seed, images) = (draw.shots, draw.seed, draw.list.entries().len());
+        Ok(Outcome { shots, seed, images, test_top1, targets })
     }
 
-    /// The record of the run as it begins.
-    fn record(&self, model: &PetlModel<B>, list: &FileList, shots: usize) -> Result<RunRecord> {
-        let (args, petl) = (self.args, model.config());
-        let images = list.entries().len();
-        Ok(RunRecord {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: format!("{}, {shots} a class", args.data_name()),
-            model: petl.clone(),
-            train: args.train_config(petl.seed, images, self.opened.normalization),
-            backbone: args.backbone.display().to_string(),
+    /// What the run's record has to say.
+    fn planned(
+        &self,
+        model: &PetlModel<B>,
+        draw: &Draw,
+        head_digest: Option<String>,
+    ) -> Result<PlannedRun> {
+        let (args, images) = (self.args, draw.list.entries().len());
+        Ok(PlannedRun {
+            task: format!("{}, {} a class", args.data_name(), draw.shots),
+            model: model.config().clone(),
+            train: args.train_config(draw.seed, images, self.opened.normalization),
             backbone_digest: model.backbone().digest()?,
             precision: args.precision.recorded(),
-            image_size: Some(self.opened.image_size),
+            image_size: self.opened.image_size,
             test_shorter_side: Some(self.shorter_side),
-            train_split: list.split_hash(),
+            train_split: draw.list.split_hash(),
             val_split: None,
-            test_split: Some(self.test.split_hash().to_owned()),
-            head_digest: None,
-            trainable_params: model.trainable_params(),
-            fit: Fit { epochs: vec![], selected_epoch: None, stopped: true, seconds: 0.0 },
-            test_top1: None,
-            best_on_test: None,
-            test_seconds: None,
-            peak_rss_mb: None,
+            test_split: Some(self.test.images.split_hash().to_owned()),
+            head_digest,
         })
     }
 
-    /// Trains and tests; top-1 in percent.
+    /// Trains and tests.
     fn train(
         &self,
         mut model: PetlModel<B>,
-        list: &FileList,
+        draw: &Draw,
         folder: RunFolder,
-        mut record: RunRecord,
-    ) -> Result<f64> {
+        planned: PlannedRun,
+    ) -> Result<(PetlModel<B>, Measured)> {
         let out = folder.path;
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-        list.save(out.join("train.txt"))?;
-        let train = ImageDataset::load_resized(list, Resize::bicubic(self.opened.image_size)?)?;
-        let mut progress = Progress::new(&format!("{}, seed {}", record.task, record.train.seed));
-        record.fit = folder.fit(&mut model, &train, None, &record.train, &mut progress)?;
+        draw.list.save(out.join("train.txt"))?;
+        let resize = Resize::bicubic(self.opened.image_size)?;
+        // A random crop is cut from the file's own image.
+        let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
+            Some(_) => ImageDataset::stream(&draw.list, resize),
+            None => ImageDataset::load_resized(&draw.list, resize)?,
+        };
+        let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
+        let fit = folder.fit(&mut model, &train, None, &planned.train, &mut progress)?;
+        drop(progress);
         model.save_adapter(out.join("adapter.safetensors"))?;
         let start = Instant::now();
-        let watch = &mut |done, images| progress.pass("test", done, images);
-        let (normalization, batch_size) = (record.train.normalization, self.args.batch_size);
-        let top1 = evaluate(&model, &self.test, normalization, batch_size, watch)?.top1();
-        drop(progress);
-        record.test_top1 = Some(top1);
-        record.test_seconds = Some(start.elapsed().as_secs_f64());
-        record.peak_rss_mb = peak_rss_mb();
+        let mut known = Measured::none(out);
+        let top1 = self.measure(&model, &self.test, &mut known)?;
+        let test_seconds = Some(start.elapsed().as_secs_f64());
+        let record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: planned.task,
+            model: planned.model,
+            train: planned.train,
+            backbone: self.args.backbone.display().to_string(),
+            backbone_digest: planned.backbone_digest,
+            precision: planned.precision,
+            image_size: Some(planned.image_size),
+            test_shorter_side: planned.test_shorter_side,
+            shots: Some(draw.shots),
+            train_split: planned.train_split,
+            val_split: None,
+            test_split: planned.test_split,
+            head_digest: planned.head_digest,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1: Some(top1),
+            best_on_test: None,
+            test_seconds,
+            peak_rss_mb: peak_rss_mb(),
+        };
         record.save(out.join("run.json"))?;
-        println!("{}: top-1 {top1:.2} %, {:.0} s", out.display(), record.fit.seconds);
-        Ok(top1)
+        Ok((model, known))
     }
 
-    /// Top-1 in percent on each target, of the adapter in `out`.
-    fn measure(&self, out: &Path) -> Result<Vec<f64>> {
-        let mut known = Measured::load(out)?;
-        if self.targets.iter().all(|(target, _)| known.top1(target).is_some()) {
-            return Ok(self.targets.iter().filter_map(|(target, _)| known.top1(target)).collect());
-        }
-        let adapter = out.join("adapter.safetensors");
-        let model = PetlModel::load_adapter(self.opened.backbone.clone(), adapter)?;
+    /// Top-1 in percent on a set, which is known from then on.
+    fn measure(&self, model: &PetlModel<B>, set: &Set, known: &mut Measured) -> Result<f64> {
         let config = BatchConfig {
             batch_size: self.args.batch_size,
             partial: PartialBatch::Keep,
@@ -150,39 +211,22 @@ impl<B: Backbone> Job<'_, B> {
             normalization: self.args.normalization.unwrap_or(self.opened.normalization),
             device: model.var_store().device(),
         };
-        let mut figures = Vec::new();
-        for (target, images) in &self.targets {
-            if let Some(top1) = known.top1(target) {
-                figures.push(top1);
-                continue;
-            }
-            let mut progress = Progress::new(&target.name);
-            let watch = &mut |done, images| progress.pass("target", done, images);
-            let logits = &mut |images: &_| model.forward(images, false);
-            let found = evaluate_logits(logits, images, target.subset.as_ref(), config, watch)?;
-            drop(progress);
-            let top1 = found.top1();
-            known.add(target, found.images, top1)?;
-            println!("{}: {} {top1:.2} % of {} images", out.display(), target.name, found.images);
-            figures.push(top1);
-        }
-        Ok(figures)
+        let mut progress = Progress::new(&set.name);
+        let watch = &mut |done, images| progress.pass(&set.name, done, images);
+        let logits = &mut |images: &_| model.forward(images, false);
+        let found = evaluate_logits(logits, &set.images, set.subset.as_ref(), config, watch)?;
+        known.add(set, found.top1())?;
+        Ok(found.top1())
     }
 }
 
-/// Top-1 of the run in `file`, if there is one; an error if it is another run than `expected`.
-fn finished(file: &Path, expected: &RunRecord) -> Result<Option<f64>> {
+/// Whether there is a record in `file`; an error if it is of another run.
+fn finished(file: &Path, planned: &PlannedRun) -> Result<bool> {
     if !file.exists() {
-        return Ok(None);
+        return Ok(false);
     }
-    let found = RunRecord::load(file)?;
-    let key = |run: &RunRecord| {
-        let (model, train) = (run.model.clone(), run.train.clone());
-        let splits = (run.train_split.clone(), run.test_split.clone(), run.test_shorter_side);
-        let start = (run.backbone_digest.clone(), run.precision.clone(), run.head_digest.clone());
-        (model, train, start, splits)
-    };
-    let name = file.display();
-    ensure!(key(&found) == key(expected), "{name}: of another run; choose another --out");
-    Ok(found.test_top1)
+    let differences = planned.differences(&RunRecord::load(file)?).join("; ");
+    let file = file.display();
+    ensure!(differences.is_empty(), "{file}: of another run ({differences}); choose another --out");
+    Ok(true)
 }

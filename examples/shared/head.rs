@@ -6,9 +6,16 @@ use anyhow::{Context, Result, bail};
 use convpass::{Backbone, PetlModel, TensorFile};
 use sha2::{Digest, Sha256};
 
-/// Copies the head of the adapter in `file` into `model`; its digest.
+/// Copies the head of the adapter in `file` into `model`; the file's digest.
 pub fn start<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<String> {
     let adapter = TensorFile::open(file)?;
+    let digest_here = model.backbone().digest()?;
+    if backbone_of(&adapter).is_some_and(|of| of != digest_here) {
+        let file = file.display();
+        eprintln!(
+            "warning: {file}: a head for another backbone, activation, image size or precision"
+        );
+    }
     let variables = model.var_store().variables();
     for name in ["head.weight", "head.bias"] {
         let value = adapter.tensor(name)?;
@@ -20,6 +27,12 @@ pub fn start<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<String> {
         tch::no_grad(|| variable.f_copy_(&value))?;
     }
     digest(file)
+}
+
+/// Digest of the backbone that an adapter was saved beside.
+fn backbone_of(adapter: &TensorFile) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_str(adapter.metadata().get("convpass")?).ok()?;
+    info["backbone"].as_str().map(str::to_owned)
 }
 
 /// SHA-256 of a file in hex.

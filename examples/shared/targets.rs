@@ -35,7 +35,9 @@ pub fn parse_target(text: &str) -> Result<Target, String> {
 /// The set of this name in `IMAGES[:CLASSES]`.
 pub fn named(name: &str, files: &str) -> Target {
     let (images, classes) = match files.rsplit_once(':') {
-        Some((images, classes)) if !Path::new(files).exists() => (images, Some(classes.into())),
+        Some((images, classes)) if !classes.is_empty() && !Path::new(files).exists() => {
+            (images, Some(classes.into()))
+        }
         _ => (files, None),
     };
     Target { name: name.to_owned(), images: images.into(), classes }
@@ -45,14 +47,17 @@ pub fn named(name: &str, files: &str) -> Target {
 pub fn read(targets: &[Target], root: Option<&Path>, names: &[String]) -> Result<Vec<TargetSet>> {
     for (at, target) in targets.iter().enumerate() {
         let twice = targets[..at].iter().any(|other| other.name == target.name);
-        ensure!(!twice, "--target: two are called {}", target.name);
+        ensure!(!twice, "--target: two sets are called {}", target.name);
     }
-    targets.iter().map(|target| target.read(root, names)).collect()
+    let read = |target: &Target| {
+        target.read(root, names).with_context(|| format!("the set {}", target.name))
+    };
+    targets.iter().map(read).collect()
 }
 
 impl Target {
-    /// The set; the paths of a list are relative to `root`, or else to the list's own folder.
-    pub fn read(&self, root: Option<&Path>, names: &[String]) -> Result<TargetSet> {
+    /// The paths of a list are relative to `root`, or else to the list's own folder.
+    fn read(&self, root: Option<&Path>, names: &[String]) -> Result<TargetSet> {
         let read = |file| ClassSubset::read(file, names);
         let mut subset = self.classes.as_ref().map(read).transpose()?;
         let classes = subset.as_ref().map_or(names.len(), |subset| subset.classes().len());

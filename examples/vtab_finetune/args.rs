@@ -10,7 +10,7 @@ use convpass::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::backbone::{Processor, Source};
+use super::backbone::{Processor, Source, Untold};
 use super::flags::AllArgs;
 use super::method;
 use super::precision::Precision;
@@ -32,12 +32,8 @@ pub struct Args {
     /// How the frozen backbone is kept and computed with; what is trained is f32 all the same.
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
-    /// Attention heads, where the checkpoint's width does not tell them.
-    #[arg(long)]
-    pub heads: Option<i64>,
-    /// Image height and width; the position table is resized to it.
-    #[arg(long)]
-    pub image_size: Option<i64>,
+    #[command(flatten)]
+    pub untold: Untold,
     /// A method's name, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}
     /// [default: conv_bypass].
     #[arg(long, value_parser = parse_method, requires = "task")]
@@ -127,13 +123,7 @@ impl Args {
     }
 
     pub fn source<'a>(&self, file: &'a Path) -> Source<'a> {
-        Source {
-            file,
-            heads: self.heads,
-            image_size: self.image_size,
-            processor: self.device,
-            precision: self.precision,
-        }
+        Source { file, untold: self.untold, processor: self.device, precision: self.precision }
     }
 }
 

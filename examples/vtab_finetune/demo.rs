@@ -46,7 +46,7 @@ const DEMO_TASKS: [BundledTask; 2] = [BundledTask::Orientation, BundledTask::Dig
 pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
     let start = Instant::now();
     let file = args.backbone.as_deref().unwrap_or(Path::new(BUNDLED));
-    let side = args.image_size.unwrap_or(ViTConfig::infer(file)?.image_size.0);
+    let side = args.untold.image_size.unwrap_or(ViTConfig::infer(file)?.image_size.0);
     for task in DEMO_TASKS {
         bundled::write(args.data(), task, side, 0)?;
     }

@@ -14,6 +14,7 @@ use convpass::{PlannedRun, RunRecord};
 use super::{Board, Run, adapter};
 use crate::args::Spec;
 use crate::backbone::Processor;
+use crate::failure;
 use crate::head;
 use crate::side_by_side::side_by_side;
 
@@ -33,9 +34,9 @@ impl Board<'_> {
                 Ok(None) => match self.spawn(run) {
                     Ok(None) => return Ok(None),
                     Ok(Some(record)) => (Ok(record), true),
-                    Err(error) => (Err(format!("{error:#}")), true),
+                    Err(error) => (Err(failure::chain(&error)), true),
                 },
-                Err(error) => (Err(format!("{error:#}")), true),
+                Err(error) => (Err(failure::chain(&error)), true),
             };
             let number = 1 + count.fetch_add(1, Ordering::SeqCst);
             self.say(run, &outcome, is_new, format!("[{number}/{}]", runs.len()));
@@ -91,6 +92,7 @@ impl Board<'_> {
             backbone_digest: self.facts.digest.clone(),
             precision: self.args.precision.recorded(),
             image_size: self.facts.image_size,
+            test_shorter_side: None,
             train_split: hash(train_split),
             val_split: val_split.map(hash),
             test_split: test_split.map(hash),
@@ -167,10 +169,7 @@ impl Board<'_> {
         };
         command.args(["--device", device, "--threads", &self.threads.to_string()]);
         command.args(["--precision", &self.args.precision.to_string()]);
-        let numbers = [("--heads", self.args.heads), ("--image-size", self.args.image_size)];
-        for (flag, number) in numbers.into_iter().filter_map(|(flag, n)| Some((flag, n?))) {
-            command.args([flag, &number.to_string()]);
-        }
+        command.args(self.args.untold.flags());
         if let Some(every) = self.args.also_best_on_test.filter(|_| !run.is_trial) {
             command.args(["--also-best-on-test", &every.to_string()]);
         }

@@ -94,6 +94,7 @@ impl Job<'_> {
             precision: args.precision.recorded(),
             image_size: Some(image_size),
             test_shorter_side: None,
+            shots: None,
             train_split: hash(&train),
             val_split: watched.as_ref().filter(|_| args.select != Select::Last).map(hash),
             test_split: is_tested.then(|| hash(&test)),
@@ -157,13 +158,12 @@ impl Job<'_> {
             epochs,
             batch_size: args.batch_size,
             schedule: CosineSchedule {
-                lr: args.lr,
                 warmup_epochs: args.warmup_epochs.unwrap_or((epochs / 10).max(1)),
                 stepped: match args.schedule {
                     Stepping::Epoch => Stepped::AfterEpoch,
                     Stepping::Step => Stepped::EachStep,
                 },
-                ..CosineSchedule::default()
+                ..CosineSchedule::with_lr(args.lr)
             },
             weight_decay: args.weight_decay,
             normalization: args.normalization.unwrap_or(by_family),

@@ -1,12 +1,13 @@
 //! What has come of a plan: the table, what was selected, what is missing.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use convpass::{Average, Figure, Setting, Spread, TaskTable, Trial, vtab};
 use serde::Serialize;
 use serde_json::json;
+
+use crate::whole_file;
 
 /// The setting of a method on a task, and the trials that selected it.
 #[derive(Serialize)]
@@ -85,8 +86,8 @@ impl Results {
                 paper_convpass_top1: row.map(|row| row.convpass_top1),
             })?;
         }
-        write(&out.join("results.csv"), &csv.into_inner()?)?;
-        write(&out.join("results.json"), &serde_json::to_vec_pretty(&self.json())?)
+        whole_file::write(&out.join("results.csv"), &csv.into_inner()?)?;
+        whole_file::write(&out.join("results.json"), &serde_json::to_vec_pretty(&self.json())?)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -149,16 +150,4 @@ fn figures(
         what["best_on_test"] = json!(best);
     }
     what
-}
-
-/// Writes beside `path` and renames, so that a reader sees the old file or the new one.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| path.display().to_string())
 }

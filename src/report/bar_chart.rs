@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::palette::{ACCENT, GRID, INK, PALE, fitting, short, text, width};
+use super::palette::{ACCENT, GRID, INK, PALE, fitting, text, width};
 use super::sheet::{Column, Row, Sheet, Source, percent};
 use crate::error::{Error, Result};
 
@@ -83,12 +83,11 @@ impl BarChart {
         let height = TOP + ROW * bars.len() as i32 + 34;
         let root = SVGBackend::with_string(svg, (WIDTH, height as u32)).into_drawing_area();
         root.fill(&WHITE)?;
-        let title = text(TEXT, &INK, HPos::Left, VPos::Top);
-        root.draw(&Text::new(
-            format!("{}, top-1 in %", short(&self.title, 36)),
-            (MARGIN, 10),
-            title,
-        ))?;
+        let style = text(TEXT, &INK, HPos::Left, VPos::Top);
+        let unit = ", top-1 in %";
+        let room = f64::from(WIDTH) - 2.0 * f64::from(MARGIN) - width(unit, TEXT);
+        let title = fitting(&self.title, TEXT, room) + unit;
+        root.draw(&Text::new(title, (MARGIN, 10), style))?;
         let widest = |texts: &mut dyn Iterator<Item = String>| {
             texts.map(|text| width(&text, TEXT)).fold(0.0, f64::max) as i32
         };

@@ -124,7 +124,13 @@ fn settings(record: &RunRecord) -> String {
     };
     let model = without(serde_json::to_value(&record.model), &["seed"]);
     let train = without(serde_json::to_value(&record.train), &["seed", "recompute", "prefix"]);
-    format!("{model} {train} {} {:?}", record.train_split, record.test_split)
+    // A draw differs by its seed, and so may the heads that runs start from.
+    let images = match record.shots {
+        Some(shots) => format!("{shots} a class"),
+        None => record.train_split.clone(),
+    };
+    let test = (&record.test_split, record.test_shorter_side);
+    format!("{model} {train} {images} {test:?} {}", record.head_digest.is_some())
 }
 
 impl<'a> Results<'a> {

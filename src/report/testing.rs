@@ -24,6 +24,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         precision: None,
         image_size: Some((224, 224)),
         test_shorter_side: None,
+        shots: None,
         train_split: "t".to_owned(),
         val_split: None,
         test_split: Some(format!("test of {task}")),

@@ -37,6 +37,10 @@ pub struct RunRecord {
     /// its aspect ratio was not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_shorter_side: Option<i64>,
+    /// How many images of each class were drawn, by the run's seed, to train on; `None` where
+    /// there was no draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
     /// Hash of the training images' list.
     pub train_split: String,
     /// Hash of the validation images' list, where there were any.

@@ -47,6 +47,13 @@ impl Default for CosineSchedule {
 }
 
 impl CosineSchedule {
+    /// The default around another rate; where that is lower than the default's ends, they are too.
+    pub fn with_lr(lr: f64) -> Self {
+        let default = CosineSchedule::default();
+        let (min_lr, warmup_lr) = (default.min_lr.min(lr), default.warmup_lr.min(lr));
+        CosineSchedule { lr, min_lr, warmup_lr, ..default }
+    }
+
     /// Checks the rates.
     ///
     /// # Errors

@@ -320,12 +320,18 @@ fn few_shot_runs_start_from_heads_and_are_measured_on_other_sets() {
     let flags = [&probe[..], &targets].concat();
     let (status, text) = few_shot("probe", &flags);
     assert_eq!(status, Some(0), "{text}");
-    assert_eq!(text.matches("from an earlier run").count(), 4, "{text}");
-    assert!(text.contains("blue") && text.contains("% of 8 images"), "{text}");
+    assert_eq!(text.matches("done before").count(), 4, "{text}");
+    assert!(text.contains("4 a class: blue "), "{text}");
     let known = csv("probe");
     assert!(known.starts_with("shots,seed,images,test_top1,blue,some\n2,0,8,"), "{known}");
     let (_, text) = few_shot("probe", &flags);
     assert!(!text.contains("images") && csv("probe") == known, "{text}");
+    // Other images under the same names are another set.
+    let measured = || fs::read_to_string(at("probe/4shot-seed3/measured.json")).unwrap();
+    let before = measured();
+    fs::copy(at("photos/test/west/0.png"), at("blue/north/0.png")).unwrap();
+    few_shot("probe", &flags);
+    assert_ne!(measured(), before);
 
     // `predict` looks at an image as the test did.
     let mut predict = example("predict");
@@ -351,12 +357,17 @@ fn few_shot_runs_start_from_heads_and_are_measured_on_other_sets() {
         let (status, text) = few_shot(out, flags);
         assert!(status == Some(1) && text.contains(part), "{text}");
     };
-    refused("probe", &[&probe[..4], &["--epochs", "3"]].concat(), "of another run");
-    refused("x", &["--target", "a=blue", "--target", "a=blue"], "two are called a");
+    refused("probe", &[&probe[..4], &["--epochs", "3"]].concat(), "train.epochs: 20, planned is 3");
+    refused("x", &["--target", "a=blue", "--target", "a=blue"], "two sets are called a");
     photos(&at("odd"), &["south"], 1, 1);
     fs::rename(at("odd/south"), at("odd/up")).unwrap();
     refused("x", &["--target", "odd=odd"], "found up");
-    refused("x", &["--head", "nowhere"], "nowhere");
+    refused("x", &["--target", "seed=blue"], "seed is what another column");
+    refused("x", &["--head", "nowhere"], "--head nowhere");
+    refused("x", &["--head", "probe", "--seeds", "5"], "2shot-seed5");
+    refused("x", &["--shots", "2"], "there twice");
+    refused("x", &["--shots", "6"], "6");
+    refused("x", &["--test-resize", "5"], "--test-resize");
     fs::write(at("names.txt"), "one\ntwo\n").unwrap();
     refused("x", &["--classes", "names.txt"], "east");
     let lists = ["--data", "photos/test/some.txt", "--test", "photos/test/some.txt"];

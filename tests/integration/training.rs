@@ -266,6 +266,7 @@ fn a_record_is_read_back_as_it_was_written() {
         precision: None,
         image_size: Some(train.image_size()),
         test_shorter_side: None,
+        shots: None,
         train_split: train.split_hash().to_owned(),
         val_split: None,
         test_split: None,

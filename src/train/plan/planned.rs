@@ -25,6 +25,9 @@ pub struct PlannedRun {
     pub precision: Option<String>,
     /// (rows, columns) of the images.
     pub image_size: (i64, i64),
+    /// What the shorter side of a test image becomes before its centre is cut out; `None` where
+    /// its aspect ratio is not kept.
+    pub test_shorter_side: Option<i64>,
     /// Hash of the training images' list.
     pub train_split: String,
     /// Hash of the validation images' list: of a trial alone.
