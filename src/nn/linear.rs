@@ -108,13 +108,14 @@ fn expand(weight: &Tensor, scale: Option<&Tensor>, kind: Kind) -> Result<Tensor>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::InitRng;
     use tch::Device;
 
     /// Against the plain layer over the weight that int8 stands for.
     #[test]
     fn int8_is_the_plain_layer_over_rounded_weights() {
-        tch::manual_seed(3);
-        let normal = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let mut rng = InitRng::from_seed(3);
+        let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap();
         let (weight, bias) = (normal(&[24, 16]), normal(&[24]));
         let _zeros = weight.get(5).zero_();
         let (int8, scale) = quantize(&weight).unwrap();

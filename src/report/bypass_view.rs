@@ -306,6 +306,7 @@ mod tests {
     use super::*;
     use crate::backbone::{FrozenViT, Pooling, ViTConfig};
     use crate::model::PetlConfig;
+    use crate::nn::{Init, InitRng};
     use crate::petl::{ConvBypassConfig, Method};
     use ndarray::Array4;
     use tch::Device;
@@ -363,8 +364,12 @@ mod tests {
     fn the_field_is_the_gradient_that_finite_differences_give() {
         let model = model(Method::ConvBypass(Default::default()), Pooling::Average);
         tch::no_grad(|| {
-            for (_, mut variable) in model.var_store().variables() {
-                let _filled = variable.uniform_(-0.3, 0.3);
+            let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            for (seed, (_, mut variable)) in variables.into_iter().enumerate() {
+                let init = Init::Uniform { bound: 0.3 };
+                let values = InitRng::from_seed(seed as i64).draw(init, &variable.size()).unwrap();
+                variable.copy_(&values);
             }
         });
         let found = view(&model, 1).unwrap();

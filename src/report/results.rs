@@ -274,6 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn draws_by_seed_are_averaged_and_runs_from_a_head_stand_apart() {
+        let draw = |seed: i64, top1, head: Option<&str>, shorter_side| {
+            let mut found = run("own, 2 a class", "lora", seed, top1);
+            found.record.train_split = format!("draw {seed}");
+            found.record.shots = Some(2);
+            found.record.head_digest = head.map(str::to_owned);
+            found.record.test_shorter_side = Some(shorter_side);
+            found
+        };
+        // Each seed has a probe, and so a head, of its own.
+        let mut runs = vec![
+            draw(0, 40.0, Some("a"), 256),
+            draw(1, 50.0, Some("b"), 256),
+            draw(2, 90.0, None, 256),
+        ];
+        runs.push(draw(3, 90.0, Some("c"), 224));
+        let results = Results::new(&runs, false);
+        let score = results.lines[0].score("own, 2 a class").unwrap();
+        assert_eq!((score.mean, score.seeds), (45.0, 2));
+        assert!(results.notes[0].contains("2 more run(s)"), "{:?}", results.notes);
+    }
+
+    #[test]
     fn averages_need_every_task_and_have_a_deviation_over_the_same_seeds() {
         let top1 = [("a", [10.0, 20.0]), ("b", [30.0, 50.0]), ("c", [80.0, 80.0])];
         let runs: Vec<FoundRun> = top1

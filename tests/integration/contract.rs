@@ -1,7 +1,6 @@
 //! What every method promises on every kind of backbone.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use convpass::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
@@ -12,6 +11,7 @@ use convpass::{
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
+use crate::child;
 use crate::golden::AnyFrozen;
 
 const CLASSES: i64 = 5;
@@ -347,8 +347,7 @@ fn every_variable_has_a_gradient() {
 fn gradients_computed_block_by_block_are_the_same_bits() {
     const CHILD: &str = "CONVPASS_TEST_RECOMPUTE";
     if std::env::var_os(CHILD).is_none() {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "contract::gradients_computed_block_by_block_are_the_same_bits"])
+        let child = child::test("contract::gradients_computed_block_by_block_are_the_same_bits")
             .env(CHILD, "")
             .output()
             .unwrap();

@@ -31,7 +31,11 @@ fn every_method_agrees_with_its_equations_on_swin() {
 
 #[test]
 fn lora_agrees_with_hugging_face_peft() {
-    check_all("peft_lora", |case| check::<FrozenViT>(case, case.fact("method")));
+    // In f64, as PEFT was run: in f32 it depends on the CPU which digits are left of these gradients.
+    check_all("peft_lora", |case| {
+        let backbone: FrozenViT = case.open(&case.shared_file("backbone"))?;
+        check_beside(case, backbone.to_kind(Kind::Double)?, case.fact("method"))
+    });
 }
 
 fn check<B: AnyFrozen>(case: &Case, method: Method) -> Result<(), Box<dyn Error>> {

@@ -92,10 +92,12 @@ fn a_plan_selects_on_validation_skips_what_is_done_and_keeps_what_is_another() {
         (&selected["task"], &selected["method"]),
         (&"digits".into(), &"Linear probe".into())
     );
-    let best = selected["trials"].as_array().unwrap().iter();
-    let best =
-        best.max_by(|a, b| a["val_top1"].as_f64().partial_cmp(&b["val_top1"].as_f64()).unwrap());
-    assert_eq!(selected["setting"], best.unwrap()["setting"]);
+    // The first of the best.
+    let trials = selected["trials"].as_array().unwrap();
+    let top1 = |trial: &serde_json::Value| trial["val_top1"].as_f64().unwrap();
+    let best = trials.iter().map(top1).fold(0.0, f64::max);
+    let chosen = trials.iter().find(|trial| top1(trial) == best).unwrap();
+    assert_eq!(selected["setting"], chosen["setting"]);
     let probe = match selected["setting"]["lr"].as_f64().unwrap() {
         0.1 => record("linear-probe/trials/lr=0.1"),
         _ => record("linear-probe/trials/lr=0.001"),

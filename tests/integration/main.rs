@@ -6,6 +6,7 @@ mod audit;
 mod augment;
 mod build_script;
 mod bypass;
+mod child;
 #[cfg(feature = "clip")]
 mod clip;
 mod contract;

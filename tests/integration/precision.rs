@@ -223,7 +223,10 @@ fn what_needs_the_weights_themselves_refuses_int8() {
 #[test]
 fn a_step_runs_in_every_precision() {
     let vit = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
-    let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 4);
+    let method = Method::ConvBypass(ConvBypassConfig::default());
+    // Which samples drop path leaves out would tell more than the precision does. (A new bypass adds
+    // nothing, so that dropout shows in the gradients alone.)
+    let config = PetlConfig { drop_path: 0.0, ..PetlConfig::new(method, 4) };
     let labels = Tensor::from_slice(&[0i64, 1, 2]);
     let loss = |backbone: FrozenViT| {
         let model = PetlModel::new(backbone, &config).unwrap();

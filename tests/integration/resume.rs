@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use convpass::{
@@ -18,6 +18,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
+use crate::child;
 use crate::small::small_vit;
 
 /// Three classes of square images by where they are bright, and noise that differs by `salt`.
@@ -161,8 +162,8 @@ const FOLDER: &str = "CONVPASS_TEST_RESUME_IN";
 const CASE: &str = "CONVPASS_TEST_RESUME_CASE";
 
 fn start_child(folder: &Path, index: Option<usize>) -> (Child, BufReader<ChildStdout>) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "resume::a_killed_run_goes_on_bit_for_bit"]).env(FOLDER, folder);
+    let mut command = child::test("resume::a_killed_run_goes_on_bit_for_bit");
+    command.env(FOLDER, folder);
     if let Some(index) = index {
         command.env(CASE, index.to_string());
     }

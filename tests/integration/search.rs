@@ -1,7 +1,6 @@
 //! What a search promises from outside: it stays within its budget, repeats, and ends when told to.
 
 use std::ops::ControlFlow;
-use std::process::Command;
 
 use convpass::{
     Backbone, CosineSchedule, EvolutionConfig, ImageDataset, Method, Normalization, Observer,
@@ -10,6 +9,7 @@ use convpass::{
 };
 use ndarray::Array4;
 
+use crate::child;
 use crate::small::small_vit;
 
 /// Two classes of 16x16 images: bright in the upper half or in the lower one.
@@ -84,8 +84,7 @@ fn a_seed_repeats_a_search_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let run = |name: &str| {
         let out = folder.path().join(name);
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "search::a_seed_repeats_a_search_byte_for_byte"])
+        let status = child::test("search::a_seed_repeats_a_search_byte_for_byte")
             .env(OUT, &out)
             .status()
             .unwrap();
