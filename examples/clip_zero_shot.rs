@@ -21,8 +21,12 @@
 //! $ cargo run --release --example few_shot -- --protocol domain_generalization ... --head head.safetensors
 //! ```
 
+#[path = "shared/backbone.rs"]
+mod backbone;
 #[path = "shared/failure.rs"]
 mod failure;
+#[path = "shared/precision.rs"]
+mod precision;
 #[path = "shared/targets.rs"]
 mod targets;
 
@@ -31,15 +35,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, Result};
+use clap::Parser;
 use convpass::{
     BatchConfig, Batches, ClipText, ClipTextConfig, ClipTokenizer, Evaluation, FrozenViT,
     ImageDataset, Method, MlpActivation, Normalization, Order, PartialBatch, PetlConfig, PetlModel,
     Resize, Templates, ViTConfig, ZeroShot, evaluate_logits, read_class_names,
 };
-use tch::{Cuda, Device, Tensor};
+use tch::{Device, Tensor};
 
+use backbone::{Activation, Processor};
 use targets::{Target, TargetSet, parse_target};
 
 /// Zero-shot classification with CLIP, on a set and on others of the same classes.
@@ -90,32 +95,13 @@ struct Args {
     cuda: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Activation {
-    Gelu,
-    QuickGelu,
-}
-
 fn main() -> ExitCode {
     convpass::keep_freed_memory();
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error),
-    }
+    failure::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
-    let device = match args.cuda {
-        true if !Cuda::is_available() => {
-            bail!(
-                "no CUDA device: {}",
-                convpass::cuda_load_error().unwrap_or("libtorch finds none")
-            )
-        }
-        true => Device::Cuda(0),
-        false => Device::Cpu,
-    };
+    let device = Processor::of(args.cuda).device()?;
     let names = read_class_names(&args.classes)?;
     let vit = image_tower(args, device)?;
     let data = targets::named("data", &args.data);
@@ -139,11 +125,7 @@ fn image_tower(args: &Args, device: Device) -> Result<FrozenViT> {
 }
 
 fn activation(args: &Args, inferred: MlpActivation) -> MlpActivation {
-    match args.activation {
-        Some(Activation::Gelu) => MlpActivation::Gelu,
-        Some(Activation::QuickGelu) => MlpActivation::QuickGelu,
-        None => inferred,
-    }
+    args.activation.map_or(inferred, MlpActivation::from)
 }
 
 /// The classes by the text tower, which is dropped after it.

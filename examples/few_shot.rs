@@ -56,7 +56,7 @@ use clap::Parser;
 use convpass::{Backbone, FileList, Resize, Spread, read_class_names};
 
 use args::Args;
-use backbone::{Opened, Source, Visit};
+use backbone::{Opened, Processor, Source, Visit};
 use job::{Draw, Job, Outcome};
 use measured::Set;
 use targets::TargetSet;
@@ -68,16 +68,13 @@ const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
 fn main() -> ExitCode {
     convpass::keep_freed_memory();
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error),
-    }
+    failure::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
     let sets = Sets::read(args)?;
     let draws = Draw::all(args, &sets.data)?;
-    let (processor, precision) = (args.processor(), args.precision);
+    let (processor, precision) = (Processor::of(args.cuda), args.precision);
     let _guard = precision.guard(processor.device()?)?;
     let source = Source { file: &args.backbone, untold: args.untold, processor, precision };
     source.open(Task { args, sets, draws })
@@ -140,7 +137,8 @@ impl Visit for Task<'_> {
         let targets = sets.targets.into_iter().map(target).collect::<Result<Vec<_>>>()?;
         let test = Set::new(TEST, &sets.test, None, resize)?;
         let classes = sets.data.num_classes();
-        let job = Job { args, classes, test, targets, shorter_side, opened };
+        let digest = opened.backbone.digest()?;
+        let job = Job { args, classes, test, targets, shorter_side, opened, digest };
         let mut outcomes = Vec::new();
         for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
             let first = outcomes.len();

@@ -11,8 +11,9 @@
 //!
 //! Images are files, folders (every `.jpg`, `.jpeg` and `.png` below them, by name) and `-` for a list on standard
 //! input, a path a line. The backbone, the normalization and the image size are those of the `run.json` beside the
-//! adapter, unless a flag says otherwise, and as that run's test images an image is squeezed or its centre taken; which of them counts is said on standard error. An image that cannot be read
-//! is named there too, the others are classified, and the exit status is 1.
+//! adapter, unless a flag says otherwise, and an image is squeezed or its centre taken as that run's test images were;
+//! what counts is said on standard error. An image that cannot be read is named there too, the others are classified, and
+//! the exit status is 1.
 
 #[path = "shared/backbone.rs"]
 mod backbone;

@@ -71,10 +71,7 @@ struct Args {
 
 fn main() -> ExitCode {
     convpass::keep_freed_memory();
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error),
-    }
+    failure::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -83,7 +80,7 @@ fn run(args: &Args) -> Result<()> {
         let source = Source {
             file,
             untold: args.untold,
-            processor: if args.cuda { Processor::Cuda } else { Processor::Cpu },
+            processor: Processor::of(args.cuda),
             // Each run's own is brought about below.
             precision: Precision::F32,
         };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use convpass::{Augment, CosineSchedule, Method, Normalization, TrainConfig};
 
-use super::backbone::{Processor, Untold};
+use super::backbone::Untold;
 use super::method::parse_method;
 use super::precision::Precision;
 use super::targets::{Target, parse_target};
@@ -109,10 +109,6 @@ pub enum Augmentation {
 }
 
 impl Args {
-    pub fn processor(&self) -> Processor {
-        if self.cuda { Processor::Cuda } else { Processor::Cpu }
-    }
-
     /// The first for few-shot learning, the second for domain generalization.
     fn by_protocol<T>(&self, few_shot: T, generalization: T) -> T {
         match self.protocol {

@@ -71,6 +71,8 @@ pub struct Job<'a, B> {
     /// Of test images, before their centre is cut out.
     pub shorter_side: i64,
     pub opened: Opened<B>,
+    /// The backbone's.
+    pub digest: String,
 }
 
 /// What came of a run; top-1 in percent.
@@ -93,21 +95,21 @@ impl<B: Backbone> Job<'_, B> {
             ..PetlConfig::new(self.args.method.clone(), self.classes)
         };
         let model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
-        let head = draw.head.as_deref().map(|file| head::start(&model, file)).transpose()?;
-        let planned = self.planned(&model, draw, head)?;
+        let head =
+            draw.head.as_deref().map(|file| head::start(&model, file, &self.digest)).transpose()?;
+        let planned = self.planned(petl, draw, head)?;
         let folder = RunFolder {
             path: out,
             checkpoint_every: CHECKPOINT_EVERY,
             tensorboard: self.args.tensorboard,
         };
         let is_done = finished(&out.join("run.json"), &planned)?;
-        let (model, mut known) = match is_done {
-            true => {
-                let adapter = out.join("adapter.safetensors");
-                let backbone = self.opened.backbone.clone();
-                (PetlModel::load_adapter(backbone, adapter)?, Measured::load(out)?)
+        let (mut model, mut known) = match is_done {
+            true => (None, Measured::load(out)?),
+            false => {
+                let (model, known) = self.train(model, draw, folder, planned)?;
+                (Some(model), known)
             }
-            false => self.train(model, draw, folder, planned)?,
         };
         folder.done()?;
         let Some(test_top1) = known.top1(&self.test) else {
@@ -119,7 +121,13 @@ impl<B: Backbone> Job<'_, B> {
         for target in &self.targets {
             let top1 = match known.top1(target) {
                 Some(top1) => top1,
-                None => self.measure(&model, target, &mut known)?,
+                None => {
+                    let of_run = match model.take() {
+                        Some(of_run) => of_run,
+                        None => self.adapted(out)?,
+                    };
+                    self.measure(model.insert(of_run), target, &mut known)?
+                }
             };
             println!("{}: {} {top1:.2} %", out.display(), target.name);
             targets.push(top1);
@@ -131,16 +139,16 @@ impl<B: Backbone> Job<'_, B> {
     /// What the run's record has to say.
     fn planned(
         &self,
-        model: &PetlModel<B>,
+        model: PetlConfig,
         draw: &Draw,
         head_digest: Option<String>,
     ) -> Result<PlannedRun> {
         let (args, images) = (self.args, draw.list.entries().len());
         Ok(PlannedRun {
             task: format!("{}, {} a class", args.data_name(), draw.shots),
-            model: model.config().clone(),
+            model,
             train: args.train_config(draw.seed, images, self.opened.normalization),
-            backbone_digest: model.backbone().digest()?,
+            backbone_digest: self.digest.clone(),
             precision: args.precision.recorded(),
             image_size: self.opened.image_size,
             test_shorter_side: Some(self.shorter_side),
@@ -200,6 +208,12 @@ impl<B: Backbone> Job<'_, B> {
         };
         record.save(out.join("run.json"))?;
         Ok((model, known))
+    }
+
+    /// The model of a run that is done.
+    fn adapted(&self, out: &Path) -> Result<PetlModel<B>> {
+        let adapter = out.join("adapter.safetensors");
+        Ok(PetlModel::load_adapter(self.opened.backbone.clone(), adapter)?)
     }
 
     /// Top-1 in percent on a set, which is known from then on.

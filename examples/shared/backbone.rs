@@ -91,6 +91,11 @@ pub enum Processor {
 }
 
 impl Processor {
+    /// That of a flag which asks for the GPU.
+    pub fn of(cuda: bool) -> Self {
+        if cuda { Processor::Cuda } else { Processor::Cpu }
+    }
+
     pub fn device(self) -> Result<Device> {
         match self {
             Processor::Cpu => Ok(Device::Cpu),

@@ -1,6 +1,12 @@
 //! How a program says why it failed.
+#![allow(dead_code, reason = "each example that shares this file uses a part of it")]
 
 use std::process::ExitCode;
+
+/// The status of a program that did its work or could not.
+pub fn exit(result: anyhow::Result<()>) -> ExitCode {
+    result.map_or_else(|error| report(&error), |()| ExitCode::SUCCESS)
+}
 
 /// Prints what happened and why, each cause once: an error of convpass tells its own.
 pub fn report(error: &anyhow::Error) -> ExitCode {

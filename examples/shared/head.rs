@@ -6,11 +6,10 @@ use anyhow::{Context, Result, bail};
 use convpass::{Backbone, PetlModel, TensorFile};
 use sha2::{Digest, Sha256};
 
-/// Copies the head of the adapter in `file` into `model`; the file's digest.
-pub fn start<B: Backbone>(model: &PetlModel<B>, file: &Path) -> Result<String> {
+/// Copies the head of the adapter in `file` into `model`, whose backbone has the digest `beside`; the file's digest.
+pub fn start<B: Backbone>(model: &PetlModel<B>, file: &Path, beside: &str) -> Result<String> {
     let adapter = TensorFile::open(file)?;
-    let digest_here = model.backbone().digest()?;
-    if backbone_of(&adapter).is_some_and(|of| of != digest_here) {
+    if backbone_of(&adapter).is_some_and(|of| of != beside) {
         let file = file.display();
         eprintln!(
             "warning: {file}: a head for another backbone, activation, image size or precision"

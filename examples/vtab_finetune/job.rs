@@ -47,7 +47,7 @@ impl Job<'_> {
         let label = format!("{} {}", self.folder.name(), model_config.method.name());
         let mut model = PetlModel::new(backbone, &model_config)?;
         let head_digest = match &args.head {
-            Some(file) => Some(head::start(&model, file)?),
+            Some(file) => Some(head::start(&model, file, &model.backbone().digest()?)?),
             None => None,
         };
         println!(
