@@ -20,7 +20,7 @@ use convpass::{FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
 use flate2::read::GzDecoder;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, IndexOp, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
 #[command(about = "Pretrains the bundled ViT on Fashion-MNIST")]
@@ -98,9 +98,10 @@ fn main() -> Result<()> {
             100.0 * correct as f64 / (steps * args.batch_size) as f64,
             start.elapsed().as_secs_f64()
         );
+        save(&model, &args.out)?;
     }
     println!("test top-1: {:.2} %", test(&model, &args.data)?);
-    save(&model, &args.out)
+    Ok(())
 }
 
 /// Images as f32 `[N, 28, 28]` in 0..=1 and labels `[N]` of one split (`train` or `t10k`).
@@ -127,17 +128,19 @@ fn read_idx(path: &Path, header: usize) -> Result<Vec<u8>> {
 /// random size (75 to 100 %) and place, mirrored half of the time.
 fn augment(gray: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
     let batch = gray.size()[0];
-    let canvas = Tensor::zeros([batch, 1, SIDE, SIDE], (Kind::Float, Device::Cpu));
-    for i in 0..batch {
-        let side = rng.random_range(24..=SIDE);
-        let image = gray.i(i).view([1, 1, 28, 28]);
-        let mut image = image.internal_upsample_bilinear2d_aa([side, side], false, None, None);
-        if rng.random() {
-            image = image.flip([3]);
-        }
-        let (top, left) = (rng.random_range(0..=SIDE - side), rng.random_range(0..=SIDE - side));
-        canvas.i((i..i + 1, .., top..top + side, left..left + side)).copy_(&image);
+    let mut maps = Vec::new();
+    for _ in 0..batch {
+        // From a place on the canvas, in -1..=1, to one in the image.
+        let zoom: f32 = 1.0 / rng.random_range(0.75..=1.0f32);
+        let slack = 1.0 - 1.0 / zoom;
+        let mut shift = || rng.random_range(-1.0..=1.0f32) * slack * zoom;
+        let (x, y) = (shift(), shift());
+        let mirrored = if rng.random() { -zoom } else { zoom };
+        maps.extend([mirrored, 0.0, x, 0.0, zoom, y]);
     }
+    let maps = Tensor::from_slice(&maps).view([batch, 2, 3]);
+    let grid = Tensor::affine_grid_generator(&maps, [batch, 1, SIDE, SIDE], false);
+    let canvas = gray.unsqueeze(1).grid_sampler_2d(&grid, 0, 0, false);
     // One colour dark and one bright, either of them the clothes'.
     let (mut front, mut back) = (Vec::new(), Vec::new());
     for _ in 0..batch {

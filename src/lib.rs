@@ -43,26 +43,26 @@
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
 
-mod backbone;
-mod checkpoint;
-mod clip;
+pub mod backbone;
+pub mod checkpoint;
+pub mod clip;
 #[cfg(feature = "data")]
-mod data;
+pub mod data;
 mod error;
 #[cfg(feature = "data")]
-mod eval;
+pub mod eval;
 mod ffi;
 mod files;
-mod model;
+pub mod model;
 mod nn;
-mod petl;
+pub mod petl;
 #[cfg(feature = "report")]
-mod report;
-mod seam;
+pub mod report;
+pub mod seam;
 #[cfg(feature = "train")]
-mod search;
+pub mod search;
 #[cfg(feature = "train")]
-mod train;
+pub mod train;
 
 pub use backbone::{
     Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt,
