@@ -16,9 +16,8 @@
 //! The demo compares a linear probe, LoRA and Convpass on two bundled tasks. `docs/demo.md` says how its settings were
 //! chosen.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -29,7 +28,8 @@ use convpass::data::{ImageDataset, Normalization, Resize};
 use convpass::eval::evaluate;
 use convpass::petl::ConvInit;
 use convpass::train::{
-    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, TrainConfig, fit_resumable,
+    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, TrainConfig,
+    fit_resumable,
 };
 use convpass::{FrozenViT, Method, PetlConfig, PetlModel};
 use tch::Device;
@@ -72,7 +72,7 @@ struct Args {
     /// Threads of libtorch [default: all cores].
     #[arg(long)]
     threads: Option<i32>,
-    /// Folder of the results [default: runs/TASK-METHOD; of the demo runs/demo].
+    /// Folder of the results [default: runs/TASK; of the demo runs/demo].
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -84,27 +84,31 @@ fn main() -> Result<()> {
         ensure!(threads > 0, "--threads must be at least 1");
         tch::set_num_threads(threads);
     }
-    match (&args.task, &args.backbone) {
-        (Some(task), Some(backbone)) => finetune(&args, task, backbone),
-        _ => demo(&args.data, args.out.as_deref().unwrap_or(Path::new("runs/demo"))),
-    }
+    let (Some(task), Some(backbone)) = (&args.task, &args.backbone) else {
+        return demo(&args);
+    };
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(task));
+    let record = finetune(&args, task, backbone, &out, &mut Progress::new(task))?;
+    let top1 = record.test_top1.unwrap_or(f64::NAN);
+    println!("{task}: top-1 {top1:.2} % on the test images; {}", out.display());
+    Ok(())
 }
 
 /// Trains one task on its 1,000 images, keeps the last epoch and evaluates it on the test images.
-fn finetune(args: &Args, task: &str, file: &Path) -> Result<()> {
+fn finetune(
+    args: &Args,
+    task: &str,
+    file: &Path,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<RunRecord> {
     let folder = VtabFolder::open(&args.data, task)?;
-    let method = method(args, task)?;
-    let label = format!("{task} {}", method.name());
-    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(label.replace(' ', "-")));
-    std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-
     let backbone = FrozenViT::open(file, Device::Cpu)?;
     let image_size = backbone.config().image_size;
-    let mut config =
-        PetlConfig { seed: args.seed, ..PetlConfig::new(method, folder.num_classes()) };
+    let mut config = PetlConfig::new(method(args, task)?, folder.num_classes());
+    config.seed = args.seed;
     config.drop_path = args.drop_path.unwrap_or(config.drop_path);
     let mut model = PetlModel::new(backbone, &config)?;
-    println!("{label}: {}", model.trainable_params());
 
     let train = ImageDataset::load(folder.split(VtabSplit::Train800Val200), image_size)?;
     // Streamed: there may be more test images than fit in memory.
@@ -118,26 +122,24 @@ fn finetune(args: &Args, task: &str, file: &Path) -> Result<()> {
         seed: args.seed,
         ..TrainConfig::default()
     };
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let state = RunCheckpoint { path: out.join("run.state.safetensors"), every: 50 };
-    let mut progress = Progress::new(&label);
-    let fit = fit_resumable(&mut model, &train, None, &config, &state, &mut progress)?;
+    let fit = fit_resumable(&mut model, &train, None, &config, &state, observer)?;
 
     let started = Instant::now();
-    let mut watch = |done, images| progress.pass("test", done, images);
+    let mut watch = |done, images| observer.pass("test", done, images);
     let tested = evaluate(&model, &test, config.normalization, config.batch_size, &mut watch)?;
     model.save_adapter(out.join("adapter.safetensors"))?;
-    let backbone = file.display().to_string();
-    RunRecord {
+    let record = RunRecord {
         test_split: Some(test.split_hash().to_owned()),
         test_top1: Some(tested.top1()),
         test_seconds: Some(started.elapsed().as_secs_f64()),
-        ..RunRecord::new(task, backbone, &model, &config, &train, fit)?
-    }
-    .save(out.join("run.json"))?;
+        ..RunRecord::new(task, file.display().to_string(), &model, &config, &train, fit)?
+    };
+    record.save(out.join("run.json"))?;
     // Everything is saved, so that there is nothing left to resume.
     std::fs::remove_file(&state.path).with_context(|| state.path.display().to_string())?;
-    println!("{label}: top-1 {:.2} % on the test images; {}", tested.top1(), out.display());
-    Ok(())
+    Ok(record)
 }
 
 /// The method asked for. Convpass, asked for by name, gets the published scale and initialization of the task.
@@ -156,92 +158,64 @@ fn method(args: &Args, task: &str) -> Result<Method> {
     Ok(method)
 }
 
-const TASKS: [BundledTask; 2] = [BundledTask::Orientation, BundledTask::Count];
-/// The flags of every run of the demo, and those of each method.
-const SHARED: &str = "--normalization half --epochs 15 --batch-size 20 --drop-path 0";
+/// The demo's tasks, the flags of all its runs, and those of each method.
+const TASKS: [BundledTask; 2] = [BundledTask::Location, BundledTask::Digits];
+const SHARED: &str = "--normalization half --epochs 12 --batch-size 20 --drop-path 0";
 const METHODS: [(&str, &str); 3] = [
     ("Linear probe", "--method linear --lr 1e-2"),
     ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 4e-3"#),
     ("Convpass", "--method convpass --lr 4e-3"),
 ];
 
-/// Runs each method on each bundled task, each run in a process with a thread of its own, and prints a table.
-fn demo(data: &Path, out: &Path) -> Result<()> {
+/// Runs each method on each bundled task and prints a table.
+fn demo(args: &Args) -> Result<()> {
     let started = Instant::now();
-    let backbone = out.join("vit.safetensors");
+    let root = args.out.as_deref().unwrap_or(Path::new("runs/demo"));
+    let backbone = root.join("vit.safetensors");
     bundled::write_backbone(&backbone)?;
-    for task in TASKS {
-        bundled::write(data, task, 32, 0)?;
-    }
-    let workers = std::thread::available_parallelism()?.get();
-    println!("{} runs, {workers} at a time", TASKS.len() * METHODS.len());
-    // Workers take jobs from the end: the slowest method first.
-    let jobs = (0..METHODS.len()).flat_map(|method| TASKS.map(|task| (method, task)));
-    let (jobs, done) = (Mutex::new(jobs.collect::<Vec<_>>()), Mutex::new(Vec::new()));
-    let work = || -> Result<()> {
-        loop {
-            let Some((method, task)) = jobs.lock().expect("no holder panics").pop() else {
-                return Ok(());
-            };
-            let record = run_apart(METHODS[method], task, data, &backbone, out)?;
-            done.lock().expect("no holder panics").push((method, task, record));
+    let mut table = Vec::new();
+    for (name, flags) in METHODS {
+        let flags = ["vtab_finetune"].into_iter().chain(SHARED.split(' ')).chain(flags.split(' '));
+        let run = Args { data: args.data.clone(), ..Args::parse_from(flags) };
+        let (mut row, mut params, mut seconds) = (Vec::new(), 0, 0.0);
+        for task in TASKS {
+            bundled::write(&run.data, task, 32, 0)?;
+            print!("{name} on {task} .. ");
+            std::io::stdout().flush()?;
+            let out = root.join(format!("{task}-{}", name.to_lowercase().replace(' ', "-")));
+            let record = finetune(&run, task.name(), &backbone, &out, &mut Silent)?;
+            let top1 = record.test_top1.unwrap_or(f64::NAN);
+            println!("{top1:.1} %, {:.0} s", record.fit.seconds);
+            row.push(top1);
+            params = record.trainable_params.method;
+            seconds += record.fit.seconds;
         }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
-    })?;
-    print_table(&done.into_inner().expect("no holder panics"));
-    println!("{:.0} s in all; each run is in {}", started.elapsed().as_secs_f64(), out.display());
+        row.push(row.iter().sum::<f64>() / row.len() as f64);
+        table.push((name, row, params, seconds));
+    }
+    print_table(&table);
+    println!(
+        "{:.0} s in all; adapters and records: {}",
+        started.elapsed().as_secs_f64(),
+        root.display()
+    );
     Ok(())
 }
 
-/// Calls this program for one run of the demo.
-fn run_apart(
-    (name, flags): (&str, &str),
-    task: BundledTask,
-    data: &Path,
-    backbone: &Path,
-    out: &Path,
-) -> Result<RunRecord> {
-    let out = out.join(format!("{task}-{}", name.to_lowercase().replace(' ', "-")));
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--task", task.name(), "--threads", "1"]).args(flags.split(' '));
-    command.args(SHARED.split(' ')).arg("--data").arg(data).arg("--backbone").arg(backbone);
-    let output = command.arg("--out").arg(&out).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{task}, {name}: {}", said.trim());
-    let record = RunRecord::load(out.join("run.json"))?;
-    println!(
-        "{task}, {name}: {:.1} %, {:.0} s",
-        record.test_top1.unwrap_or(0.0),
-        record.fit.seconds
-    );
-    Ok(record)
-}
-
-/// Top-1 on the test images by method and task, what the method trains, and one sentence on who leads.
-fn print_table(done: &[(usize, BundledTask, RunRecord)]) {
+/// Prints a row for each method: its name, top-1 by task and their mean, parameters beside the head, seconds.
+fn print_table(table: &[(&str, Vec<f64>, usize, f64)]) {
     let [first, second] = TASKS.map(BundledTask::name);
     println!(
-        "\n{:<14}{first:>13}{second:>13}{:>9}{:>12}{:>10}",
+        "\n{:<14}{first:>12}{second:>12}{:>8}{:>12}{:>9}",
         "top-1 %", "mean", "parameters", "seconds"
     );
-    let mut means = [0.0; METHODS.len()];
-    for (method, (name, _)) in METHODS.iter().enumerate() {
-        let of = |task| done.iter().find(|run| (run.0, run.1) == (method, task)).map(|run| &run.2);
-        let records: Vec<_> = TASKS.into_iter().filter_map(of).collect();
-        let top1: Vec<f64> = records.iter().filter_map(|record| record.test_top1).collect();
-        means[method] = top1.iter().sum::<f64>() / top1.len() as f64;
-        let seconds: f64 = records.iter().map(|record| record.fit.seconds).sum();
-        let [params, ..] =
-            records.iter().map(|r| r.trainable_params.method).collect::<Vec<_>>()[..]
-        else {
-            return;
-        };
-        println!(
-            "{name:<14}{:>13.1}{:>13.1}{:>9.1}{params:>12}{seconds:>10.0}",
-            top1[0], top1[1], means[method]
-        );
+    for (name, row, params, seconds) in table {
+        let row: String =
+            row.iter().zip([12, 12, 8]).map(|(top1, width)| format!("{top1:>width$.1}")).collect();
+        println!("{name:<14}{row}{params:>12}{seconds:>9.0}");
     }
+    let mut means: Vec<_> = table.iter().map(|(name, row, ..)| (row[TASKS.len()], *name)).collect();
+    means.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let ((best, leader), (next, second)) = (means[0], means[1]);
+    println!("{leader} leads {second} by {:.1} points in the mean of the two tasks.", best - next);
 }
