@@ -1,298 +1,102 @@
-//! Prints what each method trains beside a preset backbone, without allocating either.
+//! Prints what each method trains beside a preset ViT, without a checkpoint.
 //!
 //! ```text
-//! $ cargo run --release --example audit -- --built
+//! $ cargo run --release --example audit -- --preset vit_base_patch16_224
 //! vit_base_patch16_224: 85,798,656 weights
-//! method                               trained         built  % of backbone         file
-//! linear_probe                               0             0           0.00         0 kB
+//! method                           trained         built  % of backbone      adapter
+//! linear_probe                           0             0           0.00         0 kB
 //! ...
 //! ```
 //!
-//! `--preset NAME` takes another backbone, `--preset all` every one; `--format json|csv` prints for programs. With
-//! `--built` each model is built too, beside a backbone whose weights take no memory, and its variables are counted
-//! beside the closed form: the exit code is 1 if the two differ anywhere. A method that a backbone refuses shows as
-//! `-`, with the reason in JSON and CSV.
+//! It teaches two things: `audit` counts from a backbone's config and a method's alone, so that a budget can be checked
+//! before anything is trained; and a model beside `FrozenViT::blank`, whose weights take no memory, has the same
+//! variables. The head is not counted. The program fails where the two counts differ. `convpass audit` does the same
+//! for every family of backbones, as text, JSON and CSV.
 
-use std::io::{self, Write};
-use std::process::ExitCode;
-
-use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use anyhow::{Result, ensure};
+use clap::Parser;
+use convpass::petl::{AdaptFormerConfig, AdapterConfig, FactConfig, FactForm, LowBitConfig};
+use convpass::petl::{ConvBypassVariant, Placement, RepAdapterConfig, SsfConfig, VptConfig};
 use convpass::{
-    AdaptFormerConfig, AdapterConfig, AuditRow, Backbone, BackboneConfig, ConvBypassConfig,
-    ConvBypassVariant, ConvNeXtConfig, FactConfig, FactForm, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    LoraConfig, LowBitConfig, Method, PetlConfig, PetlModel, Placement, RepAdapterConfig,
-    SsfConfig, SubLayers, SwinConfig, ViTConfig, VptConfig, audit,
+    ConvBypassConfig, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, SubLayers, ViTConfig,
+    audit,
 };
-use serde::Serialize;
-use serde_json::Value;
 
-/// Parameter table of a backbone: what each method trains; heads are not counted.
+/// What each method trains beside a preset ViT; heads are not counted.
 #[derive(Parser)]
-#[command(version)]
 struct Args {
-    /// A preset's name, or `all`.
+    /// The preset's name.
     #[arg(long, default_value = "vit_base_patch16_224")]
     preset: String,
-    /// Bottleneck dims h of Convpass to list.
-    #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64")]
-    bottleneck_dims: Vec<i64>,
-    /// Build each model too, and count its variables.
-    #[arg(long)]
-    built: bool,
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
-    /// The same as --format json.
-    #[arg(long, conflicts_with = "format")]
-    json: bool,
+    /// h, the bottleneck of the methods that have one, and r of LoRA.
+    #[arg(long, default_value_t = 8)]
+    bottleneck_dim: i64,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-    Csv,
-}
-
-/// The rows of one backbone.
-#[derive(Serialize)]
-struct Table {
-    preset: String,
-    config: Value,
-    /// Weights of the backbone.
-    backbone: i64,
-    methods: Vec<Row>,
-}
-
-#[derive(Serialize)]
-struct Row {
-    label: String,
-    /// In closed form; without it the backbone refuses the method.
-    #[serde(flatten)]
-    audit: Option<AuditRow>,
-    /// Weights of the variables of the built model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    built: Option<i64>,
-    /// Why the backbone refuses the method.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refused: Option<String>,
-}
-
-impl Row {
-    fn params(&self) -> Option<i64> {
-        self.audit.as_ref().map(|row| row.params)
-    }
-}
-
-fn main() -> Result<ExitCode> {
+fn main() -> Result<()> {
     let args = Args::parse();
-    // Many small variables are made and nothing is computed: threads would only wait for each other.
+    // Nothing is computed, so that threads would only wait for each other.
     tch::set_num_threads(1);
-    let methods = methods(&args.bottleneck_dims);
-    methods.iter().try_for_each(|(_, method)| method.validate())?;
-    let names: Vec<&str> = match args.preset.as_str() {
-        "all" => presets().collect(),
-        name => vec![name],
-    };
-    let tables = names.into_iter().map(|name| table(name, &methods, args.built));
-    let tables = tables.collect::<Result<Vec<_>>>()?;
-    let format = if args.json { Format::Json } else { args.format };
-    let mut out = io::stdout().lock();
-    match format {
-        Format::Text => print_text(&mut out, &tables, args.built)?,
-        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(&tables)?)?,
-        Format::Csv => print_csv(&mut out, &tables)?,
-    }
-    Ok(match args.built && tables.iter().any(differs) {
-        true => ExitCode::FAILURE,
-        false => ExitCode::SUCCESS,
-    })
-}
-
-/// The rows of the paper's comparison at r = h = 8 and of its ablations, then Convpass over bottlenecks.
-#[rustfmt::skip]
-fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
-    use SubLayers::{Attention, Both, Mlp};
-    let bypass = ConvBypassConfig::default();
-    let beside = |sub_layers| ConvBypassConfig { sub_layers, ..bypass.clone() };
-    let sequential = |sub_layers| ConvBypassConfig { placement: Placement::Sequential, ..beside(sub_layers) };
-    // The side of the kernel beside the attention and beside the MLP.
-    let kernels = |attention, mlp| ConvBypassVariant {
-        mlp_kernel_size: Some(mlp),
-        ..ConvBypassConfig { kernel_size: attention, ..bypass.clone() }.into()
-    };
-    let low_bit = |bits| Method::LowBit(LowBitConfig {
-        bits, method: Box::new(Method::ConvBypass(bypass.clone()))
-    });
-    let adapter = AdapterConfig::default();
-    let former = AdaptFormerConfig::default();
-    let named = [
-        ("linear_probe", Method::LinearProbe),
-        ("full", Method::Full),
-        ("bit_fit", Method::BitFit),
-        ("layer_norm", Method::LayerNorm),
-        ("vpt shallow, 5 prompts", Method::Vpt(VptConfig { deep: false, ..Default::default() })),
-        ("vpt deep, 5 prompts", Method::Vpt(VptConfig::default())),
-        ("adapter (Pfeiffer) h=8", Method::Adapter(adapter.clone())),
-        ("adapter (Houlsby) h=8", Method::Adapter(AdapterConfig { sub_layers: Both, ..adapter.clone() })),
-        ("adapter+ h=8", Method::Adapter(AdapterConfig { channel_scale: true, ..adapter })),
-        ("adapt_former h=8", Method::AdaptFormer(former.clone())),
-        ("adapt_former h=8, channel s", Method::AdaptFormer(AdaptFormerConfig { channel_scale: true, ..former })),
-        ("lora q, v r=8", Method::Lora(LoraConfig::default())),
-        ("ssf", Method::Ssf(SsfConfig::default())),
-        ("rep_adapter h=8", Method::RepAdapter(RepAdapterConfig::default())),
-        ("fact tt r=16", Method::Fact(FactConfig::default())),
-        ("fact tk r=16", Method::Fact(FactConfig { form: FactForm::Tucker, ..Default::default() })),
-        ("conv_bypass h=8, MLP", Method::ConvBypass(beside(Mlp))),
-        ("conv_bypass h=8, after attn", Method::ConvBypass(sequential(Attention))),
-        ("conv_bypass h=8, after MLP", Method::ConvBypass(sequential(Mlp))),
-        ("conv_bypass h=8, 1x1", Method::ConvBypassVariant(kernels(1, 1))),
-        ("conv_bypass h=8, 1x1 at attn", Method::ConvBypassVariant(kernels(1, 3))),
-        ("conv_bypass h=8, 1x1 at MLP", Method::ConvBypassVariant(kernels(3, 1))),
-        ("conv_bypass h=8, channel s", Method::ConvBypassVariant(ConvBypassVariant {
-            channel_scale: true, ..bypass.clone().into()
-        })),
-        ("conv_bypass h=8, 1 bit", low_bit(1)),
-        ("conv_bypass h=8, 2 bits", low_bit(2)),
-        ("conv_bypass h=8, 4 bits", low_bit(4)),
-        ("conv_bypass h=8, 8 bits", low_bit(8)),
-    ];
-    let mut methods = named.map(|(label, method)| (label.to_owned(), method)).to_vec();
-    for &bottleneck_dim in bottleneck_dims {
-        for (place, sub_layers) in [("", Both), (", attention", Attention)] {
-            let config = ConvBypassConfig { bottleneck_dim, ..beside(sub_layers) };
-            methods.push((format!("conv_bypass h={bottleneck_dim}{place}"), Method::ConvBypass(config)));
-        }
-    }
-    methods
-}
-
-/// The presets of every family.
-fn presets() -> impl Iterator<Item = &'static str> {
-    ViTConfig::presets().chain(SwinConfig::presets()).chain(ConvNeXtConfig::presets())
-}
-
-/// Every method beside the preset of that name.
-fn table(name: &str, methods: &[(String, Method)], built: bool) -> Result<Table> {
-    if let Ok(config) = SwinConfig::preset(name) {
-        return rows(name, &config, FrozenSwin::blank(&config)?, methods, built);
-    }
-    if let Ok(config) = ConvNeXtConfig::preset(name) {
-        return rows(name, &config, FrozenConvNeXt::blank(&config)?, methods, built);
-    }
-    match ViTConfig::preset(name) {
-        Ok(config) => rows(name, &config, FrozenViT::blank(&config)?, methods, built),
-        Err(_) => bail!("no preset {name}; there are {}", presets().collect::<Vec<_>>().join(", ")),
-    }
-}
-
-/// Every method beside one backbone.
-fn rows<B: Backbone>(
-    name: &str,
-    config: &(impl BackboneConfig + Serialize),
-    backbone: B,
-    methods: &[(String, Method)],
-    built: bool,
-) -> Result<Table> {
-    let row = |(label, method): &(String, Method)| -> Result<Row> {
-        let (label, closed_form) = (label.clone(), audit(config, method));
-        let counted = built.then(|| count(&backbone, method));
-        Ok(match closed_form {
-            Ok(row) => Row { label, audit: Some(row), built: counted.transpose()?, refused: None },
-            Err(error) => {
-                let (built, refused) = (counted.and_then(Result::ok), Some(error.to_string()));
-                Row { label, audit: None, built, refused }
-            }
-        })
-    };
-    let methods = methods.iter().map(row).collect::<Result<_>>()?;
-    Ok(Table {
-        preset: name.to_owned(),
-        config: serde_json::to_value(config)?,
-        backbone: config.shape().num_params,
-        methods,
-    })
-}
-
-/// Weights that are copied for counting: half a gigabyte.
-const COPIED: i64 = 1 << 27;
-
-/// Weights of the variables that `method` makes beside `backbone`. Full finetuning makes one of every weight, so
-/// that those of a large backbone are counted where they are.
-fn count<B: Backbone>(backbone: &B, method: &Method) -> Result<i64> {
-    let read = backbone.named_weights().iter().filter(|(name, _)| backbone.is_read(name));
-    let weights = i64::try_from(read.map(|(_, weight)| weight.numel()).sum::<usize>())?;
-    if *method == Method::Full && weights > COPIED {
-        return Ok(weights);
-    }
-    let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method.clone(), 1))?;
-    Ok(i64::try_from(model.trainable_params().method)?)
-}
-
-/// Whether a closed form and a built model disagree, on the number or on whether the method can be.
-fn differs(table: &Table) -> bool {
-    table.methods.iter().any(|row| row.built != row.params())
-}
-
-fn print_text(out: &mut impl Write, tables: &[Table], built: bool) -> Result<()> {
-    for (index, table) in tables.iter().enumerate() {
-        if index > 0 {
-            writeln!(out)?;
-        }
-        let column = |text: &str| if built { format!("{text:>14}") } else { String::new() };
-        writeln!(out, "{}: {} weights", table.preset, grouped(table.backbone))?;
-        let (label, built) = ("method", column("built"));
-        writeln!(out, "{label:<30}{:>14}{built}{:>15}{:>13}", "trained", "% of backbone", "file")?;
-        for row in &table.methods {
-            let built = column(&row.built.map_or("-".to_owned(), grouped));
-            let [params, percent, size] = match &row.audit {
-                Some(audit) => [
-                    grouped(audit.params),
-                    format!("{:.2}", audit.percent),
-                    format!("{} kB", grouped((audit.bytes + 500) / 1000)),
-                ],
-                None => ["-", "-", "-"].map(str::to_owned),
-            };
-            let mark =
-                if row.built.is_some_and(|_| row.built != row.params()) { "  DIFFERS" } else { "" };
-            writeln!(out, "{:<30}{params:>14}{built}{percent:>15}{size:>13}{mark}", row.label)?;
-        }
+    let config = ViTConfig::preset(&args.preset)?;
+    let backbone = FrozenViT::blank(&config)?;
+    println!("{}: {} weights", args.preset, grouped(config.num_params()));
+    let columns = ["trained", "built", "% of backbone", "adapter"];
+    let [trained, built, percent, file] = columns;
+    println!("{:<26}{trained:>14}{built:>14}{percent:>15}{file:>13}", "method");
+    for (label, method) in methods(args.bottleneck_dim) {
+        let row = audit(&config, &method)?;
+        let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method, 1))?;
+        let built = i64::try_from(model.trainable_params().method)?;
+        let size = format!("{} kB", grouped((row.bytes + 500) / 1000));
+        let (trained, counted) = (grouped(row.params), grouped(built));
+        println!("{label:<26}{trained:>14}{counted:>14}{:>15.2}{size:>13}", row.percent);
+        ensure!(built == row.params, "{label}: the built model trains {counted}");
     }
     Ok(())
 }
 
-/// One line for each method of each preset; what a line lacks is empty.
-fn print_csv(out: &mut impl Write, tables: &[Table]) -> Result<()> {
-    let mut csv = csv::Writer::from_writer(out);
-    csv.write_record([
-        "preset", "backbone", "method", "params", "built", "percent", "bytes", "refused",
-    ])?;
-    for table in tables {
-        for row in &table.methods {
-            let of_audit =
-                |f: &dyn Fn(&AuditRow) -> String| row.audit.as_ref().map(f).unwrap_or_default();
-            csv.write_record([
-                table.preset.clone(),
-                table.backbone.to_string(),
-                row.label.clone(),
-                of_audit(&|audit| audit.params.to_string()),
-                row.built.map(|built| built.to_string()).unwrap_or_default(),
-                of_audit(&|audit| audit.percent.to_string()),
-                of_audit(&|audit| audit.bytes.to_string()),
-                row.refused.clone().unwrap_or_default(),
-            ])?;
-        }
-    }
-    Ok(csv.flush()?)
+/// Every method, and Convpass as in the paper's ablations.
+fn methods(h: i64) -> Vec<(&'static str, Method)> {
+    let bypass = ConvBypassConfig { bottleneck_dim: h, ..Default::default() };
+    let beside = |sub_layers| ConvBypassConfig { sub_layers, ..bypass.clone() };
+    let sequential =
+        ConvBypassConfig { placement: Placement::Sequential, ..beside(SubLayers::Mlp) };
+    let pointwise = ConvBypassConfig { kernel_size: 1, ..bypass.clone() };
+    let scaled = ConvBypassVariant { channel_scale: true, ..bypass.clone().into() };
+    let one_bit = LowBitConfig { bits: 1, method: Box::new(Method::ConvBypass(bypass.clone())) };
+    let adapter = AdapterConfig { bottleneck_dim: h, ..Default::default() };
+    let former = AdaptFormerConfig { bottleneck_dim: h, ..Default::default() };
+    let lora = LoraConfig { rank: h, alpha: h as f64, ..Default::default() };
+    let rep_adapter = RepAdapterConfig { bottleneck_dim: h, ..Default::default() };
+    let tucker = FactConfig { form: FactForm::Tucker, ..Default::default() };
+    let both = [Method::Lora(lora.clone()), Method::ConvBypass(beside(SubLayers::Mlp))].to_vec();
+    vec![
+        ("linear_probe", Method::LinearProbe),
+        ("full", Method::Full),
+        ("bit_fit", Method::BitFit),
+        ("layer_norm", Method::LayerNorm),
+        ("vpt, 5 prompts a block", Method::Vpt(VptConfig::default())),
+        ("adapter", Method::Adapter(adapter)),
+        ("adapt_former", Method::AdaptFormer(former)),
+        ("lora, Q and V", Method::Lora(lora)),
+        ("ssf", Method::Ssf(SsfConfig::default())),
+        ("rep_adapter", Method::RepAdapter(rep_adapter)),
+        ("fact, tensor train r=16", Method::Fact(FactConfig::default())),
+        ("fact, Tucker r=16", Method::Fact(tucker)),
+        ("conv_bypass", Method::ConvBypass(bypass.clone())),
+        ("conv_bypass, attention", Method::ConvBypass(beside(SubLayers::Attention))),
+        ("conv_bypass, MLP", Method::ConvBypass(beside(SubLayers::Mlp))),
+        ("conv_bypass, after MLP", Method::ConvBypass(sequential)),
+        ("conv_bypass, 1x1", Method::ConvBypass(pointwise)),
+        ("conv_bypass, channel s", Method::ConvBypassVariant(scaled)),
+        ("conv_bypass, 1 bit", Method::LowBit(one_bit)),
+        ("lora + conv_bypass, MLP", Method::Compose { methods: both }),
+    ]
 }
 
+/// A number with commas between the thousands.
 fn grouped(number: i64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|group| std::str::from_utf8(group).unwrap_or_default())
-        .collect();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     groups.join(",")
 }

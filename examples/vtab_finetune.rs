@@ -1,135 +1,221 @@
-//! Finetunes a frozen ViT on a task in the VTAB-1k layout.
-//!
-//! Without arguments it compares six methods on bundled tasks and the bundled ViT, as a table and as the chart
-//! `runs/demo/chart.svg`; with `--data`, `--task` and `--backbone` it runs one task of yours:
+//! Finetunes a frozen backbone on one task in the layout of VTAB-1k; without arguments, runs the demo.
 //!
 //! ```text
 //! cargo run --release --example vtab_finetune
-//! cargo run --release --example vtab_finetune -- --data DIR --task NAME --backbone FILE --epochs 100 --out runs/NAME
+//! cargo run --release --example vtab_finetune -- --data ROOT --task NAME --backbone FILE --out runs/NAME
 //! ```
 //!
-//! `DIR/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`, each line `path label`.
-//! `--out` gets `adapter.safetensors`, `run.json` and `log.jsonl`. Ctrl-C ends after the current step, with the
-//! adapter saved. Until the run is done its state is there too, and the same command goes on from it, after a kill as
-//! after Ctrl-C; the result is the same bit for bit.
+//! This is the main job of the library in one file: open a backbone, put a method beside it, read images, train,
+//! evaluate, save. The default hyper-parameters are the published ones (AdamW, 100 epochs with 10 of warm-up, batches
+//! of 64, drop path 0.1), and a task of VTAB-1k gets its published scale and initialization.
 //!
-//! `--all` runs tasks x methods x seeds, by default the 19 of VTAB-1k with the published s and init, `--plan` what a
-//! TOML file says (`vtab_finetune/bundled.toml` is one). What is done already is skipped, so that the same command
-//! goes on after a stop. The table is printed and written to `results.csv` and `results.json`:
+//! `ROOT/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`; each line is `path label`.
+//! `--out` gets `adapter.safetensors` and `run.json`. After a kill the same command resumes, and the adapter is the
+//! same byte for byte.
 //!
-//! ```text
-//! cargo run --release --example vtab_finetune -- --all --data DIR --backbone FILE --methods convpass,lora --seeds 0,1,2
-//! cargo run --release --example vtab_finetune -- --plan examples/vtab_finetune/bundled.toml
-//! ```
+//! The demo compares a linear probe, LoRA and Convpass on two bundled tasks. `docs/demo.md` says how its settings were
+//! chosen.
 
-#[path = "vtab_finetune/all.rs"]
-mod all;
-#[path = "vtab_finetune/args.rs"]
-mod args;
-#[path = "shared/backbone.rs"]
-mod backbone;
-#[path = "vtab_finetune/demo.rs"]
-mod demo;
-#[path = "shared/failure.rs"]
-mod failure;
-#[path = "vtab_finetune/flags.rs"]
-mod flags;
-#[path = "shared/head.rs"]
-mod head;
-#[path = "vtab_finetune/job.rs"]
-mod job;
-#[path = "shared/method.rs"]
-mod method;
-#[path = "shared/precision.rs"]
-mod precision;
-#[path = "vtab_finetune/results.rs"]
-mod results;
-#[path = "shared/run_folder.rs"]
-mod run_folder;
-#[path = "vtab_finetune/side_by_side.rs"]
-mod side_by_side;
-#[path = "vtab_finetune/watch.rs"]
-mod watch;
-#[path = "shared/whole_file.rs"]
-mod whole_file;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use convpass::vtab::VtabFolder;
+use convpass::data::bundled::{self, BundledTask};
+use convpass::data::vtab::{self, PublishedInit, VtabFolder, VtabSplit};
+use convpass::data::{ImageDataset, Normalization, Resize};
+use convpass::eval::evaluate;
+use convpass::petl::ConvInit;
+use convpass::train::{
+    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, TrainConfig,
+    fit_resumable,
+};
+use convpass::{FrozenViT, Method, PetlConfig, PetlModel};
+use tch::Device;
 
-use args::{Args, Select, chosen_method};
-use job::Job;
+/// Finetunes a frozen backbone on a task; without --task, runs the demo.
+#[derive(Parser)]
+struct Args {
+    /// Folder of the tasks' folders.
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Name of the task's folder.
+    #[arg(long, requires = "backbone")]
+    task: Option<String>,
+    /// Checkpoint of the backbone.
+    #[arg(long, requires = "task")]
+    backbone: Option<PathBuf>,
+    /// A method's name (convpass, lora, linear, adapter, ..) or its config as JSON: {"name": "lora", "rank": 4}.
+    #[arg(long, default_value = "convpass")]
+    method: String,
+    /// The scale s of Convpass [default: the task's published one, else 1].
+    #[arg(long)]
+    scale: Option<f64>,
+    #[arg(long, default_value_t = 100)]
+    epochs: usize,
+    /// Epochs of warm-up [default: a tenth of the epochs, at least 1].
+    #[arg(long)]
+    warmup_epochs: Option<usize>,
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+    /// Drop path rate of the last block [default: 0.1; for a linear probe 0].
+    #[arg(long)]
+    drop_path: Option<f64>,
+    /// imagenet, half, unit or clip.
+    #[arg(long, default_value_t = Normalization::ImageNet)]
+    normalization: Normalization,
+    #[arg(long, default_value_t = 42)]
+    seed: i64,
+    /// Threads of libtorch [default: all cores].
+    #[arg(long)]
+    threads: Option<i32>,
+    /// Folder of the results [default: runs/TASK; of the demo runs/demo].
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
 
-fn main() -> ExitCode {
+fn main() -> Result<()> {
     convpass::keep_freed_memory();
-    let stop = Arc::new(AtomicBool::new(false));
-    match run(&Args::parse(), &stop) {
-        // As a shell reports a program that Ctrl-C ended.
-        Ok(()) if stop.load(Ordering::SeqCst) => ExitCode::from(130),
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error),
-    }
-}
-
-fn run(args: &Args, stop: &Arc<AtomicBool>) -> Result<()> {
+    let args = Args::parse();
     if let Some(threads) = args.threads {
-        tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);
+        ensure!(threads > 0, "--threads must be at least 1");
+        tch::set_num_threads(threads);
     }
-    let (flag, pressed) = (stop.clone(), AtomicBool::new(false));
-    ctrlc::set_handler(move || {
-        if pressed.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        flag.store(true, Ordering::SeqCst);
-        eprintln!(
-            "\nending after this step, from which the same command goes on; Ctrl-C again to quit at once"
-        );
-    })?;
-    if args.spec.is_some() {
-        // Whoever runs the plan holds the other end, and lets go of it to end this run, or by ending itself.
-        let flag = stop.clone();
-        std::thread::spawn(move || {
-            let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            flag.store(true, Ordering::SeqCst);
-        });
-    }
-    let plan = args.all.plan(args)?;
-    match (&args.task, plan) {
-        (_, Some(plan)) => all::run(args, plan, stop),
-        (Some(task), None) => run_task(args, task, stop),
-        (None, None) if args.out.is_some() || args.also_best_on_test.is_some() => {
-            bail!("--out and --also-best-on-test go with --task, --all or --plan")
-        }
-        (None, None) => demo::run(args, stop),
-    }
+    let (Some(task), Some(backbone)) = (&args.task, &args.backbone) else {
+        return demo(&args);
+    };
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(task));
+    let record = finetune(&args, task, backbone, &out, &mut Progress::new(task))?;
+    let top1 = record.test_top1.unwrap_or(f64::NAN);
+    println!("{task}: top-1 {top1:.2} % on the test images; {}", out.display());
+    Ok(())
 }
 
-/// One task of the user's.
-fn run_task(args: &Args, name: &str, stop: &Arc<AtomicBool>) -> Result<()> {
-    let file = args.backbone.as_deref().context("--backbone")?;
-    let folder = VtabFolder::open(args.data(), name)?;
-    let method = chosen_method(args, name);
-    let default = PathBuf::from("runs").join(format!("{name}-{}", method.name()));
-    let out = args.out.as_deref().unwrap_or(&default);
-    let job = Job { args, file, folder: &folder, method, out, stop };
-    let guard = args.precision.guard(args.device.device()?)?;
-    let record = args.source(file).open(&job)?;
-    drop(guard);
-    if let Some(top1) = record.test_top1 {
-        let weights = match args.select {
-            Select::Val => "best epoch on the 200",
-            _ => "last epoch",
-        };
-        println!("{name}: top-1 {top1:.2} % on the test images ({weights})");
+/// Trains one task on its 1,000 images, keeps the last epoch and evaluates it on the test images.
+fn finetune(
+    args: &Args,
+    task: &str,
+    file: &Path,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<RunRecord> {
+    let folder = VtabFolder::open(&args.data, task)?;
+    let backbone = FrozenViT::open(file, Device::Cpu)?;
+    let image_size = backbone.config().image_size;
+    let mut config = PetlConfig::new(method(args, task)?, folder.num_classes());
+    config.seed = args.seed;
+    config.drop_path = args.drop_path.unwrap_or(config.drop_path);
+    let mut model = PetlModel::new(backbone, &config)?;
+
+    let train = ImageDataset::load(folder.split(VtabSplit::Train800Val200), image_size)?;
+    // Streamed: there may be more test images than fit in memory.
+    let test = ImageDataset::stream(folder.split(VtabSplit::Test), Resize::bicubic(image_size)?);
+    let warmup_epochs = args.warmup_epochs.unwrap_or((args.epochs / 10).max(1));
+    let config = TrainConfig {
+        epochs: args.epochs,
+        batch_size: args.batch_size,
+        schedule: CosineSchedule { warmup_epochs, ..CosineSchedule::with_lr(args.lr) },
+        normalization: args.normalization,
+        seed: args.seed,
+        ..TrainConfig::default()
+    };
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let state = RunCheckpoint { path: out.join("run.state.safetensors"), every: 50 };
+    let fit = fit_resumable(&mut model, &train, None, &config, &state, observer)?;
+
+    let started = Instant::now();
+    let mut watch = |done, images| observer.pass("test", done, images);
+    let tested = evaluate(&model, &test, config.normalization, config.batch_size, &mut watch)?;
+    model.save_adapter(out.join("adapter.safetensors"))?;
+    let record = RunRecord {
+        test_split: Some(test.split_hash().to_owned()),
+        test_top1: Some(tested.top1()),
+        test_seconds: Some(started.elapsed().as_secs_f64()),
+        ..RunRecord::new(task, file.display().to_string(), &model, &config, &train, fit)?
+    };
+    record.save(out.join("run.json"))?;
+    // Everything is saved, so that there is nothing left to resume.
+    std::fs::remove_file(&state.path).with_context(|| state.path.display().to_string())?;
+    Ok(record)
+}
+
+/// The method asked for. Convpass, asked for by name, gets the published scale and initialization of the task.
+fn method(args: &Args, task: &str) -> Result<Method> {
+    let mut method: Method = args.method.parse()?;
+    if let Method::ConvBypass(bypass) = &mut method {
+        if let (Some(row), false) = (vtab::task(task), args.method.starts_with('{')) {
+            bypass.scale = row.convpass.scale;
+            bypass.conv_init = match row.convpass.conv_init {
+                PublishedInit::Identity => ConvInit::Identity,
+                PublishedInit::XavierUniform => ConvInit::XavierUniform,
+            };
+        }
+        bypass.scale = args.scale.unwrap_or(bypass.scale);
     }
-    if let Some(best) = record.best_on_test {
-        println!("{name}: best-on-test {:.2} % (epoch {})", best.top1, best.epoch + 1);
+    Ok(method)
+}
+
+/// The demo's tasks, the flags of all its runs, and those of each method.
+const TASKS: [BundledTask; 2] = [BundledTask::Location, BundledTask::Digits];
+const SHARED: &str = "--normalization half --epochs 12 --batch-size 20 --drop-path 0";
+const METHODS: [(&str, &str); 3] = [
+    ("Linear probe", "--method linear --lr 1e-2"),
+    ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 4e-3"#),
+    ("Convpass", "--method convpass --lr 4e-3"),
+];
+
+/// Runs each method on each bundled task and prints a table.
+fn demo(args: &Args) -> Result<()> {
+    let started = Instant::now();
+    let root = args.out.as_deref().unwrap_or(Path::new("runs/demo"));
+    let backbone = root.join("vit.safetensors");
+    bundled::write_backbone(&backbone)?;
+    let mut table = Vec::new();
+    for (name, flags) in METHODS {
+        let flags = ["vtab_finetune"].into_iter().chain(SHARED.split(' ')).chain(flags.split(' '));
+        let run = Args { data: args.data.clone(), ..Args::parse_from(flags) };
+        let (mut row, mut params, mut seconds) = (Vec::new(), 0, 0.0);
+        for task in TASKS {
+            bundled::write(&run.data, task, 32, 0)?;
+            print!("{name} on {task} .. ");
+            std::io::stdout().flush()?;
+            let out = root.join(format!("{task}-{}", name.to_lowercase().replace(' ', "-")));
+            let record = finetune(&run, task.name(), &backbone, &out, &mut Silent)?;
+            let top1 = record.test_top1.unwrap_or(f64::NAN);
+            println!("{top1:.1} %, {:.0} s", record.fit.seconds);
+            row.push(top1);
+            params = record.trainable_params.method;
+            seconds += record.fit.seconds;
+        }
+        row.push(row.iter().sum::<f64>() / row.len() as f64);
+        table.push((name, row, params, seconds));
     }
-    println!("{}", out.display());
+    print_table(&table);
+    println!(
+        "{:.0} s in all; adapters and records: {}",
+        started.elapsed().as_secs_f64(),
+        root.display()
+    );
     Ok(())
+}
+
+/// Prints a row for each method: its name, top-1 by task and their mean, parameters beside the head, seconds.
+fn print_table(table: &[(&str, Vec<f64>, usize, f64)]) {
+    let [first, second] = TASKS.map(BundledTask::name);
+    println!(
+        "\n{:<14}{first:>12}{second:>12}{:>8}{:>12}{:>9}",
+        "top-1 %", "mean", "parameters", "seconds"
+    );
+    for (name, row, params, seconds) in table {
+        let row: String =
+            row.iter().zip([12, 12, 8]).map(|(top1, width)| format!("{top1:>width$.1}")).collect();
+        println!("{name:<14}{row}{params:>12}{seconds:>9.0}");
+    }
+    let mut means: Vec<_> = table.iter().map(|(name, row, ..)| (row[TASKS.len()], *name)).collect();
+    means.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let ((best, leader), (next, second)) = (means[0], means[1]);
+    println!("{leader} leads {second} by {:.1} points in the mean of the two tasks.", best - next);
 }

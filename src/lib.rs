@@ -31,7 +31,8 @@
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
 //! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
-//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`], [`bundled`] |
+//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`] |
+//! | a small backbone and four small tasks (feature `bundled`) | `bundled` |
 //! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
@@ -72,11 +73,13 @@ pub use checkpoint::{Container, LoadReport, TensorFile};
 #[cfg(feature = "clip")]
 pub use clip::ClipTokenizer;
 pub use clip::{Templates, ZeroShot, read_class_names};
+#[cfg(feature = "bundled")]
+pub use data::bundled;
 #[cfg(feature = "data")]
 pub use data::{
     Augment, BatchConfig, Batches, ColorJitter, FileEntry, FileList, ImageDataset, ImageOp,
     Interpolation, Normalization, Order, PartialBatch, RandAugment, RandomResizedCrop, Resize,
-    bundled, decode_image, vtab,
+    decode_image, vtab,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "data")]

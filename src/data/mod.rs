@@ -4,11 +4,13 @@
 //! [`vtab::VtabFolder`] or [`FileList`] says which images there are, [`ImageDataset`] decodes and
 //! resizes them, once or at each pass, [`Batches`] hands them out as normalized tensors, changed by
 //! an [`Augment`] if asked for.
-//! [`bundled`] writes small tasks in the same layout, so that a program has something to run on.
+//! The module `bundled` (feature `bundled`) writes small tasks in the same layout, and a small
+//! backbone, so that a program has something to run on.
 
 mod ahead;
 mod augment;
 mod batches;
+#[cfg(feature = "bundled")]
 pub mod bundled;
 mod dataset;
 mod few_shot;

@@ -15,6 +15,7 @@ mod linear_targets;
 mod lora;
 mod low_bit;
 mod method;
+mod method_name;
 mod params;
 mod rep_adapter;
 mod ssf;

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::config::TrainConfig;
 use super::fit::Fit;
-use crate::data::Resize;
+use crate::backbone::Backbone;
+use crate::data::{ImageDataset, Resize};
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_atomically};
-use crate::model::{PetlConfig, TrainableParams};
+use crate::model::{PetlConfig, PetlModel, TrainableParams};
 
 /// A run's record: enough to say what a number means and to run it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +80,43 @@ pub struct BestOnTest {
 }
 
 impl RunRecord {
+    /// The record of a run that trained `model` on `images`: what the model and the images tell.
+    /// Precision and the heads, shots and test images of a run are the caller's to add.
+    ///
+    /// # Errors
+    /// What libtorch reports while the backbone's digest is computed.
+    pub fn new<B: Backbone>(
+        task: &str,
+        backbone: impl Into<String>,
+        model: &PetlModel<B>,
+        train: &TrainConfig,
+        images: &ImageDataset,
+        fit: Fit,
+    ) -> Result<Self> {
+        Ok(RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: task.to_owned(),
+            model: model.config().clone(),
+            train: train.clone(),
+            backbone: backbone.into(),
+            backbone_digest: model.backbone().digest()?,
+            precision: None,
+            image_size: Some(images.image_size()),
+            test_shorter_side: None,
+            shots: None,
+            train_split: images.split_hash().to_owned(),
+            val_split: None,
+            test_split: None,
+            head_digest: None,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1: None,
+            best_on_test: None,
+            test_seconds: None,
+            peak_rss_mb: peak_rss_mb(),
+        })
+    }
+
     /// How test images become `image_size` = (rows, columns) pixels. Where that is not the run's
     /// size, as much is cut off in proportion.
     ///

@@ -1,6 +1,11 @@
-//! Small tasks that come with the crate, written in the VTAB layout: three rendered in the manner
-//! of VTAB's structured group, and one of real images.
+//! A small backbone and four small tasks that come with the crate (feature `bundled`).
+//!
+//! [`write`] writes a task in the VTAB layout: three are rendered in the manner of VTAB's
+//! structured group, one consists of real images. [`write_backbone`] writes a ViT that was
+//! pretrained on Fashion-MNIST. All of it is compiled in, so that a program that was moved or
+//! installed still finds it.
 
+mod backbone;
 mod digits;
 mod scene;
 
@@ -16,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use super::resize::Resize;
 use super::vtab::VtabSplit;
 use crate::error::{Error, Result};
+
+pub use backbone::write_backbone;
 
 /// Holds what a folder was made with.
 const RECORD: &str = "task.json";

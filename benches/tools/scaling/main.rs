@@ -1,13 +1,15 @@
 //! How a training step grows with batch, image size, bottleneck and placement: a table and a chart.
 //!
 //! ```text
-//! $ cargo run --release --example throughput -- --help   # builds the program that each cell is a run of
 //! $ cargo run --release --example scaling -- --out runs/scaling
 //! runs/scaling/scaling.md, runs/scaling/scaling.svg
 //! ```
 //!
 //! Each cell is a process of its own, so that its peak memory is its own. What was run is kept as lines of JSON in
 //! `scaling.jsonl`; the same command goes on after a stop, and only draws where nothing is left to run.
+
+mod cell;
+mod work;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,14 +19,15 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use plotters::prelude::*;
 use serde_json::{Value, json};
 
 /// Times training steps of growing size.
 #[derive(Parser)]
-#[command(version)]
 struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Folder of scaling.jsonl, scaling.md and scaling.svg.
     #[arg(long, default_value = "runs/scaling")]
     out: PathBuf,
@@ -35,6 +38,12 @@ struct Args {
     threads: Option<i32>,
     #[arg(long, default_value = "vit_base_patch16_224")]
     backbone_preset: String,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Time one cell and print a line of JSON.
+    Cell(cell::Cell),
 }
 
 /// A row of cells in which one thing grows.
@@ -102,6 +111,10 @@ const SERIES: [Series; 7] = [
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(Part::Cell(cell)) = &args.part {
+        println!("{}", cell::measure(cell)?);
+        return Ok(());
+    }
     ensure!(args.rounds > 0, "--rounds must be at least 1");
     fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let file = args.out.join("scaling.jsonl");
@@ -147,16 +160,12 @@ impl Series {
     }
 }
 
-/// The line that `throughput`, built beside this program, prints.
+/// The line that this program prints for one cell.
 fn run(flags: &[String]) -> Result<Value> {
-    let program = std::env::current_exe()?.with_file_name("throughput");
-    let output = Command::new(&program).args(["--mode", "train"]).args(flags).output();
-    let output = output.with_context(|| {
-        format!("{}: build it: cargo build --release --example throughput", program.display())
-    })?;
+    let output = Command::new(std::env::current_exe()?).arg("cell").args(flags).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "throughput {}: {said}", flags.join(" "));
+    ensure!(output.status.success(), "cell {}: {said}", flags.join(" "));
     serde_json::from_str(&text).with_context(|| text.clone())
 }
 
@@ -219,9 +228,9 @@ fn draw(cell: &Cell, file: &std::path::Path) -> Result<()> {
             .x_label_area_size(40)
             .y_label_area_size(56)
             .build_cartesian_2d(-0.2..width + 0.2, 0.0..top * 1.4)?;
-        let name = |x: &f64| match (x.round() - x).abs() < 1e-9 {
-            true => values.get(*x as usize).map_or(String::new(), i64::to_string),
-            false => String::new(),
+        let name = |x: &f64| {
+            let value = values.get(*x as usize).filter(|_| (x.round() - x).abs() < 1e-9);
+            value.map_or(String::new(), i64::to_string)
         };
         chart
             .configure_mesh()

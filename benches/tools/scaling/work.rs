@@ -1,27 +1,24 @@
-//! How much work a pass is, and how fast the machine multiplies.
+//! How much work a training step is, and how fast the machine multiplies.
 
 use std::time::Instant;
 
 use convpass::ViTConfig;
 use tch::{Device, Kind, Tensor};
 
-/// What of a pass is computed.
+/// What a training step computes.
 pub struct Work<'a> {
     pub vit: &'a ViTConfig,
     /// h, the bottleneck of the bypasses.
     pub bottleneck_dim: i64,
     /// The block of the first bypass.
     pub first: i64,
-    /// Whether what is in front of it was computed before.
+    /// Whether the blocks in front of it were computed before.
     pub prefix: bool,
-    pub train: bool,
-    pub adapted: bool,
     pub recompute: bool,
 }
 
 impl Work<'_> {
-    /// Floating-point operations an image, in products of matrices alone: two for a multiplication
-    /// and a sum. Backward through frozen weights is one product where forward is one (no gradient
+    /// Floating-point operations an image, in matrix products alone: two for a multiplication and a sum. Backward through frozen weights is one product where forward is one (no gradient
     /// of the weights), and reaches down to the first bypass.
     pub fn flop(&self) -> f64 {
         let vit = self.vit;
@@ -32,7 +29,7 @@ impl Work<'_> {
         let (first, depth) = (self.first.min(vit.depth - 1), vit.depth);
         let in_front =
             if self.prefix { 0.0 } else { embed + first as f64 * self.block(tokens, tokens) };
-        let adapted: f64 = (first..depth)
+        let trained: f64 = (first..depth)
             .map(|block| {
                 // The last block for the class token alone, but for its keys and values.
                 let rows = if block == depth - 1 { 1.0 } else { tokens };
@@ -40,12 +37,11 @@ impl Work<'_> {
                 let forward = frozen + bypass;
                 // Nothing before the first bypass needs a gradient: of its block, attention does not.
                 let back = if block == first { self.mlp(rows) } else { frozen };
-                let backward = if self.train { back + 2.0 * bypass } else { 0.0 };
-                let again = if self.train && self.recompute { forward } else { 0.0 };
-                forward + backward + again
+                let again = if self.recompute { forward } else { 0.0 };
+                forward + back + 2.0 * bypass + again
             })
             .sum();
-        in_front + adapted
+        in_front + trained
     }
 
     /// Forward through a block whose residual stream is `rows` tokens.
@@ -62,22 +58,19 @@ impl Work<'_> {
     /// Forward through the two bypasses of a block.
     fn bypass(&self, rows: f64) -> f64 {
         let (c, h) = (self.vit.embed_dim as f64, self.bottleneck_dim as f64);
-        if self.adapted { 2.0 * rows * (4.0 * c * h + 18.0 * h * h) } else { 0.0 }
+        2.0 * rows * (4.0 * c * h + 18.0 * h * h)
     }
 }
 
-/// Floating-point operations a second of the machine's product of matrices, at the shape of the
-/// MLP of a ViT-B/16 on 8 images: the best of 8.
-pub fn gemm_speed(device: Device) -> f64 {
+/// Floating-point operations a second of the machine's matrix product, at the shape of the MLP of a ViT-B/16 on 8
+/// images: the best of 8.
+pub fn gemm_speed() -> f64 {
     let (rows, inner, columns) = (1576, 768, 3072);
-    let random = |rows, columns| Tensor::rand([rows, columns], (Kind::Float, device));
+    let random = |rows, columns| Tensor::rand([rows, columns], (Kind::Float, Device::Cpu));
     let (a, b) = (random(rows, inner), random(inner, columns));
     let product = || {
         let start = Instant::now();
         drop(a.matmul(&b));
-        if device != Device::Cpu {
-            tch::Cuda::synchronize(0);
-        }
         start.elapsed().as_secs_f64()
     };
     product();

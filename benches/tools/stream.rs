@@ -22,12 +22,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use convpass::{
     BatchConfig, Batches, Evaluation, FileList, FrozenViT, ImageDataset, Method, Normalization,
-    Order, PartialBatch, PetlConfig, PetlModel, Resize, evaluate, peak_rss_mb,
+    Order, PartialBatch, PetlConfig, PetlModel, Resize, bundled, evaluate, peak_rss_mb,
 };
 use image::{Rgb, RgbImage};
 use tch::Device;
 
-const BACKBONE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors");
 const CLASSES: usize = 10;
 
 #[derive(Parser)]
@@ -73,7 +72,9 @@ fn main() -> Result<()> {
     );
     drop(list);
 
-    let backbone = FrozenViT::open(BACKBONE, Device::Cpu)?;
+    let file = folder.path().join("vit.safetensors");
+    bundled::write_backbone(&file)?;
+    let backbone = FrozenViT::open(file, Device::Cpu)?;
     let model = PetlModel::new(backbone, &PetlConfig::new(Method::LinearProbe, CLASSES as i64))?;
     let resize = Resize::bicubic(model.backbone().config().image_size)?;
     let stream = |images| -> Result<ImageDataset> {
