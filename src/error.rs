@@ -71,7 +71,7 @@ pub enum Error {
 
     /// The adapter was trained beside another backbone.
     #[error(
-        "{}: this adapter belongs to the backbone {expected}, the one given is {found}",
+        "{}: the adapter was trained beside another backbone: {expected}; the one given is {found}",
         file.display()
     )]
     BackboneMismatch { file: PathBuf, expected: String, found: String },

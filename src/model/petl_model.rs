@@ -6,11 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::adapter_file::{self, AdapterInfo};
+use super::adapter_file;
+use super::adapter_info::AdapterInfo;
 use super::head::{head, set_head};
 use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
-use crate::backbone::{Backbone, FrozenViT, Pass};
+use crate::backbone::{Backbone, FrozenViT, Pass, Preprocessing};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear, Noise};
@@ -72,6 +73,8 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
     var_store: nn::VarStore,
     low_bit: LowBit,
     config: PetlConfig,
+    pub(super) class_names: Option<Vec<String>>,
+    pub(super) preprocessing: Option<Preprocessing>,
 }
 
 impl<B: Backbone> PetlModel<B> {
@@ -90,8 +93,18 @@ impl<B: Backbone> PetlModel<B> {
         let unfrozen = config.method.unfreeze(&root, &backbone)?;
         let head = head(&root, backbone.feature_dim(), config.num_classes, rng)?;
         drop(root);
-        let (merged, config) = (None, config.clone());
-        Ok(PetlModel { backbone, unfrozen, method, merged, head, var_store, low_bit, config })
+        Ok(PetlModel {
+            backbone,
+            unfrozen,
+            method,
+            merged: None,
+            head,
+            var_store,
+            low_bit,
+            config: config.clone(),
+            class_names: None,
+            preprocessing: None,
+        })
     }
 
     /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
@@ -259,14 +272,14 @@ impl<B: Backbone> PetlModel<B> {
         TrainableParams::new(total - head, head, self.backbone.num_params())
     }
 
-    /// Writes the trainables as safetensors, with the config and the backbone's digest as
-    /// metadata. The same model gives the same bytes; the file appears whole or not at all.
+    /// Writes the trainables as safetensors, with [`AdapterInfo`] as metadata: config, backbone,
+    /// preprocessing, class names. The same model gives the same bytes; the file appears whole or
+    /// not at all.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
     pub fn save_adapter(&self, path: impl AsRef<Path>) -> Result<()> {
-        let info = AdapterInfo { config: self.config.clone(), backbone: self.backbone.digest()? };
-        adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &info)
+        adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &self.adapter_info()?)
     }
 
     /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
@@ -278,15 +291,15 @@ impl<B: Backbone> PetlModel<B> {
     /// errors of `load_weights` otherwise.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
         let adapter = TensorFile::open(path)?;
-        let info = adapter_file::info(&adapter)?;
-        let found = backbone.digest()?;
-        if info.backbone != found {
-            let (file, expected) = (adapter.path().to_path_buf(), info.backbone);
-            return Err(Error::BackboneMismatch { file, expected, found });
-        }
+        let info = AdapterInfo::of(&adapter)?;
+        info.check_backbone(&adapter, &backbone)?;
         adapter_file::check_size(&adapter, &info.config, &backbone)?;
         let mut model = PetlModel::new(backbone, &info.config)?;
         adapter_file::load(&adapter, &model.var_store, &mut model.low_bit)?;
+        if let Some(names) = info.class_names {
+            model.set_class_names(names)?;
+        }
+        model.preprocessing = info.backbone.and_then(|backbone| backbone.preprocessing);
         Ok(model)
     }
 

@@ -19,6 +19,7 @@ mod features;
 mod golden;
 mod layering;
 mod low_bit;
+mod opening;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]
