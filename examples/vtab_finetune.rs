@@ -7,7 +7,8 @@
 //!
 //! This is the main job of the library in one file: open a backbone, put a method beside it, read images, train,
 //! evaluate, save. The default hyper-parameters are the published ones (AdamW, 100 epochs with 10 of warm-up, batches
-//! of 64, drop path 0.1), and a task of VTAB-1k gets its published scale and initialization.
+//! of 64, drop path 0.1), and a task of VTAB-1k gets its published scale and initialization. The full-featured program is
+//! `convpass finetune`.
 //!
 //! `ROOT/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`; each line is `path label`.
 //! `--out` gets `adapter.safetensors` and `run.json`. After a kill the same command resumes, and the adapter is the
@@ -28,7 +29,7 @@ use convpass::data::{ImageDataset, Normalization, Resize};
 use convpass::eval::evaluate;
 use convpass::petl::ConvInit;
 use convpass::train::{
-    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, TrainConfig,
+    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, Stepped, TrainConfig,
     fit_resumable,
 };
 use convpass::{FrozenViT, Method, PetlConfig, PetlModel};
@@ -57,6 +58,9 @@ struct Args {
     /// Epochs of warm-up [default: a tenth of the epochs, at least 1].
     #[arg(long)]
     warmup_epochs: Option<usize>,
+    /// Change the learning rate at each step, not once after each epoch: for short runs.
+    #[arg(long)]
+    by_step: bool,
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
     #[arg(long, default_value_t = 1e-3)]
@@ -114,10 +118,11 @@ fn finetune(
     // Streamed: there may be more test images than fit in memory.
     let test = ImageDataset::stream(folder.split(VtabSplit::Test), Resize::bicubic(image_size)?);
     let warmup_epochs = args.warmup_epochs.unwrap_or((args.epochs / 10).max(1));
+    let stepped = if args.by_step { Stepped::EachStep } else { Stepped::AfterEpoch };
     let config = TrainConfig {
         epochs: args.epochs,
         batch_size: args.batch_size,
-        schedule: CosineSchedule { warmup_epochs, ..CosineSchedule::with_lr(args.lr) },
+        schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(args.lr) },
         normalization: args.normalization,
         seed: args.seed,
         ..TrainConfig::default()
@@ -160,7 +165,7 @@ fn method(args: &Args, task: &str) -> Result<Method> {
 
 /// The demo's tasks, the flags of all its runs, and those of each method.
 const TASKS: [BundledTask; 2] = [BundledTask::Location, BundledTask::Digits];
-const SHARED: &str = "--normalization half --epochs 12 --batch-size 20 --drop-path 0";
+const SHARED: &str = "--normalization half --epochs 12 --by-step --batch-size 20 --drop-path 0";
 const METHODS: [(&str, &str); 3] = [
     ("Linear probe", "--method linear --lr 1e-2"),
     ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 4e-3"#),
