@@ -66,10 +66,11 @@ pub mod search;
 pub mod train;
 
 pub use backbone::{
-    Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen, FrozenConvNeXt,
-    FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Stream, SwinConfig, ViTConfig,
+    AnyBackbone, Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen,
+    FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Precision, Preprocessing,
+    Stream, SwinConfig, ViTConfig,
 };
-pub use checkpoint::{Container, LoadReport, TensorFile};
+pub use checkpoint::{Container, LoadReport, OpenOptions, TensorFile};
 #[cfg(feature = "clip")]
 pub use clip::ClipTokenizer;
 pub use clip::{Templates, ZeroShot, read_class_names};

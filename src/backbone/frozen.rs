@@ -6,7 +6,7 @@ use super::block::Hooks;
 use super::digest::digest;
 use super::merge::merge;
 use super::weights::{WeightSource, Weights, random};
-use super::{Backbone, BackboneConfig, Pass, Stream};
+use super::{Backbone, BackboneConfig, Description, Pass, Precision, Stream};
 use crate::error::{Error, Result};
 use crate::nn::DropPath;
 use crate::seam::{BackboneShape, Layer, NoMethod, Seam};
@@ -274,6 +274,20 @@ impl<C: Network> Backbone for Frozen<C> {
 
     fn device(&self) -> Device {
         self.sample().device()
+    }
+
+    fn describe(&self) -> Description {
+        let image_size = match self.config.image_size() {
+            ImageSize::Fixed(height, width) => Some((height, width)),
+            ImageSize::From(_) => None,
+        };
+        Description {
+            family: C::FAMILY.to_owned(),
+            num_params: self.num_params(),
+            image_size,
+            precision: Precision::of_weights(self),
+            ..Description::default()
+        }
     }
 }
 

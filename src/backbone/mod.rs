@@ -1,11 +1,15 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
 
+mod any;
 mod block;
 mod clip_text;
 mod convnext;
+mod description;
 mod digest;
 mod frozen;
 mod merge;
+mod precision;
+mod preprocessing;
 mod swin;
 mod vit;
 mod weights;
@@ -14,9 +18,14 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
+pub use any::AnyBackbone;
+pub(crate) use any::AnyFamily;
 pub use clip_text::{ClipText, ClipTextConfig};
 pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
+pub use description::Description;
 pub use frozen::{Frozen, Network};
+pub use precision::Precision;
+pub use preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
 pub use swin::{FrozenSwin, SwinConfig};
 pub use vit::{FrozenViT, Pooling, ViTConfig};
 
@@ -191,6 +200,16 @@ pub trait Backbone: Clone + Debug + Send {
     /// Whether the features depend on the weight of that name.
     fn is_read(&self, _name: &str) -> bool {
         true
+    }
+
+    /// What the backbone is called, for messages and for adapter files.
+    fn describe(&self) -> Description {
+        Description {
+            family: self.shape().family.to_owned(),
+            num_params: self.num_params(),
+            precision: Precision::of_weights(self),
+            ..Description::default()
+        }
     }
 
     /// Number of weights.

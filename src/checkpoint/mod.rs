@@ -1,16 +1,20 @@
 //! Checkpoints: container readers, the names of each model family, and what a load did.
 
+mod beside;
 mod clip_text;
 mod convnext;
 mod entry;
+mod folder;
 mod load;
 mod names;
 mod npy;
 mod npz;
+mod open;
 mod pickle;
 mod plan;
 mod report;
 mod safetensors;
+mod shards;
 mod swin;
 mod tensor_file;
 mod torch_zip;
@@ -20,6 +24,7 @@ mod zip_index;
 #[cfg(test)]
 mod robustness;
 
+pub use open::OpenOptions;
 pub use report::LoadReport;
 pub use tensor_file::{Container, TensorFile};
 

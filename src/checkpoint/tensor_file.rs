@@ -1,4 +1,4 @@
-//! The named tensors of one file, whatever its container.
+//! The named tensors of a checkpoint, whatever its container and however many files it lies in.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::entry::{ElementType, Entry};
 use super::pickle::PickleError;
-use super::{npy, npz, safetensors, torch_zip, zip_index};
+use super::{folder, npy, npz, safetensors, shards, torch_zip, zip_index};
 use crate::error::{Error, Result};
 use crate::ffi::FileMap;
 
@@ -22,15 +22,26 @@ pub enum Container {
     Torch,
 }
 
-/// The named tensors of one file.
+/// The named tensors of a checkpoint: one file, or the shards that an index lists.
 ///
-/// The file is memory-mapped: opening reads its index only, and [`TensorFile::tensor`] copies one
-/// tensor out of the map. The file must not be changed or cut short while this is alive.
+/// The files are memory-mapped: opening reads their indexes only, and [`TensorFile::tensor`] copies
+/// one tensor out of a map. No file may be changed or cut short while this is alive.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: FileMap,
     container: Container,
+    metadata: BTreeMap<String, String>,
+    /// One, or the shards.
+    files: Vec<OneFile>,
+    /// The number of the file that holds a tensor.
+    places: BTreeMap<String, usize>,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug)]
+struct OneFile {
+    path: PathBuf,
+    map: FileMap,
     index: Index,
 }
 
@@ -42,21 +53,57 @@ pub(super) struct Index {
 }
 
 impl TensorFile {
-    /// Opens a file and reads its index. The container is recognized by its content; the name
-    /// does not matter. No code of a pickle is run.
+    /// Opens a checkpoint and reads its index.
+    ///
+    /// `path` names a file, a folder that holds one (Hugging Face's `model.safetensors` first), or
+    /// an index of shards (`model.safetensors.index.json`). The container of a file is recognized
+    /// by its content; the name does not matter. No code of a pickle is run.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no such file or it is not a regular one; [`Error::UnknownFormat`]
-    /// if it is none of the containers; [`Error::CorruptFile`] if its index does not fit it;
-    /// [`Error::PickleGlobal`] if its pickle names code that a state dict does not need.
+    /// if it is none of the containers, or if a folder does not hold exactly one checkpoint;
+    /// [`Error::CorruptFile`] if an index does not fit its files; [`Error::PickleGlobal`] if a
+    /// pickle names code that a state dict does not need.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let map = FileMap::open(&path).map_err(Error::io(&path))?;
-        let (container, index) = read_index(&path, &map)?;
-        Ok(TensorFile { path, map, container, index })
+        let path = folder::checkpoint_in(path.as_ref())?;
+        if shards::is_index(&path) {
+            return Self::open_shards(path);
+        }
+        let (container, file) = OneFile::open(path.clone())?;
+        let places = file.index.entries.keys().map(|name| (name.clone(), 0)).collect();
+        let metadata = file.index.metadata.clone();
+        Ok(TensorFile { path, container, metadata, files: vec![file], places })
     }
 
-    /// The path it was opened by.
+    /// Opens the shards that the index at `path` lists.
+    fn open_shards(path: PathBuf) -> Result<Self> {
+        let (shards, places) = shards::read(&path)?;
+        let mut files = Vec::with_capacity(shards.len());
+        let mut container = Container::Safetensors;
+        for shard in shards {
+            let (found, file) = OneFile::open(shard)?;
+            container = found;
+            files.push(file);
+        }
+        let found: BTreeMap<&String, usize> = (files.iter().enumerate())
+            .flat_map(|(number, file)| file.index.entries.keys().map(move |name| (name, number)))
+            .collect();
+        for (name, number) in &places {
+            if found.get(name) != Some(number) {
+                let shard = files[*number].path.display();
+                return Err(Error::corrupt(&path, format!("{shard} does not hold {name}")));
+            }
+        }
+        if let Some((name, number)) =
+            found.into_iter().find(|(name, _)| !places.contains_key(*name))
+        {
+            let reason = format!("{name} of {} is not listed", files[number].path.display());
+            return Err(Error::corrupt(&path, reason));
+        }
+        Ok(TensorFile { path, container, metadata: BTreeMap::new(), files, places })
+    }
+
+    /// The path of the file or of the index of shards.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -66,24 +113,26 @@ impl TensorFile {
         self.container
     }
 
-    /// The strings that a safetensors file carries beside its tensors; empty for the others.
+    /// The strings that a safetensors file carries beside its tensors; empty for other containers
+    /// and for shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.index.metadata
+        &self.metadata
     }
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.index.entries.keys().map(String::as_str)
+        self.places.keys().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.index.entries.contains_key(name)
+        self.places.contains_key(name)
     }
 
     /// The shape of a tensor, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
-        self.index.entries.get(name).map(|entry| entry.shape.as_slice())
+        let file = &self.files[*self.places.get(name)?];
+        file.index.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
     /// Reads a tensor: on the CPU, row by row, in f32. From f16 and bf16 that is exact; f64 is
@@ -94,9 +143,10 @@ impl TensorFile {
     /// floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not match
     /// their checksum.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let tensor = read_tensor(&self.path, &self.map, &self.index, name)?;
+        let file = self.file_of(name);
+        let tensor = read_tensor(&file.path, &file.map, &file.index, name)?;
         // Or a model would be in memory twice when its last tensor is read.
-        self.map.release(&self.index.entries[name].stored.at);
+        file.map.release(&file.index.entries[name].stored.at);
         Ok(tensor)
     }
 
@@ -105,12 +155,27 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Input`] if no tensor has this name, [`Error::CorruptFile`] if it is of no bytes.
     pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        let entry = entry(&self.path, &self.index, name)?;
-        let bytes = match entry.element == ElementType::Other("U8".to_owned(), None) {
-            true => entry.stored.with_bytes(&self.map, <[u8]>::to_vec),
-            false => Err(format!("expected u8, found {}", entry.element)),
+        let file = self.file_of(name);
+        let entry = entry(&file.path, &file.index, name)?;
+        let bytes = if entry.element == ElementType::Other("U8".to_owned(), None) {
+            entry.stored.with_bytes(&file.map, <[u8]>::to_vec)
+        } else {
+            Err(format!("expected u8, found {}", entry.element))
         };
-        bytes.map_err(|reason| Error::corrupt(&self.path, format!("tensor {name}: {reason}")))
+        bytes.map_err(|reason| Error::corrupt(&file.path, format!("tensor {name}: {reason}")))
+    }
+
+    /// The file that holds the tensor, or the first one, which then says that it does not.
+    fn file_of(&self, name: &str) -> &OneFile {
+        &self.files[self.places.get(name).copied().unwrap_or_default()]
+    }
+}
+
+impl OneFile {
+    fn open(path: PathBuf) -> Result<(Container, Self)> {
+        let map = FileMap::open(&path).map_err(Error::io(&path))?;
+        let (container, index) = read_index(&path, &map)?;
+        Ok((container, OneFile { path, map, index }))
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use super::beside;
 use super::load::{Checkpoint, infer};
 use super::names::{Activation, Layout, Positions};
 use super::plan::Plan;
@@ -58,16 +59,20 @@ impl Checkpoint for ViTConfig {
         };
         let pre_norm = plan.has("norm_pre.weight");
         let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
-        let side = |patches: i64| patches.saturating_mul(patch_size);
+        let told = beside::told(plan.file.path(), embed_dim)?;
+        let activation = match (activation(plan, rows, mlp_dim), told.activation) {
+            (MlpActivation::SwiGlu, _) | (_, None) => activation(plan, rows, mlp_dim),
+            (_, Some(told)) => told,
+        };
         Ok(ViTConfig {
-            image_size: (side(grid.0), side(grid.1)),
+            image_size: image_size(grid, patch_size, told.image_size),
             patch_size,
             embed_dim,
             depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count()
                 as i64,
-            num_heads: num_heads(plan, embed_dim),
+            num_heads: told.num_heads.unwrap_or_else(|| num_heads(plan, embed_dim)),
             mlp_dim,
-            activation: activation(plan, rows, mlp_dim),
+            activation,
             class_token,
             num_registers,
             pos_embed_prefix,
@@ -80,7 +85,7 @@ impl Checkpoint for ViTConfig {
                 (false, true) => Pooling::ClassToken,
                 (false, false) => Pooling::Average,
             },
-            norm_eps: if pre_norm { 1e-5 } else { plan.family.norm_eps },
+            norm_eps: told.norm_eps.unwrap_or(if pre_norm { 1e-5 } else { plan.family.norm_eps }),
             projection: match plan.has("projection.weight") {
                 true => Some(plan.shape("projection.weight", 2)?[0]),
                 false => None,
@@ -112,6 +117,17 @@ impl Checkpoint for ViTConfig {
             _ => plan.read(name, shape, self.num_heads),
         }
     }
+}
+
+/// The image size for this grid of patches: the one that `config.json` tells, if it has as many
+/// patches.
+fn image_size(grid: (i64, i64), patch: i64, told: Option<(i64, i64)>) -> (i64, i64) {
+    let patches = |(height, width): (i64, i64)| {
+        (height.checked_div(patch)?).checked_mul(width.checked_div(patch)?)
+    };
+    let side = |patches: i64| patches.saturating_mul(patch);
+    let of_table = (side(grid.0), side(grid.1));
+    told.filter(|&told| patches(told) == patches(of_table)).unwrap_or(of_table)
 }
 
 /// The prefix rows of the file's position table and the grid of the others.

@@ -1,0 +1,255 @@
+//! [`AnyBackbone`]: a backbone whose family is known when a program runs.
+
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::preprocessing::{CLIP, IMAGENET};
+use super::{
+    Backbone, Description, FrozenConvNeXt, FrozenSwin, FrozenViT, Pass, Precision, Preprocessing,
+    PreprocessingSource, Resampling, ResizeMode, Stream,
+};
+use crate::error::Result;
+use crate::seam::{BackboneShape, NoMethod, Seam};
+
+/// The side of the images that a network accepts at any size, unless somebody says another.
+const USUAL_SIDE: i64 = 224;
+
+/// A frozen backbone of any family, with the preprocessing that it was trained with.
+///
+/// [`AnyBackbone::open`](#method.open) reads one from a checkpoint. `Clone` shares the weights.
+#[derive(Clone, Debug)]
+pub struct AnyBackbone {
+    family: AnyFamily,
+    preprocessing: Arc<Preprocessing>,
+    precision: Precision,
+    /// The checkpoint's file name.
+    file: Option<String>,
+}
+
+/// The families that are read.
+#[derive(Clone, Debug)]
+pub(crate) enum AnyFamily {
+    ViT(FrozenViT),
+    Swin(FrozenSwin),
+    ConvNeXt(FrozenConvNeXt),
+}
+
+/// Evaluates an expression on the backbone of whatever family.
+macro_rules! each {
+    ($family:expr, $backbone:ident => $value:expr) => {
+        match $family {
+            AnyFamily::ViT($backbone) => $value,
+            AnyFamily::Swin($backbone) => $value,
+            AnyFamily::ConvNeXt($backbone) => $value,
+        }
+    };
+}
+
+/// Makes a backbone of the same family from an expression that may fail.
+macro_rules! map_each {
+    ($family:expr, $backbone:ident => $value:expr) => {
+        match $family {
+            AnyFamily::ViT($backbone) => $value.map(AnyFamily::ViT),
+            AnyFamily::Swin($backbone) => $value.map(AnyFamily::Swin),
+            AnyFamily::ConvNeXt($backbone) => $value.map(AnyFamily::ConvNeXt),
+        }
+    };
+}
+
+impl AnyFamily {
+    /// The preprocessing that backbones of this family usually have: images are squashed to the
+    /// size that the backbone accepts, with CLIP's mean and deviation for a ViT with a norm before
+    /// its blocks and ImageNet's for every other.
+    pub(crate) fn usual_preprocessing(&self) -> Preprocessing {
+        let (name, image_size, (mean, std)) = match self {
+            AnyFamily::ViT(vit) if vit.config().pre_norm => {
+                ("CLIP tower", vit.config().image_size, CLIP)
+            }
+            AnyFamily::ViT(vit) => ("ViT", vit.config().image_size, IMAGENET),
+            AnyFamily::Swin(swin) => ("Swin", swin.config().image_size, IMAGENET),
+            AnyFamily::ConvNeXt(_) => ("ConvNeXt", (USUAL_SIDE, USUAL_SIDE), IMAGENET),
+        };
+        Preprocessing {
+            image_size,
+            resize: ResizeMode::Squash,
+            interpolation: Resampling::Bicubic,
+            mean,
+            std,
+            source: PreprocessingSource::Family(name.to_owned()),
+        }
+    }
+}
+
+impl AnyBackbone {
+    pub(crate) fn new(
+        family: AnyFamily,
+        preprocessing: Preprocessing,
+        precision: Precision,
+        file: Option<String>,
+    ) -> Self {
+        AnyBackbone { family, preprocessing: Arc::new(preprocessing), precision, file }
+    }
+
+    /// Returns the name of the family: `ViT`, `Swin` or `ConvNeXt`.
+    pub fn family(&self) -> &'static str {
+        self.shape().family
+    }
+
+    /// Returns how images are prepared: size, resize, interpolation, mean and standard deviation.
+    /// [`Preprocessing::source`] says where they come from.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
+    /// Returns the precision of the weights and of the products with them. With [`Precision::AutocastBf16`],
+    /// passes have to run under [`Precision::guard`].
+    pub fn precision(&self) -> Precision {
+        match self.precision {
+            Precision::AutocastBf16 => Precision::AutocastBf16,
+            opened => Precision::of_weights(self).unwrap_or(opened),
+        }
+    }
+
+    /// Computes features `[B, C]` of images `[B, 3, H, W]`, pooled as the config says.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone.
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.forward(images, &NoMethod, Pass::default())
+    }
+
+    /// Returns the backbone as a ViT, if it is one.
+    pub fn as_vit(&self) -> Option<&FrozenViT> {
+        match &self.family {
+            AnyFamily::ViT(vit) => Some(vit),
+            _ => None,
+        }
+    }
+
+    /// Returns the backbone as a Swin, if it is one.
+    pub fn as_swin(&self) -> Option<&FrozenSwin> {
+        match &self.family {
+            AnyFamily::Swin(swin) => Some(swin),
+            _ => None,
+        }
+    }
+
+    /// Returns the backbone as a ConvNeXt, if it is one.
+    pub fn as_conv_next(&self) -> Option<&FrozenConvNeXt> {
+        match &self.family {
+            AnyFamily::ConvNeXt(conv_next) => Some(conv_next),
+            _ => None,
+        }
+    }
+
+    /// The same backbone over another family's value.
+    fn with(&self, family: AnyFamily) -> Self {
+        AnyBackbone { family, ..self.clone() }
+    }
+}
+
+impl From<AnyFamily> for AnyBackbone {
+    fn from(family: AnyFamily) -> Self {
+        let preprocessing = family.usual_preprocessing();
+        let precision = each!(&family, backbone => Precision::of_weights(backbone));
+        AnyBackbone::new(family, preprocessing, precision.unwrap_or_default(), None)
+    }
+}
+
+impl From<FrozenViT> for AnyBackbone {
+    fn from(vit: FrozenViT) -> Self {
+        AnyFamily::ViT(vit).into()
+    }
+}
+
+impl From<FrozenSwin> for AnyBackbone {
+    fn from(swin: FrozenSwin) -> Self {
+        AnyFamily::Swin(swin).into()
+    }
+}
+
+impl From<FrozenConvNeXt> for AnyBackbone {
+    fn from(conv_next: FrozenConvNeXt) -> Self {
+        AnyFamily::ConvNeXt(conv_next).into()
+    }
+}
+
+impl Backbone for AnyBackbone {
+    fn num_blocks(&self) -> usize {
+        each!(&self.family, backbone => backbone.num_blocks())
+    }
+
+    fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream> {
+        each!(&self.family, backbone => backbone.embed(images, method, pass))
+    }
+
+    fn run_block(
+        &self,
+        block: usize,
+        stream: Stream,
+        method: &dyn Seam,
+        pass: Pass,
+    ) -> Result<Stream> {
+        each!(&self.family, backbone => backbone.run_block(block, stream, method, pass))
+    }
+
+    fn pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
+        each!(&self.family, backbone => backbone.pool(stream, method, pass))
+    }
+
+    fn feature_dim(&self) -> i64 {
+        each!(&self.family, backbone => backbone.feature_dim())
+    }
+
+    fn shape(&self) -> BackboneShape {
+        each!(&self.family, backbone => backbone.shape())
+    }
+
+    fn named_weights(&self) -> &[(String, Tensor)] {
+        each!(&self.family, backbone => backbone.named_weights())
+    }
+
+    fn map_weights(
+        &self,
+        replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let family = map_each!(&self.family, backbone => backbone.map_weights(replace))?;
+        Ok(self.with(family))
+    }
+
+    fn merge(&self, method: &dyn Seam) -> Result<Self> {
+        let family = map_each!(&self.family, backbone => backbone.merge(method))?;
+        Ok(self.with(family))
+    }
+
+    fn digest(&self) -> Result<String> {
+        each!(&self.family, backbone => Backbone::digest(backbone))
+    }
+
+    fn device(&self) -> Device {
+        each!(&self.family, backbone => backbone.device())
+    }
+
+    fn compute_kind(&self) -> Kind {
+        each!(&self.family, backbone => backbone.compute_kind())
+    }
+
+    fn to_int8(&self) -> Result<Self> {
+        let family = map_each!(&self.family, backbone => backbone.to_int8())?;
+        Ok(self.with(family))
+    }
+
+    fn is_read(&self, name: &str) -> bool {
+        each!(&self.family, backbone => backbone.is_read(name))
+    }
+
+    fn describe(&self) -> Description {
+        Description {
+            file: self.file.clone(),
+            precision: Some(self.precision()),
+            preprocessing: Some((*self.preprocessing).clone()),
+            ..each!(&self.family, backbone => backbone.describe())
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! [`Precision`]: the dtypes in which a frozen backbone is kept and computed with.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+
+use super::Backbone;
+use crate::error::{Error, Result};
+use crate::ffi::autocast::Autocast;
+
+/// The dtype of a frozen backbone's weights and of the products with them. Trained weights, the head
+/// and the logits are f32 in every case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Precision {
+    /// Weights and activations in f32.
+    #[default]
+    F32,
+    /// Weights and activations in bf16.
+    Bf16,
+    /// Weights in f16; activations too, except on a CPU, which computes in f32.
+    F16,
+    /// Weights of linear layers in int8, everything else in f32.
+    Int8,
+    /// Weights in f32, products in bf16, by libtorch's autocast.
+    AutocastBf16,
+}
+
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::AutocastBf16];
+
+    /// The name in files and on the command line: `f32`, `bf16`, `f16`, `int8`, `autocast-bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+            Precision::Int8 => "int8",
+            Precision::AutocastBf16 => "autocast-bf16",
+        }
+    }
+
+    /// The backbone with its weights in this precision. [`Precision::F32`] and
+    /// [`Precision::AutocastBf16`] leave the weights as they are.
+    ///
+    /// # Errors
+    /// As [`Backbone::to_kind`] and [`Backbone::to_int8`].
+    pub fn convert<B: Backbone>(self, backbone: B) -> Result<B> {
+        match self {
+            Precision::F32 | Precision::AutocastBf16 => Ok(backbone),
+            Precision::Bf16 => backbone.to_kind(Kind::BFloat16),
+            Precision::F16 => backbone.to_kind(Kind::Half),
+            Precision::Int8 => backbone.to_int8(),
+        }
+    }
+
+    /// The guard under which passes have to run: autocast is on while it lives. `None` for every
+    /// other precision.
+    ///
+    /// # Errors
+    /// As [`Autocast::enter`].
+    pub fn guard(self, device: Device) -> Result<Option<Autocast>> {
+        match self {
+            Precision::AutocastBf16 => Autocast::enter(device, Kind::BFloat16).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The precision that the weights of `backbone` are in.
+    pub(crate) fn of_weights(backbone: &impl Backbone) -> Option<Self> {
+        match backbone.kind() {
+            _ if backbone.is_int8() => Some(Precision::Int8),
+            Kind::Float => Some(Precision::F32),
+            Kind::BFloat16 => Some(Precision::Bf16),
+            Kind::Half => Some(Precision::F16),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
+            Error::config("precision", "one of f32, bf16, f16, int8 and autocast-bf16", name)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_in_text_and_in_json() {
+        for precision in Precision::ALL {
+            assert_eq!(precision.to_string().parse::<Precision>().unwrap(), precision);
+            assert_eq!(serde_json::to_string(&precision).unwrap(), format!("\"{precision}\""));
+        }
+        assert!(matches!("float32".parse::<Precision>(), Err(Error::Config { .. })));
+    }
+}
