@@ -1,10 +1,10 @@
 //! Pretrains the small ViT that the crate bundles, on Fashion-MNIST (60,000 images of clothes, MIT).
 //!
 //! ```text
-//! cargo run --release --example pretrain_fashion -- --data /usr/share/datasets/fashion-mnist --out vit.safetensors
+//! cargo run --release --example pretrain_fashion -- --data DIR --out vit.safetensors
 //! ```
 //!
-//! The folder holds the four `*-ubyte.gz` files, as Debian's package `dataset-fashion-mnist` installs them. Each
+//! `DIR` holds the four `*-ubyte.gz` files, as Debian's package `dataset-fashion-mnist` installs them. Each
 //! epoch sees every image anew: moved, mirrored, enlarged, in random colours. Prints loss and accuracy for each
 //! epoch, then the top-1 on the 10,000 test images, and writes the weights in f16 under timm's names.
 
@@ -31,11 +31,11 @@ struct Args {
     /// Where the weights go.
     #[arg(long)]
     out: PathBuf,
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 12)]
     epochs: usize,
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1.5e-3)]
     lr: f64,
     #[arg(long, default_value_t = 0)]
     seed: i64,

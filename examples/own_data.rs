@@ -23,7 +23,7 @@ const CLASSES: i64 = 4;
 const BATCH: i64 = 16;
 /// Batches whose gradients are summed before the optimizer takes a step.
 const ACCUMULATED: usize = 2;
-const EPOCHS: usize = 8;
+const EPOCHS: usize = 5;
 
 fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let model = PetlModel::new(open()?, &PetlConfig::new(method, CLASSES))?;
     println!("{}", model.trainable_params());
 
-    let (images, labels) = to_tensors(stripes(320, 0))?;
+    let (images, labels) = to_tensors(stripes(240, 0))?;
     let (test_images, test_labels) = to_tensors(stripes(200, 1))?;
     let mut optimizer = nn::sgd(0.9, 0.0, 1e-4, false).build(model.var_store(), 0.0)?;
     tch::manual_seed(0);

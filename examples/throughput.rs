@@ -14,10 +14,9 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
+use convpass::backbone::Precision;
 use convpass::train::{AdamW, peak_rss_mb};
-use convpass::{
-    Autocast, Backbone, ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig,
-};
+use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
 use serde_json::json;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -43,7 +42,8 @@ struct Args {
     /// Compute each block again in the backward pass: less memory, more time.
     #[arg(long)]
     recompute: bool,
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    /// Of the frozen weights: f32, bf16, f16, int8 or autocast-bf16.
+    #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
     /// Run on the first CUDA device.
     #[arg(long)]
@@ -55,19 +55,6 @@ enum Mode {
     Train,
     Eval,
     PlainEval,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Precision {
-    F32,
-    /// Frozen weights and activations in bf16.
-    Bf16,
-    /// Frozen weights in f16; on a CPU the activations are f32.
-    F16,
-    /// Frozen linear layers in int8.
-    Int8,
-    /// Weights in f32, matrix products in bf16.
-    AutocastBf16,
 }
 
 fn main() -> Result<()> {
@@ -83,8 +70,7 @@ fn main() -> Result<()> {
     }
     tch::manual_seed(0);
     let device = if args.cuda { Device::Cuda(0) } else { Device::Cpu };
-    let autocast = args.precision == Precision::AutocastBf16;
-    let _guard = autocast.then(|| Autocast::enter(device, Kind::BFloat16)).transpose()?;
+    let _guard = args.precision.guard(device)?;
     let step = Step::new(&args, device)?;
     let mut optimizer = AdamW::new(step.model.var_store(), 1e-4)?;
     let mut seconds = Vec::with_capacity(args.rounds);
@@ -100,10 +86,10 @@ fn main() -> Result<()> {
     }
     seconds.sort_by(f64::total_cmp);
     let median = 0.5 * (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]);
-    let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| v.get_name().to_owned());
+    let mode = args.mode.to_possible_value();
     let line = json!({
-        "mode": name(args.mode.to_possible_value()),
-        "precision": name(args.precision.to_possible_value()),
+        "mode": mode.map(|mode| mode.get_name().to_owned()),
+        "precision": args.precision.name(),
         "backbone_preset": args.backbone_preset,
         "batch": args.batch,
         "threads": tch::get_num_threads(),
@@ -128,12 +114,7 @@ impl Step {
     fn new(args: &Args, device: Device) -> Result<Self> {
         let vit = ViTConfig::preset(&args.backbone_preset)?;
         let backbone = FrozenViT::random(&vit, 0, device)?;
-        let backbone = match args.precision {
-            Precision::F32 | Precision::AutocastBf16 => backbone,
-            Precision::Bf16 => backbone.to_kind(Kind::BFloat16)?,
-            Precision::F16 => backbone.to_kind(Kind::Half)?,
-            Precision::Int8 => backbone.to_int8()?,
-        };
+        let backbone = args.precision.convert(backbone)?;
         let method = Method::ConvBypass(ConvBypassConfig::default());
         let config = PetlConfig { drop_path: args.drop_path, ..PetlConfig::new(method, 100) };
         let (height, width) = vit.image_size;

@@ -7,7 +7,8 @@
 //!
 //! This is the main job of the library in one file: open a backbone, put a method beside it, read images, train,
 //! evaluate, save. The default hyper-parameters are the published ones (AdamW, 100 epochs with 10 of warm-up, batches
-//! of 64, drop path 0.1), and a task of VTAB-1k gets its published scale and initialization.
+//! of 64, drop path 0.1), and a task of VTAB-1k gets its published scale and initialization. The full-featured program is
+//! `convpass finetune`.
 //!
 //! `ROOT/NAME` holds `train800.txt`, `val200.txt`, `train800val200.txt` and `test.txt`; each line is `path label`.
 //! `--out` gets `adapter.safetensors` and `run.json`. After a kill the same command resumes, and the adapter is the
@@ -16,7 +17,7 @@
 //! The demo compares a linear probe, LoRA and Convpass on two bundled tasks. `docs/demo.md` says how its settings were
 //! chosen.
 
-use std::io::Write;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -28,14 +29,15 @@ use convpass::data::{ImageDataset, Normalization, Resize};
 use convpass::eval::evaluate;
 use convpass::petl::ConvInit;
 use convpass::train::{
-    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, TrainConfig,
+    CosineSchedule, Observer, Progress, RunCheckpoint, RunRecord, Silent, Stepped, TrainConfig,
     fit_resumable,
 };
-use convpass::{FrozenViT, Method, PetlConfig, PetlModel};
+use convpass::{AnyBackbone, Method, PetlConfig, PetlModel, Preprocessing};
 use tch::Device;
 
-/// Finetunes a frozen backbone on a task; without --task, runs the demo.
+/// Finetunes a frozen backbone on a task; without --task, runs the demo, whose settings every flag overrides.
 #[derive(Parser)]
+#[command(args_override_self = true)]
 struct Args {
     /// Folder of the tasks' folders.
     #[arg(long, default_value = "data")]
@@ -52,11 +54,12 @@ struct Args {
     /// The scale s of Convpass [default: the task's published one, else 1].
     #[arg(long)]
     scale: Option<f64>,
+    /// Epochs; a tenth of them, at least one, is warm-up.
     #[arg(long, default_value_t = 100)]
     epochs: usize,
-    /// Epochs of warm-up [default: a tenth of the epochs, at least 1].
+    /// Change the learning rate at each step, not once after each epoch: for short runs.
     #[arg(long)]
-    warmup_epochs: Option<usize>,
+    by_step: bool,
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
     #[arg(long, default_value_t = 1e-3)]
@@ -64,9 +67,9 @@ struct Args {
     /// Drop path rate of the last block [default: 0.1; for a linear probe 0].
     #[arg(long)]
     drop_path: Option<f64>,
-    /// imagenet, half, unit or clip.
-    #[arg(long, default_value_t = Normalization::ImageNet)]
-    normalization: Normalization,
+    /// imagenet, half, unit or clip [default: that of the backbone].
+    #[arg(long)]
+    normalization: Option<Normalization>,
     #[arg(long, default_value_t = 42)]
     seed: i64,
     /// Threads of libtorch [default: all cores].
@@ -103,8 +106,10 @@ fn finetune(
     observer: &mut dyn Observer,
 ) -> Result<RunRecord> {
     let folder = VtabFolder::open(&args.data, task)?;
-    let backbone = FrozenViT::open(file, Device::Cpu)?;
-    let image_size = backbone.config().image_size;
+    let backbone = AnyBackbone::open(file, Device::Cpu)?;
+    let Preprocessing { image_size, mean, std, .. } = *backbone.preprocessing();
+    let named = |named: &Normalization| (named.mean(), named.std()) == (mean, std);
+    let normalization = args.normalization.or_else(|| Normalization::ALL.into_iter().find(named));
     let mut config = PetlConfig::new(method(args, task)?, folder.num_classes());
     config.seed = args.seed;
     config.drop_path = args.drop_path.unwrap_or(config.drop_path);
@@ -113,12 +118,13 @@ fn finetune(
     let train = ImageDataset::load(folder.split(VtabSplit::Train800Val200), image_size)?;
     // Streamed: there may be more test images than fit in memory.
     let test = ImageDataset::stream(folder.split(VtabSplit::Test), Resize::bicubic(image_size)?);
-    let warmup_epochs = args.warmup_epochs.unwrap_or((args.epochs / 10).max(1));
+    let warmup_epochs = (args.epochs / 10).max(1);
+    let stepped = if args.by_step { Stepped::EachStep } else { Stepped::AfterEpoch };
     let config = TrainConfig {
         epochs: args.epochs,
         batch_size: args.batch_size,
-        schedule: CosineSchedule { warmup_epochs, ..CosineSchedule::with_lr(args.lr) },
-        normalization: args.normalization,
+        schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(args.lr) },
+        normalization: normalization.context("--normalization is needed for this backbone")?,
         seed: args.seed,
         ..TrainConfig::default()
     };
@@ -160,7 +166,7 @@ fn method(args: &Args, task: &str) -> Result<Method> {
 
 /// The demo's tasks, the flags of all its runs, and those of each method.
 const TASKS: [BundledTask; 2] = [BundledTask::Location, BundledTask::Digits];
-const SHARED: &str = "--normalization half --epochs 12 --batch-size 20 --drop-path 0";
+const SHARED: &str = "--normalization half --epochs 12 --by-step --batch-size 20 --drop-path 0";
 const METHODS: [(&str, &str); 3] = [
     ("Linear probe", "--method linear --lr 1e-2"),
     ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 4e-3"#),
@@ -173,49 +179,43 @@ fn demo(args: &Args) -> Result<()> {
     let root = args.out.as_deref().unwrap_or(Path::new("runs/demo"));
     let backbone = root.join("vit.safetensors");
     bundled::write_backbone(&backbone)?;
-    let mut table = Vec::new();
+    let [first, second] = TASKS.map(BundledTask::name);
+    let mut table = format!("{:<14}{first:>12}{second:>12}{:>8}", "top-1 %", "mean");
+    table += &format!("{:>12}{:>9}\n", "parameters", "seconds");
+    let mut means = Vec::new();
     for (name, flags) in METHODS {
-        let flags = ["vtab_finetune"].into_iter().chain(SHARED.split(' ')).chain(flags.split(' '));
-        let run = Args { data: args.data.clone(), ..Args::parse_from(flags) };
-        let (mut row, mut params, mut seconds) = (Vec::new(), 0, 0.0);
+        let flags = format!("vtab_finetune {SHARED} {flags}");
+        let flags = flags.split(' ').map(OsString::from).chain(std::env::args_os().skip(1));
+        let run = Args::parse_from(flags);
+        let (mut top1, mut params, mut seconds) = (Vec::new(), 0, 0.0);
         for task in TASKS {
             bundled::write(&run.data, task, 32, 0)?;
-            print!("{name} on {task} .. ");
-            std::io::stdout().flush()?;
             let out = root.join(format!("{task}-{}", name.to_lowercase().replace(' ', "-")));
             let record = finetune(&run, task.name(), &backbone, &out, &mut Silent)?;
-            let top1 = record.test_top1.unwrap_or(f64::NAN);
-            println!("{top1:.1} %, {:.0} s", record.fit.seconds);
-            row.push(top1);
+            top1.push(record.test_top1.unwrap_or(f64::NAN));
             params = record.trainable_params.method;
             seconds += record.fit.seconds;
+            println!(
+                "{name} on {task}: {:.1} %, {:.0} s",
+                top1[top1.len() - 1],
+                record.fit.seconds
+            );
         }
-        row.push(row.iter().sum::<f64>() / row.len() as f64);
-        table.push((name, row, params, seconds));
+        let mean = (top1[0] + top1[1]) / 2.0;
+        table += &format!("{name:<14}{:>12.1}{:>12.1}{mean:>8.1}", top1[0], top1[1]);
+        table += &format!("{params:>12}{seconds:>9.0}\n");
+        means.push((mean, name));
     }
-    print_table(&table);
+    means.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let ((best, leader), (next, second)) = (means[0], means[1]);
+    println!(
+        "\n{table}\n{leader} leads {second} by {:.1} points in the mean of the two tasks.",
+        best - next
+    );
     println!(
         "{:.0} s in all; adapters and records: {}",
         started.elapsed().as_secs_f64(),
         root.display()
     );
     Ok(())
-}
-
-/// Prints a row for each method: its name, top-1 by task and their mean, parameters beside the head, seconds.
-fn print_table(table: &[(&str, Vec<f64>, usize, f64)]) {
-    let [first, second] = TASKS.map(BundledTask::name);
-    println!(
-        "\n{:<14}{first:>12}{second:>12}{:>8}{:>12}{:>9}",
-        "top-1 %", "mean", "parameters", "seconds"
-    );
-    for (name, row, params, seconds) in table {
-        let row: String =
-            row.iter().zip([12, 12, 8]).map(|(top1, width)| format!("{top1:>width$.1}")).collect();
-        println!("{name:<14}{row}{params:>12}{seconds:>9.0}");
-    }
-    let mut means: Vec<_> = table.iter().map(|(name, row, ..)| (row[TASKS.len()], *name)).collect();
-    means.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let ((best, leader), (next, second)) = (means[0], means[1]);
-    println!("{leader} leads {second} by {:.1} points in the mean of the two tasks.", best - next);
 }

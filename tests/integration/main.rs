@@ -32,3 +32,5 @@ mod small;
 mod streaming;
 #[cfg(feature = "train")]
 mod training;
+#[cfg(feature = "train")]
+mod vtab_finetune;
