@@ -209,7 +209,7 @@ fn rows<B: Backbone>(
     Ok(Table {
         preset: name.to_owned(),
         config: serde_json::to_value(config)?,
-        backbone: config.shape().num_params,
+        backbone: config.shape()?.num_params,
         methods,
     })
 }

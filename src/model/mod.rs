@@ -2,6 +2,7 @@
 
 mod adapter_file;
 mod audit;
+mod dense;
 mod head;
 mod low_bit;
 mod peft;

@@ -10,7 +10,7 @@ use super::adapter_file::{self, AdapterInfo};
 use super::head::{head, set_head};
 use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
-use crate::backbone::{Backbone, FrozenViT, Pass};
+use crate::backbone::{Backbone, Forward, FrozenViT, Pass};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear, Noise};
@@ -134,6 +134,11 @@ impl<B: Backbone> PetlModel<B> {
             pass.noise.leave();
         }
         result
+    }
+
+    /// The backbone with the method folded in, while it is.
+    pub(super) fn merged(&self) -> Option<&B> {
+        self.merged.as_ref()
     }
 
     /// A pass with dropout and drop path, seeded by libtorch's generator.
