@@ -27,9 +27,8 @@ pub struct AuditRow {
 /// [`Error::Config`](crate::Error::Config) if either is no model;
 /// [`Error::Unsupported`](crate::Error::Unsupported) if the backbone has no place for the method.
 pub fn audit(config: &impl BackboneConfig, method: &Method) -> Result<AuditRow> {
-    config.validate()?;
     method.validate()?;
-    let shape = config.shape();
+    let shape = config.shape()?;
     let (params, backbone) = (method.num_params(&shape)?, shape.num_params);
     let percent = 100.0 * params as f64 / backbone as f64;
     let bytes = method.stored_bytes(&shape, i64::MAX)?.unwrap_or(i64::MAX);

@@ -3,6 +3,7 @@
 mod adapter_file;
 mod adapter_info;
 mod audit;
+mod dense;
 mod head;
 mod labels;
 mod low_bit;

@@ -11,7 +11,7 @@ use super::adapter_info::AdapterInfo;
 use super::head::{head, set_head};
 use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
-use crate::backbone::{Backbone, FrozenViT, Pass, Preprocessing};
+use crate::backbone::{Backbone, Forward, FrozenViT, Pass, Preprocessing};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear, Noise};
@@ -147,6 +147,11 @@ impl<B: Backbone> PetlModel<B> {
             pass.noise.leave();
         }
         result
+    }
+
+    /// The backbone with the method folded in, while it is.
+    pub(super) fn merged(&self) -> Option<&B> {
+        self.merged.as_ref()
     }
 
     /// A pass with dropout and drop path, seeded by libtorch's generator.

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::petl_model::PetlModel;
-use crate::backbone::{Backbone, Pass, Stream};
+use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::{Error, Result};
 use crate::seam::NoMethod;
 
@@ -37,7 +37,7 @@ impl<B: Backbone> PetlModel<B> {
         };
         tch::no_grad(|| {
             let (backbone, pass) = (self.backbone(), Pass::default());
-            let start = backbone.embed(images, &NoMethod, pass)?;
+            let start = backbone.run_embed(images, &NoMethod, pass)?;
             (0..count)
                 .try_fold(start, |stream, block| backbone.run_block(block, stream, &NoMethod, pass))
         })

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::picture::Thumbnail;
-use crate::backbone::{Backbone, Pass, Stream};
+use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_json};
@@ -183,7 +183,7 @@ fn grid_map(map: &Tensor) -> Result<GridMap> {
 fn receptive_field<B: Backbone>(backbone: &B, image: &Tensor, method: &dyn Seam) -> Result<Tensor> {
     let image = image.f_detach()?.f_set_requires_grad(true)?;
     let pass = Pass::default();
-    let first = backbone.embed(&image, method, pass)?;
+    let first = backbone.run_embed(&image, method, pass)?;
     let (rows, cols) = first.layout.grid;
     let mut stream = first;
     for block in 0..backbone.num_blocks() {
@@ -385,7 +385,7 @@ mod tests {
         let watched = Watched::new(&model).unwrap();
         let norm = |image: &Tensor| {
             let backbone = model.backbone();
-            let mut stream = backbone.embed(image, &watched, Pass::default()).unwrap();
+            let mut stream = backbone.run_embed(image, &watched, Pass::default()).unwrap();
             for block in 0..4 {
                 stream = backbone.run_block(block, stream, &watched, Pass::default()).unwrap();
             }

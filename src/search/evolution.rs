@@ -209,7 +209,7 @@ mod tests {
         let vit = ViTConfig { embed_dim: 12, depth: 4, num_heads: 1, ..ViTConfig::default() };
         let modules = SearchModule::noah().into_iter().take(2);
         let modules = modules.map(|module| SearchModule { widths: widths.into(), ..module });
-        SearchSpace::new(modules.collect(), &vit.shape()).unwrap()
+        SearchSpace::new(modules.collect(), &vit.shape().unwrap()).unwrap()
     }
 
     /// The nearer to the planted widths the better.

@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn what_widths_cost_is_what_the_audit_counts() {
-        let space = SearchSpace::new(every_module(), &vit().shape()).unwrap();
+        let space = SearchSpace::new(every_module(), &vit().shape().unwrap()).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let drawn = (0..20).map(|_| space.sample(&mut rng));
         for widths in drawn.chain([space.widest(), space.narrowest()]) {
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn noahs_space_beside_a_vit_b() {
-        let shape = ViTConfig::preset("vit_base_patch16_224").unwrap().shape();
+        let shape = ViTConfig::preset("vit_base_patch16_224").unwrap().shape().unwrap();
         let space = SearchSpace::new(SearchModule::noah(), &shape).unwrap();
         // Adapter 2hC + h + C, LoRA 2 * 2rC, prompts C each; 12 blocks of 10.
         let expected = 12 * ((20 * 768 + 10 + 768) + 40 * 768 + 10 * 768);
@@ -331,7 +331,7 @@ mod tests {
     fn loras_factor_is_the_same_at_every_rank() {
         let method = Method::Lora(LoraConfig { rank: 4, alpha: 2.0, ..LoraConfig::default() });
         let modules = vec![SearchModule { method, widths: vec![0, 1, 3, 8] }];
-        let space = SearchSpace::new(modules, &vit().shape()).unwrap();
+        let space = SearchSpace::new(modules, &vit().shape().unwrap()).unwrap();
         let method = space.method(&Widths(vec![vec![8, 0, 1]])).unwrap();
         let Method::Compose { methods } = method else { panic!("{method:?}") };
         let found = methods.into_iter().map(|method| match method {
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn spaces_and_widths_that_cannot_be_are_refused() {
         let refused = |modules: Vec<SearchModule>| {
-            let error = SearchSpace::new(modules, &vit().shape()).unwrap_err();
+            let error = SearchSpace::new(modules, &vit().shape().unwrap()).unwrap_err();
             assert!(matches!(error, Error::Config { .. }), "{error}");
         };
         let module = |method, widths: &[i64]| vec![SearchModule { method, widths: widths.into() }];
@@ -357,7 +357,7 @@ mod tests {
         refused(module(Method::Ssf(SsfConfig::default()), &[0, 1]));
         refused(module(Method::Vpt(VptConfig { deep: false, ..VptConfig::default() }), &[0, 1]));
 
-        let space = SearchSpace::new(module(lora(8), &[0, 4]), &vit().shape()).unwrap();
+        let space = SearchSpace::new(module(lora(8), &[0, 4]), &vit().shape().unwrap()).unwrap();
         for widths in [vec![vec![0, 4]], vec![vec![0, 4, 2]], vec![vec![0; 3]; 2], Vec::new()] {
             let error = space.method(&Widths(widths.clone())).unwrap_err();
             assert!(matches!(&error, Error::Config { field, .. } if field == "widths"), "{error}");

@@ -13,12 +13,14 @@ mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]
 mod data;
+mod dense;
 #[cfg(all(feature = "train", feature = "report"))]
 mod examples;
 mod features;
 mod golden;
 mod layering;
 mod low_bit;
+mod malformed;
 mod opening;
 mod peft;
 mod precision;
