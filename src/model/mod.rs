@@ -1,5 +1,6 @@
 //! An adapted model: a backbone, a method and a head.
 
+mod adapted;
 mod adapter_file;
 mod audit;
 mod head;
@@ -12,7 +13,7 @@ mod trainable_params;
 
 #[cfg(feature = "train")]
 pub(crate) use adapter_file::{Bytes, encode};
-pub use audit::{AuditRow, audit};
+pub use audit::{AuditRow, audit, audit_shape};
 pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};
 pub use trainable_params::TrainableParams;
