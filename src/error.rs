@@ -69,6 +69,10 @@ pub enum Error {
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },
 
+    /// A file names a method that is not of this crate, and nothing made it.
+    #[error("{}: its method {name} is of another crate: {reason}", file.display())]
+    OutsideMethod { file: PathBuf, name: String, reason: String },
+
     /// The adapter was trained beside another backbone.
     #[error(
         "{}: the adapter was trained beside another backbone: {expected}; the one given is {found}",

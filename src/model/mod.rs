@@ -1,5 +1,6 @@
 //! An adapted model: a backbone, a method and a head.
 
+mod adapted;
 mod adapter_file;
 mod adapter_info;
 mod audit;
@@ -16,7 +17,7 @@ mod trainable_params;
 #[cfg(feature = "train")]
 pub(crate) use adapter_file::{Bytes, encode};
 pub use adapter_info::AdapterInfo;
-pub use audit::{AuditRow, audit};
+pub use audit::{AuditRow, audit, audit_shape};
 pub use labels::HeadSource;
 pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};

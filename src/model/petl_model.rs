@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
+use super::adapted::Adapted;
 use super::adapter_file;
 use super::adapter_info::AdapterInfo;
 use super::head::{head, set_head};
@@ -15,7 +16,7 @@ use crate::backbone::{Backbone, Forward, FrozenViT, Pass, Preprocessing};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear, Noise};
-use crate::petl::{Method, NewVariables, PassValues};
+use crate::petl::{Bypasses, Method, MethodReader, NewVariables};
 use crate::seam::{NoMethod, Seam};
 
 /// What is trained, for how many classes, and from which seed.
@@ -66,7 +67,10 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,
     /// The backbone over trained weights, where the method trains them.
     unfrozen: Option<B>,
+    /// Over the variables themselves.
     method: Box<dyn Seam>,
+    /// Over values of them, where a pass does not compute with the variables themselves.
+    adapted: Option<Adapted<B>>,
     /// The backbone with the method folded in, while it is.
     merged: Option<B>,
     head: Linear,
@@ -93,10 +97,11 @@ impl<B: Backbone> PetlModel<B> {
         let unfrozen = config.method.unfreeze(&root, &backbone)?;
         let head = head(&root, backbone.feature_dim(), config.num_classes, rng)?;
         drop(root);
-        Ok(PetlModel {
+        let mut model = PetlModel {
             backbone,
             unfrozen,
             method,
+            adapted: None,
             merged: None,
             head,
             var_store,
@@ -104,7 +109,19 @@ impl<B: Backbone> PetlModel<B> {
             config: config.clone(),
             class_names: None,
             preprocessing: None,
-        })
+        };
+        model.adapted = model.adapted(model.backbone.compute_kind())?;
+        Ok(model)
+    }
+
+    /// The method for passes in `kind`, if they do not compute with the variables themselves.
+    fn adapted(&self, kind: Kind) -> Result<Option<Adapted<B>>> {
+        if kind == Kind::Float && self.low_bit.is_empty() {
+            return Ok(None);
+        }
+        let variables = self.var_store.variables().into_iter().collect();
+        let (method, unfrozen) = (&self.config.method, self.unfrozen.as_ref());
+        Adapted::new(method, &variables, &self.backbone, unfrozen, kind).map(Some)
     }
 
     /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
@@ -140,9 +157,8 @@ impl<B: Backbone> PetlModel<B> {
         f: impl FnOnce(&B, &dyn Seam, Pass) -> Result<T>,
     ) -> Result<T> {
         let pass = if train { self.training_pass()? } else { Pass::default() };
-        let result = self.with_adapted(self.backbone.compute_kind(), |backbone, method| {
-            f(backbone, method, pass)
-        });
+        let result =
+            self.with_adapted(self.adapted.as_ref(), |backbone, method| f(backbone, method, pass));
         if train {
             pass.noise.leave();
         }
@@ -169,22 +185,17 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
-    /// Calls `f` with the backbone that the method acts on and the method, their trained weights
-    /// as a pass in `kind` computes with them. The variables themselves are f32.
-    fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
+    /// Calls `f` with the backbone that the method acts on and the method, over the values of
+    /// `adapted` if there is one and over the f32 variables if not.
+    fn with_adapted<T>(
+        &self,
+        adapted: Option<&Adapted<B>>,
+        f: impl FnOnce(&B, &dyn Seam) -> Result<T>,
+    ) -> Result<T> {
         let backbone = self.unfrozen.as_ref().unwrap_or(&self.backbone);
-        if kind == Kind::Float && self.low_bit.is_empty() {
-            return f(backbone, &*self.method);
-        }
-        let variables = self.var_store.variables().into_iter().collect();
-        let is_coded = &|name: &str, variable: &Tensor| self.low_bit.is_coded(name, variable);
-        let mut values = PassValues { variables: &variables, is_coded, kind };
-        let method = self.config.method.build(&mut values, &self.backbone.shape())?;
-        match &self.unfrozen {
-            Some(unfrozen) if kind != Kind::Float => f(&unfrozen.to_kind(kind)?, &*method),
-            // What is trained is f32, and weights that are kept in f16 stay so.
-            _ => f(backbone, &*method),
-        }
+        let Some(adapted) = adapted else { return f(backbone, &*self.method) };
+        adapted.refresh(&self.low_bit)?;
+        f(adapted.unfrozen.as_ref().unwrap_or(backbone), &*adapted.method)
     }
 
     /// A plain backbone with the same features, for [`PetlModel::forward`] in evaluation up to
@@ -201,7 +212,9 @@ impl<B: Backbone> PetlModel<B> {
             return Err(Error::config("method", expected, self.config.method.name()));
         }
         // In f32, and rounded once.
-        let merged = self.with_adapted(Kind::Float, |backbone, method| backbone.merge(method))?;
+        let adapted = self.adapted(Kind::Float)?;
+        let merged =
+            self.with_adapted(adapted.as_ref(), |backbone, method| backbone.merge(method))?;
         merged.to_kind(self.backbone.kind())
     }
 
@@ -253,6 +266,20 @@ impl<B: Backbone> PetlModel<B> {
         self.frozen_blocks() == Some(self.backbone.num_blocks())
     }
 
+    /// The bypasses of a model whose method is [`Method::ConvBypass`] or
+    /// [`Method::ConvBypassVariant`], as a pass computes with them now: to look at what each does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for any other method.
+    pub fn bypasses(&self) -> Result<Bypasses> {
+        let Some(config) = self.config.method.bypasses() else {
+            let (expected, found) = ("conv_bypass or its variant", self.config.method.name());
+            return Err(Error::config("method", expected, found));
+        };
+        let variables = self.var_store.variables().into_iter().collect();
+        Bypasses::of_variables(&variables, &self.backbone, &config)
+    }
+
     /// The backbone as it was given; no method changes it.
     pub fn backbone(&self) -> &B {
         &self.backbone
@@ -290,13 +317,56 @@ impl<B: Backbone> PetlModel<B> {
     /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
     ///
     /// # Errors
-    /// [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
+    /// [`Error::OutsideMethod`] if a method of another crate is in it (use
+    /// [`PetlModel::load_adapter_with`]); [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
     /// without the metadata (build the model and use [`PetlModel::load_weights`]);
     /// [`Error::CorruptFile`] if it does not hold as many weights as its config asks for; the
     /// errors of `load_weights` otherwise.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_adapter_with(backbone, path, &|_, _| {
+            Err("load the file with PetlModel::load_adapter_with, which is told how to make it"
+                .into())
+        })
+    }
+
+    /// [`PetlModel::load_adapter`] for a file in which methods of other crates are: `reader` makes
+    /// each from its name ([`PetlMethod::name`]) and its config ([`PetlMethod::config`]).
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use convpass::petl::PetlMethod;
+    /// # use convpass::petl::LoraConfig as Depthwise;
+    /// # use convpass::{FrozenViT, PetlModel};
+    /// # fn load(backbone: FrozenViT) -> convpass::Result<PetlModel> {
+    /// PetlModel::load_adapter_with(backbone, "adapter.safetensors", &|name, config| {
+    ///     let method: Arc<dyn PetlMethod> = match name {
+    ///         "depthwise" => Arc::new(serde_json::from_value::<Depthwise>(config.clone())?),
+    ///         other => return Err(format!("{other} is not known here").into()),
+    ///     };
+    ///     Ok(method)
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutsideMethod`] with what `reader` returned; as [`PetlModel::load_adapter`]
+    /// otherwise.
+    ///
+    /// [`PetlMethod::name`]: crate::petl::PetlMethod::name
+    /// [`PetlMethod::config`]: crate::petl::PetlMethod::config
+    pub fn load_adapter_with(
+        backbone: B,
+        path: impl AsRef<Path>,
+        reader: &MethodReader,
+    ) -> Result<Self> {
         let adapter = TensorFile::open(path)?;
-        let info = AdapterInfo::of(&adapter)?;
+        let mut info = AdapterInfo::of(&adapter)?;
+        info.config.method.read_custom(reader).map_err(|(name, reason)| Error::OutsideMethod {
+            file: adapter.path().to_path_buf(),
+            name,
+            reason,
+        })?;
         info.check_backbone(&adapter, &backbone)?;
         adapter_file::check_size(&adapter, &info.config, &backbone)?;
         let mut model = PetlModel::new(backbone, &info.config)?;

@@ -14,7 +14,7 @@ use crate::data::{BatchConfig, Batches, ImageDataset, Normalization, Order, Part
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_json};
 use crate::model::PetlModel;
-use crate::petl::{Bypasses, PassValues};
+use crate::petl::Bypasses;
 use crate::seam::{Beside, NoMethod, Seam, Site, SubLayer, TokenLayout};
 
 /// Blocks that are shown.
@@ -231,15 +231,7 @@ struct Seen {
 
 impl Watched {
     fn new<B: Backbone>(model: &PetlModel<B>) -> Result<Self> {
-        let variables = model.var_store().variables().into_iter().collect();
-        let is_coded = &|_: &str, _: &Tensor| Ok(false);
-        let kind = model.backbone().compute_kind();
-        let mut values = PassValues { variables: &variables, is_coded, kind };
-        let method = &model.config().method;
-        match method.bypasses(&mut values, &model.backbone().shape())? {
-            Some(bypasses) => Ok(Watched { bypasses, seen: RefCell::default() }),
-            None => Err(Error::config("method", "conv_bypass or its variant", method.name())),
-        }
+        Ok(Watched { bypasses: model.bypasses()?, seen: RefCell::default() })
     }
 
     fn keep(&self, site: Site, tokens: &Tensor, layout: &TokenLayout) -> Result<()> {

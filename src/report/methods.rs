@@ -22,6 +22,7 @@ pub(super) fn label(method: &Method) -> String {
         Method::Ssf(_) => "SSF",
         Method::RepAdapter(_) => "RepAdapter",
         Method::Fact(_) => "FacT",
+        Method::Custom(custom) => custom.name(),
         Method::LowBit(config) => {
             return format!("{} at {} bit", label(&config.method), config.bits);
         }
