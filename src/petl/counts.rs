@@ -11,7 +11,7 @@ fn shapes() -> Vec<BackboneShape> {
     let swin = SwinConfig { embed_dim: 12, depths: vec![1, 2], ..Default::default() };
     let swin = SwinConfig { num_heads: vec![2, 4], window_sizes: vec![(4, 4); 2], ..swin };
     swin.validate().unwrap();
-    vec![vit.shape(), swin.shape()]
+    vec![vit.shape().unwrap(), swin.shape().unwrap()]
 }
 
 /// Sum over the blocks of what `count` makes of width and bottleneck, where there is one.

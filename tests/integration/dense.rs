@@ -175,7 +175,7 @@ fn disturb<B: Backbone>(model: &PetlModel<B>) {
 fn check_methods<B: Backbone>(backbone: &B, methods: Vec<Method>) {
     let frozen = backbone.patch_features(&images()).unwrap();
     for method in methods {
-        let name = method.name();
+        let name = method.name().to_owned();
         let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method, 4)).unwrap();
         let map = model.patch_features(&images()).unwrap();
         assert_eq!(map.size(), frozen.size(), "{name}");
