@@ -101,17 +101,9 @@ pub enum Error {
     #[error("{}: class {class} has {found} images, {expected} are asked for", file.display())]
     TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
 
-    /// A plan of runs cannot be used; the line is where what is wrong begins.
-    #[error("{}:{line}: {reason}", file.display())]
-    PlanLine { file: PathBuf, line: usize, reason: String },
-
     /// An image cannot be decoded; `list` and `line` say who asked for it, where a list did.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },
-
-    /// The drawing library gave up on a chart whose points are all fine.
-    #[error("chart: {reason}")]
-    Chart { reason: String },
 }
 
 impl Error {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::preprocessing::{CLIP, IMAGENET};
 use super::{
     Backbone, BlockPass, Description, Forward, FrozenConvNeXt, FrozenSwin, FrozenViT, Hooks,
     ImageSize, Pass, Precision, Preprocessing, PreprocessingSource, Resampling, ResizeMode, Stream,
 };
 use crate::error::Result;
+use crate::preprocessing::{CLIP, IMAGENET};
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
 /// The side of the images that a network accepts at any size, unless somebody says another.

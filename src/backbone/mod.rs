@@ -33,7 +33,6 @@ mod hooks;
 mod merge;
 mod network;
 mod precision;
-mod preprocessing;
 mod swin;
 mod vit;
 mod weights;
@@ -42,6 +41,7 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
+pub use crate::preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
 pub use any::AnyBackbone;
 pub(crate) use any::AnyFamily;
 pub use clip_text::{ClipText, ClipTextConfig};
@@ -52,7 +52,6 @@ pub use frozen::Frozen;
 pub use hooks::{BlockPass, Hooks};
 pub use network::{ImageSize, Network};
 pub use precision::Precision;
-pub use preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
 pub use swin::{FrozenSwin, SwinConfig};
 pub use vit::{FrozenViT, Pooling, ViTConfig};
 pub use weights::{WeightSource, Weights};

@@ -14,8 +14,6 @@ mod convpass_models;
 #[cfg(feature = "data")]
 mod data;
 mod dense;
-#[cfg(all(feature = "train", feature = "report"))]
-mod examples;
 mod features;
 mod golden;
 mod layering;
@@ -26,8 +24,6 @@ mod peft;
 mod precision;
 #[cfg(feature = "train")]
 mod resume;
-#[cfg(feature = "train")]
-mod search;
 #[cfg(feature = "train")]
 mod small;
 #[cfg(feature = "train")]
