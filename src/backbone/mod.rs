@@ -8,7 +8,8 @@
 //!   [`Backbone`] with random weights, weights of a file, other dtypes, int8, a digest, merging and
 //!   cheap clones. This is the common way, and the example `own_backbone` is one in a file.
 //! - Implement [`Backbone`] itself, for a type that holds weights in a way of its own or hands its
-//!   calls on to other backbones.
+//!   calls on to other backbones. The latter hands on [`Backbone::merge`], [`Backbone::to_int8`] and
+//!   [`Backbone::is_read`] too, which have defaults.
 //!
 //! Either way the code of the family is three functions: `embed` makes images into tokens, `block`
 //! runs one block, and `pool` makes the last tokens into features. They call the method's places
@@ -112,7 +113,7 @@ pub trait BackboneConfig: Debug {
     /// Checks that a model of this shape can exist.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// [`Error::Config`] with the first field that is wrong.
     fn validate(&self) -> Result<()>;
 
     /// What a method can act on, and how many weights there are.

@@ -24,9 +24,21 @@ pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// A weight that is no part of a [`Linear`](super::Linear) or a norm: a token, a table, a factor.
-/// It is used as the tensor that it holds, and `Clone` shares that tensor.
+/// It is used as the tensor that it holds, by [`Weight::beside`] where it meets activations, and
+/// `Clone` shares that tensor.
 #[derive(Debug)]
 pub struct Weight(pub(crate) Tensor);
+
+impl Weight {
+    /// The weight in the dtype that an operation on `x` needs: weights in f16 stand beside
+    /// activations in f32 on a CPU.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
+    pub fn beside(&self, x: &Tensor) -> Result<Tensor> {
+        widened(self, x)
+    }
+}
 
 impl Deref for Weight {
     type Target = Tensor;
