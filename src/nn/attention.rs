@@ -54,10 +54,10 @@ impl Attention {
     /// `batch` is the number of images, each of which may be several sequences (windows).
     pub(crate) fn mix(&self, projected: &Projected, batch: i64) -> Result<Tensor> {
         let bias = self.place(projected, batch)?;
-        if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected) {
-            if self_attention::can_attend(qkv) {
-                return self_attention::attend(qkv, self.num_heads);
-            }
+        if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
+            && self_attention::can_attend(qkv)
+        {
+            return self_attention::attend(qkv, self.num_heads);
         }
         let [q, k, v] = self.split(projected)?;
         self.attend(&q, &k, &v, bias.as_ref())

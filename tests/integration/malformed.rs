@@ -2,8 +2,8 @@
 
 use convpass::backbone::{Forward, Network};
 use convpass::{
-    Backbone, BackboneConfig, ConvNeXtConfig, Error, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    Method, Pass, SwinConfig, ViTConfig, audit,
+    Backbone, ConvNeXtConfig, Error, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT, Method, Pass,
+    SwinConfig, ViTConfig, audit,
 };
 use tch::{Device, Kind, Tensor};
 
