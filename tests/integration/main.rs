@@ -21,6 +21,7 @@ mod golden;
 mod layering;
 mod low_bit;
 mod malformed;
+mod own_backbone;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]
