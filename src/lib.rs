@@ -29,7 +29,7 @@
 //! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
-//! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | a method or a backbone of your own | [`Seam`]; [`Backbone`], [`mod@backbone`] |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`] |
 //! | a small backbone and four small tasks (feature `bundled`) | `bundled` |

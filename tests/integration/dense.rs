@@ -154,7 +154,7 @@ fn methods() -> Vec<Method> {
         Method::Adapter(AdapterConfig::default()),
         Method::AdaptFormer(AdaptFormerConfig::default()),
         Method::Lora(LoraConfig::default()),
-        Method::Ssf(SsfConfig { init_std: 0.0, ..Default::default() }),
+        Method::Ssf(SsfConfig { init_std: 0.0 }),
         Method::RepAdapter(RepAdapterConfig::default()),
         Method::Fact(FactConfig::default()),
     ]

@@ -20,6 +20,7 @@ mod layering;
 mod low_bit;
 mod malformed;
 mod opening;
+mod own_backbone;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]
