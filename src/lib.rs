@@ -29,7 +29,9 @@
 //! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
-//! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | a method of your own | [`PetlMethod`](petl::PetlMethod), [`Seam`], [`PetlModel::load_adapter_with`] |
+//! | a backbone of your own | [`Backbone`] |
+//! | both held to the contract of this crate's (feature `testing`) | `testing` |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`], [`bundled`] |
 //! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
@@ -61,6 +63,8 @@ pub mod report;
 pub mod seam;
 #[cfg(feature = "train")]
 pub mod search;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "train")]
 pub mod train;
 

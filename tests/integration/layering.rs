@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error`; anyone may use `ffi` and `files`.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "error",
     "nn",
     "seam",
@@ -17,6 +17,7 @@ const ORDER: [&str; 12] = [
     "train",
     "search",
     "report",
+    "testing",
 ];
 
 fn may_import(layer: &str, imported: &str) -> bool {
