@@ -19,6 +19,8 @@ mod features;
 mod golden;
 mod layering;
 mod low_bit;
+mod methods;
+mod outside;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]
