@@ -29,7 +29,9 @@
 //! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
-//! | a method or a backbone of your own | [`Seam`]; [`Backbone`], [`mod@backbone`] |
+//! | a method of your own | [`PetlMethod`](petl::PetlMethod), [`Seam`], [`PetlModel::load_adapter_with`] |
+//! | a backbone of your own | [`Backbone`], [`mod@backbone`] |
+//! | both held to the contract of this crate's (feature `testing`) | `testing` |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`] |
 //! | a small backbone and four small tasks (feature `bundled`) | `bundled` |
@@ -55,6 +57,8 @@ mod nn;
 pub mod petl;
 mod preprocessing;
 pub mod seam;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -47,12 +47,23 @@ impl<B: Backbone> PetlModel<B> {
     /// and the same draws.
     ///
     /// # Errors
-    /// What libtorch says of a stream of another backbone.
+    /// [`Error::Input`] for tokens that are not as their layout says; what libtorch says of a
+    /// stream of another backbone.
     pub fn forward_from(&self, stream: Stream, train: bool) -> Result<Tensor> {
+        check(&stream)?;
         let first = self.frozen_blocks().unwrap_or_default();
         let features = self.run(train, |backbone, method, pass| {
             backbone.forward_from(first, stream, method, pass)
         });
         self.classify(&features?)
+    }
+}
+
+/// Refuses tokens `[B, P + N, C]` whose layout does not say P + N; in front of a map
+/// `[B, C, H, W]` there is nothing to check.
+pub(super) fn check(stream: &Stream) -> Result<()> {
+    match stream.tokens.size()[..] {
+        [_, _, c] => stream.layout.check(&stream.tokens, c),
+        _ => Ok(()),
     }
 }

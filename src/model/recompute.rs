@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::petl_model::PetlModel;
+use super::prefix;
 use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::Result;
 use crate::seam::{Seam, TokenLayout};
@@ -36,6 +37,7 @@ impl<B: Backbone> PetlModel<B> {
         stream: Stream,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
+        prefix::check(&stream)?;
         self.recompute(Start::Block(self.frozen_blocks().unwrap_or_default(), stream), loss)
     }
 

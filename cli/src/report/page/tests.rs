@@ -133,7 +133,8 @@ fn a_broken_record_is_named_and_the_others_are_shown() {
     assert!(
         matches!(&none, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
     );
-    assert!(none.to_string().contains("run.json"), "{none}");
+    let reason = std::error::Error::source(&none).unwrap().to_string();
+    assert!(reason.contains("run.json"), "{reason}");
     let nowhere = Report::read(root.path().join("nowhere")).unwrap_err();
     assert!(matches!(nowhere, Error::Io { .. }));
 
