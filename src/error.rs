@@ -69,9 +69,13 @@ pub enum Error {
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },
 
+    /// A file names a method that is not of this crate, and nothing made it.
+    #[error("{}: its method {name} is of another crate: {reason}", file.display())]
+    OutsideMethod { file: PathBuf, name: String, reason: String },
+
     /// The adapter was trained beside another backbone.
     #[error(
-        "{}: this adapter belongs to the backbone {expected}, the one given is {found}",
+        "{}: the adapter was trained beside another backbone: {expected}; the one given is {found}",
         file.display()
     )]
     BackboneMismatch { file: PathBuf, expected: String, found: String },
@@ -97,17 +101,9 @@ pub enum Error {
     #[error("{}: class {class} has {found} images, {expected} are asked for", file.display())]
     TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
 
-    /// A plan of runs cannot be used; the line is where what is wrong begins.
-    #[error("{}:{line}: {reason}", file.display())]
-    PlanLine { file: PathBuf, line: usize, reason: String },
-
     /// An image cannot be decoded; `list` and `line` say who asked for it, where a list did.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },
-
-    /// The drawing library gave up on a chart whose points are all fine.
-    #[error("chart: {reason}")]
-    Chart { reason: String },
 }
 
 impl Error {

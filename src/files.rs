@@ -37,13 +37,6 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
     serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
 }
 
-/// Writes `value` as JSON; the file appears whole or not at all.
-#[cfg(feature = "report")]
-pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_vec(value).map_err(|e| Error::io(path)(e.into()))?;
-    write_atomically(path, &text)
-}
-
 /// Removes what [`write_atomically`] left beside `path` in a process that was killed.
 #[cfg(feature = "train")]
 pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {

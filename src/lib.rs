@@ -36,10 +36,6 @@
 //! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
 //! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
 //! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
-//! | tasks x methods x seeds, from TOML (feature `train`) | [`Plan`], [`PlannedRun`] |
-//! | widths per block within a budget (feature `train`) | [`SearchSpace`], [`Supernet`], [`evolve`] |
-//! | methods compared, as a table and a chart (feature `report`) | [`Comparison`], [`TaskTable`], [`AccuracyChart`] |
-//! | a folder of runs as an HTML page, charts and text (feature `report`) | [`Report`], [`Predictions`], [`BypassView`] |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
@@ -57,11 +53,8 @@ mod files;
 pub mod model;
 mod nn;
 pub mod petl;
-#[cfg(feature = "report")]
-pub mod report;
+mod preprocessing;
 pub mod seam;
-#[cfg(feature = "train")]
-pub mod search;
 #[cfg(feature = "train")]
 pub mod train;
 
@@ -97,27 +90,15 @@ pub use petl::{
     ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
     LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
 };
-#[cfg(feature = "report")]
-pub use report::{
-    AccuracyChart, AccuracyPoint, BrokenFile, BypassView, ComparedRun, Comparison, ConvMaps,
-    FoundRun, GridMap, NamedChart, Prediction, Predictions, Report, Thumbnail,
-};
-#[cfg(feature = "report")]
-pub use report::{Average, Figure, SeedRun, Spread, TaskTable};
 pub use seam::{
     BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
     SubLayer, TokenLayout,
 };
 #[cfg(feature = "train")]
-pub use search::{
-    Candidate, Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve,
-};
-#[cfg(feature = "train")]
 pub use train::{
-    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Plan, PlanMethod,
-    PlannedRun, Progress, RunCheckpoint, RunRecord, RunSettings, RunStart, Selection, Setting,
-    Silent, StepReport, Stepped, TensorBoard, TrainConfig, Trial, best_trial, fit, fit_resumable,
-    peak_rss_mb, published_choice,
+    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress,
+    RunCheckpoint, RunRecord, RunStart, Selection, Silent, StepReport, Stepped, TensorBoard,
+    TrainConfig, fit, fit_resumable, peak_rss_mb,
 };
 
 /// The programs of the README, compiled with the documentation tests.

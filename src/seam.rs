@@ -74,6 +74,7 @@ pub struct Site {
 
 /// A layer with weights, as the seam names it; blocks count from 0 through the whole backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Layer {
     /// Images `[B, 3, H, W]` to patches `[B, N, C]`, before positions and prefix tokens join.
     PatchEmbed,
@@ -113,6 +114,7 @@ impl Layer {
 
 /// The size of a [`Layer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LayerShape {
     /// Which layer.
     pub layer: Layer,
@@ -125,6 +127,16 @@ pub struct LayerShape {
 }
 
 impl LayerShape {
+    /// A layer that multiplies by a matrix `[outputs, inputs]`: a linear layer, the patch embedding.
+    pub fn linear(layer: Layer, inputs: i64, outputs: i64, bias: bool) -> Self {
+        LayerShape { layer, inputs, outputs, bias }
+    }
+
+    /// A layer norm over `dim` channels, with weight and bias.
+    pub fn norm(layer: Layer, dim: i64) -> Self {
+        LayerShape { layer, inputs: dim, outputs: dim, bias: true }
+    }
+
     /// Number of weights, the bias among them where there is one.
     pub fn num_params(&self) -> i64 {
         let matrix = if self.layer.is_norm() { self.outputs } else { self.inputs * self.outputs };
@@ -134,6 +146,7 @@ impl LayerShape {
 
 /// Something that a method acts on and not every backbone has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Place {
     /// Pre-norm blocks of attention and MLP, with every place of [`Seam`] around their layers.
     Blocks,
@@ -143,10 +156,12 @@ pub enum Place {
 
 /// What a method has to know of a backbone to make its variables.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BackboneShape {
     /// What people call the family.
     pub family: &'static str,
-    /// What it has not, each with the reason, which ends a sentence about it.
+    /// The places that it lacks, each with the reason, worded as the end of the error that a method
+    /// which needs the place gets.
     pub lacks: &'static [(Place, &'static str)],
     /// Width of the tokens in each block, in order.
     pub block_dims: Vec<i64>,
@@ -160,6 +175,28 @@ pub struct BackboneShape {
 }
 
 impl BackboneShape {
+    /// A backbone that lacks no place, whose features depend on all of its `num_params` weights.
+    pub fn new(
+        family: &'static str,
+        block_dims: Vec<i64>,
+        layers: Vec<LayerShape>,
+        num_params: i64,
+    ) -> Self {
+        let lacks = &[];
+        let num_feature_params = num_params;
+        BackboneShape { family, lacks, block_dims, layers, num_params, num_feature_params }
+    }
+
+    /// The same backbone, which lacks these places, each for the reason beside it.
+    pub fn lacking(self, lacks: &'static [(Place, &'static str)]) -> Self {
+        BackboneShape { lacks, ..self }
+    }
+
+    /// The same backbone, whose features depend on `num_feature_params` of its weights.
+    pub fn with_feature_params(self, num_feature_params: i64) -> Self {
+        BackboneShape { num_feature_params, ..self }
+    }
+
     /// The size of `layer`, if the backbone has one.
     pub fn layer(&self, layer: Layer) -> Option<LayerShape> {
         self.layers.iter().copied().find(|shape| shape.layer == layer)
@@ -179,6 +216,7 @@ pub struct NormOf<'a> {
 
 /// Where [`Seam::beside`] is called, and what is there to read.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Beside<'a> {
     /// Which sub-layer.
     pub site: Site,
@@ -195,6 +233,22 @@ pub struct Beside<'a> {
     pub branch: &'a Branch,
     /// Whether dropout is on.
     pub train: bool,
+}
+
+impl<'a> Beside<'a> {
+    /// What is beside the sub-layer at `site`, for a backbone that calls [`Seam::beside`] itself
+    /// ([`BlockPass::sub_layer`](crate::backbone::BlockPass::sub_layer) does it otherwise): the
+    /// residual stream before and after the norm.
+    pub fn new(
+        site: Site,
+        raw: &'a Tensor,
+        normed: &'a Tensor,
+        layout: &'a TokenLayout,
+        branch: &'a Branch,
+        train: bool,
+    ) -> Self {
+        Beside { site, raw, normed, norm: None, layout, branch, train }
+    }
 }
 
 /// Weight and bias of a layer, for a method that can be folded into them.

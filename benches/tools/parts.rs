@@ -24,10 +24,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use convpass::backbone::{BlockPass, Hooks, ImageSize};
 use convpass::{
     Backbone, BackboneShape, BatchConfig, Batches, Beside, Branch, ConvBypassConfig, FileList,
-    FrozenViT, ImageDataset, Method, Normalization, Order, PartialBatch, Pass, PetlConfig,
-    PetlModel, Seam, Site, Stream, SubLayer, SubLayers, TokenLayout, ViTConfig, peak_rss_mb,
+    FrozenViT, ImageDataset, Method, Normalization, Order, PartialBatch, PetlConfig, PetlModel,
+    Site, Stream, SubLayer, SubLayers, TokenLayout, ViTConfig, peak_rss_mb,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -183,32 +184,34 @@ impl Backbone for BareStream {
         1
     }
 
-    fn embed(&self, tokens: &Tensor, _: &dyn Seam, _: Pass) -> convpass::Result<Stream> {
+    fn embed(&self, tokens: &Tensor, _: &Hooks) -> convpass::Result<Stream> {
         Ok(Stream { tokens: tokens.shallow_clone(), layout: self.layout })
     }
 
-    fn run_block(
-        &self,
-        block: usize,
-        stream: Stream,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> convpass::Result<Stream> {
-        let at = Beside {
-            site: Site { block, sub_layer: SubLayer::Attention },
-            raw: &stream.tokens,
-            normed: &stream.tokens,
-            norm: None,
-            layout: &stream.layout,
-            branch: &Branch::All,
-            train: pass.train,
-        };
-        let tokens = method.beside(&at, stream.tokens.shallow_clone())?;
-        Ok(Stream { tokens, ..stream })
+    fn block(&self, stream: Stream, pass: &BlockPass) -> convpass::Result<Stream> {
+        let Stream { tokens, layout } = stream;
+        let site = Site { block: pass.block, sub_layer: SubLayer::Attention };
+        let (branch, train) = (&Branch::All, pass.hooks.train());
+        let at = Beside::new(site, &tokens, &tokens, &layout, branch, train);
+        let tokens = pass.hooks.method().beside(&at, tokens.shallow_clone())?;
+        Ok(Stream { tokens, layout })
     }
 
-    fn pool(&self, stream: Stream, _: &dyn Seam, _: Pass) -> convpass::Result<Tensor> {
+    fn pool(&self, stream: Stream, _: &Hooks) -> convpass::Result<Tensor> {
         Ok(stream.tokens)
+    }
+
+    fn patch_map(&self, stream: Stream, _: &Hooks) -> convpass::Result<Tensor> {
+        stream.patches()
+    }
+
+    /// What comes in are tokens, not images.
+    fn check_images(&self, _tokens: &Tensor) -> convpass::Result<()> {
+        Ok(())
+    }
+
+    fn image_size(&self) -> ImageSize {
+        ImageSize::From(1)
     }
 
     fn feature_dim(&self) -> i64 {
@@ -216,15 +219,7 @@ impl Backbone for BareStream {
     }
 
     fn shape(&self) -> BackboneShape {
-        let block_dims = vec![self.embed_dim];
-        BackboneShape {
-            family: "a residual stream",
-            lacks: &[],
-            block_dims,
-            layers: Vec::new(),
-            num_params: 0,
-            num_feature_params: 0,
-        }
+        BackboneShape::new("a residual stream", vec![self.embed_dim], Vec::new(), 0)
     }
 
     fn named_weights(&self) -> &[(String, Tensor)] {
@@ -238,16 +233,8 @@ impl Backbone for BareStream {
         Ok(self.clone())
     }
 
-    fn merge(&self, _method: &dyn Seam) -> convpass::Result<Self> {
-        Ok(self.clone())
-    }
-
-    fn digest(&self) -> convpass::Result<String> {
-        Ok(String::new())
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
+    fn choices(&self) -> String {
+        String::new()
     }
 }
 

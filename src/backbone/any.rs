@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::preprocessing::{CLIP, IMAGENET};
 use super::{
-    Backbone, Description, FrozenConvNeXt, FrozenSwin, FrozenViT, Pass, Precision, Preprocessing,
-    PreprocessingSource, Resampling, ResizeMode, Stream,
+    Backbone, BlockPass, Description, Forward, FrozenConvNeXt, FrozenSwin, FrozenViT, Hooks,
+    ImageSize, Pass, Precision, Preprocessing, PreprocessingSource, Resampling, ResizeMode, Stream,
 };
 use crate::error::Result;
+use crate::preprocessing::{CLIP, IMAGENET};
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
 /// The side of the images that a network accepts at any size, unless somebody says another.
@@ -180,22 +180,28 @@ impl Backbone for AnyBackbone {
         each!(&self.family, backbone => backbone.num_blocks())
     }
 
-    fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream> {
-        each!(&self.family, backbone => backbone.embed(images, method, pass))
+    fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Stream> {
+        each!(&self.family, backbone => backbone.embed(images, hooks))
     }
 
-    fn run_block(
-        &self,
-        block: usize,
-        stream: Stream,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Stream> {
-        each!(&self.family, backbone => backbone.run_block(block, stream, method, pass))
+    fn block(&self, stream: Stream, pass: &BlockPass) -> Result<Stream> {
+        each!(&self.family, backbone => backbone.block(stream, pass))
     }
 
-    fn pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
-        each!(&self.family, backbone => backbone.pool(stream, method, pass))
+    fn pool(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        each!(&self.family, backbone => backbone.pool(stream, hooks))
+    }
+
+    fn patch_map(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        each!(&self.family, backbone => backbone.patch_map(stream, hooks))
+    }
+
+    fn image_size(&self) -> ImageSize {
+        each!(&self.family, backbone => Backbone::image_size(backbone))
+    }
+
+    fn choices(&self) -> String {
+        each!(&self.family, backbone => Backbone::choices(backbone))
     }
 
     fn feature_dim(&self) -> i64 {

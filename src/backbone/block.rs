@@ -1,172 +1,108 @@
-//! A pre-norm block, and the method's places around its layers.
+//! A pre-norm block of attention and MLP, with the method's places around its layers.
 
 use tch::Tensor;
 
+use super::Stream;
+use super::hooks::BlockPass;
 use super::weights::Weights;
 use crate::error::Result;
-use crate::ffi::untouched;
 use crate::nn::{
-    Attention, Branch, DropPath, LayerNorm, Linear, Mlp, MlpActivation, WindowBias, Windows,
+    Attention, LayerNorm, Mlp, MlpActivation, Positions, Projected, Weight, WindowBias, Windows,
 };
-use crate::seam::{Beside, Layer, NormOf, Seam, Site, SubLayer, TokenLayout};
+use crate::seam::{Layer, SubLayer, TokenLayout};
 
-#[derive(Debug)]
+/// Which tokens the block computes; the others may still be keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queries {
+    /// All of them.
+    All,
+    /// The first alone.
+    ClassToken,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Block {
     norm1: LayerNorm,
-    /// The windows that attention is within; none where it is to all tokens.
-    windows: Option<WindowBias>,
     attention: Attention,
-    scale1: Option<Tensor>,
+    scale1: Option<Weight>,
     norm2: LayerNorm,
     mlp: Mlp,
-    scale2: Option<Tensor>,
-}
-
-/// The method's places at the layers.
-#[derive(Clone, Copy)]
-pub struct Hooks<'a> {
-    pub(super) method: &'a dyn Seam,
-    pub(super) train: bool,
-}
-
-impl Hooks<'_> {
-    pub(super) fn after(&self, layer: Layer, input: &Tensor, output: Tensor) -> Result<Tensor> {
-        self.method.after_layer(layer, input, output, self.train)
-    }
-
-    pub(super) fn linear(&self, layer: Layer, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        self.after(layer, x, linear.forward(x)?)
-    }
-
-    pub(super) fn norm(&self, layer: Layer, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
-        self.after(layer, x, norm.forward(x)?)
-    }
-
-    /// As [`Hooks::norm`] of a norm in numbers beside those of `x`, and that norm itself where the
-    /// method left its output alone.
-    fn norm_of<'n>(
-        &self,
-        layer: Layer,
-        norm: &'n LayerNorm,
-        x: &Tensor,
-    ) -> Result<(Tensor, Option<NormOf<'n>>)> {
-        let output = norm.apply(x)?;
-        let normed = self.after(layer, x, output.shallow_clone())?;
-        let LayerNorm { weight, bias, eps } = norm;
-        let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });
-        Ok((normed, of))
-    }
-}
-
-/// What a block needs to know of the pass it is in.
-pub(super) struct Run<'a> {
-    pub(super) index: usize,
-    pub(super) layout: TokenLayout,
-    pub(super) class_only: bool,
-    pub(super) drop_path: DropPath,
-    pub(super) hooks: Hooks<'a>,
-}
-
-impl Run<'_> {
-    /// What a sub-layer reads of the `input` for it.
-    fn before(&self, sub_layer: SubLayer, input: Tensor) -> Result<Tensor> {
-        let site = Site { block: self.index, sub_layer };
-        self.hooks.method.before_sub_layer(site, input, self.hooks.train)
-    }
+    scale2: Option<Weight>,
 }
 
 impl Block {
-    /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later.
-    pub(super) fn forward(&self, tokens: Tensor, run: &Run) -> Result<Tensor> {
-        let (mut tokens, mut layout) = (tokens, run.layout);
+    /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later. The
+    /// stream is one that the method has entered.
+    pub(super) fn forward(
+        &self,
+        stream: Stream,
+        queries: Queries,
+        pass: &BlockPass,
+    ) -> Result<Tensor> {
+        let Stream { mut tokens, mut layout } = stream;
         let norm1 = self.norm1.beside(&tokens)?;
-        let (normed, norm) = run.hooks.norm_of(Layer::Norm1(run.index), &norm1, &tokens)?;
+        let (normed, norm) = pass.norm_of(SubLayer::Attention, &norm1, &tokens)?;
         let mut beside = normed.shallow_clone();
-        if run.class_only {
+        if queries == Queries::ClassToken {
             layout = TokenLayout { prefix: 1, grid: (0, 0) };
             tokens = tokens.f_narrow(1, 0, 1)?;
             beside = normed.f_narrow(1, 0, 1)?;
         }
-        let tokens =
-            self.sub_layer(SubLayer::Attention, tokens, (&beside, norm), &layout, run, |branch| {
-                self.attend(&branch.select(&normed)?, run)
-            })?;
+        let attention = SubLayer::Attention;
+        let tokens = pass.join(attention, tokens, (&beside, norm), &layout, |branch| {
+            scaled(self.attend(&branch.select(&normed)?, queries, pass)?, &self.scale1)
+        })?;
         let norm2 = self.norm2.beside(&tokens)?;
-        let (normed, norm) = run.hooks.norm_of(Layer::Norm2(run.index), &norm2, &tokens)?;
-        self.sub_layer(SubLayer::Mlp, tokens, (&normed, norm), &layout, run, |branch| {
-            let (fc1, fc2) = (Layer::Fc1(run.index), Layer::Fc2(run.index));
-            let x = run.before(SubLayer::Mlp, branch.select(&normed)?)?;
-            let x = run.hooks.linear(fc1, &self.mlp.fc1, &x)?;
-            run.hooks.linear(fc2, &self.mlp.fc2, &self.mlp.activate(&x)?)
+        let (normed, norm) = pass.norm_of(SubLayer::Mlp, &norm2, &tokens)?;
+        pass.join(SubLayer::Mlp, tokens, (&normed, norm), &layout, |branch| {
+            let (fc1, fc2) = (Layer::Fc1(pass.block), Layer::Fc2(pass.block));
+            let x = pass.before(SubLayer::Mlp, branch.select(&normed)?)?;
+            let x = pass.hooks.linear(fc1, &self.mlp.fc1, &x)?;
+            let x = pass.hooks.linear(fc2, &self.mlp.fc2, &self.mlp.activate(&x)?)?;
+            scaled(x, &self.scale2)
         })
     }
 
     /// Attention over the normed tokens, `[B, T, C] -> [B, T, C]`; of the first token alone,
     /// `[B, 1, C]`, where it alone is read later.
-    fn attend(&self, normed: &Tensor, run: &Run) -> Result<Tensor> {
-        let (hooks, index, attention) = (&run.hooks, run.index, &self.attention);
-        let input = match &self.windows {
-            Some(bias) => bias.windows.partition(normed)?,
+    fn attend(&self, normed: &Tensor, queries: Queries, pass: &BlockPass) -> Result<Tensor> {
+        let attention = &self.attention;
+        let input = match attention.windows() {
+            Some(windows) => windows.partition(normed)?,
             None => normed.shallow_clone(),
         };
-        let input = run.before(SubLayer::Attention, input)?;
-        let mixed = if run.class_only {
-            let c = attention.proj.weight.size()[1];
-            let first = input.f_narrow(1, 0, 1)?;
-            let q = hooks.linear(Layer::Q(index), &attention.qkv.rows(0, c)?, &first)?;
-            let kv = hooks.linear(Layer::Kv(index), &attention.qkv.rows(c, 2 * c)?, &input)?;
-            attention.mix_split(&q, &kv)?
-        } else {
-            let qkv = hooks.linear(Layer::Qkv(index), &attention.qkv, &input)?;
-            match &self.windows {
-                Some(bias) => {
-                    let table = bias.for_batch(normed.size()[0], &qkv)?;
-                    let mixed = attention.mix(&qkv, Some(&table))?;
-                    bias.windows.reverse(&mixed)?
-                }
-                None => attention.mix(&qkv, None)?,
-            }
+        let input = pass.before(SubLayer::Attention, input)?;
+        let projected = self.project(&input, queries, pass)?;
+        let batch = normed.size().first().copied().unwrap_or_default();
+        let mixed = attention.mix(&projected, batch)?;
+        let mixed = match attention.windows() {
+            Some(windows) => windows.reverse(&mixed)?,
+            None => mixed,
         };
-        hooks.linear(Layer::Proj(index), &attention.proj, &mixed)
+        pass.hooks.linear(Layer::Proj(pass.block), &attention.proj, &mixed)
     }
 
-    /// Adds the sub-layer `f` and what the method has beside it into the residual stream; each
-    /// draws drop path for itself.
-    fn sub_layer(
-        &self,
-        sub_layer: SubLayer,
-        tokens: Tensor,
-        (normed, norm): (&Tensor, Option<NormOf>),
-        layout: &TokenLayout,
-        run: &Run,
-        f: impl FnOnce(&Branch) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let (method, train) = (run.hooks.method, run.hooks.train);
-        let site = Site { block: run.index, sub_layer };
-        let layer_scale = match sub_layer {
-            SubLayer::Attention => &self.scale1,
-            SubLayer::Mlp => &self.scale2,
-        };
-        // Held only for a method that may read it.
-        let raw = method.is_beside(site).then(|| tokens.shallow_clone());
-        let branch = run.drop_path.draw(&tokens, train)?;
-        let mut sum = tokens;
-        if !branch.is_empty() {
-            let mut output = f(&branch)?;
-            if let Some(gamma) = layer_scale {
-                output = output.f_mul(gamma)?;
-            }
-            let output = method.after_sub_layer(site, output, layout, train)?;
-            sum = branch.add(&sum, &output)?;
-        }
-        if let Some(raw) = &raw {
-            let branch = &run.drop_path.draw(&sum, train)?;
-            if !branch.is_empty() {
-                let at = Beside { site, raw, normed, norm, layout, branch, train };
-                sum = method.beside(&at, sum)?;
+    /// Queries of the tokens that are read later, keys and values of all.
+    fn project(&self, input: &Tensor, queries: Queries, pass: &BlockPass) -> Result<Projected> {
+        let (qkv, hooks, block) = (&self.attention.qkv, &pass.hooks, pass.block);
+        match queries {
+            Queries::All => Ok(Projected::Fused(hooks.linear(Layer::Qkv(block), qkv, input)?)),
+            Queries::ClassToken => {
+                let c = self.attention.proj.weight.size()[1];
+                let first = input.f_narrow(1, 0, 1)?;
+                let q = hooks.linear(Layer::Q(block), &qkv.rows(0, c)?, &first)?;
+                let kv = hooks.linear(Layer::Kv(block), &qkv.rows(c, 2 * c)?, input)?;
+                Ok(Projected::Split(q, kv))
             }
         }
-        Ok(sum)
+    }
+}
+
+/// `output [B, T, C]` times a factor for each channel, if there is one.
+fn scaled(output: Tensor, gamma: &Option<Weight>) -> Result<Tensor> {
+    match gamma {
+        Some(gamma) => Ok(output.f_mul(gamma)?),
+        None => Ok(output),
     }
 }
 
@@ -199,15 +135,16 @@ impl Block {
         let activation = shape.activation;
         Ok(Block {
             norm1: weights.norm(&name("norm1"), c, eps)?,
-            windows: match windows {
-                Some(windows) => {
-                    let sizes = [windows.table_rows(), shape.num_heads];
-                    let table = weights.get(&name("attn.relative_position_bias_table"), &sizes)?;
-                    Some(WindowBias::new(windows, table))
-                }
-                None => None,
-            },
             attention: Attention {
+                positions: match windows {
+                    Some(windows) => {
+                        let sizes = [windows.table_rows(), shape.num_heads];
+                        let table = name("attn.relative_position_bias_table");
+                        let table = weights.get(&table, &sizes)?.shallow_clone();
+                        Positions::Windows(WindowBias::new(windows, table))
+                    }
+                    None => Positions::InTokens,
+                },
                 qkv: weights.linear(&name("attn.qkv"), 3 * c, c, shape.qkv_bias)?,
                 proj: weights.linear(&name("attn.proj"), c, c, true)?,
                 num_heads: shape.num_heads,

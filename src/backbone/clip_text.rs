@@ -6,10 +6,11 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::block::{Block, BlockShape, Hooks, Run};
+use super::block::{Block, BlockShape, Queries};
 use super::weights::{WeightSource, Weights, random};
+use super::{BlockPass, Hooks, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation};
+use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
 /// The shape and the choices of a [`ClipText`]. The default is that of CLIP ViT-B/16.
@@ -113,9 +114,9 @@ impl ClipTextConfig {
 pub struct ClipText {
     config: ClipTextConfig,
     /// `[V, C]`.
-    token_embed: Tensor,
+    token_embed: Weight,
     /// `[T, C]`.
-    pos_embed: Tensor,
+    pos_embed: Weight,
     blocks: Vec<Block>,
     norm: LayerNorm,
     projection: Option<Linear>,
@@ -141,7 +142,7 @@ impl ClipText {
     /// Builds the layers from whatever `source` gives for each weight.
     pub(crate) fn from_source(config: &ClipTextConfig, source: &mut WeightSource) -> Result<Self> {
         config.validate()?;
-        let mut weights = Weights { source, int8: false, named: Vec::new() };
+        let mut weights = Weights::new(source, false);
         let (c, eps) = (config.embed_dim, config.norm_eps);
         let block = |index| BlockShape {
             name: format!("blocks.{index}"),
@@ -224,10 +225,11 @@ impl ClipText {
     /// `[B, T, C] -> [B, T, C]`.
     fn run_blocks(&self, tokens: Tensor) -> Result<Tensor> {
         let layout = TokenLayout { prefix: tokens.size()[1], grid: (0, 0) };
+        let hooks = Hooks::new(&NoMethod, false);
         self.blocks.iter().enumerate().try_fold(tokens, |tokens, (index, block)| {
-            let hooks = Hooks { method: &NoMethod, train: false };
             let drop_path = DropPath::linear(0.0, index, self.blocks.len());
-            block.forward(tokens, &Run { index, layout, class_only: false, drop_path, hooks })
+            let pass = BlockPass { block: index, hooks, drop_path, pooled_only: false };
+            block.forward(Stream { tokens, layout }, Queries::All, &pass)
         })
     }
 

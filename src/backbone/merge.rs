@@ -1,29 +1,32 @@
-//! A backbone whose weights do what a method did beside it.
+//! The weights of a backbone that does what a method did beside it.
 
 use std::collections::HashMap;
 
 use tch::Tensor;
 
-use super::frozen::Network;
-use super::{Backbone, Frozen};
+use super::network::Network;
 use crate::error::{Error, Result};
-use crate::seam::{LayerWeights, Seam};
+use crate::seam::{LayerShape, LayerWeights, Seam};
 
-/// A copy of `backbone` with `method` folded in. Layers that the method leaves alone share their
-/// weights with it; a layer without a bias gets one where the method adds a shift.
-pub(super) fn merge<C: Network>(backbone: &Frozen<C>, method: &dyn Seam) -> Result<Frozen<C>> {
-    if backbone.is_int8() {
-        return Err(Error::config("kind", "f32, bf16, f16 or f64, to fold a method in", "int8"));
-    }
-    let mut config = backbone.config().clone();
-    let own = backbone.named_weights().iter();
+/// Folds `method` into `named`, the weights of the listed layers. A layer without a bias gets one,
+/// in `config` too, where the method adds a shift; layers that the method leaves alone share their
+/// weights with `named`.
+pub(super) fn merge<C: Network>(
+    config: &mut C,
+    layers: &[LayerShape],
+    named: &[(String, Tensor)],
+    method: &dyn Seam,
+) -> Result<HashMap<String, Tensor>> {
     let mut weights: HashMap<String, Tensor> =
-        own.map(|(name, weight)| (name.clone(), weight.detach())).collect();
-    let like = backbone.named_weights()[0].1.shallow_clone();
-    for layer in config.shape().layers.into_iter().map(|shape| shape.layer) {
-        let Some(name) = config.layer_name(layer) else { continue };
+        named.iter().map(|(name, weight)| (name.clone(), weight.detach())).collect();
+    for layer in layers.iter().map(|shape| shape.layer) {
+        let unnamed = || {
+            let expected = format!("one that names the weight of {layer:?}, to fold a method in");
+            Error::config("backbone", expected, C::FAMILY)
+        };
+        let name = config.layer_name(layer).ok_or_else(unnamed)?;
         let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
-        let Some(weight) = weights.get(&weight_name).map(Tensor::shallow_clone) else { continue };
+        let weight = weights.get(&weight_name).ok_or_else(unnamed)?.shallow_clone();
         let bias = weights.get(&bias_name).map(Tensor::shallow_clone);
         let merged = tch::no_grad(|| method.merge(layer, LayerWeights { weight, bias }))?;
         weights.insert(weight_name, merged.weight);
@@ -32,9 +35,5 @@ pub(super) fn merge<C: Network>(backbone: &Frozen<C>, method: &dyn Seam) -> Resu
             weights.insert(bias_name, bias);
         }
     }
-    // Only a bias can be missing: one that another block's projection got.
-    Frozen::from_source(&config, &mut |name, shape| match weights.remove(name) {
-        Some(weight) => Ok(weight),
-        None => Ok(Tensor::f_zeros(shape, (like.kind(), like.device()))?),
-    })
+    Ok(weights)
 }

@@ -1,4 +1,25 @@
 //! Frozen backbones. Each runs the seam's places and names no method.
+//!
+//! # A backbone of your own
+//!
+//! Another crate adds a family in one of two ways.
+//!
+//! - Implement [`BackboneConfig`] and [`Network`] for a config. [`Frozen`] of that config is then a
+//!   [`Backbone`] with random weights, weights of a file, other dtypes, int8, a digest, merging and
+//!   cheap clones. This is the common way, and the example `own_backbone` is one in a file.
+//! - Implement [`Backbone`] itself, for a type that holds weights in a way of its own or hands its
+//!   calls on to other backbones.
+//!
+//! Either way the code of the family is three functions: `embed` makes images into tokens, `block`
+//! runs one block, and `pool` makes the last tokens into features. They call the method's places
+//! through [`Hooks`] (around layers) and [`BlockPass`] (around sub-layers). `patch_map` is `pool`
+//! for dense features. [`Forward`] runs them and does what the crate promises of every backbone:
+//! checked images, seeds for each block, drop path by depth, recomputed blocks and kept prefixes.
+//!
+//! Methods find out through [`BackboneShape`] what there is to act on. A backbone in tokens, whose
+//! blocks each have the two sub-layers, lists its blocks' widths and its layers there, and lacks
+//! nothing. A layer that the shape lists must be run through [`Hooks`], under the same
+//! [`Layer`](crate::seam::Layer).
 
 mod any;
 mod block;
@@ -6,10 +27,12 @@ mod clip_text;
 mod convnext;
 mod description;
 mod digest;
+mod forward;
 mod frozen;
+mod hooks;
 mod merge;
+mod network;
 mod precision;
-mod preprocessing;
 mod swin;
 mod vit;
 mod weights;
@@ -18,31 +41,45 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
+pub use crate::preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
 pub use any::AnyBackbone;
 pub(crate) use any::AnyFamily;
 pub use clip_text::{ClipText, ClipTextConfig};
 pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
 pub use description::Description;
-pub use frozen::{Frozen, Network};
+pub use forward::Forward;
+pub use frozen::Frozen;
+pub use hooks::{BlockPass, Hooks};
+pub use network::{ImageSize, Network};
 pub use precision::Precision;
-pub use preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
 pub use swin::{FrozenSwin, SwinConfig};
 pub use vit::{FrozenViT, Pooling, ViTConfig};
+pub use weights::{WeightSource, Weights};
 
 use crate::error::{Error, Result};
-pub use crate::nn::MlpActivation;
-use crate::nn::Noise;
-use crate::seam::{BackboneShape, Seam, TokenLayout};
+pub use crate::nn::{
+    Branch, Conv, DropPath, LayerNorm, Linear, MlpActivation, Noise, PatchEmbed, Weight,
+};
+use crate::seam::{BackboneShape, NoMethod, Seam, TokenLayout};
 
 /// How a forward pass is run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pass {
     /// Whether dropout and drop path are on.
     pub train: bool,
-    /// Drop path rate at the last block, linear over depth from 0.
+    /// Drop path rate at the last block, linear over depth from 0; within `0..1`.
     pub drop_path: f64,
     /// Seeds dropout and drop path.
     pub noise: Noise,
+}
+
+impl Pass {
+    fn validate(&self) -> Result<()> {
+        if (0.0..1.0).contains(&self.drop_path) {
+            return Ok(());
+        }
+        Err(Error::config("drop_path", "within 0..1", self.drop_path))
+    }
 }
 
 /// What flows from block to block.
@@ -54,6 +91,30 @@ pub struct Stream {
     pub layout: TokenLayout,
 }
 
+impl Stream {
+    /// The patch tokens as a map `[B, C, rows, cols]`, without the prefix tokens (class, registers,
+    /// prompts). A map stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the tokens do not lie as the layout says.
+    pub fn patches(&self) -> Result<Tensor> {
+        let size = self.tokens.size();
+        if size.len() == 4 {
+            return Ok(self.tokens.shallow_clone());
+        }
+        self.layout.check(&self.tokens, size.get(2).copied().unwrap_or_default())?;
+        let TokenLayout { prefix, grid: (rows, cols) } = self.layout;
+        let patches = self.tokens.f_narrow(1, prefix, self.layout.num_patches())?;
+        // [B, N, C] -> [B, C, N] -> [B, C, rows, cols]
+        Ok(patches.f_transpose(1, 2)?.f_reshape([size[0], size[2], rows, cols])?)
+    }
+
+    /// The same stream; its tokens share memory with this one's.
+    pub fn shallow_clone(&self) -> Self {
+        Stream { tokens: self.tokens.shallow_clone(), layout: self.layout }
+    }
+}
+
 /// The shape and the choices of a backbone, without weights.
 pub trait BackboneConfig: Debug {
     /// Checks that a model of this shape can exist.
@@ -62,68 +123,53 @@ pub trait BackboneConfig: Debug {
     /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
     fn validate(&self) -> Result<()>;
 
-    /// The layers of a valid config that a method can act on.
-    fn shape(&self) -> BackboneShape;
+    /// What a method can act on, and how many weights there are.
+    ///
+    /// # Errors
+    /// As [`BackboneConfig::validate`].
+    fn shape(&self) -> Result<BackboneShape>;
 }
 
 /// A pretrained network that methods act on through the seam.
 ///
-/// Its weights are plain tensors outside any `VarStore`; `Clone` shares them.
+/// Its weights are plain tensors outside any `VarStore`; `Clone` shares them. [`Forward`] runs it.
+/// The [module's page](self) says how another crate adds one.
 pub trait Backbone: Clone + Debug + Send {
-    /// Images `[B, 3, H, W]` to features `[B, feature_dim]`, with `method` at its places.
-    ///
-    /// # Errors
-    /// [`Error::Input`] if the images do not fit.
-    fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
-        self.forward_from(0, self.embed(images, method, pass)?, method, pass)
-    }
-
-    /// The rest of [`Backbone::forward`], from what enters a block on.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    fn forward_from(
-        &self,
-        block: usize,
-        stream: Stream,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Tensor> {
-        let stream = (block..self.num_blocks())
-            .try_fold(stream, |stream, block| self.run_block(block, stream, method, pass))?;
-        self.pool(stream, method, pass)
-    }
-
     /// Number of blocks.
     fn num_blocks(&self) -> usize;
 
-    /// The first part of [`Backbone::forward`]: images to what enters block 0.
+    /// Images `[B, 3, H, W]`, checked and in [`Backbone::compute_kind`], to what enters block 0.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit.
-    fn embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream>;
+    /// What the layers and the method return.
+    fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Stream>;
 
-    /// One block of it, and what stands between that and the one before. In training it starts
-    /// libtorch's generator anew, from `pass.noise` and the block's number.
+    /// Block number `pass.block`, which exists, and what stands between it and the block before. It
+    /// calls [`BlockPass::enter`] first. The stream it returns has the layout that it entered with,
+    /// or that of its own stage.
     ///
     /// # Errors
-    /// What libtorch says.
-    fn run_block(
-        &self,
-        block: usize,
-        stream: Stream,
-        method: &dyn Seam,
-        pass: Pass,
-    ) -> Result<Stream>;
+    /// What the layers and the method return.
+    fn block(&self, stream: Stream, pass: &BlockPass) -> Result<Stream>;
 
-    /// The last part of it: what leaves the last block to features.
+    /// What leaves the last block to features `[B, feature_dim]`.
     ///
     /// # Errors
-    /// What libtorch says.
-    fn pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor>;
+    /// What the layers and the method return.
+    fn pool(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
+
+    /// All tokens that leave the last block to dense features `[B, C, rows, cols]`: the final norm,
+    /// and then [`Stream::patches`].
+    ///
+    /// # Errors
+    /// What the layers and the method return.
+    fn patch_map(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
     /// Width of the features.
     fn feature_dim(&self) -> i64;
+
+    /// The images that it accepts.
+    fn image_size(&self) -> ImageSize;
 
     /// The layers that a method can act on.
     fn shape(&self) -> BackboneShape;
@@ -132,18 +178,83 @@ pub trait Backbone: Clone + Debug + Send {
     fn named_weights(&self) -> &[(String, Tensor)];
 
     /// The same backbone over the tensors that `replace` gives for its own, by name.
+    ///
+    /// # Errors
+    /// What `replace` returns; [`Error::Input`] if a tensor does not fit in the other's place: of
+    /// another shape, without floating-point numbers, or on another device than the rest.
     fn map_weights(&self, replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>)
     -> Result<Self>;
 
+    /// What the forward pass does with the weights, as far as their shapes do not tell (the family,
+    /// heads, eps, activation, pooling, image size), in words that never change: it goes into
+    /// [`Backbone::digest`].
+    fn choices(&self) -> String;
+
+    /// Images `[B, 3, H, W]` to dense features `[B, C, rows, cols]`: the patch tokens after the
+    /// last block and the final norm, without prefix tokens; the last map of a ConvNeXt.
+    /// [`Forward::forward_patches`] does it with a method.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the images do not fit; what the layers return.
+    fn patch_features(&self, images: &Tensor) -> Result<Tensor> {
+        self.forward_patches(images, &NoMethod, Pass::default())
+    }
+
+    /// What leaves each of the chosen blocks, which count from 0, for images `[B, 3, H, W]`: all
+    /// tokens, before the final norm, in the order of `blocks`. [`Stream::patches`] makes a map of
+    /// them, and [`Forward::forward_intermediate`] does it with a method.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a number that no block has; [`Error::Input`] if the images do not fit.
+    fn intermediate(&self, images: &Tensor, blocks: &[usize]) -> Result<Vec<Stream>> {
+        self.forward_intermediate(images, blocks, &NoMethod, Pass::default())
+    }
+
+    /// Checks that images are `[B, 3, H, W]` of [`Backbone::image_size`], in f32 or the weights'
+    /// dtype, and on their device.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they are not.
+    fn check_images(&self, images: &Tensor) -> Result<()> {
+        let (size, kind, device) = (self.image_size(), self.kind(), self.device());
+        if !images.defined() {
+            let (expected, found) = (size.describe(), "no tensor".to_owned());
+            return Err(Error::Input { argument: "images", expected, found });
+        }
+        let shape_fits = matches!(images.size()[..], [_, 3, h, w] if size.accepts((h, w)));
+        let kind_fits = [kind, Kind::Float].contains(&images.kind());
+        if shape_fits && kind_fits && images.device() == device {
+            return Ok(());
+        }
+        let found = format!("{:?} {:?} on {:?}", images.size(), images.kind(), images.device());
+        let expected = format!("{} {kind:?} on {device:?}", size.describe());
+        Err(Error::Input { argument: "images", expected, found })
+    }
+
     /// A backbone that alone does what this one does in evaluation with a `method` that can be
     /// merged ([`Seam::can_merge`]). It shares every weight that does not change.
-    fn merge(&self, method: &dyn Seam) -> Result<Self>;
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a backbone that methods cannot be folded into, which is what this
+    /// function returns if it is not implemented.
+    fn merge(&self, _method: &dyn Seam) -> Result<Self> {
+        let family = self.shape().family;
+        Err(Error::config("backbone", "one that a method can be folded into", family))
+    }
 
-    /// SHA-256 over every frozen byte and over what the forward pass does with them, in hex.
-    fn digest(&self) -> Result<String>;
+    /// SHA-256 over every frozen byte and over what the forward pass does with them
+    /// ([`Backbone::choices`]), in hex. An adapter file knows its backbone by it.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if a weight cannot be read.
+    fn digest(&self) -> Result<String> {
+        digest::digest(&self.choices(), self.named_weights())
+    }
 
     /// Where the weights are.
-    fn device(&self) -> Device;
+    fn device(&self) -> Device {
+        self.named_weights().first().map_or(Device::Cpu, |(_, weight)| weight.device())
+    }
 
     /// The kind of the weights, those in int8 apart.
     fn kind(&self) -> Kind {
@@ -204,9 +315,14 @@ pub trait Backbone: Clone + Debug + Send {
 
     /// What the backbone is called, for messages and for adapter files.
     fn describe(&self) -> Description {
+        let image_size = match self.image_size() {
+            ImageSize::Fixed(height, width) => Some((height, width)),
+            ImageSize::From(_) => None,
+        };
         Description {
             family: self.shape().family.to_owned(),
             num_params: self.num_params(),
+            image_size,
             precision: Precision::of_weights(self),
             ..Description::default()
         }
@@ -218,19 +334,25 @@ pub trait Backbone: Clone + Debug + Send {
     }
 }
 
-/// Width between the layers of an MLP beside tokens of width `dim`: what is not whole is cut off, a
-/// ratio of two whole widths, which may be rounded, apart.
+/// Width between the layers of an MLP beside tokens of width `dim`, rounded down. A ratio that was
+/// itself rounded from two whole widths gives the width that it came from.
 fn hidden(dim: i64, ratio: f64) -> i64 {
     (dim as f64 * ratio + 1e-6) as i64
 }
 
-/// The stage of a block and its number within, for stages of these depths; the block is one of
-/// theirs.
-fn locate(depths: &[i64], block: usize) -> (usize, usize) {
-    let (mut stage, mut within) = (0, block);
-    while within >= depths[stage] as usize {
-        within -= depths[stage] as usize;
-        stage += 1;
+/// The stage of a block and its number within the stage, for stages of these depths.
+fn locate(depths: &[i64], block: usize) -> Result<(usize, usize)> {
+    let mut within = block;
+    for (stage, &depth) in depths.iter().enumerate() {
+        match within.checked_sub(usize::try_from(depth).unwrap_or_default()) {
+            Some(rest) => within = rest,
+            None => return Ok((stage, within)),
+        }
     }
-    (stage, within)
+    Err(Error::config("block", format!("below {}", total(depths)), block))
+}
+
+/// Number of blocks of stages of these depths.
+fn total(depths: &[i64]) -> usize {
+    depths.iter().filter_map(|&depth| usize::try_from(depth).ok()).fold(0, usize::saturating_add)
 }

@@ -75,6 +75,7 @@ impl Checkpoint for ViTConfig {
             activation,
             class_token,
             num_registers,
+            pos_embed: true,
             pos_embed_prefix,
             patch_bias: plan.has("patch_embed.proj.bias"),
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
@@ -97,6 +98,9 @@ impl Checkpoint for ViTConfig {
     /// of 3x5 and a class token, and only the grid says which; one that fits the grid with an
     /// unlikely prefix is more likely to be resized.
     fn fit(&self, plan: &Plan) -> Result<Self> {
+        if !self.pos_embed {
+            return Ok(self.clone());
+        }
         let rows = plan.shape("pos_embed", 3)?[1];
         let patches = self.layout().num_patches();
         let likely = [self.pos_embed_prefix, usual_prefix(plan, self.class_token)];

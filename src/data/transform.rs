@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::preprocessing::Preprocessing;
 
 /// How pixels in [0, 1] are shifted and scaled, `(x - mean) / std` a channel.
 ///
@@ -39,6 +40,15 @@ impl Normalization {
             Self::Unit => "unit",
             Self::Clip => "clip",
         }
+    }
+
+    /// Returns the named normalization with the mean and standard deviation of `preprocessing`, if
+    /// there is one.
+    pub fn of(preprocessing: &Preprocessing) -> Option<Self> {
+        let is_same = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        Self::ALL.into_iter().find(|named| {
+            is_same(named.mean(), preprocessing.mean) && is_same(named.std(), preprocessing.std)
+        })
     }
 
     /// Mean of red, green and blue, pixels in [0, 1].

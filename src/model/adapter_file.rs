@@ -5,38 +5,15 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize};
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
+use super::adapter_info::{AdapterInfo, KEY};
 use super::low_bit::{self, LowBit};
 use super::petl_model::PetlConfig;
 use crate::backbone::Backbone;
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-
-/// The one metadata key: safetensors keeps its metadata in a map without an order, and one entry
-/// has one order, so that the same model gives the same bytes.
-const KEY: &str = "convpass";
-
-/// What an adapter file says beside its tensors.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct AdapterInfo {
-    pub(super) config: PetlConfig,
-    /// Digest of the backbone that the adapter was trained beside.
-    pub(super) backbone: String,
-}
-
-/// Reads the metadata of an adapter file.
-pub(super) fn info(file: &TensorFile) -> Result<AdapterInfo> {
-    let unknown = |reason: String| Error::UnknownFormat { file: file.path().to_path_buf(), reason };
-    let Some(text) = file.metadata().get(KEY) else {
-        return Err(unknown(format!(
-            "no metadata `{KEY}`, so it is no adapter saved by this crate"
-        )));
-    };
-    serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
-}
 
 /// Checks that the file holds as much as its config asks for, before anything is allocated.
 pub(super) fn check_size<B: Backbone>(

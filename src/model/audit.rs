@@ -1,10 +1,11 @@
-//! What a method trains beside a backbone, in closed form: no weight is allocated.
+//! What a method trains beside a backbone, from its declaration: no weight is allocated.
 
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::BackboneConfig;
 use crate::error::Result;
 use crate::petl::Method;
+use crate::seam::BackboneShape;
 
 /// One row of a parameter table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,11 +29,20 @@ pub struct AuditRow {
 /// [`Error::Unsupported`](crate::Error::Unsupported) if the backbone has no place for the method.
 pub fn audit(config: &impl BackboneConfig, method: &Method) -> Result<AuditRow> {
     config.validate()?;
+    audit_shape(&config.shape()?, method)
+}
+
+/// [`audit`](fn@audit) for a backbone of which only the shape is at hand ([`Backbone::shape`]).
+///
+/// # Errors
+/// As [`audit`](fn@audit).
+///
+/// [`Backbone::shape`]: crate::Backbone::shape
+pub fn audit_shape(shape: &BackboneShape, method: &Method) -> Result<AuditRow> {
     method.validate()?;
-    let shape = config.shape();
-    let (params, backbone) = (method.num_params(&shape)?, shape.num_params);
+    let (params, backbone) = (method.num_params(shape)?, shape.num_params);
     let percent = 100.0 * params as f64 / backbone as f64;
-    let bytes = method.stored_bytes(&shape, i64::MAX)?.unwrap_or(i64::MAX);
+    let bytes = method.stored_bytes(shape, i64::MAX)?.unwrap_or(i64::MAX);
     Ok(AuditRow { method: method.clone(), params, backbone, percent, bytes })
 }
 

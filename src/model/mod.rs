@@ -1,8 +1,12 @@
 //! An adapted model: a backbone, a method and a head.
 
+mod adapted;
 mod adapter_file;
+mod adapter_info;
 mod audit;
+mod dense;
 mod head;
+mod labels;
 mod low_bit;
 mod peft;
 mod petl_model;
@@ -12,7 +16,9 @@ mod trainable_params;
 
 #[cfg(feature = "train")]
 pub(crate) use adapter_file::{Bytes, encode};
-pub use audit::{AuditRow, audit};
+pub use adapter_info::AdapterInfo;
+pub use audit::{AuditRow, audit, audit_shape};
+pub use labels::HeadSource;
 pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};
 pub use trainable_params::TrainableParams;

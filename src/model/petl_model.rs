@@ -6,15 +6,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use super::adapter_file::{self, AdapterInfo};
+use super::adapted::Adapted;
+use super::adapter_file;
+use super::adapter_info::AdapterInfo;
 use super::head::{head, set_head};
 use super::low_bit::LowBit;
 use super::trainable_params::TrainableParams;
-use crate::backbone::{Backbone, FrozenViT, Pass};
+use crate::backbone::{Backbone, Forward, FrozenViT, Pass, Preprocessing};
 use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{InitRng, Linear, Noise};
-use crate::petl::{Method, NewVariables, PassValues};
+use crate::petl::{Bypasses, Method, MethodReader, NewVariables};
 use crate::seam::{NoMethod, Seam};
 
 /// What is trained, for how many classes, and from which seed.
@@ -65,13 +67,18 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,
     /// The backbone over trained weights, where the method trains them.
     unfrozen: Option<B>,
+    /// Over the variables themselves.
     method: Box<dyn Seam>,
+    /// Over values of them, where a pass does not compute with the variables themselves.
+    adapted: Option<Adapted<B>>,
     /// The backbone with the method folded in, while it is.
     merged: Option<B>,
     head: Linear,
     var_store: nn::VarStore,
     low_bit: LowBit,
     config: PetlConfig,
+    pub(super) class_names: Option<Vec<String>>,
+    pub(super) preprocessing: Option<Preprocessing>,
 }
 
 impl<B: Backbone> PetlModel<B> {
@@ -90,8 +97,31 @@ impl<B: Backbone> PetlModel<B> {
         let unfrozen = config.method.unfreeze(&root, &backbone)?;
         let head = head(&root, backbone.feature_dim(), config.num_classes, rng)?;
         drop(root);
-        let (merged, config) = (None, config.clone());
-        Ok(PetlModel { backbone, unfrozen, method, merged, head, var_store, low_bit, config })
+        let mut model = PetlModel {
+            backbone,
+            unfrozen,
+            method,
+            adapted: None,
+            merged: None,
+            head,
+            var_store,
+            low_bit,
+            config: config.clone(),
+            class_names: None,
+            preprocessing: None,
+        };
+        model.adapted = model.adapted(model.backbone.compute_kind())?;
+        Ok(model)
+    }
+
+    /// The method for passes in `kind`, if they do not compute with the variables themselves.
+    fn adapted(&self, kind: Kind) -> Result<Option<Adapted<B>>> {
+        if kind == Kind::Float && self.low_bit.is_empty() {
+            return Ok(None);
+        }
+        let variables = self.var_store.variables().into_iter().collect();
+        let (method, unfrozen) = (&self.config.method, self.unfrozen.as_ref());
+        Adapted::new(method, &variables, &self.backbone, unfrozen, kind).map(Some)
     }
 
     /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
@@ -127,13 +157,17 @@ impl<B: Backbone> PetlModel<B> {
         f: impl FnOnce(&B, &dyn Seam, Pass) -> Result<T>,
     ) -> Result<T> {
         let pass = if train { self.training_pass()? } else { Pass::default() };
-        let result = self.with_adapted(self.backbone.compute_kind(), |backbone, method| {
-            f(backbone, method, pass)
-        });
+        let result =
+            self.with_adapted(self.adapted.as_ref(), |backbone, method| f(backbone, method, pass));
         if train {
             pass.noise.leave();
         }
         result
+    }
+
+    /// The backbone with the method folded in, while it is.
+    pub(super) fn merged(&self) -> Option<&B> {
+        self.merged.as_ref()
     }
 
     /// A pass with dropout and drop path, seeded by libtorch's generator.
@@ -151,22 +185,17 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
-    /// Calls `f` with the backbone that the method acts on and the method, their trained weights
-    /// as a pass in `kind` computes with them. The variables themselves are f32.
-    fn with_adapted<T>(&self, kind: Kind, f: impl FnOnce(&B, &dyn Seam) -> Result<T>) -> Result<T> {
+    /// Calls `f` with the backbone that the method acts on and the method, over the values of
+    /// `adapted` if there is one and over the f32 variables if not.
+    fn with_adapted<T>(
+        &self,
+        adapted: Option<&Adapted<B>>,
+        f: impl FnOnce(&B, &dyn Seam) -> Result<T>,
+    ) -> Result<T> {
         let backbone = self.unfrozen.as_ref().unwrap_or(&self.backbone);
-        if kind == Kind::Float && self.low_bit.is_empty() {
-            return f(backbone, &*self.method);
-        }
-        let variables = self.var_store.variables().into_iter().collect();
-        let is_coded = &|name: &str, variable: &Tensor| self.low_bit.is_coded(name, variable);
-        let mut values = PassValues { variables: &variables, is_coded, kind };
-        let method = self.config.method.build(&mut values, &self.backbone.shape())?;
-        match &self.unfrozen {
-            Some(unfrozen) if kind != Kind::Float => f(&unfrozen.to_kind(kind)?, &*method),
-            // What is trained is f32, and weights that are kept in f16 stay so.
-            _ => f(backbone, &*method),
-        }
+        let Some(adapted) = adapted else { return f(backbone, &*self.method) };
+        adapted.refresh(&self.low_bit)?;
+        f(adapted.unfrozen.as_ref().unwrap_or(backbone), &*adapted.method)
     }
 
     /// A plain backbone with the same features, for [`PetlModel::forward`] in evaluation up to
@@ -183,7 +212,9 @@ impl<B: Backbone> PetlModel<B> {
             return Err(Error::config("method", expected, self.config.method.name()));
         }
         // In f32, and rounded once.
-        let merged = self.with_adapted(Kind::Float, |backbone, method| backbone.merge(method))?;
+        let adapted = self.adapted(Kind::Float)?;
+        let merged =
+            self.with_adapted(adapted.as_ref(), |backbone, method| backbone.merge(method))?;
         merged.to_kind(self.backbone.kind())
     }
 
@@ -235,6 +266,20 @@ impl<B: Backbone> PetlModel<B> {
         self.frozen_blocks() == Some(self.backbone.num_blocks())
     }
 
+    /// The bypasses of a model whose method is [`Method::ConvBypass`] or
+    /// [`Method::ConvBypassVariant`], as a pass computes with them now: to look at what each does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for any other method.
+    pub fn bypasses(&self) -> Result<Bypasses> {
+        let Some(config) = self.config.method.bypasses() else {
+            let (expected, found) = ("conv_bypass or its variant", self.config.method.name());
+            return Err(Error::config("method", expected, found));
+        };
+        let variables = self.var_store.variables().into_iter().collect();
+        Bypasses::of_variables(&variables, &self.backbone, &config)
+    }
+
     /// The backbone as it was given; no method changes it.
     pub fn backbone(&self) -> &B {
         &self.backbone
@@ -259,34 +304,77 @@ impl<B: Backbone> PetlModel<B> {
         TrainableParams::new(total - head, head, self.backbone.num_params())
     }
 
-    /// Writes the trainables as safetensors, with the config and the backbone's digest as
-    /// metadata. The same model gives the same bytes; the file appears whole or not at all.
+    /// Writes the trainables as safetensors, with [`AdapterInfo`] as metadata: config, backbone,
+    /// preprocessing, class names. The same model gives the same bytes; the file appears whole or
+    /// not at all.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
     pub fn save_adapter(&self, path: impl AsRef<Path>) -> Result<()> {
-        let info = AdapterInfo { config: self.config.clone(), backbone: self.backbone.digest()? };
-        adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &info)
+        adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &self.adapter_info()?)
     }
 
     /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
     ///
     /// # Errors
-    /// [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
+    /// [`Error::OutsideMethod`] if a method of another crate is in it (use
+    /// [`PetlModel::load_adapter_with`]); [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
     /// without the metadata (build the model and use [`PetlModel::load_weights`]);
     /// [`Error::CorruptFile`] if it does not hold as many weights as its config asks for; the
     /// errors of `load_weights` otherwise.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_adapter_with(backbone, path, &|_, _| {
+            Err("load the file with PetlModel::load_adapter_with, which is told how to make it"
+                .into())
+        })
+    }
+
+    /// [`PetlModel::load_adapter`] for a file in which methods of other crates are: `reader` makes
+    /// each from its name ([`PetlMethod::name`]) and its config ([`PetlMethod::config`]).
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use convpass::petl::PetlMethod;
+    /// # use convpass::petl::LoraConfig as Depthwise;
+    /// # use convpass::{FrozenViT, PetlModel};
+    /// # fn load(backbone: FrozenViT) -> convpass::Result<PetlModel> {
+    /// PetlModel::load_adapter_with(backbone, "adapter.safetensors", &|name, config| {
+    ///     let method: Arc<dyn PetlMethod> = match name {
+    ///         "depthwise" => Arc::new(serde_json::from_value::<Depthwise>(config.clone())?),
+    ///         other => return Err(format!("{other} is not known here").into()),
+    ///     };
+    ///     Ok(method)
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutsideMethod`] with what `reader` returned; as [`PetlModel::load_adapter`]
+    /// otherwise.
+    ///
+    /// [`PetlMethod::name`]: crate::petl::PetlMethod::name
+    /// [`PetlMethod::config`]: crate::petl::PetlMethod::config
+    pub fn load_adapter_with(
+        backbone: B,
+        path: impl AsRef<Path>,
+        reader: &MethodReader,
+    ) -> Result<Self> {
         let adapter = TensorFile::open(path)?;
-        let info = adapter_file::info(&adapter)?;
-        let found = backbone.digest()?;
-        if info.backbone != found {
-            let (file, expected) = (adapter.path().to_path_buf(), info.backbone);
-            return Err(Error::BackboneMismatch { file, expected, found });
-        }
+        let mut info = AdapterInfo::of(&adapter)?;
+        info.config.method.read_custom(reader).map_err(|(name, reason)| Error::OutsideMethod {
+            file: adapter.path().to_path_buf(),
+            name,
+            reason,
+        })?;
+        info.check_backbone(&adapter, &backbone)?;
         adapter_file::check_size(&adapter, &info.config, &backbone)?;
         let mut model = PetlModel::new(backbone, &info.config)?;
         adapter_file::load(&adapter, &model.var_store, &mut model.low_bit)?;
+        if let Some(names) = info.class_names {
+            model.set_class_names(names)?;
+        }
+        model.preprocessing = info.backbone.and_then(|backbone| backbone.preprocessing);
         Ok(model)
     }
 

@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use super::petl_model::PetlModel;
-use crate::backbone::{Backbone, Pass, Stream};
+use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::{Error, Result};
+use crate::petl::ActsFrom;
 use crate::seam::NoMethod;
 
 impl<B: Backbone> PetlModel<B> {
@@ -16,12 +17,11 @@ impl<B: Backbone> PetlModel<B> {
     pub fn frozen_blocks(&self) -> Option<usize> {
         let count = self.backbone().num_blocks();
         let steady = if self.config().drop_path == 0.0 { count } else { count.min(1) };
-        let variables = self.var_store().variables().into_keys();
-        variables.filter(|name| !name.starts_with("head.")).try_fold(steady, |first, name| {
-            // Weights outside of the blocks act from the start on, or may.
-            let block = name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()?;
-            Some(first.min(block))
-        })
+        match self.config().method.inner().acts_from(&self.backbone().shape()) {
+            ActsFrom::Embedding => None,
+            ActsFrom::Block(block) => Some(steady.min(block)),
+            ActsFrom::Head => Some(steady),
+        }
     }
 
     /// What leaves those blocks of images `[B, 3, H, W]`, in the kind that the backbone
@@ -37,7 +37,7 @@ impl<B: Backbone> PetlModel<B> {
         };
         tch::no_grad(|| {
             let (backbone, pass) = (self.backbone(), Pass::default());
-            let start = backbone.embed(images, &NoMethod, pass)?;
+            let start = backbone.run_embed(images, &NoMethod, pass)?;
             (0..count)
                 .try_fold(start, |stream, block| backbone.run_block(block, stream, &NoMethod, pass))
         })

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::petl_model::PetlModel;
-use crate::backbone::{Backbone, Pass, Stream};
+use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::Result;
 use crate::seam::{Seam, TokenLayout};
 
@@ -111,7 +111,7 @@ struct Parts<'a, B> {
 
 impl<B: Backbone> Parts<'_, B> {
     fn embed(&self, images: &Tensor) -> Result<Stream> {
-        self.backbone.embed(images, self.method, self.pass)
+        self.backbone.run_embed(images, self.method, self.pass)
     }
 
     fn run(&self, block: usize, stream: Stream) -> Result<Stream> {
@@ -119,7 +119,7 @@ impl<B: Backbone> Parts<'_, B> {
     }
 
     fn pool(&self, stream: Stream) -> Result<Tensor> {
-        self.backbone.pool(stream, self.method, self.pass)
+        self.backbone.run_pool(stream, self.method, self.pass)
     }
 
     /// Hands the gradient of what left the last of the blocks that were `entered`, from the

@@ -15,7 +15,8 @@ pub struct TrainableParams {
 }
 
 impl TrainableParams {
-    pub(crate) fn new(method: usize, head: usize, backbone: usize) -> Self {
+    /// Counts of the method, of the head, and of the backbone.
+    pub fn new(method: usize, head: usize, backbone: usize) -> Self {
         TrainableParams { method, head, backbone }
     }
 

@@ -5,9 +5,9 @@ use tch::Tensor;
 use super::stored::widened;
 use crate::error::Result;
 
-/// Weight `[out, in / groups, k, k]`, bias `[out]`.
+/// A convolution: weight `[out, in / groups, k, k]`, bias `[out]`. `Clone` shares both.
 #[derive(Debug)]
-pub(crate) struct Conv {
+pub struct Conv {
     pub(crate) weight: Tensor,
     pub(crate) bias: Tensor,
     pub(crate) stride: i64,
@@ -15,11 +15,24 @@ pub(crate) struct Conv {
 }
 
 impl Conv {
-    /// `[B, in, H, W] -> [B, out, H', W']`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Applies the convolution: `[B, in, H, W] -> [B, out, H', W']`. The number of groups follows
+    /// from the channels of `x` and of the weight.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if `x` does not fit the weight.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding, dilation) = ([self.stride; 2], [self.padding; 2], [1; 2]);
-        let groups = x.size()[1] / self.weight.size()[1];
+        // Of a map without channels libtorch says what is wrong.
+        let channels = x.size().get(1).copied().unwrap_or_default();
+        let groups = (channels / self.weight.size()[1]).max(1);
         let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
         Ok(x.f_conv2d(&weight, Some(&bias), stride, padding, dilation, groups)?)
+    }
+}
+
+impl Clone for Conv {
+    fn clone(&self) -> Self {
+        let (weight, bias) = (self.weight.shallow_clone(), self.bias.shallow_clone());
+        Conv { weight, bias, stride: self.stride, padding: self.padding }
     }
 }

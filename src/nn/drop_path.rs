@@ -78,7 +78,8 @@ impl Branch {
     }
 }
 
-/// Draws a [`Branch`] from libtorch's CPU generator, which `tch::manual_seed` seeds.
+/// Draws which samples of a batch a branch is computed for ([`Branch`]), from libtorch's CPU
+/// generator.
 #[derive(Clone, Copy, Debug)]
 pub struct DropPath {
     rate: f64,
@@ -90,8 +91,12 @@ impl DropPath {
         DropPath { rate: rate * block as f64 / (depth.max(2) - 1) as f64 }
     }
 
-    /// A draw for a batch like `x` (`[B, ..]`); everything is kept outside training.
-    pub(crate) fn draw(&self, x: &Tensor, train: bool) -> Result<Branch> {
+    /// Draws for a batch like `x` (`[B, ..]`). Outside training all samples are kept, and nothing
+    /// is drawn.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
+    pub fn draw(&self, x: &Tensor, train: bool) -> Result<Branch> {
         if !train || self.rate == 0.0 {
             return Ok(Branch::All);
         }

@@ -7,21 +7,32 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// How a weight starts.
+/// How a weight starts. The values come from the crate's own generator, so that a seed gives the same
+/// ones with every version of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Init {
+#[non_exhaustive]
+pub enum Init {
     /// Every entry the same.
     Constant(f64),
     /// Uniform on `[-bound, bound)`.
-    Uniform { bound: f64 },
+    Uniform {
+        /// Where the interval ends.
+        bound: f64,
+    },
     /// Xavier (Glorot) uniform with gain 1 for a weight `[out, in, ..]`.
     XavierUniform,
     /// Kaiming (He) uniform with PyTorch's `a = sqrt(5)` for a weight `[out, in]`: bound
     /// `1 / sqrt(in)`, what its linear layers start from.
     KaimingUniform,
     /// Normal.
-    Normal { mean: f64, std: f64 },
-    /// For `[h, h, k, k]`: one at the centre tap of each channel's own filter, zero elsewhere.
+    Normal {
+        /// Mean.
+        mean: f64,
+        /// Standard deviation.
+        std: f64,
+    },
+    /// For a convolution `[h, h / groups, k, k]` with odd k, which then leaves an image as it is:
+    /// one at the centre tap of each channel's own filter, zero elsewhere.
     IdentityKernel,
 }
 
@@ -46,12 +57,13 @@ impl InitRng {
             Init::Constant(value) => Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?),
             Init::Uniform { bound } => self.uniform(shape, bound),
             Init::XavierUniform => {
-                let field: i64 = shape.iter().skip(2).product();
-                let fans = shape.iter().take(2).sum::<i64>() * field;
+                let field = product(&shape[shape.len().min(2)..]);
+                let fans = shape.iter().take(2).fold(0, |sum: i64, &side| sum.saturating_add(side));
+                let fans = fans.saturating_mul(field);
                 self.uniform(shape, (6.0 / fans as f64).sqrt())
             }
             Init::KaimingUniform => {
-                let inputs: i64 = shape.iter().skip(1).product();
+                let inputs = product(&shape[shape.len().min(1)..]);
                 self.uniform(shape, (inputs as f64).sqrt().recip())
             }
             Init::Normal { mean, std } => Ok(self.normal(shape, std)?.f_add_scalar(mean)?),
@@ -98,11 +110,27 @@ impl InitRng {
 
 /// [`Init::IdentityKernel`], on the CPU.
 pub(crate) fn identity_kernel(shape: &[i64]) -> Result<Tensor> {
+    let &[outputs, inputs, rows, cols] = shape else { return Err(no_identity(shape)) };
+    if inputs < 1 || outputs % inputs != 0 || rows != cols || rows % 2 == 0 {
+        return Err(no_identity(shape));
+    }
     let kernel = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
-    let centre = shape[3] / 2;
+    let centre = cols / 2;
     let taps = kernel.f_select(3, centre)?.f_select(2, centre)?;
-    let _filled = taps.f_diagonal(0, 0, 1)?.f_fill_(1.0)?;
+    // Within each group, output i reads input i.
+    for group in 0..outputs / inputs {
+        let _filled =
+            taps.f_narrow(0, group * inputs, inputs)?.f_diagonal(0, 0, 1)?.f_fill_(1.0)?;
+    }
     Ok(kernel)
+}
+
+fn no_identity(shape: &[i64]) -> Error {
+    Error::config("shape", "[h, h / groups, k, k] with odd k", format!("{shape:?}"))
+}
+
+fn product(sides: &[i64]) -> i64 {
+    sides.iter().fold(1, |product, &side| product.saturating_mul(side))
 }
 
 #[cfg(test)]
@@ -128,5 +156,13 @@ mod tests {
         let image = Tensor::rand([1, 4, 6, 7], (Kind::Float, Device::Cpu));
         let same = image.conv2d(&kernel, None::<&Tensor>, [1; 2], [2; 2], [1; 2], 1);
         assert_eq!(same, image);
+        for groups in [2, 4] {
+            let kernel = identity_kernel(&[4, 4 / groups, 3, 3]).unwrap();
+            let same = image.conv2d(&kernel, None::<&Tensor>, [1; 2], [1; 2], [1; 2], groups);
+            assert_eq!(same, image);
+        }
+        for shape in [&[4i64, 4, 3][..], &[4, 0, 3, 3], &[4, 3, 3, 3], &[4, 4, 2, 2], &[]] {
+            identity_kernel(shape).unwrap_err();
+        }
     }
 }

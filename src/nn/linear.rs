@@ -6,9 +6,9 @@ use super::stored::{is_narrower, widened};
 use crate::error::{Error, Result};
 use crate::ffi::{Backward, attach};
 
-/// `x W^T + b`, weight `[out, in]`, bias `[out]`.
+/// A linear layer, `x W^T + b`: weight `[out, in]`, bias `[out]` or none. `Clone` shares both.
 #[derive(Debug)]
-pub(crate) struct Linear {
+pub struct Linear {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
     /// `[out]`, what each row of a weight in int8 is multiplied by.
@@ -21,8 +21,11 @@ impl Linear {
         Linear { weight, bias, scale: None }
     }
 
-    /// `[.., in] -> [.., out]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Applies the layer: `[.., in] -> [.., out]`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if `x` is of another width, kind or device.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (weight, is_trained) = (&self.weight, self.weight.requires_grad());
         if self.scale.is_some() || is_narrower(weight, x) && !is_trained {
             return self.forward_expanded(x);
@@ -68,6 +71,14 @@ impl Linear {
             Some(bias) => Ok(output.f_add(bias)?),
             None => Ok(output),
         }
+    }
+}
+
+impl Clone for Linear {
+    fn clone(&self) -> Self {
+        let shared = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        let weight = self.weight.shallow_clone();
+        Linear { weight, bias: shared(&self.bias), scale: shared(&self.scale) }
     }
 }
 

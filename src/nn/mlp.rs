@@ -9,6 +9,7 @@ use crate::error::Result;
 /// What the MLP sub-layer computes between its two linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MlpActivation {
     /// The exact (erf) GELU of ViT, DINOv2 and most open_clip models.
     Gelu,
@@ -26,7 +27,7 @@ impl MlpActivation {
 }
 
 /// Two linear layers with an activation between them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Mlp {
     pub(crate) fc1: Linear,
     pub(crate) fc2: Linear,

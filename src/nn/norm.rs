@@ -5,17 +5,22 @@ use tch::Tensor;
 use super::stored::widened;
 use crate::error::Result;
 
-/// Layer norm over the last dimension. `eps` has no default: it differs between model families.
+/// Layer norm over the last dimension, with a learned weight and bias `[C]`; `Clone` shares them.
+///
+/// `eps` has no default: it differs between model families.
 #[derive(Debug)]
-pub(crate) struct LayerNorm {
+pub struct LayerNorm {
     pub(crate) weight: Tensor,
     pub(crate) bias: Tensor,
     pub(crate) eps: f64,
 }
 
 impl LayerNorm {
-    /// `[.., C] -> [.., C]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Applies the norm: `[.., C] -> [.., C]`.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if `x` is of another width or device.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.beside(x)?.apply(x)
     }
 
@@ -29,5 +34,12 @@ impl LayerNorm {
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, cudnn) = (self.weight.size(), false);
         Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)
+    }
+}
+
+impl Clone for LayerNorm {
+    fn clone(&self) -> Self {
+        let (weight, bias) = (self.weight.shallow_clone(), self.bias.shallow_clone());
+        LayerNorm { weight, bias, eps: self.eps }
     }
 }

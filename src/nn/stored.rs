@@ -3,6 +3,8 @@
 //! libtorch's products in f16 have no fast path on a CPU: a step takes ten times as long as in f32.
 //! There a backbone keeps its weights in f16, and each is widened for the operation that reads it.
 
+use std::ops::Deref;
+
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
@@ -18,5 +20,24 @@ pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     match is_narrower(weight, x) {
         true => Ok(weight.f_to_kind(Kind::Float)?),
         false => Ok(weight.shallow_clone()),
+    }
+}
+
+/// A weight that is no part of a [`Linear`](super::Linear) or a norm: a token, a table, a factor.
+/// It is used as the tensor that it holds, and `Clone` shares that tensor.
+#[derive(Debug)]
+pub struct Weight(pub(crate) Tensor);
+
+impl Deref for Weight {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.0
+    }
+}
+
+impl Clone for Weight {
+    fn clone(&self) -> Self {
+        Weight(self.0.shallow_clone())
     }
 }

@@ -144,6 +144,16 @@ impl WindowBias {
         WindowBias { windows, table, fixed: OnceCell::new() }
     }
 
+    /// `[B * windows, A, C]`: the windows of `tokens [B, N, C]`.
+    pub(crate) fn partition(&self, tokens: &Tensor) -> Result<Tensor> {
+        self.windows.partition(tokens)
+    }
+
+    /// [`WindowBias::partition`] taken back.
+    pub(crate) fn reverse(&self, windows: &Tensor) -> Result<Tensor> {
+        self.windows.reverse(windows)
+    }
+
     /// `[B * windows, heads, A, A]` for a batch of B, or `[1, heads, A, A]` where it is the same in
     /// each window; to be added to scores of `qkv`.
     pub(crate) fn for_batch(&self, batch: i64, qkv: &Tensor) -> Result<Tensor> {
@@ -174,6 +184,18 @@ impl WindowBias {
         let mask = self.windows.mask()?.map(|mask| mask.f_to_device(device)).transpose()?;
         let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
         Ok(self.fixed.get_or_init(|| fixed))
+    }
+}
+
+impl Clone for WindowBias {
+    fn clone(&self) -> Self {
+        let fixed = OnceCell::new();
+        if let Some((pairs, mask)) = self.fixed.get() {
+            let mask = mask.as_ref().map(Tensor::shallow_clone);
+            // The cell is new, so that it takes the value.
+            let _set = fixed.set((pairs.shallow_clone(), mask));
+        }
+        WindowBias { windows: self.windows, table: self.table.shallow_clone(), fixed }
     }
 }
 

@@ -2,14 +2,16 @@
 //! 1902.00751; Pfeiffer et al., arXiv 2005.00247).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{SubLayers, checks, widths};
 use crate::error::Result;
 use crate::nn::{Branch, Init};
-use crate::seam::{BackboneShape, Seam, Site, SubLayer, TokenLayout};
+use crate::seam::{BackboneShape, Place, Seam, Site, SubLayer, TokenLayout};
 
 /// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, layer
 /// scale included, before it joins the residual stream.
@@ -63,13 +65,35 @@ impl AdapterConfig {
         checks::scale(self.scale)?;
         checks::dropout(self.dropout)
     }
+}
 
-    /// `2hC + h + C` for each adapter, and C more with `channel_scale`.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let dims = &shape.block_dims;
-        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
-        let one = |(&c, h)| Bottleneck::num_params(c, h, self.channel_scale);
-        Ok(self.sub_layers.count() * dims.iter().zip(widths).map(one).sum::<i64>())
+impl PetlMethod for AdapterConfig {
+    fn name(&self) -> &'static str {
+        "adapter"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.bottleneck_dim, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Adapters::new(params, shape, self)?))
     }
 }
 

@@ -1,14 +1,16 @@
 //! AdaptFormer: a scaled bottleneck beside the MLP (Chen et al., arXiv 2205.13535).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::bottleneck::{Bottleneck, BottleneckActivation, Options};
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{checks, widths};
 use crate::error::Result;
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer};
+use crate::seam::{BackboneShape, Beside, Place, Seam, Site, SubLayer};
 
 /// What the branch of AdaptFormer reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,13 +71,35 @@ impl AdaptFormerConfig {
         checks::scale(self.scale)?;
         checks::dropout(self.dropout)
     }
+}
 
-    /// `2hC + h + C` a block, and C more with `channel_scale`.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let dims = &shape.block_dims;
-        let widths = widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())?;
-        let one = |(&c, h)| Bottleneck::num_params(c, h, self.channel_scale);
-        Ok(dims.iter().zip(widths).map(one).sum())
+impl PetlMethod for AdaptFormerConfig {
+    fn name(&self) -> &'static str {
+        "adapt_former"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.bottleneck_dim, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(AdaptMlps::new(params, shape, self)?))
     }
 }
 

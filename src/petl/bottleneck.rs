@@ -52,11 +52,6 @@ impl Bottleneck {
         })
     }
 
-    /// Number of weights beside tokens of width `c`; none where `h` is zero.
-    pub(super) fn num_params(c: i64, h: i64, channel_scale: bool) -> i64 {
-        if h == 0 { 0 } else { c * h + h + UpProjection::num_params(c, h, channel_scale) }
-    }
-
     /// Adds its output for the kept samples of `x` into `residual`, both `[B, T, C]`.
     pub(super) fn add_into(
         &self,

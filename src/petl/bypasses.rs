@@ -1,14 +1,20 @@
 //! Convpass beside a whole backbone, and its variants.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::conv_bypass::{ConvBypass, ConvBypassConfig, Placement, check_kernel};
 use super::params::Params;
+use super::pass_values::PassValues;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::widths;
+use crate::backbone::Backbone;
 use crate::error::Result;
 use crate::nn::Branch;
-use crate::seam::{BackboneShape, Beside, Seam, Site, SubLayer, TokenLayout};
+use crate::seam::{BackboneShape, Beside, Place, Seam, Site, SubLayer, TokenLayout};
 
 /// Choices beyond the paper's main method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,23 +60,71 @@ impl ConvBypassVariant {
         let present = h > 0 && self.base.sub_layers.contains(sub_layer);
         present.then(|| ConvBypassConfig { bottleneck_dim: h, kernel_size, ..self.base.clone() })
     }
+}
 
-    /// Weights of all bypasses beside a backbone; each has C more with `channel_scale`.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let dims = &shape.block_dims;
-        let widths = widths::resolve(self.base.bottleneck_dim, &self.blocks, dims.len())?;
-        let block = |(&c, h)| -> i64 {
-            let sites = [SubLayer::Attention, SubLayer::Mlp].map(|sub_layer| self.at(sub_layer, h));
-            let scales = if self.channel_scale { c } else { 0 };
-            sites.iter().flatten().map(|config| config.num_params(c) + scales).sum()
-        };
-        Ok(dims.iter().zip(widths).map(block).sum())
+impl PetlMethod for ConvBypassConfig {
+    fn name(&self) -> &'static str {
+        "conv_bypass"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        ActsFrom::Block(0)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Bypasses::new(params, shape, &self.clone().into())?))
     }
 }
 
-/// The bypasses of a whole backbone.
+impl PetlMethod for ConvBypassVariant {
+    fn name(&self) -> &'static str {
+        "conv_bypass_variant"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.base.bottleneck_dim, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Bypasses::new(params, shape, self)?))
+    }
+}
+
+/// The bypasses of a whole backbone: [`PetlModel::bypasses`](crate::PetlModel::bypasses).
 #[derive(Debug)]
-pub(crate) struct Bypasses {
+pub struct Bypasses {
     blocks: Vec<BlockBypasses>,
     placement: Placement,
 }
@@ -83,11 +137,7 @@ struct BlockBypasses {
 
 impl Bypasses {
     /// Weights `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
-    pub(super) fn new(
-        params: &mut Params,
-        shape: &BackboneShape,
-        config: &ConvBypassVariant,
-    ) -> Result<Self> {
+    fn new(params: &mut Params, shape: &BackboneShape, config: &ConvBypassVariant) -> Result<Self> {
         let dims = &shape.block_dims;
         let widths = widths::resolve(config.base.bottleneck_dim, &config.blocks, dims.len())?;
         let mut blocks = Vec::with_capacity(dims.len());
@@ -104,9 +154,22 @@ impl Bypasses {
         Ok(Bypasses { blocks, placement: config.base.placement })
     }
 
-    /// The bypass at `site`, wherever it is placed there.
-    #[cfg(feature = "report")]
-    pub(crate) fn bypass(&self, site: Site) -> Option<&ConvBypass> {
+    /// Over the values of variables as a pass of `backbone` computes with them now.
+    pub(crate) fn of_variables<B: Backbone>(
+        variables: &BTreeMap<String, Tensor>,
+        backbone: &B,
+        config: &ConvBypassVariant,
+    ) -> Result<Self> {
+        let mut values = PassValues::new(backbone.compute_kind());
+        let mut source = values.of(variables);
+        let bypasses = Bypasses::new(&mut Params::new(&mut source), &backbone.shape(), config)?;
+        drop(source);
+        values.refresh(|_, _| Ok(false))?;
+        Ok(bypasses)
+    }
+
+    /// The bypass at `site`, beside the sub-layer or after it.
+    pub fn bypass(&self, site: Site) -> Option<&ConvBypass> {
         self.at(site, self.placement)
     }
 

@@ -1,16 +1,88 @@
 //! Several methods at once: their places are called in order.
 
+use serde_json::Value;
 use tch::Tensor;
 
-use crate::error::Result;
-use crate::seam::{Beside, Layer, LayerWeights, Seam, Site, TokenLayout};
+use super::Method;
+use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
+use super::unfreeze::Unfrozen;
+use crate::error::{Error, Result};
+use crate::seam::{BackboneShape, Beside, Layer, LayerWeights, Place, Seam, Site, TokenLayout};
 
-/// A list of methods is a method. What one makes of a place's tokens, the next reads; branches
-/// beside one sub-layer share a draw of drop path.
+/// Lists of methods are at most this deep within each other: a config that is much deeper could be
+/// written to a file and not read again.
+const MAX_NESTING: usize = 16;
+
+/// How many lists of methods are within each other, this one counted.
+pub(super) fn nesting(methods: &[Method]) -> usize {
+    1 + methods.iter().map(Method::nesting).max().unwrap_or_default()
+}
+
+/// A list of methods is a method.
+impl PetlMethod for Vec<Method> {
+    fn name(&self) -> &'static str {
+        "compose"
+    }
+
+    fn config(&self) -> Value {
+        Value::Object([("methods".to_owned(), json(self))].into_iter().collect())
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.is_empty() {
+            return Err(Error::config("methods", "at least one", 0));
+        }
+        let nesting = nesting(self);
+        if nesting > MAX_NESTING {
+            let expected = format!("at most {MAX_NESTING} lists within each other");
+            return Err(Error::config("methods", expected, nesting));
+        }
+        self.iter().try_for_each(Method::validate)
+    }
+
+    /// Each part is asked for its own.
+    fn needs(&self) -> &[Place] {
+        &[]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        self.iter().all(Method::starts_as_identity)
+    }
+
+    fn acts_from(&self, shape: &BackboneShape) -> ActsFrom {
+        let parts = self.iter().map(|method| method.inner().acts_from(shape));
+        parts.min().unwrap_or(ActsFrom::Head)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        let built = self.iter().map(|method| method.build_over(params, shape));
+        let methods = built.collect::<Result<Vec<_>>>()?;
+        // What folds into the layer behind its place loses what another method does in between.
+        let together = self.len() == 1 || self.folds_beside_others();
+        let can_merge = together && methods.iter().all(|method| method.can_merge());
+        Ok(Box::new(Composed { methods, can_merge }))
+    }
+
+    fn unfreezes(&self) -> Vec<Unfrozen> {
+        self.iter().flat_map(|method| method.inner().unfreezes()).collect()
+    }
+
+    fn can_be_low_bit(&self) -> bool {
+        self.iter().all(|method| method.inner().can_be_low_bit())
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        self.iter().all(|method| method.inner().folds_beside_others())
+    }
+}
+
+/// What one method makes of a place's tokens, the next one reads; branches beside one sub-layer
+/// share a draw of drop path.
 #[derive(Debug)]
-pub(super) struct Composed {
-    pub(super) methods: Vec<Box<dyn Seam>>,
-    pub(super) can_merge: bool,
+struct Composed {
+    methods: Vec<Box<dyn Seam>>,
+    can_merge: bool,
 }
 
 impl Seam for Composed {

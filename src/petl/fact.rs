@@ -1,14 +1,16 @@
 //! FacT: the updates of all linear layers as one factored tensor (Jie and Deng, arXiv 2212.03145).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::linear_targets::{LinearTarget, merge_linear, targets_of};
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam};
 
 /// How FacT factors the tensor of all updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,17 +117,39 @@ impl FactConfig {
         checks::scale(self.scale)?;
         checks::dropout(self.dropout)
     }
+}
 
-    /// `2rC`, and `r^2` for each slot of width C (tensor train) or `r` for each and `r^3`
-    /// (Tucker).
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let (slots, r) = (Slots::of(shape)?, self.rank);
-        let count = slots.per_block() * shape.block_dims.len() as i64;
-        let cores = match self.form {
-            FactForm::TensorTrain => count.saturating_mul(r * r),
-            FactForm::Tucker => count * r + r * r * r,
-        };
-        Ok(cores.saturating_add(2 * r * slots.c))
+impl PetlMethod for FactConfig {
+    fn name(&self) -> &'static str {
+        "fact"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        ActsFrom::Block(0)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Fact::new(params, shape, self)?))
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        true
     }
 }
 

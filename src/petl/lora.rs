@@ -1,14 +1,16 @@
 //! LoRA: a low-rank product beside a linear layer (Hu et al., arXiv 2106.09685).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::linear_targets::{LinearTarget, merge_linear, targets_of};
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::widths;
 use crate::error::{Error, Result};
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Layer, LayerWeights, Seam};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam};
 
 /// The choices of LoRA: `x W^T + alpha / r * x A^T B^T`.
 ///
@@ -54,18 +56,39 @@ impl LoraConfig {
         }
         Ok(())
     }
+}
 
-    /// `r (in + out)` for each layer that it acts on.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let ranks = widths::resolve(self.rank, &self.blocks, shape.block_dims.len())?;
-        let mut total = 0;
-        for (block, rank) in ranks.into_iter().enumerate().filter(|&(_, rank)| rank > 0) {
-            for target in &self.targets {
-                let (inputs, outputs) = target.size(shape, block)?;
-                total += rank * (inputs + outputs);
-            }
-        }
-        Ok(total)
+impl PetlMethod for LoraConfig {
+    fn name(&self) -> &'static str {
+        "lora"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.rank, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Lora::new(params, shape, self)?))
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        true
     }
 }
 

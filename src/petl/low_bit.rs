@@ -5,11 +5,15 @@
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{ConvBypassConfig, Method};
 use crate::error::{Error, Result};
 use crate::nn::identity_kernel;
+use crate::seam::{BackboneShape, Place, Seam};
 
 /// A method whose weights are stored at few bits and trained for it.
 ///
@@ -43,11 +47,50 @@ impl LowBitConfig {
         if ![1, 2, 4, 8].contains(&self.bits) {
             return Err(Error::config("bits", "1, 2, 4 or 8", self.bits));
         }
-        if !self.method.can_be_low_bit() {
+        if !self.method.inner().can_be_low_bit() {
             let expected = "one beside the backbone, in f32 until here";
             return Err(Error::config("method", expected, self.method.name()));
         }
         self.method.validate()
+    }
+}
+
+impl PetlMethod for LowBitConfig {
+    fn name(&self) -> &'static str {
+        "low_bit"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    /// The method within is asked for its own.
+    fn needs(&self) -> &[Place] {
+        &[]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        self.method.starts_as_identity()
+    }
+
+    fn acts_from(&self, shape: &BackboneShape) -> ActsFrom {
+        self.method.inner().acts_from(shape)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        self.method.build_over(&mut params.quantized(self.bits), shape)
+    }
+
+    fn can_be_low_bit(&self) -> bool {
+        false
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        self.method.inner().folds_beside_others()
     }
 }
 

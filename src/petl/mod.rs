@@ -1,4 +1,5 @@
-//! Methods, one a file, and the one match that builds them.
+//! Methods, one a file. [`PetlMethod`] is what each tells of itself, [`Method`] the list of them as
+//! data.
 
 mod adapter;
 mod adaptformer;
@@ -8,15 +9,21 @@ mod bypasses;
 mod checks;
 mod compose;
 mod conv_bypass;
+#[cfg(test)]
+mod counts;
+mod custom;
 mod fact;
 mod fused_bypass;
 mod lanes;
+mod linear_probe;
 mod linear_targets;
 mod lora;
 mod low_bit;
 mod method;
 mod method_name;
 mod params;
+mod pass_values;
+mod petl_method;
 mod rep_adapter;
 mod ssf;
 mod sub_layers;
@@ -28,18 +35,23 @@ mod widths;
 pub use adapter::AdapterConfig;
 pub use adaptformer::{AdaptFormerConfig, AdaptFormerInput};
 pub use bottleneck::BottleneckActivation;
-#[cfg(feature = "report")]
-pub(crate) use bypasses::Bypasses;
-pub use bypasses::ConvBypassVariant;
+pub use bypasses::{Bypasses, ConvBypassVariant};
 pub use conv_bypass::{ConvBypass, ConvBypassConfig, ConvInit, FixedLayout, Placement};
+pub use custom::{CustomMethod, MethodReader};
 pub use fact::{FactConfig, FactForm};
 pub use linear_targets::LinearTarget;
 pub use lora::LoraConfig;
 pub use low_bit::LowBitConfig;
 pub(crate) use low_bit::{Coded, Coding, pack, unpack};
 pub use method::Method;
-pub(crate) use params::{NewVariables, PassValues, Source};
+pub(crate) use params::NewVariables;
+pub use params::Params;
+pub(crate) use pass_values::PassValues;
+pub use petl_method::{ActsFrom, PetlMethod};
 pub use rep_adapter::RepAdapterConfig;
 pub use ssf::SsfConfig;
 pub use sub_layers::SubLayers;
+pub use unfreeze::Unfrozen;
 pub use vpt::VptConfig;
+
+pub use crate::nn::Init;

@@ -11,39 +11,57 @@ use crate::nn::{Init, InitRng, Linear, variable};
 
 /// A weight that a constructor asks for.
 pub(crate) struct Param<'a> {
-    name: &'a str,
-    shape: &'a [i64],
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [i64],
     init: Init,
     /// Bits a weight, where it is quantized.
     bits: Option<i64>,
 }
 
 impl Param<'_> {
-    fn coding(&self) -> Option<Coding> {
+    pub(super) fn coding(&self) -> Option<Coding> {
         let around_identity = self.init == Init::IdentityKernel;
         self.bits.map(|bits| Coding { bits, around_identity })
     }
 }
 
 /// Where the weights come from.
-pub(crate) trait Source {
+pub(crate) trait ParamSource {
     fn get(&mut self, param: &Param) -> Result<Tensor>;
 }
 
-/// Asks a [`Source`] for weights below a path of names.
-pub(crate) struct Params<'a> {
-    source: &'a mut dyn Source,
+/// Declares the weights of a method below a path of names; [`PetlMethod::build`] gets one.
+///
+/// The same declaration counts the weights, creates them as variables, and reads them again from
+/// an adapter file, so that the three cannot differ. The crate alone makes a `Params`.
+///
+/// ```
+/// use convpass::petl::{Init, Params};
+/// use tch::Tensor;
+///
+/// # #[allow(dead_code)]
+/// fn declare(params: &mut Params, block: usize, c: i64) -> convpass::Result<(Tensor, Tensor)> {
+///     let mut params = params.at(format_args!("blocks.{block}.gate"));
+///     let weight = params.get("weight", &[c, c], Init::XavierUniform)?; // blocks.N.gate.weight
+///     let bias = params.get("bias", &[c], Init::Constant(0.0))?; // blocks.N.gate.bias
+///     Ok((weight, bias))
+/// }
+/// ```
+///
+/// [`PetlMethod::build`]: super::PetlMethod::build
+pub struct Params<'a> {
+    source: &'a mut dyn ParamSource,
     path: String,
     bits: Option<i64>,
 }
 
 impl<'a> Params<'a> {
-    pub(super) fn new(source: &'a mut dyn Source) -> Self {
+    pub(super) fn new(source: &'a mut dyn ParamSource) -> Self {
         Params { source, path: String::new(), bits: None }
     }
 
-    /// The weights below `path`.
-    pub(super) fn at(&mut self, path: impl Display) -> Params<'_> {
+    /// The weights whose names begin with `path` and a dot, below the path of `self`.
+    pub fn at(&mut self, path: impl Display) -> Params<'_> {
         let path = format!("{}{path}.", self.path);
         Params { source: self.source, path, bits: self.bits }
     }
@@ -53,8 +71,24 @@ impl<'a> Params<'a> {
         Params { source: self.source, path: self.path.clone(), bits: Some(bits) }
     }
 
-    pub(super) fn get(&mut self, name: impl Display, shape: &[i64], init: Init) -> Result<Tensor> {
+    /// Declares the weight `name`, of this shape, that starts as `init` says, and returns it.
+    ///
+    /// Keep the tensor as it is in the [`Seam`](crate::Seam), and compute everything from it in
+    /// the places of the seam: its values change in place, after each optimizer step. Its dtype is
+    /// the one that the backbone computes in, and gradients reach the f32 variable behind it.
+    ///
+    /// Names are separated by dots. Initial values are drawn in the order of the calls from a
+    /// generator that [`PetlConfig::seed`](crate::PetlConfig::seed) seeds.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateVariable`] if the name is taken; [`Error::Config`] for a shape that no
+    /// tensor has or that `init` does not fit. Return the error from where you called this.
+    pub fn get(&mut self, name: impl Display, shape: &[i64], init: Init) -> Result<Tensor> {
         let name = &format!("{}{name}", self.path);
+        if shape.iter().any(|&side| side < 0) {
+            let expected = "without negative sides";
+            return Err(Error::config(format!("shape of {name}"), expected, format!("{shape:?}")));
+        }
         self.source.get(&Param { name, shape, init, bits: self.bits })
     }
 
@@ -79,41 +113,12 @@ pub(crate) struct NewVariables<'a, 'b> {
     pub(crate) low_bit: BTreeMap<String, Coding>,
 }
 
-impl Source for NewVariables<'_, '_> {
+impl ParamSource for NewVariables<'_, '_> {
     fn get(&mut self, param: &Param) -> Result<Tensor> {
         if let Some(coding) = param.coding() {
             self.low_bit.insert(param.name.to_owned(), coding);
         }
         variable(self.vs, param.name, &self.rng.draw(param.init, param.shape)?)
-    }
-}
-
-/// The values of variables that exist, as one pass computes with them.
-pub(crate) struct PassValues<'a> {
-    pub(crate) variables: &'a BTreeMap<String, Tensor>,
-    /// Whether a variable holds a value of its codebook already.
-    pub(crate) is_coded: &'a dyn Fn(&str, &Tensor) -> Result<bool>,
-    /// The kind that the pass computes in.
-    pub(crate) kind: Kind,
-}
-
-impl Source for PassValues<'_> {
-    fn get(&mut self, param: &Param) -> Result<Tensor> {
-        let Some(variable) = self.variables.get(param.name) else {
-            return Err(Error::Input {
-                argument: "variables",
-                expected: format!("one named {}", param.name),
-                found: "none".to_owned(),
-            });
-        };
-        let value = match param.coding() {
-            Some(coding) if !(self.is_coded)(param.name, variable)? => {
-                coding.straight_through(variable)?
-            }
-            // The result of an operation, as the other is: libtorch picks its kernels by that.
-            _ => variable.f_mul_scalar(1.0)?,
-        };
-        Ok(value.f_to_kind(self.kind)?)
     }
 }
 
@@ -127,7 +132,7 @@ pub(super) struct Sketch {
     pub(super) most: i64,
 }
 
-impl Source for Sketch {
+impl ParamSource for Sketch {
     fn get(&mut self, param: &Param) -> Result<Tensor> {
         let count = param.shape.iter().fold(1, |count: i64, &side| count.saturating_mul(side));
         let bytes = match param.coding() {

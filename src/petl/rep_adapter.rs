@@ -2,14 +2,16 @@
 //! et al., arXiv 2302.08106).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::up_projection::{Scale, add_product};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::{Branch, Init, Linear};
-use crate::seam::{BackboneShape, Layer, LayerWeights, Seam, Site, SubLayer};
+use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam, Site, SubLayer};
 
 /// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
 /// with B in groups and no activation; in front of attention and MLP, as its published code's
@@ -76,15 +78,35 @@ impl RepAdapterConfig {
         }
         widths::resolve(self.bottleneck_dim, &self.blocks, dims.len())
     }
+}
 
-    /// `hC + h + Ch / groups + C` for each adapter.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let one = |(&c, h): (&i64, i64)| match h {
-            0 => 0,
-            _ => h * c + h + c * h / self.groups + c,
-        };
-        let each = shape.block_dims.iter().zip(self.widths(shape)?).map(one);
-        Ok(self.sub_layers.count() * each.sum::<i64>())
+impl PetlMethod for RepAdapterConfig {
+    fn name(&self) -> &'static str {
+        "rep_adapter"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.bottleneck_dim, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(RepAdapters::new(params, shape, self)?))
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use crate::error::{Error, Result};
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Layer, LayerShape, LayerWeights, Seam};
+use crate::seam::{BackboneShape, Layer, LayerShape, LayerWeights, Place, Seam};
 
 /// The choices of SSF: `x * scale + shift` after the patch embedding, every linear layer and every
 /// norm, where its published code has them (the patches before the position table joins; CLIP's
@@ -41,10 +43,39 @@ impl SsfConfig {
             false => Err(Error::config("init_std", "finite and not negative", self.init_std)),
         }
     }
+}
 
-    /// Two for each output of each of those layers.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> i64 {
-        2 * layers(shape).map(|layer| layer.outputs).sum::<i64>()
+impl PetlMethod for SsfConfig {
+    fn name(&self) -> &'static str {
+        "ssf"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        self.init_std == 0.0
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        ActsFrom::Embedding
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Ssf::new(params, shape, self)?))
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        true
     }
 }
 

@@ -25,9 +25,4 @@ impl SubLayers {
             SubLayers::Mlp => sub_layer == SubLayer::Mlp,
         }
     }
-
-    /// How many.
-    pub(super) fn count(self) -> i64 {
-        if self == SubLayers::Both { 2 } else { 1 }
-    }
 }

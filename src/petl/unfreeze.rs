@@ -1,19 +1,71 @@
 //! Methods that train weights of the backbone itself: all, the biases (BitFit, Ben Zaken et al.,
 //! arXiv 2106.10199), or the layer norms.
 
+use serde_json::Value;
 use tch::{Kind, nn};
 
+use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod};
 use crate::backbone::Backbone;
 use crate::error::{Error, Result};
 use crate::nn::variable;
-use crate::seam::BackboneShape;
+use crate::seam::{BackboneShape, NoMethod, Place, Seam};
 
-/// Which weights are trained.
+/// Which weights of the backbone itself a method trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unfrozen {
+#[non_exhaustive]
+pub enum Unfrozen {
+    /// Every weight.
     All,
+    /// Every bias.
     Biases,
+    /// Weight and bias of every layer norm.
     Norms,
+}
+
+impl PetlMethod for Unfrozen {
+    fn name(&self) -> &'static str {
+        match self {
+            Unfrozen::All => "full",
+            Unfrozen::Biases => "bit_fit",
+            Unfrozen::Norms => "layer_norm",
+        }
+    }
+
+    fn config(&self) -> Value {
+        Value::Object(Default::default())
+    }
+
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn needs(&self) -> &[Place] {
+        match self {
+            Unfrozen::All => &[],
+            Unfrozen::Biases | Unfrozen::Norms => &[Place::Blocks],
+        }
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        ActsFrom::Embedding
+    }
+
+    fn build(&self, _: &mut Params, _: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(NoMethod))
+    }
+
+    fn unfreezes(&self) -> Vec<Unfrozen> {
+        vec![*self]
+    }
+
+    fn folds_beside_others(&self) -> bool {
+        true
+    }
 }
 
 impl Unfrozen {

@@ -45,11 +45,6 @@ impl UpProjection {
         })
     }
 
-    /// Number of weights.
-    pub(super) fn num_params(c: i64, h: i64, channel_scale: bool) -> i64 {
-        c * h + c + if channel_scale { c } else { 0 }
-    }
-
     /// `[.., h] -> [.., C]`.
     pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let x = hidden.f_linear(&self.weight, Some(&self.bias))?;

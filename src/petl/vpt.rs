@@ -1,13 +1,15 @@
 //! VPT: trained prompt tokens beside the patches (Jia et al., arXiv 2203.12119).
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tch::Tensor;
 
 use super::params::Params;
+use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{checks, widths};
 use crate::error::{Error, Result};
 use crate::nn::Init;
-use crate::seam::{BackboneShape, Layer, Seam, TokenLayout};
+use crate::seam::{BackboneShape, Layer, Place, Seam, TokenLayout};
 
 /// The choices of VPT; the default is deep, with the number of prompts and the dropout (none) of
 /// its published code.
@@ -58,11 +60,35 @@ impl VptConfig {
         }
         Ok(tokens)
     }
+}
 
-    /// C for each prompt.
-    pub(super) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
-        let dims = &shape.block_dims;
-        Ok(dims.iter().zip(self.tokens(dims.len())?).map(|(c, tokens)| c * tokens).sum())
+impl PetlMethod for VptConfig {
+    fn name(&self) -> &'static str {
+        "vpt"
+    }
+
+    fn config(&self) -> Value {
+        json(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.validate()
+    }
+
+    fn needs(&self) -> &[Place] {
+        &[Place::Blocks, Place::Prefix]
+    }
+
+    fn starts_as_identity(&self) -> bool {
+        false
+    }
+
+    fn acts_from(&self, _: &BackboneShape) -> ActsFrom {
+        widths::acts_from(self.num_tokens, &self.blocks)
+    }
+
+    fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
+        Ok(Box::new(Prompts::new(params, shape, self)?))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A width for each block.
 
+use super::petl_method::ActsFrom;
 use crate::error::{Error, Result};
 
 /// No method is wider than this (bottleneck, rank, prompts); it keeps counts within `i64`.
@@ -25,4 +26,13 @@ pub(super) fn resolve(width: i64, blocks: &Option<Vec<i64>>, count: usize) -> Re
             Err(Error::config("blocks", format!("{count} widths, one a block"), blocks.len()))
         }
     }
+}
+
+/// The first block whose width is not zero.
+pub(super) fn acts_from(width: i64, blocks: &Option<Vec<i64>>) -> ActsFrom {
+    let first = match blocks {
+        None => (width > 0).then_some(0),
+        Some(blocks) => blocks.iter().position(|&width| width > 0),
+    };
+    first.map_or(ActsFrom::Head, ActsFrom::Block)
 }

@@ -7,7 +7,6 @@ mod fit;
 mod json_log;
 mod observer;
 mod pace;
-mod plan;
 mod progress;
 mod record;
 mod schedule;
@@ -17,15 +16,10 @@ mod tensorboard;
 pub use adamw::AdamW;
 pub use config::{Selection, TrainConfig};
 pub use fit::{Fit, fit, fit_resumable};
-pub(crate) use fit::{check, epoch};
 pub use json_log::JsonLog;
 pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
-pub use plan::{
-    Plan, PlanMethod, PlannedRun, RunSettings, Setting, Trial, best_trial, published_choice,
-};
 pub use progress::Progress;
 pub use record::{BestOnTest, RunRecord, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};
-pub(crate) use state::Place;
 pub use state::RunCheckpoint;
 pub use tensorboard::TensorBoard;

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use convpass::backbone::{BlockPass, Hooks, ImageSize};
 use convpass::{
-    Backbone, BackboneShape, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, Pass,
-    PetlConfig, PetlModel, Placement, Pooling, Result, Seam, Stream, SubLayers, ViTConfig,
+    Backbone, BackboneShape, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, PetlConfig,
+    PetlModel, Placement, Pooling, Result, Stream, SubLayers, ViTConfig,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
@@ -288,16 +289,24 @@ impl Backbone for Widths {
         self.0.len()
     }
 
-    fn embed(&self, _: &Tensor, _: &dyn Seam, _: Pass) -> Result<Stream> {
+    fn embed(&self, _: &Tensor, _: &Hooks) -> Result<Stream> {
         unreachable!("only counted")
     }
 
-    fn run_block(&self, _: usize, _: Stream, _: &dyn Seam, _: Pass) -> Result<Stream> {
+    fn block(&self, _: Stream, _: &BlockPass) -> Result<Stream> {
         unreachable!("only counted")
     }
 
-    fn pool(&self, _: Stream, _: &dyn Seam, _: Pass) -> Result<Tensor> {
+    fn pool(&self, _: Stream, _: &Hooks) -> Result<Tensor> {
         unreachable!("only counted")
+    }
+
+    fn patch_map(&self, _: Stream, _: &Hooks) -> Result<Tensor> {
+        unreachable!("only counted")
+    }
+
+    fn image_size(&self) -> ImageSize {
+        ImageSize::From(1)
     }
 
     fn feature_dim(&self) -> i64 {
@@ -305,14 +314,7 @@ impl Backbone for Widths {
     }
 
     fn shape(&self) -> BackboneShape {
-        BackboneShape {
-            family: "row of widths",
-            lacks: &[],
-            block_dims: self.0.clone(),
-            layers: Vec::new(),
-            num_params: 0,
-            num_feature_params: 0,
-        }
+        BackboneShape::new("row of widths", self.0.clone(), Vec::new(), 0)
     }
 
     fn named_weights(&self) -> &[(String, Tensor)] {
@@ -323,16 +325,8 @@ impl Backbone for Widths {
         Ok(self.clone())
     }
 
-    fn merge(&self, _: &dyn Seam) -> Result<Self> {
-        unreachable!("only counted")
-    }
-
-    fn digest(&self) -> Result<String> {
-        Ok(String::new())
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
+    fn choices(&self) -> String {
+        String::new()
     }
 }
 

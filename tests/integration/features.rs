@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use convpass::backbone::Forward;
 use convpass::{
     Backbone, ConvNeXtConfig, Error as ConvpassError, FrozenConvNeXt, FrozenSwin, FrozenViT,
     Method, Pass, PetlConfig, PetlModel, Seam, SsfConfig, SwinConfig, TensorFile, TokenLayout,
@@ -143,7 +144,7 @@ impl Seam for Prompt {
 fn windows_refuse_prefix_tokens() {
     let swin = FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap();
     let images = Tensor::zeros([1, 3, 12, 20], (Kind::Float, Device::Cpu));
-    let error = Backbone::forward(&swin, &images, &Prompt, Pass::default()).unwrap_err();
+    let error = swin.forward(&images, &Prompt, Pass::default()).unwrap_err();
     assert!(matches!(&error, ConvpassError::Config { field, .. } if field == "layout"), "{error}");
 }
 

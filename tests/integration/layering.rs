@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each layer may import those before it. `data` stands aside and sees only `error`; anyone may use `ffi` and `files`.
-const ORDER: [&str; 12] = [
+/// Each layer may import those before it. `data` stands aside and sees only `error` and `preprocessing`; anyone may use `ffi` and `files`.
+const ORDER: [&str; 11] = [
     "error",
+    "preprocessing",
     "nn",
     "seam",
     "backbone",
@@ -15,8 +16,6 @@ const ORDER: [&str; 12] = [
     "model",
     "eval",
     "train",
-    "search",
-    "report",
 ];
 
 fn may_import(layer: &str, imported: &str) -> bool {
@@ -24,7 +23,8 @@ fn may_import(layer: &str, imported: &str) -> bool {
     match (layer, imported) {
         _ if layer == imported => true,
         (_, "ffi" | "files") => true,
-        ("data" | "ffi" | "files", _) => imported == "error",
+        ("ffi" | "files", _) => imported == "error",
+        ("data", _) => ["error", "preprocessing"].contains(&imported),
         // `eval` and what follows are fed by it.
         (_, "data") => place(layer) >= place("eval"),
         _ => matches!((place(layer), place(imported)), (Some(a), Some(b)) if b < a),

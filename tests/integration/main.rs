@@ -13,18 +13,17 @@ mod contract;
 mod convpass_models;
 #[cfg(feature = "data")]
 mod data;
-#[cfg(all(feature = "train", feature = "report"))]
-mod examples;
+mod dense;
 mod features;
 mod golden;
 mod layering;
 mod low_bit;
+mod malformed;
+mod opening;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]
 mod resume;
-#[cfg(feature = "train")]
-mod search;
 #[cfg(feature = "train")]
 mod small;
 #[cfg(feature = "train")]

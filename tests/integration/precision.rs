@@ -1,5 +1,6 @@
 //! Backbones in other numbers than f32: what they compute, what trains beside them, what is refused.
 
+use convpass::backbone::Forward;
 use convpass::{
     Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin,
     FrozenViT, LoraConfig, Method, NoMethod, Pass, PetlConfig, PetlModel, SwinConfig, ViTConfig,

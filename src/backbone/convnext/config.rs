@@ -109,14 +109,15 @@ impl BackboneConfig for ConvNeXtConfig {
         self.validate()
     }
 
-    fn shape(&self) -> BackboneShape {
-        BackboneShape {
+    fn shape(&self) -> Result<BackboneShape> {
+        self.validate()?;
+        Ok(BackboneShape {
             family: Self::FAMILY,
             lacks: &[(Place::Blocks, "its blocks are convolutions, without attention")],
             block_dims: Vec::new(),
             layers: Vec::new(),
             num_params: self.num_params(),
             num_feature_params: self.num_params(),
-        }
+        })
     }
 }

@@ -6,12 +6,10 @@ mod presets;
 
 use tch::Tensor;
 
-use super::block::Hooks;
-use super::frozen::{Frozen, ImageSize, Network};
 use super::weights::Weights;
-use super::{Stream, locate};
+use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::Result;
-use crate::nn::{Conv, DropPath, LayerNorm, Mlp, MlpActivation};
+use crate::nn::{Conv, LayerNorm, Mlp, MlpActivation, Weight};
 use crate::seam::TokenLayout;
 
 pub use config::ConvNeXtConfig;
@@ -22,7 +20,7 @@ pub use config::ConvNeXtConfig;
 pub type FrozenConvNeXt = Frozen<ConvNeXtConfig>;
 
 /// The layers of a [`FrozenConvNeXt`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layers {
     stem: Conv,
     stem_norm: LayerNorm,
@@ -30,18 +28,18 @@ pub struct Layers {
     norm: LayerNorm,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Stage {
     downsample: Option<(LayerNorm, Conv)>,
     blocks: Vec<Block>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Block {
     conv: Conv,
     norm: LayerNorm,
     mlp: Mlp,
-    gamma: Option<Tensor>,
+    gamma: Option<Weight>,
 }
 
 impl Network for ConvNeXtConfig {
@@ -50,6 +48,7 @@ impl Network for ConvNeXtConfig {
     type Layers = Layers;
 
     fn layers(&self, weights: &mut Weights) -> Result<Layers> {
+        self.validate()?;
         let (first, patch) = (self.dims[0], self.patch_size);
         Ok(Layers {
             stem: weights.conv("stem.0", &[first, 3, patch, patch], patch, 0)?,
@@ -62,7 +61,7 @@ impl Network for ConvNeXtConfig {
     }
 
     fn num_blocks(&self) -> usize {
-        self.depths.iter().sum::<i64>() as usize
+        total(&self.depths)
     }
 
     fn embed(&self, layers: &Layers, images: &Tensor, _: &Hooks) -> Result<Stream> {
@@ -70,21 +69,14 @@ impl Network for ConvNeXtConfig {
         Ok(Stream { tokens, layout: NO_TOKENS })
     }
 
-    fn run_block(
-        &self,
-        layers: &Layers,
-        index: usize,
-        stream: Stream,
-        hooks: &Hooks,
-        drop_path: DropPath,
-    ) -> Result<Stream> {
-        let (stage, within) = locate(&self.depths, index);
+    fn block(&self, layers: &Layers, stream: Stream, pass: &BlockPass) -> Result<Stream> {
+        let (stage, within) = locate(&self.depths, pass.block)?;
         let stage = &layers.stages[stage];
         let mut x = stream.tokens;
         if let Some((norm, conv)) = stage.downsample.as_ref().filter(|_| within == 0) {
             x = conv.forward(&norm_channels(norm, &x)?)?;
         }
-        let branch = drop_path.draw(&x, hooks.train)?;
+        let branch = pass.drop_path.draw(&x, pass.hooks.train())?;
         if !branch.is_empty() {
             x = branch.add(&x, &stage.blocks[within].forward(&branch.select(&x)?)?)?;
         }
@@ -96,12 +88,18 @@ impl Network for ConvNeXtConfig {
         layers.norm.forward(&x.f_mean_dim([2i64, 3].as_slice(), false, x.kind())?)
     }
 
+    /// The norm of every place of the last map.
+    fn patch_map(&self, layers: &Layers, stream: Stream, _: &Hooks) -> Result<Tensor> {
+        norm_channels(&layers.norm, &stream.tokens)
+    }
+
     fn feature_dim(&self) -> i64 {
         self.dims.last().copied().unwrap_or_default()
     }
 
     fn image_size(&self) -> ImageSize {
-        ImageSize::From(self.patch_size << (self.dims.len() - 1))
+        let halvings = self.dims.len().saturating_sub(1).min(32);
+        ImageSize::From(self.patch_size.saturating_mul(1 << halvings))
     }
 
     fn choices(&self) -> String {

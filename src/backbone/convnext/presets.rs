@@ -43,7 +43,7 @@ mod tests {
         let counts = ConvNeXtConfig::presets().map(|name| {
             let config = ConvNeXtConfig::preset(name).unwrap();
             config.validate().unwrap();
-            config.shape().num_params
+            config.shape().unwrap().num_params
         });
         let expected = [27_820_128, 49_454_688, 87_566_464, 196_230_336];
         assert_eq!(counts.collect::<Vec<_>>(), expected);

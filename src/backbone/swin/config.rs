@@ -194,7 +194,8 @@ impl BackboneConfig for SwinConfig {
         self.validate()
     }
 
-    fn shape(&self) -> BackboneShape {
+    fn shape(&self) -> Result<BackboneShape> {
+        self.validate()?;
         let c = self.embed_dim;
         let norm = |layer, c| LayerShape { layer, inputs: c, outputs: c, bias: true };
         let inputs = 3 * self.patch_size * self.patch_size;
@@ -213,14 +214,14 @@ impl BackboneConfig for SwinConfig {
         layers.push(norm(Layer::FinalNorm, self.last_dim()));
         let matrices = layers.iter().map(LayerShape::num_params);
         let num_params = matrices.fold(tables, i64::saturating_add);
-        BackboneShape {
+        Ok(BackboneShape {
             family: Self::FAMILY,
             lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
             block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
             num_params,
             num_feature_params: num_params,
             layers,
-        }
+        })
     }
 }
 

@@ -5,12 +5,11 @@ mod presets;
 
 use tch::Tensor;
 
-use super::block::{Block, BlockShape, Hooks, Run};
-use super::frozen::{Frozen, ImageSize, Network};
+use super::block::{Block, BlockShape, Queries};
 use super::weights::Weights;
-use super::{Stream, locate};
+use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, PatchEmbed, side_by_side};
+use crate::nn::{LayerNorm, Linear, MlpActivation, PatchEmbed, side_by_side};
 use crate::seam::{Layer, TokenLayout};
 
 pub use config::SwinConfig;
@@ -23,7 +22,7 @@ pub use config::SwinConfig;
 pub type FrozenSwin = Frozen<SwinConfig>;
 
 /// The layers of a [`FrozenSwin`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layers {
     patch_embed: PatchEmbed,
     patch_norm: Option<LayerNorm>,
@@ -31,7 +30,7 @@ pub struct Layers {
     norm: LayerNorm,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Stage {
     merging: Option<Merging>,
     blocks: Vec<Block>,
@@ -39,7 +38,7 @@ struct Stage {
 }
 
 /// The patch merging into a stage.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Merging {
     norm: LayerNorm,
     reduction: Linear,
@@ -51,25 +50,24 @@ impl Network for SwinConfig {
     type Layers = Layers;
 
     fn layers(&self, weights: &mut Weights) -> Result<Layers> {
-        let (c, patch) = (self.embed_dim, self.patch_size);
+        self.validate()?;
+        let (c, patch, eps) = (self.embed_dim, self.patch_size, self.norm_eps);
         Ok(Layers {
-            patch_embed: PatchEmbed {
-                weight: weights.get("patch_embed.proj.weight", &[c, 3, patch, patch])?,
-                bias: Some(weights.get("patch_embed.proj.bias", &[c])?),
-            },
-            patch_norm: match self.patch_norm {
-                true => Some(weights.norm("patch_embed.norm", c, self.norm_eps)?),
-                false => None,
+            patch_embed: weights.patch_embed("patch_embed.proj", c, patch, true)?,
+            patch_norm: if self.patch_norm {
+                Some(weights.norm("patch_embed.norm", c, eps)?)
+            } else {
+                None
             },
             stages: (0..self.depths.len())
                 .map(|stage| Stage::build(self, stage, weights))
                 .collect::<Result<_>>()?,
-            norm: weights.norm("norm", self.last_dim(), self.norm_eps)?,
+            norm: weights.norm("norm", self.last_dim(), eps)?,
         })
     }
 
     fn num_blocks(&self) -> usize {
-        self.blocks().count()
+        total(&self.depths)
     }
 
     fn embed(&self, layers: &Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream> {
@@ -77,30 +75,32 @@ impl Network for SwinConfig {
         Ok(Stream { tokens: layers.embed(images, hooks)?, layout })
     }
 
-    fn run_block(
-        &self,
-        layers: &Layers,
-        index: usize,
-        stream: Stream,
-        hooks: &Hooks,
-        drop_path: DropPath,
-    ) -> Result<Stream> {
-        let (stage, within) = locate(&self.depths, index);
+    fn block(&self, layers: &Layers, stream: Stream, pass: &BlockPass) -> Result<Stream> {
+        let (stage, within) = locate(&self.depths, pass.block)?;
         let Stage { merging, blocks, layout } = &layers.stages[stage];
         let tokens = match merging {
             Some(merging) if within == 0 => {
-                merging.forward(stage, &stream.tokens, stream.layout.grid, hooks)?
+                merging.forward(stage, &stream.tokens, stream.layout.grid, &pass.hooks)?
             }
             _ => stream.tokens,
         };
-        let tokens = entering(index, tokens, *layout, hooks)?;
-        let run = Run { index, layout: *layout, class_only: false, drop_path, hooks: *hooks };
-        Ok(Stream { tokens: blocks[within].forward(tokens, &run)?, layout: *layout })
+        let entered = pass.enter(Stream { tokens, layout: *layout })?;
+        if entered.layout != *layout {
+            let (expected, found) = (format!("{layout:?} within windows"), entered.layout);
+            return Err(Error::config("layout", expected, format!("{found:?}")));
+        }
+        let tokens = blocks[within].forward(entered, Queries::All, pass)?;
+        Ok(Stream { tokens, layout: *layout })
     }
 
     fn pool(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
         let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
         Ok(tokens.f_mean_dim(1i64, false, tokens.kind())?)
+    }
+
+    fn patch_map(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
+        Stream { tokens, layout: stream.layout }.patches()
     }
 
     fn feature_dim(&self) -> i64 {
@@ -128,22 +128,10 @@ impl Network for SwinConfig {
     }
 }
 
-/// A method's place in front of a block, which may not change how the tokens lie.
-fn entering(index: usize, tokens: Tensor, layout: TokenLayout, hooks: &Hooks) -> Result<Tensor> {
-    let (tokens, found) = hooks.method.entering(index, tokens, layout, hooks.train)?;
-    match found == layout {
-        true => Ok(tokens),
-        false => {
-            Err(Error::config("layout", format!("{layout:?} within windows"), format!("{found:?}")))
-        }
-    }
-}
-
 impl Layers {
     /// `[B, 3, H, W] -> [B, N, C]`.
     fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
-        let patches = self.patch_embed.forward(images)?;
-        let patches = hooks.after(Layer::PatchEmbed, images, patches)?;
+        let patches = hooks.patch_embed(&self.patch_embed, images)?;
         match &self.patch_norm {
             Some(norm) => hooks.norm(Layer::PreNorm, norm, &patches),
             None => Ok(patches),

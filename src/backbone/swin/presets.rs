@@ -68,7 +68,11 @@ mod tests {
             ("swin_base_patch4_window7_224", 86_743_224),
             ("swin_large_patch4_window12_384", 195_198_516),
         ] {
-            assert_eq!(SwinConfig::preset(name).unwrap().shape().num_params, count, "{name}");
+            assert_eq!(
+                SwinConfig::preset(name).unwrap().shape().unwrap().num_params,
+                count,
+                "{name}"
+            );
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backbone::block::Queries;
 use crate::error::{Error, Result};
 use crate::nn::MlpActivation;
 use crate::seam::TokenLayout;
@@ -9,6 +10,7 @@ use crate::seam::TokenLayout;
 /// How the tokens become one feature vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Pooling {
     /// The class token, after the final norm.
     ClassToken,
@@ -16,6 +18,21 @@ pub enum Pooling {
     Average,
     /// The mean of the patch tokens, then the final norm (timm's `fc_norm`).
     AverageThenNorm,
+}
+
+impl Pooling {
+    /// The tokens that pooling reads, and the last block must compute.
+    pub(in crate::backbone) fn queries(self) -> Queries {
+        match self {
+            Pooling::ClassToken => Queries::ClassToken,
+            Pooling::Average | Pooling::AverageThenNorm => Queries::All,
+        }
+    }
+
+    /// Whether it reads a class token.
+    fn needs_class_token(self) -> bool {
+        self == Pooling::ClassToken
+    }
 }
 
 /// The shape and the choices of a [`FrozenViT`](crate::FrozenViT).
@@ -43,6 +60,8 @@ pub struct ViTConfig {
     pub class_token: bool,
     /// Register tokens, between the class token and the patches.
     pub num_registers: i64,
+    /// Whether a learned table of positions is added to the tokens.
+    pub pos_embed: bool,
     /// Prefix tokens that the position table covers, its first rows: none, the class token, or all.
     pub pos_embed_prefix: i64,
     /// Whether the patch convolution has a bias (CLIP's has none).
@@ -73,6 +92,7 @@ impl Default for ViTConfig {
             activation: MlpActivation::Gelu,
             class_token: true,
             num_registers: 0,
+            pos_embed: true,
             pos_embed_prefix: 1,
             patch_bias: true,
             qkv_bias: true,
@@ -105,12 +125,17 @@ impl ViTConfig {
         TokenLayout { prefix: self.num_prefix_tokens(), grid: self.grid() }
     }
 
+    /// Rows of the position table.
+    pub(super) fn positions(&self) -> i64 {
+        self.pos_embed_prefix.saturating_add(self.layout().num_patches())
+    }
+
     /// Number of weights, the projection's among them where there is one.
     pub fn num_params(&self) -> i64 {
         let (c, hidden, patch) = (self.embed_dim, self.mlp_dim, self.patch_size);
         let present = i64::from;
         let halves = self.activation.halves();
-        let positions = self.pos_embed_prefix.saturating_add(self.layout().num_patches());
+        let positions = present(self.pos_embed).saturating_mul(self.positions());
         let products: [&[i64]; 13] = [
             &[self.num_prefix_tokens(), c],
             &[positions, c],
@@ -172,7 +197,7 @@ impl ViTConfig {
             let expected = format!("0, {class} (class token) or {prefix} (all prefix tokens)");
             return Err(Error::config("pos_embed_prefix", expected, self.pos_embed_prefix));
         }
-        if self.pooling == Pooling::ClassToken && !self.class_token {
+        if self.pooling.needs_class_token() && !self.class_token {
             return Err(Error::config(
                 "pooling",
                 "an average where there is no class token",

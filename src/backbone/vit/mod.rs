@@ -6,12 +6,11 @@ mod shape;
 
 use tch::Tensor;
 
-use super::Stream;
-use super::block::{Block, BlockShape, Hooks, Run};
-use super::frozen::{Frozen, ImageSize, Network};
+use super::block::{Block, BlockShape, Queries};
 use super::weights::Weights;
+use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, LayerNorm, Linear, PatchEmbed, widened};
+use crate::nn::{LayerNorm, Linear, PatchEmbed, Weight, widened};
 use crate::seam::{Layer, TokenLayout};
 
 pub use config::{Pooling, ViTConfig};
@@ -20,12 +19,12 @@ pub use config::{Pooling, ViTConfig};
 pub type FrozenViT = Frozen<ViTConfig>;
 
 /// The layers of a [`FrozenViT`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layers {
     patch_embed: PatchEmbed,
-    class_token: Option<Tensor>,
-    registers: Option<Tensor>,
-    pos_embed: Tensor,
+    class_token: Option<Weight>,
+    registers: Option<Weight>,
+    pos_embed: Option<Weight>,
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
@@ -62,11 +61,12 @@ impl Network for ViTConfig {
     type Layers = Layers;
 
     fn layers(&self, weights: &mut Weights) -> Result<Layers> {
+        self.validate()?;
         Layers::build(self, weights)
     }
 
     fn num_blocks(&self) -> usize {
-        self.depth as usize
+        usize::try_from(self.depth).unwrap_or_default()
     }
 
     fn embed(&self, layers: &Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream> {
@@ -74,24 +74,24 @@ impl Network for ViTConfig {
         Ok(Stream { tokens, layout: self.layout() })
     }
 
-    fn run_block(
-        &self,
-        layers: &Layers,
-        index: usize,
-        stream: Stream,
-        hooks: &Hooks,
-        drop_path: DropPath,
-    ) -> Result<Stream> {
-        let (tokens, layout) =
-            hooks.method.entering(index, stream.tokens, stream.layout, hooks.train)?;
-        // Nothing after the last block reads more than the class token.
-        let class_only = index + 1 == layers.blocks.len() && self.pooling == Pooling::ClassToken;
-        let run = Run { index, layout, class_only, drop_path, hooks: *hooks };
-        Ok(Stream { tokens: layers.blocks[index].forward(tokens, &run)?, layout })
+    fn block(&self, layers: &Layers, stream: Stream, pass: &BlockPass) -> Result<Stream> {
+        let Some(block) = layers.blocks.get(pass.block) else {
+            let expected = format!("below {}", layers.blocks.len());
+            return Err(Error::config("block", expected, pass.block));
+        };
+        let entered = pass.enter(stream)?;
+        let layout = entered.layout;
+        let queries = if pass.pooled_only { self.pooling.queries() } else { Queries::All };
+        Ok(Stream { tokens: block.forward(entered, queries, pass)?, layout })
     }
 
     fn pool(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
         layers.pool(self.pooling, &stream.tokens, &stream.layout, hooks)
+    }
+
+    fn patch_map(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
+        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
+        Stream { tokens, layout: stream.layout }.patches()
     }
 
     fn feature_dim(&self) -> i64 {
@@ -133,7 +133,6 @@ impl Layers {
     fn build(config: &ViTConfig, weights: &mut Weights) -> Result<Self> {
         let (c, patch, eps) = (config.embed_dim, config.patch_size, config.norm_eps);
         let registers = config.num_registers;
-        let positions = config.pos_embed_prefix + config.layout().num_patches();
         let norm = match config.pooling {
             Pooling::AverageThenNorm => "fc_norm",
             Pooling::ClassToken | Pooling::Average => "norm",
@@ -152,15 +151,13 @@ impl Layers {
         Ok(Layers {
             class_token: weights.get_if(config.class_token, "cls_token", &[1, 1, c])?,
             registers: weights.get_if(registers > 0, "reg_token", &[1, registers, c])?,
-            pos_embed: weights.get("pos_embed", &[1, positions, c])?,
-            patch_embed: PatchEmbed {
-                weight: weights.get("patch_embed.proj.weight", &[c, 3, patch, patch])?,
-                bias: weights.get_if(config.patch_bias, "patch_embed.proj.bias", &[c])?,
-            },
-            pre_norm: match config.pre_norm {
-                true => Some(weights.norm("norm_pre", c, eps)?),
-                false => None,
-            },
+            pos_embed: weights.get_if(
+                config.pos_embed,
+                "pos_embed",
+                &[1, config.positions(), c],
+            )?,
+            patch_embed: weights.patch_embed("patch_embed.proj", c, patch, config.patch_bias)?,
+            pre_norm: if config.pre_norm { Some(weights.norm("norm_pre", c, eps)?) } else { None },
             blocks: (0..config.depth)
                 .map(|index| Block::build(&block(index), None, weights))
                 .collect::<Result<_>>()?,
@@ -176,21 +173,25 @@ impl Layers {
     /// tokens that it covers, the rest to the patches.
     fn embed(&self, config: &ViTConfig, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
         let covered = config.pos_embed_prefix;
-        let positions = |start, len| widened(&self.pos_embed.f_narrow(1, start, len)?, images);
+        // `part`, whose rows of the table begin at `start`.
+        let placed = |part: &Tensor, start: i64| match &self.pos_embed {
+            Some(table) => {
+                let rows = table.f_narrow(1, start, part.size()[1])?;
+                Ok(part.f_add(&widened(&rows, images)?)?)
+            }
+            None => widened(part, images),
+        };
         let mut parts = Vec::new();
         let mut start = 0;
         for part in [&self.class_token, &self.registers].into_iter().flatten() {
             let len = part.size()[1];
-            let part = match start + len <= covered {
-                true => part.f_add(&positions(start, len)?)?,
-                false => widened(part, images)?,
-            };
+            let is_covered = start + len <= covered;
+            let part = if is_covered { placed(part, start)? } else { widened(part, images)? };
             parts.push(part.f_expand([images.size()[0], -1, -1], false)?);
             start += len;
         }
-        let patches = self.patch_embed.forward(images)?;
-        let patches = hooks.after(Layer::PatchEmbed, images, patches)?;
-        parts.push(patches.f_add(&positions(covered, config.layout().num_patches())?)?);
+        let patches = hooks.patch_embed(&self.patch_embed, images)?;
+        parts.push(placed(&patches, covered)?);
         let tokens = Tensor::f_cat(&parts, 1)?;
         match &self.pre_norm {
             Some(norm) => hooks.norm(Layer::PreNorm, norm, &tokens),

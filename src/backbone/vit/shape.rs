@@ -10,7 +10,8 @@ impl BackboneConfig for ViTConfig {
         self.validate()
     }
 
-    fn shape(&self) -> BackboneShape {
+    fn shape(&self) -> Result<BackboneShape> {
+        self.validate()?;
         let (c, hidden) = (self.embed_dim, self.mlp_dim);
         let halves = self.activation.halves();
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
@@ -32,14 +33,14 @@ impl BackboneConfig for ViTConfig {
         let block_dims = vec![c; self.depth as usize];
         let num_params = self.num_params();
         let num_feature_params = num_params - c * self.projection.unwrap_or(0);
-        BackboneShape {
+        Ok(BackboneShape {
             family: Self::FAMILY,
             lacks: &[],
             block_dims,
             layers,
             num_params,
             num_feature_params,
-        }
+        })
     }
 }
 

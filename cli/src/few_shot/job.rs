@@ -1,0 +1,250 @@
+//! One run, from the images drawn to its figures.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use convpass::data::{
+    BatchConfig, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
+};
+use convpass::eval::evaluate_logits;
+use convpass::train::{Observer, Progress, RunRecord, peak_rss_mb};
+use convpass::{AnyBackbone, PetlConfig, PetlModel};
+
+use super::args::Args;
+use super::measured::{Measured, Set};
+use crate::flags::Opened;
+use crate::plan::PlannedRun;
+use crate::run_folder::{RunFolder, recorded, start_head};
+
+/// The images that a run is trained on, and where its head is.
+pub struct Draw {
+    pub shots: usize,
+    pub seed: i64,
+    pub list: FileList,
+    /// The folder of the run.
+    out: PathBuf,
+    head: Option<PathBuf>,
+}
+
+impl Draw {
+    /// Those of all runs, so that what one of them lacks is known before the first.
+    pub fn all(args: &Args, data: &FileList) -> Result<Vec<Draw>> {
+        let mut draws: Vec<Draw> = Vec::new();
+        for shots in args.shots() {
+            for &seed in &args.seeds {
+                let twice = draws.iter().any(|draw| (draw.shots, draw.seed) == (shots, seed));
+                ensure!(
+                    !twice,
+                    "--shots, --seeds: {shots} a class with seed {seed} is there twice"
+                );
+                let list = match args.at_most {
+                    true => data.few_shot_at_most(shots, seed)?,
+                    false => data.few_shot(shots, seed)?,
+                };
+                let name = format!("{shots}shot-seed{seed}");
+                let head = args.head.as_deref().map(|head| head_of(head, &name)).transpose()?;
+                draws.push(Draw { shots, seed, list, out: args.out.join(name), head });
+            }
+        }
+        Ok(draws)
+    }
+}
+
+/// The adapter whose head the run called `name` starts from.
+fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
+    let file = "adapter.safetensors";
+    let places = [head.to_path_buf(), head.join(file), head.join(name).join(file)];
+    let found = places.into_iter().find(|place| place.is_file());
+    found.with_context(|| {
+        format!("--head {}: no file, and neither {file} nor {name}/{file} in it", head.display())
+    })
+}
+
+/// What all runs share.
+pub struct Job<'a> {
+    pub args: &'a Args,
+    pub classes: i64,
+    pub test: Set,
+    pub targets: Vec<Set>,
+    /// Of test images, before their centre is cut out.
+    pub shorter_side: i64,
+    pub opened: Opened,
+    pub normalization: Normalization,
+    /// The backbone's.
+    pub digest: String,
+}
+
+/// What came of a run; top-1 in percent.
+pub struct DrawResult {
+    pub shots: usize,
+    pub seed: i64,
+    /// Training images.
+    pub images: usize,
+    pub test_top1: f64,
+    /// In the order of the targets.
+    pub targets: Vec<f64>,
+}
+
+impl Job<'_> {
+    /// Runs what is not there yet.
+    pub fn run(&self, draw: &Draw) -> Result<DrawResult> {
+        let out = &draw.out;
+        let petl = PetlConfig {
+            seed: draw.seed,
+            ..PetlConfig::new(self.args.method.clone(), self.classes)
+        };
+        let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
+        let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
+        let planned = self.planned(petl, draw, head)?;
+        let folder = RunFolder {
+            path: out,
+            checkpoint_every: self.args.logs.checkpoint_every,
+            tensorboard: self.args.logs.tensorboard,
+        };
+        let is_done = finished(&out.join("run.json"), &planned)?;
+        let (mut model, mut known) = match is_done {
+            true => (None, Measured::load(out)?),
+            false => {
+                let (model, known) = self.train(model, draw, folder, planned)?;
+                (Some(model), known)
+            }
+        };
+        folder.done()?;
+        let Some(test_top1) = known.top1(&self.test) else {
+            bail!("{}: measured on other test images; choose another --out", out.display());
+        };
+        let when = if is_done { ", done before" } else { "" };
+        println!("{}: top-1 {test_top1:.2} %{when}", out.display());
+        let mut targets = Vec::new();
+        for target in &self.targets {
+            let top1 = match known.top1(target) {
+                Some(top1) => top1,
+                None => {
+                    let of_run = match model.take() {
+                        Some(of_run) => of_run,
+                        None => self.adapted(out)?,
+                    };
+                    self.measure(model.insert(of_run), target, &mut known)?
+                }
+            };
+            println!("{}: {} {top1:.2} %", out.display(), target.name);
+            targets.push(top1);
+        }
+        let (shots, seed, images) = (draw.shots, draw.seed, draw.list.entries().len());
+        Ok(DrawResult { shots, seed, images, test_top1, targets })
+    }
+
+    /// What the run's record has to say.
+    fn planned(
+        &self,
+        model: PetlConfig,
+        draw: &Draw,
+        head_digest: Option<String>,
+    ) -> Result<PlannedRun> {
+        let (args, images) = (self.args, draw.list.entries().len());
+        Ok(PlannedRun {
+            task: format!("{}, {} a class", args.data_name(), draw.shots),
+            model,
+            train: args.train_config(draw.seed, images, self.normalization),
+            backbone_digest: self.digest.clone(),
+            precision: recorded(args.backbone.precision()),
+            image_size: self.opened.image_size(),
+            test_shorter_side: Some(self.shorter_side),
+            train_split: draw.list.split_hash(),
+            val_split: None,
+            test_split: Some(self.test.images.split_hash().to_owned()),
+            head_digest,
+        })
+    }
+
+    /// Trains and tests.
+    fn train(
+        &self,
+        mut model: PetlModel<AnyBackbone>,
+        draw: &Draw,
+        folder: RunFolder,
+        planned: PlannedRun,
+    ) -> Result<(PetlModel<AnyBackbone>, Measured)> {
+        let out = folder.path;
+        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+        draw.list.save(out.join("train.txt"))?;
+        let resize = Resize::bicubic(self.opened.image_size())?;
+        // A random crop is cut from the file's own image.
+        let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
+            Some(_) => ImageDataset::stream(&draw.list, resize),
+            None => ImageDataset::load_resized(&draw.list, resize)?,
+        };
+        let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
+        let fit = folder.fit(&mut model, &train, None, &planned.train, &mut progress)?;
+        drop(progress);
+        model.save_adapter(out.join("adapter.safetensors"))?;
+        let start = Instant::now();
+        let mut known = Measured::none(out);
+        let top1 = self.measure(&model, &self.test, &mut known)?;
+        let test_seconds = Some(start.elapsed().as_secs_f64());
+        let record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: planned.task,
+            model: planned.model,
+            train: planned.train,
+            backbone: self.args.file.backbone.display().to_string(),
+            backbone_digest: planned.backbone_digest,
+            precision: planned.precision,
+            image_size: Some(planned.image_size),
+            test_shorter_side: planned.test_shorter_side,
+            shots: Some(draw.shots),
+            train_split: planned.train_split,
+            val_split: None,
+            test_split: planned.test_split,
+            head_digest: planned.head_digest,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1: Some(top1),
+            best_on_test: None,
+            test_seconds,
+            peak_rss_mb: peak_rss_mb(),
+        };
+        record.save(out.join("run.json"))?;
+        Ok((model, known))
+    }
+
+    /// The model of a run that is done.
+    fn adapted(&self, out: &Path) -> Result<PetlModel<AnyBackbone>> {
+        let adapter = out.join("adapter.safetensors");
+        Ok(PetlModel::load_adapter(self.opened.backbone.clone(), adapter)?)
+    }
+
+    /// Top-1 in percent on a set, which is known from then on.
+    fn measure(
+        &self,
+        model: &PetlModel<AnyBackbone>,
+        set: &Set,
+        known: &mut Measured,
+    ) -> Result<f64> {
+        let config = BatchConfig {
+            batch_size: self.args.training.batch_size,
+            partial: PartialBatch::Keep,
+            order: Order::Sequential,
+            normalization: self.normalization,
+            device: model.var_store().device(),
+        };
+        let mut progress = Progress::new(&set.name);
+        let watch = &mut |done, images| progress.pass(&set.name, done, images);
+        let logits = &mut |images: &_| model.forward(images, false);
+        let found = evaluate_logits(logits, &set.images, set.subset.as_ref(), config, watch)?;
+        known.add(set, found.top1())?;
+        Ok(found.top1())
+    }
+}
+
+/// Whether there is a record in `file`; an error if it is of another run.
+fn finished(file: &Path, planned: &PlannedRun) -> Result<bool> {
+    if !file.exists() {
+        return Ok(false);
+    }
+    let differences = planned.differences(&RunRecord::load(file)?).join("; ");
+    let file = file.display();
+    ensure!(differences.is_empty(), "{file}: of another run ({differences}); choose another --out");
+    Ok(true)
+}

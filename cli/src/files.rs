@@ -1,0 +1,57 @@
+//! Files that are there whole or not at all.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// Writes beside `path` and renames, so that a reader sees the old file or the new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        // The file is the user's, not a temporary one.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(Error::io(path))
+}
+
+/// Reads a JSON file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
+}
+
+/// Writes `value` as JSON; the file appears whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(value).map_err(|e| Error::io(path)(e.into()))?;
+    write_atomically(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_and_a_missing_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("values.json");
+        write_json(&path, &[1, 2]).unwrap();
+        assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), [1, 2]);
+        let nowhere = write_json(&folder.path().join("none/values.json"), &1).unwrap_err();
+        assert!(matches!(nowhere, Error::Io { .. }));
+        std::fs::write(&path, "[1").unwrap();
+        assert!(matches!(read_json::<Vec<i32>>(&path), Err(Error::CorruptFile { .. })));
+    }
+}

@@ -1,0 +1,96 @@
+//! The command `convpass`: finetunes frozen vision transformers, compares methods, and uses adapters.
+
+mod audit;
+mod error;
+mod failure;
+mod few_shot;
+mod files;
+mod finetune;
+mod flags;
+mod manual;
+mod plan;
+mod predict;
+mod report;
+mod run_folder;
+mod search;
+mod stop;
+mod sweep;
+mod targets;
+mod zero_shot;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Adapts frozen vision transformers with convolutional bypasses and other methods.
+///
+/// A pretrained backbone stays as it is; an adapter of about 1 MB is trained for each task.
+#[derive(Parser)]
+#[command(name = "convpass", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Finetune(finetune::Args),
+    Sweep(sweep::Args),
+    FewShot(few_shot::Args),
+    ZeroShot(zero_shot::Args),
+    Predict(predict::Args),
+    Report(report::Args),
+    Search(search::Args),
+    Audit(audit::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
+}
+
+fn main() -> ExitCode {
+    convpass::keep_freed_memory();
+    let result = match Cli::parse().command {
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::FewShot(args) => few_shot::run(&args),
+        Command::ZeroShot(args) => zero_shot::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
+    };
+    match result {
+        Ok(outcome) => outcome.into(),
+        Err(error) => failure::report(&error),
+    }
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Outcome {
+    /// All was done.
+    Done,
+    /// Something was left out, and said.
+    Partial,
+    /// Ctrl-C ended it early.
+    Stopped,
+}
+
+impl Outcome {
+    /// Of a command that Ctrl-C may have ended.
+    fn unless_stopped(stop: &stop::Stop) -> Self {
+        if stop.is_asked() { Outcome::Stopped } else { Outcome::Done }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => ExitCode::SUCCESS,
+            Outcome::Partial => ExitCode::FAILURE,
+            // As a shell reports a program that Ctrl-C ended.
+            Outcome::Stopped => ExitCode::from(130),
+        }
+    }
+}

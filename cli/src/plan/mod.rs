@@ -1,0 +1,288 @@
+//! A plan: tasks x methods x seeds, and what is tried of each method on validation before.
+//!
+//! A type of the library and not of an example, because what a run is, when it counts as done and
+//! what selection may see has to be the same for every program that runs a plan.
+
+mod grid;
+mod planned;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use grid::{Setting, Trial, best_trial};
+pub use planned::{PlannedRun, published_choice};
+pub use settings::RunSettings;
+
+use crate::error::{Error, Result};
+use convpass::data::vtab;
+use convpass::model::PetlConfig;
+use convpass::petl::Method;
+use convpass::train::{Selection, TrainConfig};
+
+/// No grid is larger; more is a slip, and a run for each would never end.
+const MAX_TRIALS: usize = 10_000;
+
+/// Tasks x methods x seeds. [`Plan::read`] takes one from TOML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plan {
+    /// The folder that holds the tasks' folders; whoever runs the plan may say.
+    pub data: Option<PathBuf>,
+    /// The backbone's file; whoever runs the plan may say.
+    pub backbone: Option<PathBuf>,
+    /// Names of the tasks' folders; the 19 of VTAB-1k by default.
+    pub tasks: Vec<String>,
+    /// A run on the 1,000 for each; the first is that of the trials too.
+    pub seeds: Vec<i64>,
+    /// How many trials each method must have, where given: a comparison is fair if all of them
+    /// were tuned by the same budget.
+    pub trials: Option<usize>,
+    /// What all methods share.
+    pub train: RunSettings,
+    /// What is compared.
+    pub methods: Vec<PlanMethod>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            data: None,
+            backbone: None,
+            tasks: vtab::TASKS.iter().map(|task| task.name.to_owned()).collect(),
+            seeds: vec![0, 1, 2],
+            trials: None,
+            train: RunSettings::default(),
+            methods: Vec::new(),
+        }
+    }
+}
+
+/// A method of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanMethod {
+    /// How it is called in tables and folders.
+    pub label: String,
+    /// The method, as far as the grid leaves it.
+    pub method: Method,
+    /// Whether s and the init of a Convpass are those that were published for the task
+    /// ([`published_choice`]); tasks without keep the method's. What the grid says comes after.
+    #[serde(default)]
+    pub published: bool,
+    /// The label of a method whose head this one starts from: in trials that of its trial, which
+    /// saw the 800 alone, and otherwise that of its run with the same seed.
+    #[serde(default)]
+    pub head: Option<String>,
+    /// What differs from the plan's.
+    #[serde(default)]
+    pub train: RunSettings,
+    /// Values to try, by the name of a field of `train` or of the method's config. A trial for each
+    /// combination trains on the 800 and is judged by the last epoch's top-1 on the 200.
+    #[serde(default)]
+    pub grid: BTreeMap<String, Vec<Value>>,
+}
+
+impl PlanMethod {
+    /// A method with the plan's settings and nothing to try.
+    pub fn new(label: impl Into<String>, method: Method) -> Self {
+        PlanMethod {
+            label: label.into(),
+            method,
+            published: false,
+            head: None,
+            train: RunSettings::default(),
+            grid: BTreeMap::new(),
+        }
+    }
+
+    /// The name of its folder: the label in lower case, with `-` for what is neither a letter nor a
+    /// digit.
+    pub fn folder(&self) -> String {
+        let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
+        self.label.to_lowercase().chars().map(plain).collect()
+    }
+}
+
+/// Where the methods of a plan begin in its text.
+#[derive(Deserialize)]
+struct Places {
+    methods: Vec<toml::Spanned<IgnoredAny>>,
+}
+
+impl Plan {
+    /// Reads a plan from TOML, where each `[[methods]]` is a [`PlanMethod`], and checks it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read; [`Error::PlanLine`] with the line, for what is no
+    /// TOML, a field that there is not, and what [`Plan::validate`] refuses.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let file = path.as_ref();
+        let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
+        let at = |offset: usize, reason: &str| {
+            let before = text.as_bytes().iter().take(offset);
+            let line = 1 + before.filter(|&&byte| byte == b'\n').count();
+            Error::PlanLine { file: file.to_path_buf(), line, reason: reason.trim().to_owned() }
+        };
+        let plan: Plan = toml::from_str(&text)
+            .map_err(|e| at(e.span().map_or(0, |span| span.start), e.message()))?;
+        plan.check().map_err(|(method, error)| {
+            let places = toml::from_str::<Places>(&text).ok();
+            let spans = places.map(|places| places.methods).unwrap_or_default();
+            let span = method.and_then(|index| spans.get(index)).map(toml::Spanned::span);
+            at(span.map_or(0, |span| span.start), &error.to_string())
+        })?;
+        Ok(plan)
+    }
+
+    /// Checks that every run of the plan can be.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first thing that is wrong: a name or label that is none or
+    /// comes twice, a head from a method that is not there or takes one itself, a field in a grid
+    /// that neither the settings nor the method have, a value that it cannot have, another number
+    /// of trials than `trials`.
+    pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|(_, error)| error)
+    }
+
+    /// The index of the method that is wrong, where it is one, and how.
+    fn check(&self) -> Result<(), (Option<usize>, Error)> {
+        self.check_names().map_err(|error| (None, error))?;
+        for (index, method) in self.methods.iter().enumerate() {
+            let check = || {
+                self.check_label(index, method)?;
+                self.check_head(method)?;
+                self.check_grid(method)
+            };
+            check().map_err(|error| (Some(index), error))?;
+        }
+        Ok(())
+    }
+
+    fn check_names(&self) -> Result<()> {
+        let is_name = |name: &str| {
+            let mut parts = Path::new(name).components();
+            matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+        };
+        if let Some(name) = self.tasks.iter().find(|name| !is_name(name)) {
+            return Err(Error::config("tasks", "names of folders", format!("{name:?}")));
+        }
+        distinct("tasks", &self.tasks)?;
+        distinct("seeds", &self.seeds)?;
+        match self.methods.is_empty() {
+            true => Err(Error::config("methods", "at least one", 0)),
+            false => Ok(()),
+        }
+    }
+
+    fn check_label(&self, index: usize, method: &PlanMethod) -> Result<()> {
+        let folder = method.folder();
+        if !folder.contains(char::is_alphanumeric) {
+            return Err(Error::config("label", "a name", format!("{:?}", method.label)));
+        }
+        match self.methods[..index].iter().find(|other| other.folder() == folder) {
+            None => Ok(()),
+            Some(other) => {
+                let expected = format!("another than that of {:?}", other.label);
+                Err(Error::config("label", expected, format!("{:?}", method.label)))
+            }
+        }
+    }
+
+    fn check_head(&self, method: &PlanMethod) -> Result<()> {
+        let Some(label) = &method.head else { return Ok(()) };
+        let is_one = |other: &PlanMethod| other.label == *label && other.head.is_none();
+        match self.methods.iter().any(is_one) {
+            true => Ok(()),
+            false => {
+                let expected = "the label of a method of this plan that takes no head itself";
+                Err(Error::config("head", expected, format!("{label:?}")))
+            }
+        }
+    }
+
+    fn check_grid(&self, method: &PlanMethod) -> Result<()> {
+        let is_bypass = matches!(method.method, Method::ConvBypass(_));
+        if method.published && !is_bypass {
+            let expected = "false for a method without published choices for each task";
+            return Err(Error::config("published", expected, true));
+        }
+        let trials = method.grid.values().try_fold(1, |n: usize, v| n.checked_mul(v.len()));
+        let expected = self.trials.unwrap_or(MAX_TRIALS).min(MAX_TRIALS);
+        let found = trials.filter(|n| (1..=MAX_TRIALS).contains(n));
+        let fits = |n: usize| self.trials.is_none_or(|trials| trials == n);
+        let Some(found) = found.filter(|&n| fits(n)) else {
+            let expected = match self.trials {
+                Some(_) => format!("the plan's {expected} combinations, as for every method"),
+                None => format!("1 to {expected} combinations"),
+            };
+            let found = trials.map_or("more".to_owned(), |n| n.to_string());
+            return Err(Error::config("grid", expected, found));
+        };
+        let settings = method.settings();
+        for setting in &settings {
+            self.run(method, setting, vtab::TASKS[0].name, 2, 0)?;
+        }
+        let mut folders: Vec<_> = settings.iter().map(Setting::folder).collect();
+        folders.sort_unstable();
+        folders.dedup();
+        match folders.len() == found {
+            true => Ok(()),
+            false => Err(Error::config("grid", "values that differ in letters or digits", found)),
+        }
+    }
+
+    /// The configs of one run of `method` with what a combination of its grid says. The splits
+    /// that it trains on are the caller's; so is the normalization, where the plan has none
+    /// (ImageNet's here).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a value that a field cannot have.
+    pub fn run(
+        &self,
+        method: &PlanMethod,
+        setting: &Setting,
+        task: &str,
+        num_classes: i64,
+        seed: i64,
+    ) -> Result<(PetlConfig, TrainConfig)> {
+        let base = planned::on_task(method, task);
+        let settings = method.train.over(&self.train);
+        let (config, settings) = setting.apply(base, settings)?;
+        let mut model = PetlConfig::new(config, num_classes);
+        model.seed = seed;
+        model.drop_path = settings.drop_path.unwrap_or(model.drop_path);
+        model.validate()?;
+        let train = settings.train_config(seed);
+        train.schedule.validate()?;
+        debug_assert_eq!(train.selection, Selection::LastEpoch, "no other is in the settings");
+        Ok((model, train))
+    }
+
+    /// Whether the runs of `method` have to be preceded by trials: it has a choice, or a method
+    /// that has one starts its trials from its head.
+    pub fn has_trials(&self, method: &PlanMethod) -> bool {
+        let has_choice = |method: &PlanMethod| method.settings().len() > 1;
+        let takes_head = |other: &PlanMethod| other.head.as_ref() == Some(&method.label);
+        has_choice(method) || self.methods.iter().any(|m| takes_head(m) && has_choice(m))
+    }
+}
+
+fn distinct<T: PartialEq + std::fmt::Debug>(field: &str, values: &[T]) -> Result<()> {
+    if values.is_empty() {
+        return Err(Error::config(field, "at least one", 0));
+    }
+    let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
+    match twice {
+        Some((_, value)) => Err(Error::config(field, "each once", format!("{value:?} twice"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

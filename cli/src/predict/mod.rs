@@ -1,0 +1,285 @@
+//! `convpass predict`: classifies images with an adapter.
+
+mod decode_ahead;
+mod output;
+
+use std::io::{self, BufWriter};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use convpass::data::{Normalization, Resize};
+use convpass::model::AdapterInfo;
+use convpass::train::RunRecord;
+use convpass::{AnyBackbone, Backbone, PetlModel, Precision};
+use tch::{Kind, Tensor};
+
+use decode_ahead::{Decoded, decode_ahead};
+use output::{Format, Prediction, Writer};
+
+use crate::Outcome;
+use crate::flags::{BackboneFlags, Opened};
+use crate::run_folder::precision_of;
+
+/// Batches that are decoded while the model computes.
+const BATCHES_AHEAD: usize = 2;
+
+/// Classifies images with an adapter: a line for each image.
+///
+/// The backbone, the normalization and the image size are those of the run.json beside the adapter,
+/// or of the adapter itself, unless a flag says otherwise; what counts is said on standard error. An
+/// image that cannot be read is named there, the others are classified, and the exit code is 1.
+#[derive(clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  convpass predict --adapter runs/pets photos/ cat.jpg\n  find . -name '*.jpg' | convpass predict --adapter runs/pets --format csv -"
+)]
+pub struct Args {
+    /// The adapter's file, or the folder of its run.
+    #[arg(long, value_name = "PATH")]
+    adapter: PathBuf,
+    /// Checkpoint of the backbone [default: the one that the run names].
+    #[arg(long)]
+    backbone: Option<PathBuf>,
+    /// Names of the classes, one a line, in the order of the labels [default: the adapter's, else numbers].
+    #[arg(long, value_name = "FILE")]
+    classes: Option<PathBuf>,
+    /// How predictions are printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// How many classes are printed for each image, the most probable first.
+    #[arg(long, value_name = "N", default_value = "3")]
+    top: NonZeroUsize,
+    /// Mean and deviation of the pixels: imagenet, half, unit or clip [default: the run's].
+    #[arg(long)]
+    normalization: Option<Normalization>,
+    /// Images at a time.
+    #[arg(long, value_name = "N", default_value = "32")]
+    batch_size: NonZeroUsize,
+    /// Threads that decode, beside libtorch's own [default: one a core].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    flags: BackboneFlags,
+    /// Files, folders, or - for a list on standard input.
+    #[arg(required = true, value_name = "IMAGES")]
+    images: Vec<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let adapter = if args.adapter.is_dir() {
+        args.adapter.join("adapter.safetensors")
+    } else {
+        args.adapter.clone()
+    };
+    let beside = adapter.with_file_name("run.json");
+    let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
+    let Some(file) = args.backbone.clone().or(record.as_ref().map(|r| r.backbone.clone().into()))
+    else {
+        bail!("--backbone is needed: there is no {}", beside.display());
+    };
+    let info = AdapterInfo::read(&adapter)?;
+    // Images that are not square have the size that the backbone's file tells.
+    let size = record.as_ref().and_then(|record| record.image_size);
+    let size = size.or(info.backbone.as_ref().and_then(|backbone| backbone.image_size));
+    let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
+    let recorded = match (&record, &info.backbone) {
+        (Some(record), _) => Some(precision_of(record)?),
+        (None, backbone) => backbone.as_ref().and_then(|backbone| backbone.precision),
+    };
+    let precision = args.flags.precision.or(recorded).unwrap_or(Precision::F32);
+    let flags = BackboneFlags {
+        image_size: args.flags.image_size.or(side),
+        precision: Some(precision),
+        ..args.flags.clone()
+    };
+    let _guard = precision.guard(flags.device.device()?)?;
+    let opened = flags.open(&file)?;
+    let predict =
+        Predict { args, adapter: &adapter, beside: &beside, record: record.as_ref(), info };
+    let all_read = predict.run(opened)?;
+    Ok(if all_read { Outcome::Done } else { Outcome::Partial })
+}
+
+struct Predict<'a> {
+    args: &'a Args,
+    adapter: &'a Path,
+    /// Where the run's record is, or would be.
+    beside: &'a Path,
+    record: Option<&'a RunRecord>,
+    info: AdapterInfo,
+}
+
+impl Predict<'_> {
+    /// Whether every image was classified.
+    fn run(&self, opened: Opened) -> Result<bool> {
+        let (args, image_size) = (self.args, opened.image_size());
+        let normalization = self.normalization(&opened)?;
+        self.say_size(image_size);
+        let resize = match self.record {
+            Some(record) => record.test_resize(image_size)?,
+            None => Resize::bicubic(image_size)?,
+        };
+        let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
+        let classes = self.classes(&model)?;
+        let batch_size = args.batch_size.get();
+        let images = decode_ahead(
+            args.images.clone(),
+            resize,
+            args.threads.map_or_else(std::thread::available_parallelism, Ok)?,
+            BATCHES_AHEAD.saturating_mul(batch_size),
+        )?;
+        let mut writer = Writer::new(args.format, BufWriter::new(io::stdout().lock()), classes);
+        let mut batches = Batches { images, size: batch_size, all_read: true };
+        let written = batches.classify(&model, image_size, normalization, args, &mut writer);
+        match written.and_then(|()| Ok(writer.finish()?)) {
+            Err(error) if is_broken_pipe(&error) => Ok(batches.all_read),
+            Err(error) => Err(error),
+            Ok(0) if batches.all_read => bail!("there is no image to classify"),
+            Ok(_) => Ok(batches.all_read),
+        }
+    }
+
+    /// The flag's, the run's or the adapter's; a wrong one changes every probability, so none is guessed.
+    fn normalization(&self, opened: &Opened) -> Result<Normalization> {
+        let recorded = self.record.map(|record| record.train.normalization);
+        let of_adapter = self.info.backbone.as_ref();
+        let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
+        let (beside, adapter) = (self.beside.display(), self.adapter.display());
+        match (self.args.normalization, recorded, of_adapter.and_then(Normalization::of)) {
+            (Some(flag), Some(recorded), _) if flag != recorded => {
+                eprintln!("normalization: {flag} by flag, where {beside} says {recorded}");
+                Ok(flag)
+            }
+            (_, Some(recorded), _) => {
+                eprintln!("normalization: {recorded}, from {beside}");
+                Ok(recorded)
+            }
+            (Some(flag), None, _) => {
+                eprintln!("normalization: {flag}, by flag");
+                Ok(flag)
+            }
+            (None, None, Some(of_adapter)) => {
+                eprintln!("normalization: {of_adapter}, from {adapter}");
+                Ok(of_adapter)
+            }
+            (None, None, None) => {
+                let usual = opened.normalization(None).map_or("none", Normalization::name);
+                bail!(
+                    "--normalization is needed ({usual} is usual for this family): there is no \
+                     {beside}, and {adapter} does not say"
+                )
+            }
+        }
+    }
+
+    fn say_size(&self, (rows, columns): (i64, i64)) {
+        let origin = match (self.args.flags.image_size, self.record.and_then(|r| r.image_size)) {
+            (Some(_), _) => "by flag".to_owned(),
+            (None, Some(size)) if size == (rows, columns) => {
+                format!("from {}", self.beside.display())
+            }
+            _ => "from the backbone".to_owned(),
+        };
+        let centre = self.record.and_then(|record| record.test_shorter_side);
+        let centre = centre.map_or("", |_| ", the centre of what keeps its aspect ratio");
+        eprintln!("images: {rows} x {columns}, {origin}{centre}");
+    }
+
+    /// A name for each class.
+    fn classes(&self, model: &PetlModel<AnyBackbone>) -> Result<Vec<String>> {
+        let count = model.config().num_classes;
+        let Some(file) = &self.args.classes else {
+            let numbers = || (0..count).map(|label| label.to_string()).collect();
+            return Ok(model.class_names().map_or_else(numbers, <[String]>::to_vec));
+        };
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let text = text.trim_start_matches('\u{feff}').trim_end();
+        let names: Vec<String> = text.lines().map(|name| name.trim().to_owned()).collect();
+        if names.len() as i64 != count {
+            let (file, found) = (file.display(), names.len());
+            bail!(
+                "{file}: expected {count} lines, one for each class of the adapter, found {found}"
+            );
+        }
+        Ok(names)
+    }
+}
+
+/// The images that can be read, in batches.
+struct Batches<I> {
+    images: I,
+    size: usize,
+    /// Whether none was left out so far.
+    all_read: bool,
+}
+
+impl<I: Iterator<Item = Decoded>> Batches<I> {
+    fn classify<B: Backbone>(
+        &mut self,
+        model: &PetlModel<B>,
+        (rows, columns): (i64, i64),
+        normalization: Normalization,
+        args: &Args,
+        writer: &mut Writer<impl io::Write>,
+    ) -> Result<()> {
+        let device = args.flags.device.device()?;
+        loop {
+            let (paths, pixels) = self.next();
+            if paths.is_empty() {
+                return Ok(());
+            }
+            let images = Tensor::f_from_slice(&pixels)?
+                .f_view([paths.len() as i64, rows, columns, 3])?
+                .f_to_device(device)?;
+            let images = normalization.normalize(&images)?;
+            let logits = tch::no_grad(|| model.forward(&images, false))?;
+            for (path, predictions) in paths.iter().zip(top(&logits, args.top.get())?) {
+                writer.write(path, &predictions)?;
+            }
+            writer.flush()?;
+        }
+    }
+
+    /// The next images that can be read, and their pixels; the others are named.
+    fn next(&mut self) -> (Vec<PathBuf>, Vec<u8>) {
+        let (mut paths, mut pixels) = (Vec::new(), Vec::new());
+        while paths.len() < self.size
+            && let Some((path, decoded)) = self.images.next()
+        {
+            match decoded {
+                Ok(image) => {
+                    pixels.extend(image);
+                    paths.push(path);
+                }
+                Err(reason) => {
+                    eprintln!("{reason}");
+                    self.all_read = false;
+                }
+            }
+        }
+        (paths, pixels)
+    }
+}
+
+/// The most probable classes of each row of logits `[B, K]`, the first first.
+fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<Prediction>>> {
+    let count = logits.size()[1].min(i64::try_from(count)?);
+    let probabilities = logits.f_softmax(-1, Kind::Float)?;
+    let (values, labels) = probabilities.f_topk(count, -1, true, true)?;
+    let values: Vec<f32> = values.f_reshape([-1])?.try_into()?;
+    let labels: Vec<i64> = labels.f_reshape([-1])?.try_into()?;
+    let pairs: Vec<_> = labels
+        .into_iter()
+        .zip(values)
+        .map(|(label, probability)| Prediction { label: label as usize, probability })
+        .collect();
+    Ok(pairs.chunks(count as usize).map(<[_]>::to_vec).collect())
+}
+
+/// Whether whoever read the output has had enough, which is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,350 @@
+//! `convpass search`: widths for each block within a parameter budget, as NOAH searches them.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use convpass::data::bundled::{self, BundledTask};
+use convpass::data::vtab::{VtabFolder, VtabSplit};
+use convpass::data::{ImageDataset, Normalization, Resize};
+use convpass::eval::evaluate;
+use convpass::train::{
+    CosineSchedule, EpochReport, Observer, Progress, StepReport, Stepped, TrainConfig, fit,
+};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
+use serde_json::{Value, json};
+
+use super::{Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve};
+use crate::Outcome;
+use crate::flags::{BackboneFlags, Opened, ThreadFlags, bundled_backbone};
+use crate::stop::Stop;
+
+/// Searches widths of Adapter, LoRA and prompts for each block within a parameter budget.
+///
+/// A supernet that shares weights is trained on the 800, an evolution over its parts is scored on the
+/// 200, and the best mix is trained anew on the 1,000 and tested once (NOAH, arXiv 2206.04673).
+/// Without --backbone it runs a bundled task on the bundled ViT. --out gets method.json for
+/// `finetune --method`, adapter.safetensors and search.json.
+#[derive(clap::Args)]
+#[command(
+    after_long_help = "Example:\n  convpass search --data vtab-1k --task dtd --backbone vit_base_patch16_224.safetensors --budget 330000"
+)]
+pub struct Args {
+    /// Folder that holds the task's folder; a bundled task is written here too.
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Name of the task's folder; without --backbone: count, location, orientation or digits.
+    #[arg(long, default_value = "count")]
+    task: String,
+    /// Checkpoint of a ViT, CLIP tower or DINOv2 [default: the bundled ViT].
+    #[arg(long)]
+    backbone: Option<PathBuf>,
+    /// Most weights that the mix may train, without the head [default: half of the supernet's].
+    #[arg(long)]
+    budget: Option<i64>,
+    /// Widths to choose from in each block.
+    #[arg(long, value_delimiter = ',', default_value = "0,1,5,10")]
+    widths: Vec<i64>,
+    /// Epochs of the supernet [default: 500; bundled tasks 12].
+    #[arg(long)]
+    supernet_epochs: Option<usize>,
+    /// The supernet's learning rate [default: 5e-4; bundled tasks 1e-2].
+    #[arg(long)]
+    supernet_lr: Option<f64>,
+    /// Epochs of the mix that was found [default: 100; bundled tasks 4].
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Its learning rate [default: 1e-3; bundled tasks 1e-2].
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Generations, the random one counted [default: 15; bundled tasks 6].
+    #[arg(long)]
+    generations: Option<usize>,
+    /// Candidates of a generation [default: 50; bundled tasks 12].
+    #[arg(long)]
+    population: Option<usize>,
+    /// How many of the best are parents [default: 10; bundled tasks 4].
+    #[arg(long)]
+    parents: Option<usize>,
+    /// The rate at which a mutant's widths are drawn anew.
+    #[arg(long, default_value_t = 0.2)]
+    mutation_rate: f64,
+    /// Images a step [default: 64; bundled tasks 50].
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Mean and deviation of the pixels: imagenet, half, unit or clip [default: the backbone's; half for the bundled ViT].
+    #[arg(long)]
+    normalization: Option<Normalization>,
+    /// Seed of the initial values, the order of the images and the evolution.
+    #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
+    seed: i64,
+    /// Folder for the results [default: runs/TASK-search].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    flags: BackboneFlags,
+    #[command(flatten)]
+    threads: ThreadFlags,
+}
+
+/// What a flag that is not given means.
+struct Defaults {
+    /// Epochs and learning rate of the supernet, and of the mix that was found.
+    supernet: (usize, f64),
+    found: (usize, f64),
+    batch_size: usize,
+    stepped: Stepped,
+    generations: usize,
+    population: usize,
+    parents: usize,
+}
+
+/// NOAH's for VTAB-1k, with the schedule of the crate's other runs.
+const PUBLISHED: Defaults = Defaults {
+    supernet: (500, 5e-4),
+    found: (100, 1e-3),
+    batch_size: 64,
+    stepped: Stepped::AfterEpoch,
+    generations: 15,
+    population: 50,
+    parents: 10,
+};
+
+/// Short enough to wait for.
+const BUNDLED: Defaults = Defaults {
+    supernet: (12, 1e-2),
+    found: (4, 1e-2),
+    batch_size: 50,
+    stepped: Stepped::EachStep,
+    generations: 6,
+    population: 12,
+    parents: 4,
+};
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    args.threads.apply()?;
+    let stop = Stop::on_ctrl_c("ending after this step")?;
+    let (file, bundled) = match &args.backbone {
+        Some(file) => (file.clone(), false),
+        None => (bundled_backbone(&args.data)?, true),
+    };
+    let opened = args.flags.open(&file)?;
+    if bundled {
+        let task: BundledTask = args.task.parse()?;
+        bundled::write(&args.data, task, opened.image_size().0, 0)?;
+    }
+    let half = bundled.then_some(Normalization::Half);
+    let normalization = opened.normalization(args.normalization.or(half))?;
+    let defaults = if bundled { &BUNDLED } else { &PUBLISHED };
+    let folder = VtabFolder::open(&args.data, &args.task)?;
+    Job { args, defaults, file, opened, folder, normalization, stop: &stop }.run()?;
+    Ok(Outcome::unless_stopped(&stop))
+}
+
+/// One search.
+struct Job<'a> {
+    args: &'a Args,
+    defaults: &'static Defaults,
+    file: PathBuf,
+    opened: Opened,
+    folder: VtabFolder,
+    normalization: Normalization,
+    stop: &'a Stop,
+}
+
+impl Job<'_> {
+    fn run(&self) -> Result<()> {
+        let (args, start) = (self.args, Instant::now());
+        let modules = SearchModule::noah().into_iter();
+        let modules = modules.map(|module| SearchModule { widths: args.widths.clone(), ..module });
+        let space = SearchSpace::new(modules.collect(), &self.opened.backbone.shape())?;
+        let widest = space.num_params(&space.widest())?;
+        let budget = args.budget.unwrap_or(widest / 2);
+        // Before the supernet is trained, which takes longest.
+        space.check_budget(budget)?;
+        let evolution = self.evolution_config();
+        evolution.validate()?;
+        println!("{}: budget {budget} of the supernet's {widest} weights", args.task);
+        let unnamed = || PathBuf::from(format!("runs/{}-search", args.task));
+        let out = args.out.clone().unwrap_or_else(unnamed);
+        std::fs::create_dir_all(&out).map_err(|e| anyhow!("{}: {e}", out.display()))?;
+
+        let (backbone, classes) = (self.opened.backbone.clone(), self.folder.num_classes());
+        let mut supernet = Supernet::new(backbone, space, classes, args.seed)?;
+        let (epochs, lr) = (args.supernet_epochs, args.supernet_lr);
+        let config = self.training(epochs, lr, self.defaults.supernet);
+        let train = self.load(VtabSplit::Train800)?;
+        let mut watch = self.watch("supernet");
+        let supernet_fit = supernet.train(&train, &config, &mut watch)?;
+        let history = self.evolve(&supernet, budget, &evolution)?;
+        let retrained = self.found(&supernet, &history, &out)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let record = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "task": args.task,
+            "backbone": self.file.display().to_string(),
+            "backbone_digest": self.opened.backbone.digest()?,
+            "modules": supernet.space().modules(),
+            "budget": budget,
+            "supernet": { "train": config, "fit": supernet_fit },
+            "evolution": evolution,
+            "history": history,
+            "found": history.best(),
+            "retrained": retrained,
+            "seconds": seconds,
+        });
+        write(&out.join("search.json"), serde_json::to_string_pretty(&record)?)?;
+        println!("{seconds:.1} s, {}", out.display());
+        Ok(())
+    }
+
+    fn evolution_config(&self) -> EvolutionConfig {
+        let (args, defaults) = (self.args, self.defaults);
+        EvolutionConfig {
+            generations: args.generations.unwrap_or(defaults.generations),
+            population: args.population.unwrap_or(defaults.population),
+            parents: args.parents.unwrap_or(defaults.parents),
+            mutation_rate: args.mutation_rate,
+            seed: args.seed,
+        }
+    }
+
+    /// Scores candidates by their top-1 on the 200.
+    fn evolve(
+        &self,
+        supernet: &Supernet<AnyBackbone>,
+        budget: i64,
+        config: &EvolutionConfig,
+    ) -> Result<Evolution> {
+        let (val, mut watch) = (self.load(VtabSplit::Val200)?, self.watch("search"));
+        let (mut count, all) = (0, config.generations.saturating_mul(config.population));
+        let mut score = |widths: &Widths| {
+            count += 1;
+            let label = format!("candidate {count} of {all}, image");
+            let top1 = self.top1(&supernet.subnet(widths)?, &val, &label, &mut watch)?;
+            Ok(top1.map_or(ControlFlow::Break(()), ControlFlow::Continue))
+        };
+        Ok(evolve(supernet.space(), budget, config, &mut score)?)
+    }
+
+    /// Prints what the search found, trains it anew, and says how that went.
+    fn found(
+        &self,
+        supernet: &Supernet<AnyBackbone>,
+        history: &Evolution,
+        out: &Path,
+    ) -> Result<Value> {
+        for (index, candidates) in history.generations.iter().enumerate() {
+            let scores = candidates.iter().map(|candidate| candidate.score);
+            let best = scores.clone().fold(0.0, f64::max);
+            let mean = scores.sum::<f64>() / candidates.len() as f64;
+            println!("generation {}: val top-1 best {best:.2} %, mean {mean:.2} %", index + 1);
+        }
+        let Some(best) = history.best() else { return Ok(Value::Null) };
+        println!(
+            "found: {} weights, val top-1 {:.2} % as a part of the supernet; widths by block:",
+            best.params, best.score
+        );
+        for (module, blocks) in supernet.space().modules().iter().zip(&best.widths.0) {
+            let blocks: String = blocks.iter().map(|width| format!("{width:>4}")).collect();
+            println!("  {:<8}{blocks}", module.method.name());
+        }
+        let method = supernet.space().method(&best.widths)?;
+        write(&out.join("method.json"), serde_json::to_string(&method)?)?;
+        if self.stop.is_asked() { Ok(Value::Null) } else { self.retrain(method, out) }
+    }
+
+    /// A mix from its start on the 1,000, then the test.
+    fn retrain(&self, method: Method, out: &Path) -> Result<Value> {
+        let args = self.args;
+        let train = self.load(VtabSplit::Train800Val200)?;
+        let mut watch = self.watch("found");
+        let mut config = PetlConfig::new(method, self.folder.num_classes());
+        config.seed = args.seed;
+        let mut model = PetlModel::new(self.opened.backbone.clone(), &config)?;
+        let train_config = self.training(args.epochs, args.lr, self.defaults.found);
+        let fit = fit(&mut model, &train, None, &train_config, &mut watch)?;
+        model.save_adapter(out.join("adapter.safetensors"))?;
+        let test_top1 = match fit.stopped {
+            true => None,
+            false => self.top1(&model, &self.test()?, "test", &mut watch)?,
+        };
+        let params = model.trainable_params();
+        match test_top1 {
+            Some(top1) => println!("trained anew: {params}; top-1 {top1:.2} % on the test images"),
+            None => println!("stopped before the test"),
+        }
+        Ok(json!({
+            "model": config,
+            "train": train_config,
+            "fit": fit,
+            "trainable_params": params,
+            "test_top1": test_top1,
+        }))
+    }
+
+    /// Top-1 in percent, or `None` after Ctrl-C.
+    fn top1(
+        &self,
+        model: &PetlModel<AnyBackbone>,
+        images: &ImageDataset,
+        label: &str,
+        watch: &mut SearchWatch,
+    ) -> crate::error::Result<Option<f64>> {
+        let batch_size = self.args.batch_size.unwrap_or(self.defaults.batch_size);
+        let mut pass = |done, images| watch.pass(label, done, images);
+        let sums = evaluate(model, images, self.normalization, batch_size, &mut pass)?;
+        Ok((sums.images == images.len()).then(|| sums.top1()))
+    }
+
+    fn training(&self, epochs: Option<usize>, lr: Option<f64>, or: (usize, f64)) -> TrainConfig {
+        let (epochs, lr) = (epochs.unwrap_or(or.0), lr.unwrap_or(or.1));
+        let (warmup_epochs, stepped) = ((epochs / 10).max(1), self.defaults.stepped);
+        TrainConfig {
+            epochs,
+            batch_size: self.args.batch_size.unwrap_or(self.defaults.batch_size),
+            schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(lr) },
+            normalization: self.normalization,
+            seed: self.args.seed,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn watch(&self, label: &str) -> SearchWatch {
+        SearchWatch(Progress::new(label), self.stop.clone())
+    }
+
+    fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
+        Ok(ImageDataset::load(self.folder.split(split), self.opened.image_size())?)
+    }
+
+    /// The test images, decoded as they are reached: there may be more than fit in memory.
+    fn test(&self) -> Result<ImageDataset> {
+        let resize = Resize::bicubic(self.opened.image_size())?;
+        Ok(ImageDataset::stream(self.folder.split(VtabSplit::Test), resize))
+    }
+}
+
+fn write(path: &Path, text: String) -> Result<()> {
+    std::fs::write(path, text + "\n").map_err(|e| anyhow!("{}: {e}", path.display()))
+}
+
+/// The progress bar, and Ctrl-C.
+struct SearchWatch(Progress, Stop);
+
+impl Observer for SearchWatch {
+    fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
+        let _shown = self.0.step(step);
+        self.1.flow()
+    }
+
+    fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
+        let _shown = self.0.pass(label, done, images);
+        self.1.flow()
+    }
+
+    fn epoch(&mut self, epoch: &EpochReport) {
+        self.0.epoch(epoch);
+    }
+}

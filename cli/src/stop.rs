@@ -1,0 +1,42 @@
+//! Ctrl-C.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+
+/// Whether the user asked the program to end. `Clone` shares it.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends after the current step when Ctrl-C is pressed, and at once when it is pressed again.
+    pub fn on_ctrl_c(said: &'static str) -> Result<Self> {
+        let stop = Stop::default();
+        let (flag, pressed) = (stop.clone(), AtomicBool::new(false));
+        ctrlc::set_handler(move || {
+            if pressed.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            flag.ask();
+            eprintln!("\n{said}; Ctrl-C again to quit at once");
+        })?;
+        Ok(stop)
+    }
+
+    /// Asks the program to end.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the program was asked to end.
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// What an observer answers.
+    pub fn flow(&self) -> ControlFlow<()> {
+        if self.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}

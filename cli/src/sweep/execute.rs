@@ -1,0 +1,201 @@
+//! Runs of a plan as processes of this program, and what is there of them already.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use convpass::data::vtab::VtabSplit;
+use convpass::train::RunRecord;
+
+use super::side_by_side::side_by_side;
+use super::{Board, SweepRun, adapter};
+use crate::failure;
+use crate::finetune::Spec;
+use crate::plan::PlannedRun;
+use crate::run_folder::{digest, recorded};
+
+/// A run's record, or why there is none.
+type Came = Result<RunRecord, String>;
+
+impl Board<'_> {
+    /// Runs what is not done yet; what came of those that succeeded.
+    pub(super) fn execute<'r>(
+        &mut self,
+        runs: &'r [SweepRun<'r>],
+    ) -> Result<Vec<(&'r SweepRun<'r>, RunRecord)>> {
+        let count = AtomicUsize::new(0);
+        let outcomes = side_by_side(self.jobs, runs, self.stop, |run| {
+            let (outcome, is_new) = match self.done_before(run) {
+                Ok(Some(record)) => (Ok(record), false),
+                Ok(None) => match self.spawn(run) {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(record)) => (Ok(record), true),
+                    Err(error) => (Err(failure::chain(&error)), true),
+                },
+                Err(error) => (Err(failure::chain(&error)), true),
+            };
+            let number = 1 + count.fetch_add(1, Ordering::SeqCst);
+            self.say(run, &outcome, is_new, format!("[{number}/{}]", runs.len()));
+            Ok(Some(outcome))
+        })?;
+        let mut done = Vec::new();
+        for (index, outcome) in outcomes {
+            match outcome {
+                Ok(record) => done.push((&runs[index], record)),
+                Err(reason) => self.results.failed.push((runs[index].label(), reason)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn say(&self, run: &SweepRun, outcome: &Came, is_new: bool, number: String) {
+        match outcome {
+            Ok(record) => {
+                let figure = run.figure(record).unwrap_or(f64::NAN);
+                let on = if run.is_trial { "val" } else { "top-1" };
+                let when = match is_new {
+                    true => format!("{:.1} s", record.fit.seconds),
+                    false => "done before".to_owned(),
+                };
+                println!("{number} {}: {on} {figure:.2} %, {when}", run.label());
+            }
+            Err(reason) => eprintln!("{number} {}: {reason}", run.label()),
+        }
+    }
+
+    /// What the run's record has to say.
+    fn planned(&self, run: &SweepRun) -> Result<PlannedRun> {
+        let (task, classes) = (run.task.name(), run.task.num_classes());
+        let (model, mut train) =
+            self.plan.run(run.method, &run.setting, task, classes, run.seed)?;
+        train.validate_every = match self.args.also_best_on_test {
+            Some(every) if !run.is_trial => every.get(),
+            _ => train.epochs.max(1),
+        };
+        let hash = |split| run.task.split(split).split_hash();
+        let (train_split, val_split, test_split) = match run.is_trial {
+            true => (VtabSplit::Train800, Some(VtabSplit::Val200), None),
+            false => (VtabSplit::Train800Val200, None, Some(VtabSplit::Test)),
+        };
+        let head_digest = match &run.head {
+            Some(file) => Some(digest(file).context("the run that its head is of")?),
+            None => None,
+        };
+        Ok(PlannedRun {
+            task: task.to_owned(),
+            model,
+            train,
+            backbone_digest: self.facts.digest.clone(),
+            precision: recorded(self.args.flags.precision()),
+            image_size: self.facts.image_size,
+            test_shorter_side: None,
+            train_split: hash(train_split),
+            val_split: val_split.map(hash),
+            test_split: test_split.map(hash),
+            head_digest,
+        })
+    }
+
+    /// The record in the run's folder, if it is of this run and finished. What was begun is begun again; what is of
+    /// another run is the user's, and is neither taken for this one nor written over.
+    fn done_before(&self, run: &SweepRun) -> Result<Option<RunRecord>> {
+        let file = run.out.join("run.json");
+        if !file.exists() {
+            return Ok(None);
+        }
+        let mut planned = self.planned(run)?;
+        let differences = match RunRecord::load(&file) {
+            Ok(record) => {
+                let is_finished = run.figure(&record).is_some();
+                if !is_finished {
+                    planned.test_split.clone_from(&record.test_split);
+                }
+                let mut differences = planned.differences(&record);
+                let wanted = self.args.also_best_on_test.filter(|_| !run.is_trial && is_finished);
+                if wanted.is_some() && record.best_on_test.is_none() {
+                    differences.push("best_on_test: there is none".to_owned());
+                }
+                if differences.is_empty() {
+                    let is_done = is_finished && adapter(&run.out).exists();
+                    return Ok(is_done.then_some(record));
+                }
+                differences
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        if self.args.set_aside {
+            set_aside(&run.out)?;
+            return Ok(None);
+        }
+        bail!(
+            "{} is of another run and left as it is ({}); --set-aside moves it out of the way, --out goes elsewhere",
+            run.out.display(),
+            differences.join("; ")
+        )
+    }
+
+    /// Waits for a process, which ends early when its standard input is closed: by this one on Ctrl-C, or with it.
+    fn wait(&self, command: &mut Command) -> Result<ExitStatus> {
+        let mut process = command.stdin(Stdio::piped()).spawn()?;
+        let mut held = process.stdin.take();
+        loop {
+            if let Some(status) = process.try_wait()? {
+                return Ok(status);
+            }
+            if self.stop.is_asked() {
+                drop(held.take());
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// This program on the run; `None` after Ctrl-C.
+    fn spawn(&self, run: &SweepRun) -> Result<Option<RunRecord>> {
+        let PlannedRun { model, train, .. } = self.planned(run)?;
+        fs::create_dir_all(&run.out).with_context(|| run.out.display().to_string())?;
+        let log = run.out.join("run.log");
+        let output = File::create(&log).with_context(|| log.display().to_string())?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("finetune").arg("--data").arg(self.data).args([
+            "--task",
+            run.task.name(),
+            "--backbone",
+        ]);
+        command.arg(self.file).arg("--spec").arg(serde_json::to_string(&Spec { model, train })?);
+        command.args(["--select", if run.is_trial { "trial" } else { "last" }]);
+        command.args(["--threads", &self.threads.to_string()]).args(self.args.flags.repeated());
+        if let Some(every) = self.args.also_best_on_test.filter(|_| !run.is_trial) {
+            command.args(["--also-best-on-test", &every.to_string()]);
+        }
+        if let Some(head) = &run.head {
+            command.arg("--head").arg(head);
+        }
+        command.arg("--out").arg(&run.out);
+        let status = self.wait(command.stdout(output.try_clone()?).stderr(output))?;
+        match status.code() {
+            Some(0) => Ok(Some(RunRecord::load(run.out.join("run.json"))?)),
+            Some(130) => Ok(None),
+            None if self.stop.is_asked() => Ok(None),
+            _ => {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let said = text.lines().rev().find(|line| !line.trim().is_empty());
+                let said = said.unwrap_or_default().trim_start_matches("error: ");
+                Err(anyhow!("{status}: {said} ({})", log.display()))
+            }
+        }
+    }
+}
+
+/// Renames a folder to the first free hidden name after its own: reports pass over it there.
+fn set_aside(folder: &Path) -> Result<()> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let aside = (1..).map(|n| folder.with_file_name(format!(".{name}.before-{n}")));
+    let free = aside.into_iter().find(|path| !path.exists()).context("a free name")?;
+    fs::rename(folder, &free).with_context(|| folder.display().to_string())?;
+    println!("{} is now {}", folder.display(), free.display());
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! `convpass sweep`: a plan's runs: trials, what is selected by them, and the runs on the 1,000.
+
+mod args;
+mod execute;
+mod results;
+mod side_by_side;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result};
+use convpass::Backbone;
+use convpass::data::bundled::{self, BundledTask};
+use convpass::data::vtab::VtabFolder;
+use convpass::train::RunRecord;
+
+pub use args::Args;
+use results::{Results, Selected};
+
+use crate::Outcome;
+use crate::flags::{Processor, bundled_backbone};
+use crate::plan::{Plan, PlanMethod, Setting, Trial, best_trial};
+use crate::report::{SeedRun, TaskTable};
+use crate::stop::Stop;
+
+/// A larger file is of a model that keeps every core busy by itself.
+const SMALL_BACKBONE: u64 = 16 << 20;
+
+/// Runs what is left of the plan, and prints and writes the table of what is there.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mut plan = args.plan()?;
+    let stop = &Stop::on_ctrl_c("ending after this step, from which the same command goes on")?;
+    let data = args.data.clone().or(plan.data.take()).unwrap_or("data".into());
+    let file = match args.backbone.clone().or(plan.backbone.take()) {
+        Some(file) => file,
+        None => bundled_backbone(&data)?,
+    };
+    let out = args.out();
+    let opened = args.flags.open(&file)?;
+    let normalization = args.training.normalization.or(plan.train.normalization);
+    plan.train.normalization = Some(opened.normalization(normalization)?);
+    let facts = Facts { digest: opened.backbone.digest()?, image_size: opened.image_size() };
+    drop(opened);
+    let cores = available_parallelism().map_or(1, usize::from);
+    let is_small = fs::metadata(&file).is_ok_and(|file| file.len() < SMALL_BACKBONE);
+    let jobs = match args.jobs {
+        Some(jobs) => jobs.get(),
+        None if is_small && args.flags.device == Processor::Cpu => cores,
+        None => 1,
+    };
+    fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+
+    let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
+    let mut board = Board {
+        threads: args.threads.threads.map_or((cores / jobs).max(1), usize::from),
+        results: Results { missing, ..Results::default() },
+        args,
+        plan: &plan,
+        file: &file,
+        data: &data,
+        out: &out,
+        facts,
+        tasks,
+        jobs,
+        stop,
+    };
+    println!("{}: the progress of each run is in its run.log", out.display());
+    board.run()?;
+    let results = board.results;
+    println!("\n{}", results.table);
+    results.write(&out)?;
+    let names = ["results.csv", "results.json"].map(|name| out.join(name).display().to_string());
+    println!("{}", names.join(", "));
+    results.check(stop.is_asked())?;
+    Ok(Outcome::unless_stopped(stop))
+}
+
+/// The task folders that are there, and what is said of the others. Bundled tasks are written.
+fn open_tasks(
+    plan: &Plan,
+    data: &Path,
+    image_size: (i64, i64),
+) -> (Vec<VtabFolder>, Vec<(String, String)>) {
+    let (mut tasks, mut missing) = (Vec::new(), Vec::new());
+    for name in &plan.tasks {
+        let written = match name.parse::<BundledTask>() {
+            Ok(task) if !data.join(name).exists() => {
+                bundled::write(data, task, image_size.0, 0).map(drop)
+            }
+            _ => Ok(()),
+        };
+        match written.and_then(|()| VtabFolder::open(data, name)) {
+            Ok(folder) => tasks.push(folder),
+            Err(error) => {
+                eprintln!("{name} is left out: {error}");
+                missing.push((name.clone(), error.to_string()));
+            }
+        }
+    }
+    (tasks, missing)
+}
+
+/// What the runs have to know of the backbone.
+struct Facts {
+    digest: String,
+    image_size: (i64, i64),
+}
+
+/// Everything that the runs share, and what has come of them.
+struct Board<'a> {
+    args: &'a Args,
+    plan: &'a Plan,
+    file: &'a Path,
+    data: &'a Path,
+    out: &'a Path,
+    facts: Facts,
+    tasks: Vec<VtabFolder>,
+    jobs: usize,
+    threads: usize,
+    stop: &'a Stop,
+    results: Results,
+}
+
+/// One run of the plan.
+struct SweepRun<'a> {
+    task: &'a VtabFolder,
+    method: &'a PlanMethod,
+    setting: Setting,
+    seed: i64,
+    is_trial: bool,
+    out: PathBuf,
+    /// The adapter whose head it starts from.
+    head: Option<PathBuf>,
+}
+
+impl SweepRun<'_> {
+    fn label(&self) -> String {
+        let what = match self.is_trial {
+            true => format!("trial {}", self.setting),
+            false => format!("seed {} ({})", self.seed, self.setting),
+        };
+        format!("{} {}, {what}", self.task.name(), self.method.label)
+    }
+
+    /// The figure of a finished run: on the 200 for a trial, else on the test images.
+    fn figure(&self, record: &RunRecord) -> Option<f64> {
+        match self.is_trial {
+            _ if record.fit.stopped => None,
+            true => record.fit.epochs.last()?.val_top1,
+            false => record.test_top1,
+        }
+    }
+}
+
+impl Board<'_> {
+    /// Methods that start from another's head come after it, and trials before what they select.
+    fn run(&mut self) -> Result<()> {
+        let seeds = self.plan.seeds.clone();
+        self.results.table = TaskTable {
+            tasks: self.plan.tasks.clone(),
+            methods: self.plan.methods.iter().map(|method| method.label.clone()).collect(),
+            seeds,
+            runs: Vec::new(),
+        };
+        for takes_head in [false, true] {
+            let methods: Vec<_> =
+                self.plan.methods.iter().filter(|m| m.head.is_some() == takes_head).collect();
+            let tasks = self.tasks.clone();
+            let pairs: Vec<_> =
+                tasks.iter().flat_map(|task| methods.iter().map(move |m| (task, *m))).collect();
+            self.select(&pairs)?;
+            self.finish(&pairs)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the trials of each pair, and selects by them.
+    fn select(&mut self, pairs: &[(&VtabFolder, &PlanMethod)]) -> Result<()> {
+        let trial = |task, method, setting: &Setting| SweepRun {
+            task,
+            method,
+            setting: setting.clone(),
+            seed: self.plan.seeds[0],
+            is_trial: true,
+            out: self.trial_folder(task, method, setting),
+            head: self.trial_head(task, method),
+        };
+        let with_trials = |(_, method): &&(_, &PlanMethod)| self.plan.has_trials(method);
+        let runs: Vec<_> = pairs
+            .iter()
+            .filter(with_trials)
+            .flat_map(|&(task, method)| {
+                method.settings().into_iter().map(move |setting| (task, method, setting))
+            })
+            .map(|(task, method, setting)| trial(task, method, &setting))
+            .collect();
+        let done = self.execute(&runs)?;
+        for &(task, method) in pairs {
+            let settings = method.settings();
+            let trials: Vec<Trial> = done
+                .iter()
+                .filter(|(run, _)| run.task.name() == task.name() && run.method == method)
+                .filter_map(|(run, record)| {
+                    Some(Trial { setting: run.setting.clone(), val_top1: run.figure(record)? })
+                })
+                .collect();
+            let setting = match self.plan.has_trials(method) {
+                // Of fewer trials than planned nothing is selected: the budget is the same for all.
+                true if trials.len() < settings.len() => {
+                    let (done, all) = (trials.len(), settings.len());
+                    let label = format!("{} {}", task.name(), method.label);
+                    let reason = format!("nothing selected: {done} of {all} trials are there");
+                    self.results.failed.push((label, reason));
+                    continue;
+                }
+                true => best_trial(&trials).map(|trial| trial.setting.clone()),
+                false => settings.into_iter().next(),
+            };
+            let Some(setting) = setting else { continue };
+            let (task, method) = (task.name().to_owned(), method.label.clone());
+            self.results.selected.push(Selected { task, method, setting, trials });
+        }
+        Ok(())
+    }
+
+    /// Runs each pair from each seed on the 1,000, with what was selected.
+    fn finish(&mut self, pairs: &[(&VtabFolder, &PlanMethod)]) -> Result<()> {
+        let mut runs = Vec::new();
+        for &(task, method) in pairs {
+            let Some(selected) = self.results.selected(task.name(), &method.label) else {
+                continue;
+            };
+            for &seed in &self.plan.seeds {
+                let head = method.head.as_ref().and_then(|label| self.method(label));
+                runs.push(SweepRun {
+                    task,
+                    method,
+                    setting: selected.setting.clone(),
+                    seed,
+                    is_trial: false,
+                    out: self.folder(task, method, seed),
+                    head: head.map(|head| adapter(&self.folder(task, head, seed))),
+                });
+            }
+        }
+        for (run, record) in self.execute(&runs)? {
+            let Some(top1) = run.figure(&record) else { continue };
+            let wanted = self.args.also_best_on_test.is_some();
+            self.results.table.runs.push(SeedRun {
+                task: run.task.name().to_owned(),
+                method: run.method.label.clone(),
+                seed: run.seed,
+                top1,
+                best_on_test: record.best_on_test.filter(|_| wanted).map(|best| best.top1),
+                params: record.trainable_params,
+                seconds: record.fit.seconds + record.test_seconds.unwrap_or_default(),
+            });
+        }
+        Ok(())
+    }
+
+    fn method(&self, label: &str) -> Option<&PlanMethod> {
+        self.plan.methods.iter().find(|method| method.label == label)
+    }
+
+    /// Of a run on the 1,000.
+    fn folder(&self, task: &VtabFolder, method: &PlanMethod, seed: i64) -> PathBuf {
+        self.out.join(task.name()).join(method.folder()).join(format!("seed-{seed}"))
+    }
+
+    fn trial_folder(&self, task: &VtabFolder, method: &PlanMethod, setting: &Setting) -> PathBuf {
+        let trials = self.out.join(task.name()).join(method.folder()).join("trials");
+        trials.join(setting.folder())
+    }
+
+    /// The adapter of the selected trial of the method that heads come from, which saw the 800 alone: one that saw the
+    /// 200 too would make them known to this trial.
+    fn trial_head(&self, task: &VtabFolder, method: &PlanMethod) -> Option<PathBuf> {
+        let head = self.method(method.head.as_ref()?)?;
+        let setting = match self.results.selected(task.name(), &head.label) {
+            Some(selected) => selected.setting.clone(),
+            // Its run fails for want of the file, and says so.
+            None => Setting::default(),
+        };
+        Some(adapter(&self.trial_folder(task, head, &setting)))
+    }
+}
+
+fn adapter(folder: &Path) -> PathBuf {
+    folder.join("adapter.safetensors")
+}

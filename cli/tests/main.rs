@@ -1,0 +1,4 @@
+//! The command `convpass` as users run it.
+
+mod help;
+mod programs;
