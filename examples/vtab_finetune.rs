@@ -169,8 +169,8 @@ const TASKS: [BundledTask; 2] = [BundledTask::Location, BundledTask::Digits];
 const SHARED: &str = "--normalization half --epochs 12 --by-step --batch-size 20 --drop-path 0";
 const METHODS: [(&str, &str); 3] = [
     ("Linear probe", "--method linear --lr 1e-2"),
-    ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 4e-3"#),
-    ("Convpass", "--method convpass --lr 4e-3"),
+    ("LoRA", r#"--method {"name":"lora","rank":11,"alpha":11} --lr 8e-3"#),
+    ("Convpass", r#"--method {"name":"conv_bypass","dropout":0} --lr 1.6e-2"#),
 ];
 
 /// Runs each method on each bundled task and prints a table.
