@@ -120,7 +120,8 @@ fn stripes(count: i64) -> Result<(Tensor, Tensor)> {
 fn main() -> anyhow::Result<()> {
     tch::manual_seed(0);
     // A real backbone comes from `FrozenViT::open("vit.safetensors", device)`.
-    let vit = ViTConfig { image_size: (16, 16), patch_size: 4, embed_dim: 64, ..Default::default() };
+    let vit =
+        ViTConfig { image_size: (16, 16), patch_size: 4, embed_dim: 64, ..Default::default() };
     let vit = ViTConfig { depth: 3, num_heads: 4, mlp_dim: 128, ..vit };
     let backbone = FrozenViT::random(&vit, 0, Device::Cpu)?;
 
@@ -132,7 +133,7 @@ fn main() -> anyhow::Result<()> {
     let mut optimizer = nn::AdamW::default().build(model.var_store(), 5e-3)?;
     for step in 0..=40 {
         let (images, labels) = stripes(32)?;
-        let loss = model.forward(&images, true)?.f_cross_entropy_for_logits(&labels)?;
+        let loss = model.forward(&images, true)?.cross_entropy_for_logits(&labels);
         optimizer.backward_step(&loss);
         if step % 10 == 0 {
             println!("step {step}: loss {:.3}", loss.f_double_value(&[])?);
@@ -159,6 +160,9 @@ fn main() -> anyhow::Result<()> {
     let correct = logits(&loaded)?.f_argmax(1, false)?.f_eq_tensor(&labels)?;
     let accuracy = correct.f_to_kind(Kind::Float)?.f_mean(Kind::Float)?.f_double_value(&[])?;
     anyhow::ensure!(logits(&loaded)? == logits(&model)?, "the loaded model is another one");
-    println!("saved {bytes} bytes and loaded the same model: {:.0} % of new images", 100.0 * accuracy);
+    println!(
+        "saved {bytes} bytes and loaded the same model: {:.0} % of new images",
+        100.0 * accuracy
+    );
     Ok(())
 }
