@@ -3,7 +3,6 @@
 use tch::{Kind, Tensor};
 
 use super::petl_model::PetlModel;
-use super::prefix;
 use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::Result;
 use crate::seam::{Seam, TokenLayout};
