@@ -63,47 +63,23 @@ pub mod testing;
 pub mod train;
 
 pub use backbone::{
-    AnyBackbone, Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen,
-    FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Precision, Preprocessing,
-    Stream, SwinConfig, ViTConfig,
+    AnyBackbone, Backbone, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, Pooling,
+    Precision, Preprocessing, SwinConfig, ViTConfig,
 };
-pub use checkpoint::{Container, LoadReport, OpenOptions, TensorFile};
-#[cfg(feature = "clip")]
-pub use clip::ClipTokenizer;
-pub use clip::{Templates, ZeroShot, read_class_names};
-#[cfg(feature = "bundled")]
-pub use data::bundled;
+pub use checkpoint::OpenOptions;
 #[cfg(feature = "data")]
-pub use data::{
-    Augment, BatchConfig, Batches, ColorJitter, FileEntry, FileList, ImageDataset, ImageOp,
-    Interpolation, Normalization, Order, PartialBatch, RandAugment, RandomResizedCrop, Resize,
-    decode_image, vtab,
-};
+pub use data::{FileList, ImageDataset, Normalization};
 pub use error::{Error, Result};
-#[cfg(feature = "data")]
-pub use eval::{ClassSubset, Evaluation, PrefixCache, evaluate, evaluate_logits};
 pub use ffi::autocast::Autocast;
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;
-pub use model::{
-    AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,
-};
-pub use nn::{Branch, Noise};
+pub use model::{AdapterInfo, PetlConfig, PetlModel, TrainableParams, audit};
 pub use petl::{
-    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
-    ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
-    LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
+    ConvBypass, ConvBypassConfig, ConvInit, LoraConfig, Method, PetlMethod, Placement, SubLayers,
 };
-pub use seam::{
-    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
-    SubLayer, TokenLayout,
-};
+pub use seam::{Seam, TokenLayout};
 #[cfg(feature = "train")]
-pub use train::{
-    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress,
-    RunCheckpoint, RunRecord, RunStart, Selection, Silent, StepReport, Stepped, TensorBoard,
-    TrainConfig, fit, fit_resumable, peak_rss_mb,
-};
+pub use train::{TrainConfig, fit};
 
 /// The programs of the README, compiled with the documentation tests.
 #[cfg(doctest)]

@@ -3,7 +3,6 @@
 use tch::{Kind, Tensor};
 
 use super::petl_model::PetlModel;
-use super::prefix;
 use crate::backbone::{Backbone, Forward, Pass, Stream};
 use crate::error::Result;
 use crate::seam::{Seam, TokenLayout};
@@ -37,8 +36,9 @@ impl<B: Backbone> PetlModel<B> {
         stream: Stream,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        prefix::check(&stream)?;
-        self.recompute(Start::Block(self.frozen_blocks().unwrap_or_default(), stream), loss)
+        let first = self.frozen_blocks().unwrap_or_default();
+        self.check(first, &stream)?;
+        self.recompute(Start::Block(first, stream), loss)
     }
 
     fn recompute(

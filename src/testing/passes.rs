@@ -40,7 +40,7 @@ pub(super) struct Backward {
 impl Backward {
     pub(super) fn of<B: Backbone>(
         model: &PetlModel<B>,
-        pass: impl FnOnce() -> crate::Result<(Tensor, Tensor)>,
+        pass: impl FnOnce() -> crate::error::Result<(Tensor, Tensor)>,
     ) -> Result<Self, Failure> {
         for mut variable in variables(model).into_values() {
             variable.zero_grad();
@@ -69,7 +69,7 @@ pub(super) fn variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<String, T
 }
 
 /// Cross entropy against the classes in turn.
-pub(super) fn loss(logits: &Tensor) -> crate::Result<Tensor> {
+pub(super) fn loss(logits: &Tensor) -> crate::error::Result<Tensor> {
     let labels = Tensor::f_arange(logits.size()[0], (Kind::Int64, logits.device()))?;
     let labels = labels.f_remainder(logits.size()[1])?;
     Ok(logits.f_cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)?)

@@ -1,12 +1,15 @@
 //! What every method promises on every kind of backbone.
 
+use convpass::backbone::MlpActivation;
+use convpass::petl::{
+    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, ConvBypassVariant, FactConfig, FactForm,
+    LinearTarget, LowBitConfig, RepAdapterConfig, SsfConfig, VptConfig,
+};
 use convpass::testing;
 use convpass::{
-    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, Backbone, ConvBypassConfig,
-    ConvBypassVariant, ConvNeXtConfig, Error, FactConfig, FactForm, FrozenConvNeXt, FrozenSwin,
-    FrozenViT, LinearTarget, LoraConfig, LowBitConfig, Method, MlpActivation, PetlConfig,
-    PetlModel, Placement, Pooling, RepAdapterConfig, SsfConfig, SubLayers, SwinConfig, ViTConfig,
-    VptConfig, audit,
+    Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    LoraConfig, Method, PetlConfig, PetlModel, Placement, Pooling, SubLayers, SwinConfig,
+    ViTConfig, audit,
 };
 use tch::{Device, Kind, Tensor};
 

@@ -1,10 +1,13 @@
 //! What a method refuses, what an adapter file of it may ask for, and what it counts.
 
+use convpass::model::PeftOptions;
+use convpass::petl::{
+    AdaptFormerConfig, AdapterConfig, ConvBypassVariant, FactConfig, FactForm, LinearTarget,
+    LowBitConfig, RepAdapterConfig, SsfConfig, VptConfig,
+};
 use convpass::{
-    AdaptFormerConfig, AdapterConfig, ConvBypassConfig, ConvBypassVariant, ConvNeXtConfig, Error,
-    FactConfig, FactForm, FrozenSwin, FrozenViT, LinearTarget, LoraConfig, LowBitConfig, Method,
-    PeftOptions, PetlConfig, PetlModel, RepAdapterConfig, Result, SsfConfig, SubLayers, SwinConfig,
-    ViTConfig, VptConfig, audit,
+    ConvBypassConfig, ConvNeXtConfig, Error, FrozenSwin, FrozenViT, LoraConfig, Method, PetlConfig,
+    PetlModel, Result, SubLayers, SwinConfig, ViTConfig, audit,
 };
 use tch::Device;
 

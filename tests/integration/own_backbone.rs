@@ -4,10 +4,9 @@ use convpass::backbone::{
     BackboneConfig, BlockPass, Forward, Frozen, Hooks, ImageSize, LayerNorm, Linear, Network,
     PatchEmbed, Stream, Weights,
 };
+use convpass::backbone::{Noise, Pass};
 use convpass::seam::{BackboneShape, Layer, LayerShape, NoMethod, SubLayer};
-use convpass::{
-    Error, LoraConfig, Method, Noise, Pass, PetlConfig, PetlModel, Result, TokenLayout,
-};
+use convpass::{Error, LoraConfig, Method, PetlConfig, PetlModel, Result, TokenLayout};
 use tch::{Device, Kind, Tensor};
 
 use crate::child;
@@ -159,7 +158,8 @@ fn drop_path_follows_the_depth() {
 }
 
 fn recompute_and_kept_prefix_give_what_the_whole_pass_gives() {
-    let lora = LoraConfig { targets: vec![convpass::LinearTarget::Fc1], ..Default::default() };
+    let lora =
+        LoraConfig { targets: vec![convpass::petl::LinearTarget::Fc1], ..Default::default() };
     let config = PetlConfig { drop_path: 0.4, ..PetlConfig::new(Method::Lora(lora), 3) };
     let model = PetlModel::new(backbone(), &config).unwrap();
     let labels = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]);
@@ -188,7 +188,8 @@ fn what_a_backbone_says_wrongly_of_itself_is_refused() {
     let error = Frozen::random(&Mlps { depth: 2, forgotten: 1 }, 1, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("num_params"), "{error}");
     // Nothing is folded into layers without names.
-    let lora = LoraConfig { targets: vec![convpass::LinearTarget::Fc1], ..Default::default() };
+    let lora =
+        LoraConfig { targets: vec![convpass::petl::LinearTarget::Fc1], ..Default::default() };
     let model = PetlModel::new(backbone(), &PetlConfig::new(Method::Lora(lora), 3)).unwrap();
     assert!(matches!(model.merged_backbone(), Err(Error::Config { .. })));
     // Images are checked before the backbone sees them.

@@ -140,7 +140,10 @@ fn a_broken_record_is_named_and_the_others_are_shown() {
 
     let good = serde_json::to_vec(&run("mine", "lora", 0, 50.0).record).unwrap();
     save("cut", &good[..good.len() / 2]);
-    assert!(matches!(Report::read(root.path()), Err(Error::CorruptFile { .. })));
+    assert!(matches!(
+        Report::read(root.path()),
+        Err(Error::Library(convpass::Error::CorruptFile { .. }))
+    ));
     let mut impossible = run("mine", "lora", 0, 50.0).record;
     impossible.test_top1 = Some(1e300);
     save("deep/er/impossible", &serde_json::to_vec(&impossible).unwrap());
