@@ -37,7 +37,7 @@ impl BackboneConfig for MixerConfig {
             return Ok(());
         }
         let (field, expected) = ("mixer".to_owned(), "fields within 1..=4096".to_owned());
-        Err(Error::Config { field, expected, found: format!("{self:?}") })
+        Err(Error::config(field, expected, format!("{self:?}")))
     }
 
     /// What methods find here: blocks of one width, and these layers run through `Hooks`.

@@ -35,7 +35,7 @@ impl PetlMethod for Depthwise {
             return Ok(());
         }
         let (field, found) = ("bottleneck_dim".to_owned(), self.bottleneck_dim.to_string());
-        Err(Error::Config { field, expected: "within 1..=4096".to_owned(), found })
+        Err(Error::config(field, "within 1..=4096", found))
     }
 
     fn needs(&self) -> &[Place] {

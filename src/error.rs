@@ -11,16 +11,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[allow(missing_docs, reason = "the text of a variant names its fields")]
 pub enum Error {
     /// A file could not be opened, read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
 
-    /// A configuration that no model can have.
-    #[error("configuration: {field} must be {expected}, found {found}")]
-    Config { field: String, expected: String, found: String },
+    /// A value that a field of a config, or an argument, cannot have; [`Error::config`] makes one.
+    #[error("{}{field} must be {expected}, found {found}", of_config(config))]
+    #[non_exhaustive]
+    Config {
+        /// The type of the config, such as `LoraConfig`, if the field is one of a config.
+        config: Option<&'static str>,
+        /// The field or the argument.
+        field: String,
+        /// The values that it can have.
+        expected: String,
+        /// The value that it has.
+        found: String,
+    },
 
     /// A method that the backbone has no place for.
     #[error("{method} cannot act on a {backbone}: {reason}")]
@@ -55,8 +65,21 @@ pub enum Error {
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },
 
     /// Tensors in the file that nothing in the model takes.
-    #[error("{}: tensors with no place in the model: {}", file.display(), list(names))]
-    UnexpectedTensors { file: PathBuf, names: Vec<String> },
+    #[error(
+        "{}: tensors with no place in the model: {}{}",
+        file.display(),
+        list(names),
+        meant(names, nearest)
+    )]
+    #[non_exhaustive]
+    UnexpectedTensors {
+        /// The file.
+        file: PathBuf,
+        /// Every such name, sorted.
+        names: Vec<String>,
+        /// The name that the model has in place of the first one, if a similar one is missing.
+        nearest: Option<String>,
+    },
 
     /// A tensor of the file has another shape than the model's.
     #[error("{}: tensor {name}: expected {expected:?}, found {found:?}", file.display())]
@@ -114,12 +137,44 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
-    pub(crate) fn config(
+    /// An [`Error::Config`]: `field` must be `expected`. Configs of other crates return it from their
+    /// own checks.
+    ///
+    /// ```
+    /// use convpass::Error;
+    ///
+    /// let error = Error::config("rank", "at least 1", 0).in_config("LoraConfig");
+    /// assert_eq!(error.to_string(), "LoraConfig.rank must be at least 1, found 0");
+    /// ```
+    pub fn config(
         field: impl Into<String>,
         expected: impl Into<String>,
         found: impl ToString,
     ) -> Self {
-        Error::Config { field: field.into(), expected: expected.into(), found: found.to_string() }
+        let (field, expected, found) = (field.into(), expected.into(), found.to_string());
+        Error::Config { config: None, field, expected, found }
+    }
+
+    /// Says which config the field of an [`Error::Config`] is one of, unless that is said already. Any
+    /// other error stays as it is.
+    #[must_use]
+    pub fn in_config(mut self, name: &'static str) -> Self {
+        if let Error::Config { config, .. } = &mut self {
+            config.get_or_insert(name);
+        }
+        self
+    }
+
+    /// The error for the tensors `names` of a file, at least one; `missing` are names that the
+    /// model has and the file has not.
+    pub(crate) fn unexpected<'a>(
+        file: impl AsRef<Path>,
+        names: Vec<String>,
+        missing: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let first = names.first().map_or("", String::as_str);
+        let nearest = nearest(first, missing).map(str::to_owned);
+        Error::UnexpectedTensors { file: file.as_ref().to_path_buf(), names, nearest }
     }
 
     pub(crate) fn corrupt(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
@@ -127,18 +182,99 @@ impl Error {
     }
 }
 
-fn list(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+/// The first ten names, and how many there are where there are more.
+pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let mut text = shown.join(", ");
     if names.len() > SHOWN {
-        text += &format!(" and {} more", names.len() - SHOWN);
+        text += &format!(" and {} more ({} in all)", names.len() - SHOWN, names.len());
     }
     text
+}
+
+fn meant(names: &[String], nearest: &Option<String>) -> String {
+    match (names.first(), nearest) {
+        (Some(name), Some(nearest)) => format!("; is {name} meant to be {nearest}?"),
+        _ => String::new(),
+    }
+}
+
+fn of_config(config: &Option<&'static str>) -> String {
+    config.map(|name| format!("{name}.")).unwrap_or_default()
+}
+
+/// The one of `known` that is most like `name`: at most three edits away, and at most a third of its
+/// letters.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let most = 3.min(name.chars().count() / 3);
+    let near = known.into_iter().filter(|other| other.len().abs_diff(name.len()) <= 4 * most);
+    let (edits, other) = near.map(|other| (edits(name, other), other)).min()?;
+    (edits <= most).then_some(other)
+}
+
+/// How many letters must be inserted, removed or replaced to make `b` of `a`.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &b) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }
 
 fn origin(list: &Option<(PathBuf, usize)>) -> String {
     match list {
         Some((file, line)) => format!(" (named by {}:{line})", file.display()),
         None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_a_near_one() {
+        let known = ["blocks.0.adapter_mlp.conv", "blocks.1.adapter_mlp.conv", "head.bias"];
+        assert_eq!(nearest("blocks.1.adapter_mpl.conv", known), Some(known[1]));
+        assert_eq!(nearest("head.bais", known), Some("head.bias"));
+        assert_eq!(nearest("x", known), None);
+        assert_eq!(nearest("patch_embed.weight", known), None);
+        assert_eq!((edits("", "abc"), edits("kitten", "sitting")), (3, 3));
+    }
+
+    #[test]
+    fn lists_say_ten_and_how_many() {
+        let names: Vec<String> = (0..13).map(|i| format!("n{i}")).collect();
+        assert!(list(&names).ends_with("n8, n9 and 3 more (13 in all)"), "{}", list(&names));
+        assert_eq!(list(&names[..2]), "n0, n1");
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_its_source() {
+        let torch = tch::Tensor::f_zeros([-1], (tch::Kind::Float, tch::Device::Cpu)).unwrap_err();
+        let io = std::io::Error::other("no such luck");
+        for error in [Error::from(torch), Error::io("file")(io)] {
+            let source = error.source().expect("both have one").to_string();
+            assert!(!error.to_string().contains(&source), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_innermost_config_is_named() {
+        let error = Error::config("rank", "at least 1", 0).in_config("LoraConfig");
+        let error = error.in_config("PetlConfig");
+        assert_eq!(error.to_string(), "LoraConfig.rank must be at least 1, found 0");
+        let error = Error::config("kind", "f32", "int8");
+        assert_eq!(error.to_string(), "kind must be f32, found int8");
     }
 }

@@ -13,7 +13,7 @@ pub enum Error {
     Library(#[from] convpass::Error),
 
     /// libtorch refused an operation.
-    #[error("libtorch: {0}")]
+    #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
 
     /// A file could not be opened, read or written.
@@ -25,7 +25,7 @@ pub enum Error {
     CorruptFile { file: PathBuf, reason: String },
 
     /// A setting that no run can have.
-    #[error("configuration: {field} must be {expected}, found {found}")]
+    #[error("{field} must be {expected}, found {found}")]
     Config { field: String, expected: String, found: String },
 
     /// Pixels or tensors of a wrong shape.

@@ -11,6 +11,8 @@ use convpass::train::{
 use convpass::{Backbone, PetlModel, Precision};
 use sha2::{Digest, Sha256};
 
+use crate::failure::chain;
+
 /// The folder of a run, and what is kept there.
 #[derive(Clone, Copy)]
 pub struct RunFolder<'a> {
@@ -48,7 +50,7 @@ impl RunFolder<'_> {
         }?;
         for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
             if let Err(error) = ended {
-                eprintln!("{error}: the run went on without this log");
+                eprintln!("{}: the run went on without this log", chain(&error.into()));
             }
         }
         Ok(fit)

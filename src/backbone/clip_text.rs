@@ -76,6 +76,10 @@ impl ClipTextConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ClipTextConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         for (field, value) in [
             ("vocab_size", self.vocab_size),
             ("context_length", self.context_length),

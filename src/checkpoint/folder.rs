@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, list};
 
 /// The names under which Hugging Face, timm and open_clip keep a checkpoint, the first of them that
 /// a folder has.
@@ -19,9 +19,6 @@ const USUAL: [&str; 8] = [
 
 /// How the names of checkpoints end.
 const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "npz"];
-
-/// Files that an error about a folder lists.
-const LISTED: usize = 10;
 
 /// The file at `path`, or the checkpoint in the folder at `path`.
 ///
@@ -59,13 +56,9 @@ pub(super) fn checkpoint_in(path: &Path) -> Result<PathBuf> {
 fn not_one(folder: &Path, what: &str, files: &[&PathBuf]) -> Error {
     let name =
         |file: &&PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let listed: Vec<String> = files.iter().take(LISTED).map(name).collect();
-    let more = match files.len().saturating_sub(LISTED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let holds = if listed.is_empty() { "nothing".to_owned() } else { listed.join(", ") };
-    let reason = format!("{what}; it holds {holds}{more}");
+    let names: Vec<String> = files.iter().map(name).collect();
+    let holds = if names.is_empty() { "nothing".to_owned() } else { list(&names) };
+    let reason = format!("{what}; it holds {holds}");
     Error::UnknownFormat { file: folder.to_path_buf(), reason }
 }
 

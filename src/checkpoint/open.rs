@@ -105,11 +105,10 @@ impl OpenOptions {
             ("pooling", self.pooling.map(|pooling| format!("{pooling:?}"))),
         ];
         match said.into_iter().find_map(|(field, value)| Some((field, value?))) {
-            Some((field, value)) => Err(Error::config(
-                field,
-                format!("absent for a {family}, whose file tells it"),
-                value,
-            )),
+            Some((field, value)) => {
+                let expected = format!("absent for a {family}, whose file tells it");
+                Err(Error::config(field, expected, value).in_config("OpenOptions"))
+            }
             None => Ok(()),
         }
     }

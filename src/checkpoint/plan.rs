@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES};
 use super::{LoadReport, TensorFile};
 use crate::backbone::ClipTextConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, list};
 
 /// A file whose family is recognized, with each of its names looked up.
 pub struct Plan<'a> {
@@ -185,7 +185,12 @@ impl<'a> Plan<'a> {
     fn unexpected(&self, names: Vec<String>) -> Result<()> {
         match names.is_empty() {
             true => Ok(()),
-            false => Err(Error::UnexpectedTensors { file: self.file.path().to_path_buf(), names }),
+            false => {
+                let known = self.family.names_like(self.prefix, &names[0]);
+                let missing = known.iter().map(String::as_str);
+                let missing = missing.filter(|name| !self.file.contains(name));
+                Err(Error::unexpected(self.file.path(), names, missing))
+            }
         }
     }
 
@@ -247,10 +252,10 @@ fn recognize(
 
 fn unknown(file: &TensorFile, families: &[&Family]) -> Error {
     let known = families.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
-    let found = file.names().take(3).collect::<Vec<_>>().join(", ");
+    let found = list(&file.names().collect::<Vec<_>>());
     Error::UnknownFormat {
         file: file.path().to_path_buf(),
-        reason: format!("tensors named as by none of {known}; the first are {found}"),
+        reason: format!("tensors named as by none of {known}; the file has {found}"),
     }
 }
 

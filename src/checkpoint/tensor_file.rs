@@ -13,6 +13,7 @@ use crate::ffi::FileMap;
 
 /// How a file packs its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Container {
     /// `.safetensors`.
     Safetensors,

@@ -96,7 +96,8 @@ pub(super) fn load(
     let unexpected: Vec<String> =
         file.names().filter(|name| !has_place(name)).map(str::to_owned).collect();
     if !unexpected.is_empty() {
-        return Err(Error::UnexpectedTensors { file: path.to_path_buf(), names: unexpected });
+        let missing = variables.keys().map(String::as_str).filter(|name| !file.contains(name));
+        return Err(Error::unexpected(path, unexpected, missing));
     }
     let mut values = low_bit.values(&coded)?;
     for (name, variable) in variables.iter().filter(|(name, _)| !coded.contains_key(*name)) {

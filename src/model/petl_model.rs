@@ -46,6 +46,10 @@ impl PetlConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("PetlConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         self.method.validate()?;
         if !(1..=1 << 24).contains(&self.num_classes) {
             return Err(Error::config("num_classes", "within 1..=16777216", self.num_classes));

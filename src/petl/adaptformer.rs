@@ -67,6 +67,10 @@ impl AdaptFormerConfig {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("AdaptFormerConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
         checks::scale(self.scale)?;
         checks::dropout(self.dropout)

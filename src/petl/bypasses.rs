@@ -46,6 +46,10 @@ impl ConvBypassVariant {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ConvBypassVariant"))
+    }
+
+    fn check(&self) -> Result<()> {
         self.base.validate()?;
         widths::validate("bottleneck_dim", self.base.bottleneck_dim, &self.blocks)?;
         check_kernel("mlp_kernel_size", self.mlp_kernel_size.unwrap_or(1))

@@ -31,12 +31,12 @@ impl PetlMethod for Vec<Method> {
 
     fn validate(&self) -> Result<()> {
         if self.is_empty() {
-            return Err(Error::config("methods", "at least one", 0));
+            return Err(Error::config("methods", "at least one", 0).in_config("Method::Compose"));
         }
         let nesting = nesting(self);
         if nesting > MAX_NESTING {
             let expected = format!("at most {MAX_NESTING} lists within each other");
-            return Err(Error::config("methods", expected, nesting));
+            return Err(Error::config("methods", expected, nesting).in_config("Method::Compose"));
         }
         self.iter().try_for_each(Method::validate)
     }

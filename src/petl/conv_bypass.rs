@@ -74,6 +74,10 @@ impl ConvBypassConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ConvBypassConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("bottleneck_dim", self.bottleneck_dim, &None)?;
         check_kernel("kernel_size", self.kernel_size)?;
         checks::scale(self.scale)?;

@@ -109,6 +109,10 @@ impl FactConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("FactConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("rank", self.rank, &None)?;
         // Its core has r^3 entries.
         if self.form == FactForm::Tucker && self.rank > 1 << 10 {

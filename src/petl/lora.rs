@@ -45,6 +45,10 @@ impl LoraConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("LoraConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("rank", self.rank, &self.blocks)?;
         if !self.alpha.is_finite() {
             return Err(Error::config("alpha", "finite", self.alpha));

@@ -44,6 +44,10 @@ impl LowBitConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("LowBitConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         if ![1, 2, 4, 8].contains(&self.bits) {
             return Err(Error::config("bits", "1, 2, 4 or 8", self.bits));
         }

@@ -56,7 +56,7 @@ pub enum ActsFrom {
 ///             return Ok(());
 ///         }
 ///         let (field, found) = ("start".to_owned(), self.start.to_string());
-///         Err(Error::Config { field, expected: "finite".to_owned(), found })
+///         Err(Error::config(field, "finite", found))
 ///     }
 ///     fn needs(&self) -> &[Place] {
 ///         &[Place::Blocks]

@@ -59,6 +59,10 @@ impl RepAdapterConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("RepAdapterConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("bottleneck_dim", self.bottleneck_dim, &self.blocks)?;
         if self.groups < 1 {
             return Err(Error::config("groups", "positive", self.groups));

@@ -38,6 +38,10 @@ impl SsfConfig {
     /// # Errors
     /// [`Error::Config`] if the deviation is negative or no number.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("SsfConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         match self.init_std.is_finite() && self.init_std >= 0.0 {
             true => Ok(()),
             false => Err(Error::config("init_std", "finite and not negative", self.init_std)),

@@ -45,6 +45,10 @@ impl VptConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("VptConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         widths::validate("num_tokens", self.num_tokens, &self.blocks)?;
         if self.blocks.is_some() && !self.deep {
             return Err(Error::config("blocks", "absent where prompts are not deep", "present"));

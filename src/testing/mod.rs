@@ -56,7 +56,8 @@ impl std::error::Error for Failure {}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure(format!("an error where none is due: {error}"))
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        Failure(format!("an error where none is due: {error}{}", source.unwrap_or_default()))
     }
 }
 

@@ -138,15 +138,18 @@ pub(crate) fn check<B: Backbone>(
     config.schedule.validate()?;
     if config.batch_size == 0 || config.batch_size > train.len() {
         let expected = format!("from 1 to the {} training images", train.len());
-        return Err(Error::config("batch_size", expected, config.batch_size));
+        return Err(
+            Error::config("batch_size", expected, config.batch_size).in_config("TrainConfig")
+        );
     }
     if config.validate_every == 0 {
-        return Err(Error::config("validate_every", "1 or more", 0));
+        return Err(Error::config("validate_every", "1 or more", 0).in_config("TrainConfig"));
     }
     if let Some(augment) = &config.augment {
         augment.validate()?;
         if config.prefix.is_some() {
-            return Err(Error::config("prefix", "none where images are augmented", "one"));
+            return Err(Error::config("prefix", "none where images are augmented", "one")
+                .in_config("TrainConfig"));
         }
     }
     if config.selection == Selection::BestOnValidation && validation.is_none() {
@@ -154,7 +157,8 @@ pub(crate) fn check<B: Backbone>(
             "selection",
             "last_epoch without validation images",
             "best_on_validation",
-        ));
+        )
+        .in_config("TrainConfig"));
     }
     [Some(train), validation].into_iter().flatten().try_for_each(|set| check_classes(model, set))
 }

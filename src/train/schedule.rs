@@ -59,6 +59,10 @@ impl CosineSchedule {
     /// # Errors
     /// [`Error::Config`] with the first field that is no learning rate.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("CosineSchedule"))
+    }
+
+    fn check(&self) -> Result<()> {
         let rates = [("lr", self.lr), ("min_lr", self.min_lr), ("warmup_lr", self.warmup_lr)];
         for (field, rate) in rates {
             if !(rate.is_finite() && rate >= 0.0) {

@@ -297,7 +297,7 @@ fn read(file: &TensorFile, optimizer: &AdamW, with_best: bool) -> Result<BTreeMa
         file.names().filter(|name| !values.contains_key(*name)).map(str::to_owned).collect();
     match names.is_empty() {
         true => Ok(values),
-        false => Err(Error::UnexpectedTensors { file: path(), names }),
+        false => Err(Error::unexpected(path(), names, [])),
     }
 }
 

@@ -206,7 +206,7 @@ fn load_weights_refuses_what_does_not_fit_and_changes_nothing() {
     const NAME: &str = "blocks.1.adapter_mlp.adapter_conv.weight";
     type Edit = fn(&mut BTreeMap<String, Tensor>);
     type Expected = fn(Error) -> bool;
-    let cases: [(Edit, Expected); 4] = [
+    let cases: [(Edit, Expected); 5] = [
         (
             |weights| drop(weights.remove(NAME)),
             |e| matches!(e, Error::MissingTensor { name, expected, .. } if name == NAME && expected == [8, 8, 3, 3]),
@@ -214,6 +214,14 @@ fn load_weights_refuses_what_does_not_fit_and_changes_nothing() {
         (
             |weights| drop(weights.insert(NAME.replace("mlp", "mpl"), Tensor::from(0.5f32))),
             |e| matches!(e, Error::UnexpectedTensors { names, .. } if names == [NAME.replace("mlp", "mpl")]),
+        ),
+        (
+            // Only a name that the file lacks can be the one that was meant.
+            |weights| {
+                let weight = weights.remove(NAME).expect("it is there");
+                weights.insert(NAME.replace("mlp", "mpl"), weight);
+            },
+            |e| matches!(e, Error::UnexpectedTensors { nearest, .. } if nearest.as_deref() == Some(NAME)),
         ),
         (
             |weights| {

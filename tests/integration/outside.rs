@@ -32,7 +32,7 @@ impl PetlMethod for Gate {
             return Ok(());
         }
         let (field, found) = ("scale".to_owned(), self.scale.to_string());
-        Err(Error::Config { field, expected: "finite".to_owned(), found })
+        Err(Error::config(field, "finite", found))
     }
 
     fn needs(&self) -> &[Place] {

@@ -252,7 +252,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         let spoilt = Spoilt::new("vit_all_linear")
             .tensors(|tensors| tensors.push((name.clone(), zeros(&[4, 32]))));
         match spoilt.error() {
-            Error::UnexpectedTensors { file, names } => {
+            Error::UnexpectedTensors { file, names, .. } => {
                 assert_eq!((file, names), (spoilt.tensors_path(), vec![name]));
             }
             other => panic!("{name}: {other}"),

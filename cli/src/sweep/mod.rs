@@ -19,6 +19,7 @@ pub use args::Args;
 use results::{Results, Selected};
 
 use crate::Outcome;
+use crate::failure::chain;
 use crate::flags::{Processor, bundled_backbone};
 use crate::plan::{Plan, PlanMethod, Setting, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
@@ -93,8 +94,9 @@ fn open_tasks(
         match written.and_then(|()| VtabFolder::open(data, name)) {
             Ok(folder) => tasks.push(folder),
             Err(error) => {
-                eprintln!("{name} is left out: {error}");
-                missing.push((name.clone(), error.to_string()));
+                let reason = chain(&error.into());
+                eprintln!("{name} is left out: {reason}");
+                missing.push((name.clone(), reason));
             }
         }
     }

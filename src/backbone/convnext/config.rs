@@ -57,6 +57,10 @@ impl ConvNeXtConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ConvNeXtConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         let within = |field: String, value: i64| {
             if (1..=MAX_DIM).contains(&value) {
                 return Ok(());

@@ -103,6 +103,10 @@ impl SwinConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("SwinConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         let within = |field: String, value: i64, least: i64| match value {
             _ if (least..=MAX_DIM).contains(&value) => Ok(()),
             _ => Err(Error::config(field, format!("within {least}..={MAX_DIM}"), value)),

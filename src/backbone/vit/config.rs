@@ -160,6 +160,10 @@ impl ViTConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ViTConfig"))
+    }
+
+    fn check(&self) -> Result<()> {
         let sizes = [
             ("patch_size", self.patch_size, 1),
             ("image_size.0", self.image_size.0, 1),

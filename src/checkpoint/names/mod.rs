@@ -170,6 +170,20 @@ impl Family {
         Vec::new()
     }
 
+    /// Every name that a rule has for the numbers in `name`, to look for the one that is meant.
+    pub(super) fn names_like(&self, prefix: &str, name: &str) -> Vec<String> {
+        let digits =
+            |segment: &str| parse_number(segment.trim_start_matches(|c: char| !c.is_ascii_digit()));
+        let mut found = name.split(self.separator).filter_map(digits);
+        let numbers = [found.next(), found.next()];
+        let mut names = Vec::new();
+        for (prefix, rule) in self.rules(prefix) {
+            let filled = parts(rule.from).map(|part| Match { numbers, part }.fill(rule.from));
+            names.extend(filled.map(|name| prefix.to_owned() + &name));
+        }
+        names
+    }
+
     /// Every rule with what stands before its names.
     fn rules<'a>(
         &self,

@@ -47,6 +47,10 @@ impl RandomResizedCrop {
     /// # Errors
     /// [`Error::Config`] for bounds out of order, an area of 0 or above 1, or a ratio of 0.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("RandomResizedCrop"))
+    }
+
+    fn check(&self) -> Result<()> {
         let (scale, ratio) = (self.scale, self.ratio);
         if !(0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0) {
             return Err(Error::config("crop.scale", "0 < from <= to <= 1", format!("{scale:?}")));

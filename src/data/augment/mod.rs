@@ -74,6 +74,10 @@ impl ColorJitter {
     /// # Errors
     /// [`Error::Config`] for a value that is negative or no number, or a hue above 0.5.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("ColorJitter"))
+    }
+
+    fn check(&self) -> Result<()> {
         let fields = [
             ("brightness", self.brightness, f64::MAX),
             ("contrast", self.contrast, f64::MAX),
@@ -149,6 +153,10 @@ impl Augment {
     /// # Errors
     /// [`Error::Config`] for a value that is out of its range.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("Augment"))
+    }
+
+    fn check(&self) -> Result<()> {
         check_probability("flip", self.flip)?;
         self.crop.as_ref().map_or(Ok(()), RandomResizedCrop::validate)?;
         self.rand_augment.as_ref().map_or(Ok(()), RandAugment::validate)?;

@@ -115,6 +115,10 @@ impl RandAugment {
     /// # Errors
     /// [`Error::Config`] for a value that is out of its range.
     pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|error| error.in_config("RandAugment"))
+    }
+
+    fn check(&self) -> Result<()> {
         let positive = |name: &str, value: f64| match value.is_finite() && value >= 0.0 {
             true => Ok(()),
             false => Err(Error::config(format!("rand_augment.{name}"), "0 or more", value)),

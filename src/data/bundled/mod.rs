@@ -266,7 +266,8 @@ mod tests {
         write(root.path(), BundledTask::Location, 16, 0).unwrap();
         for (side, seed) in [(17, 0), (16, 1)] {
             let error = write(root.path(), BundledTask::Location, side, seed).unwrap_err();
-            assert!(error.to_string().contains("the folder exists"), "{error}");
+            let Error::Io { source, .. } = &error else { panic!("{error}") };
+            assert!(source.to_string().contains("the folder exists"), "{source}");
         }
         fs::create_dir(root.path().join("count")).unwrap();
         assert!(matches!(write(root.path(), BundledTask::Count, 16, 0), Err(Error::Io { .. })));

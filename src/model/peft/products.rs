@@ -44,7 +44,7 @@ impl Contents {
             }
         }
         if !unexpected.is_empty() {
-            return Err(Error::UnexpectedTensors { file: path(file), names: unexpected });
+            return Err(Error::unexpected(file.path(), unexpected, []));
         }
         match contents.modules.is_empty() {
             true => {
@@ -110,7 +110,7 @@ impl Contents {
                     .any(|other| other.part.1 != module.part.1 || other.part == module.part)
                 {
                     let names = vec![format!("{name}{A}"), format!("{name}{B}")];
-                    return Err(Error::UnexpectedTensors { file: file.path().into(), names });
+                    return Err(Error::unexpected(file.path(), names, []));
                 }
                 there.push(piece);
             }
