@@ -18,14 +18,14 @@ demo: libtorch
 	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
 
 test: libtorch
-	cargo test $(PROFILE) $(FEATURES)
+	cargo test $(PROFILE) --workspace $(FEATURES)
 
 lint: libtorch
 	cargo fmt --check
-	cargo clippy $(PROFILE) $(FEATURES) --all-targets -- -D warnings
+	cargo clippy $(PROFILE) --workspace $(FEATURES) --all-targets -- -D warnings
 
 doc: libtorch
-	RUSTDOCFLAGS="-D warnings" cargo doc $(PROFILE) $(FEATURES) --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc $(PROFILE) --workspace $(FEATURES) --no-deps
 
 bench: libtorch
 	cargo bench $(FEATURES)
