@@ -92,8 +92,10 @@ impl Seam for Branches {
         // The samples that drop path keeps: [K, P + N, C] -> [K, P + N, h].
         let tokens = at.branch.select(at.normed)?;
         let hidden = tokens.f_linear(down, None::<&Tensor>)?;
-        // Patches are an image [K, h, rows, cols]; prefix tokens pass as they are.
-        let mut parts = vec![hidden.f_narrow(1, 0, prefix)?];
+        // A prefix token is an image of one pixel: the centre tap. In the last block it may be all
+        // that there is. Patches are an image [K, h, rows, cols].
+        let centre = kernel.f_select(3, 1)?.f_select(2, 1)?.f_squeeze_dim(1)?;
+        let mut parts = vec![hidden.f_narrow(1, 0, prefix)?.f_mul(&centre)?];
         if rows * cols > 0 {
             let grid = hidden.f_narrow(1, prefix, rows * cols)?.f_unflatten(1, [rows, cols])?;
             let (grid, groups) = (grid.f_permute([0, 3, 1, 2])?, kernel.size()[0]);
