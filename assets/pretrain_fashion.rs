@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use convpass::Normalization;
-use convpass::{AdamW, CosineSchedule, Stepped};
+use convpass::train::{AdamW, CosineSchedule, Stepped};
 use convpass::{FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
 use flate2::read::GzDecoder;
 use rand::{Rng, SeedableRng};

@@ -3,10 +3,8 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use convpass::{
-    BatchConfig, Batches, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
-    decode_image,
-};
+use convpass::data::{BatchConfig, Batches, Order, PartialBatch, Resize, decode_image};
+use convpass::{FileList, ImageDataset, Normalization};
 use criterion::{Criterion, Throughput};
 use image::{Rgb, RgbImage};
 use tch::Device;

@@ -2,10 +2,9 @@
 
 use std::hint::black_box;
 
-use convpass::{
-    Backbone, ConvBypassConfig, ConvBypassVariant, FrozenViT, Method, PetlConfig, PetlModel,
-    Stream, ViTConfig,
-};
+use convpass::backbone::Stream;
+use convpass::petl::ConvBypassVariant;
+use convpass::{Backbone, ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
 use criterion::{Criterion, Throughput};
 use tch::nn::{AdamW, OptimizerConfig};
 use tch::{Device, Kind, Tensor};

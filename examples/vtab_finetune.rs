@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use convpass::backbone::ResizeMode;
 use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::{self, PublishedInit, VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
@@ -98,13 +99,17 @@ fn main() -> Result<()> {
 fn finetune(args: &Args, task: &str, file: &Path, out: &Path) -> Result<()> {
     let folder = VtabFolder::open(&args.data, task)?;
     let backbone = AnyBackbone::open(file, Device::Cpu)?;
-    let Preprocessing { image_size, mean, std, .. } = *backbone.preprocessing();
-    let named = |named: &Normalization| (named.mean(), named.std()) == (mean, std);
-    let normalization = args.normalization.or_else(|| Normalization::ALL.into_iter().find(named));
+    let preprocessing = backbone.preprocessing().clone();
+    let image_size = preprocessing.image_size;
+    let normalization = args.normalization.or_else(|| Normalization::of(&preprocessing));
+    let normalization = normalization.context("--normalization is needed for this backbone")?;
     let mut config = PetlConfig::new(method(args, task)?, folder.num_classes());
     config.seed = args.seed;
     config.drop_path = args.drop_path.unwrap_or(config.drop_path);
     let mut model = PetlModel::new(backbone, &config)?;
+    // The adapter says how its images were prepared: squashed to the size, and normalized so.
+    let squashed = Preprocessing { resize: ResizeMode::Squash, ..preprocessing };
+    model.set_preprocessing(squashed.with_normalization(normalization));
 
     let train = ImageDataset::load(folder.split(VtabSplit::Train800Val200), image_size)?;
     // Streamed: there may be more test images than fit in memory.
@@ -115,7 +120,7 @@ fn finetune(args: &Args, task: &str, file: &Path, out: &Path) -> Result<()> {
         epochs: args.epochs,
         batch_size: args.batch_size,
         schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(args.lr) },
-        normalization: normalization.context("--normalization is needed for this backbone")?,
+        normalization,
         seed: args.seed,
         ..TrainConfig::default()
     };

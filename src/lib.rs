@@ -29,7 +29,9 @@
 //! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
 //! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
-//! | a method or a backbone of your own | [`Seam`], [`Backbone`] |
+//! | a method of your own | [`PetlMethod`](petl::PetlMethod), [`Seam`], [`PetlModel::load_adapter_with`] |
+//! | a backbone of your own | [`Backbone`], [`mod@backbone`] |
+//! | both held to the contract of this crate's (feature `testing`) | `testing` |
 //! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
 //! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`] |
 //! | a small backbone and four small tasks (feature `bundled`) | `bundled` |
@@ -55,51 +57,29 @@ mod nn;
 pub mod petl;
 mod preprocessing;
 pub mod seam;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "train")]
 pub mod train;
 
 pub use backbone::{
-    AnyBackbone, Backbone, BackboneConfig, ClipText, ClipTextConfig, ConvNeXtConfig, Frozen,
-    FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation, Pass, Pooling, Precision, Preprocessing,
-    Stream, SwinConfig, ViTConfig,
+    AnyBackbone, Backbone, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, Pooling,
+    Precision, Preprocessing, SwinConfig, ViTConfig,
 };
-pub use checkpoint::{Container, LoadReport, OpenOptions, TensorFile};
-#[cfg(feature = "clip")]
-pub use clip::ClipTokenizer;
-pub use clip::{Templates, ZeroShot, read_class_names};
-#[cfg(feature = "bundled")]
-pub use data::bundled;
+pub use checkpoint::OpenOptions;
 #[cfg(feature = "data")]
-pub use data::{
-    Augment, BatchConfig, Batches, ColorJitter, FileEntry, FileList, ImageDataset, ImageOp,
-    Interpolation, Normalization, Order, PartialBatch, RandAugment, RandomResizedCrop, Resize,
-    decode_image, vtab,
-};
+pub use data::{FileList, ImageDataset, Normalization};
 pub use error::{Error, Result};
-#[cfg(feature = "data")]
-pub use eval::{ClassSubset, Evaluation, PrefixCache, evaluate, evaluate_logits};
 pub use ffi::autocast::Autocast;
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;
-pub use model::{
-    AuditRow, PeftHead, PeftNames, PeftOptions, PetlConfig, PetlModel, TrainableParams, audit,
-};
-pub use nn::{Branch, Noise};
+pub use model::{AdapterInfo, PetlConfig, PetlModel, TrainableParams, audit};
 pub use petl::{
-    AdaptFormerConfig, AdaptFormerInput, AdapterConfig, BottleneckActivation, ConvBypass,
-    ConvBypassConfig, ConvBypassVariant, ConvInit, FactConfig, FactForm, FixedLayout, LinearTarget,
-    LoraConfig, LowBitConfig, Method, Placement, RepAdapterConfig, SsfConfig, SubLayers, VptConfig,
+    ConvBypass, ConvBypassConfig, ConvInit, LoraConfig, Method, PetlMethod, Placement, SubLayers,
 };
-pub use seam::{
-    BackboneShape, Beside, Layer, LayerShape, LayerWeights, NoMethod, NormOf, Place, Seam, Site,
-    SubLayer, TokenLayout,
-};
+pub use seam::{Seam, TokenLayout};
 #[cfg(feature = "train")]
-pub use train::{
-    AdamW, BestOnTest, CosineSchedule, EpochReport, Fit, JsonLog, Observer, Progress,
-    RunCheckpoint, RunRecord, RunStart, Selection, Silent, StepReport, Stepped, TensorBoard,
-    TrainConfig, fit, fit_resumable, peak_rss_mb,
-};
+pub use train::{TrainConfig, fit};
 
 /// The programs of the README, compiled with the documentation tests.
 #[cfg(doctest)]

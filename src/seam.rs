@@ -82,15 +82,15 @@ pub enum Layer {
     PreNorm,
     /// The norm of the patch merging into a stage, from 1 on: four patches side by side, `[.., 4C]`.
     MergeNorm(usize),
-    /// Its reduction, `[.., 4C]` to the width of that stage.
+    /// The reduction of that patch merging: `[.., 4C]` to the width of the stage.
     Merge(usize),
     /// The norm in front of attention.
     Norm1(usize),
     /// The fused query, key and value projection: `[.., C]` to `[.., 3C]`.
     Qkv(usize),
-    /// Its first third alone, where a last block computes queries for the class token alone.
+    /// The queries' third of [`Layer::Qkv`], in a last block that computes the class token alone.
     Q(usize),
-    /// Its other two thirds, keys then values, in such a block: for all tokens.
+    /// The other two thirds of [`Layer::Qkv`], keys then values, in such a block: of all tokens.
     Kv(usize),
     /// The projection after attention.
     Proj(usize),
@@ -98,9 +98,9 @@ pub enum Layer {
     Norm2(usize),
     /// The first linear layer of the MLP.
     Fc1(usize),
-    /// The second.
+    /// The second linear layer of the MLP.
     Fc2(usize),
-    /// The norm before the features. Where only one token is read its output is `[B, C]`.
+    /// The norm before the features. Its output is `[B, C]` where one token alone is read.
     FinalNorm,
 }
 
@@ -170,7 +170,7 @@ pub struct BackboneShape {
     pub layers: Vec<LayerShape>,
     /// Number of weights.
     pub num_params: i64,
-    /// Those of them that the features depend on; CLIP's projection, for one, comes after.
+    /// Number of weights that the features depend on. CLIP's projection, for one, comes after.
     pub num_feature_params: i64,
 }
 
@@ -222,10 +222,10 @@ pub struct Beside<'a> {
     pub site: Site,
     /// The residual stream as it entered the sub-layer, `[B, T, C]`.
     pub raw: &'a Tensor,
-    /// The same after the layer norm: what the sub-layer itself reads.
+    /// The residual stream after the layer norm: what the sub-layer itself reads.
     pub normed: &'a Tensor,
-    /// That norm, where nothing but it lies between the two: a method that needs `normed` in
-    /// backward can make it from `raw` again and save one of them.
+    /// `Some(norm)` if `normed == norm(raw)`; a method that needs `normed` in backward can then
+    /// recompute it from `raw` instead of saving both.
     pub norm: Option<NormOf<'a>>,
     /// How the tokens lie.
     pub layout: &'a TokenLayout,

@@ -25,10 +25,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use convpass::backbone::{BlockPass, Hooks, ImageSize};
+use convpass::backbone::{Branch, Stream};
+use convpass::data::{BatchConfig, Batches, Order, PartialBatch};
+use convpass::seam::{BackboneShape, Beside, Site, SubLayer};
+use convpass::train::peak_rss_mb;
 use convpass::{
-    Backbone, BackboneShape, BatchConfig, Batches, Beside, Branch, ConvBypassConfig, FileList,
-    FrozenViT, ImageDataset, Method, Normalization, Order, PartialBatch, PetlConfig, PetlModel,
-    Site, Stream, SubLayer, SubLayers, TokenLayout, ViTConfig, peak_rss_mb,
+    Backbone, ConvBypassConfig, FileList, FrozenViT, ImageDataset, Method, Normalization,
+    PetlConfig, PetlModel, SubLayers, TokenLayout, ViTConfig,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Reduction, Tensor};

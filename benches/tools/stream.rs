@@ -20,10 +20,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use convpass::{
-    BatchConfig, Batches, Evaluation, FileList, FrozenViT, ImageDataset, Method, Normalization,
-    Order, PartialBatch, PetlConfig, PetlModel, Resize, bundled, evaluate, peak_rss_mb,
-};
+use convpass::data::{BatchConfig, Batches, Order, PartialBatch, Resize, bundled};
+use convpass::eval::{Evaluation, evaluate};
+use convpass::train::peak_rss_mb;
+use convpass::{FileList, FrozenViT, ImageDataset, Method, Normalization, PetlConfig, PetlModel};
 use image::{Rgb, RgbImage};
 use tch::Device;
 

@@ -57,6 +57,12 @@ impl Error {
         Error::Config { field: field.into(), expected: expected.into(), found: found.to_string() }
     }
 
+    /// Whether a setting is wrong, for this program or for the library.
+    #[cfg(test)]
+    pub fn is_config(&self) -> bool {
+        matches!(self, Error::Config { .. } | Error::Library(convpass::Error::Config { .. }))
+    }
+
     /// A file that is cut off or contradicts itself.
     pub fn corrupt(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Error::CorruptFile { file: file.as_ref().to_path_buf(), reason: reason.into() }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use convpass::backbone::MlpActivation;
+use convpass::backbone::{MlpActivation, PreprocessingSource, Resampling, ResizeMode};
 use convpass::data::Normalization;
 use convpass::petl::{ConvBypassConfig, ConvInit, Placement, SubLayers};
 use convpass::train::{CosineSchedule, Stepped};
-use convpass::{AnyBackbone, OpenOptions, Precision};
+use convpass::{AnyBackbone, OpenOptions, Precision, Preprocessing};
 use tch::{Cuda, Device};
 
 use crate::plan::published_choice;
@@ -130,6 +130,25 @@ impl Opened {
     /// Height and width of its images in pixels.
     pub fn image_size(&self) -> (i64, i64) {
         self.backbone.preprocessing().image_size
+    }
+
+    /// How images are prepared in a run: squashed, or the centre of what keeps its aspect ratio.
+    pub fn preprocessing(
+        &self,
+        normalization: Normalization,
+        shorter_side: Option<i64>,
+    ) -> Preprocessing {
+        let resize = match shorter_side {
+            Some(shorter_side) => ResizeMode::CenterCrop { shorter_side },
+            None => ResizeMode::Squash,
+        };
+        let mut preprocessing = self.backbone.preprocessing().clone();
+        if preprocessing.resize != resize || preprocessing.interpolation != Resampling::Bicubic {
+            preprocessing.source = PreprocessingSource::Caller;
+        }
+        preprocessing.resize = resize;
+        preprocessing.interpolation = Resampling::Bicubic;
+        preprocessing.with_normalization(normalization)
     }
 
     /// The flag's normalization, else the one that the backbone was trained with.

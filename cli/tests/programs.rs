@@ -219,10 +219,9 @@ fn predictions_agree_with_the_run_and_odd_files_are_named() {
     assert!(error(&["--classes", "digits/val200.txt", "odd"]).contains("expected 10 lines"));
     fs::rename(root.path().join("run/run.json"), root.path().join("run.json")).unwrap();
     assert!(error(&["odd"]).contains("--backbone is needed"));
-    assert!(
-        error(&["--backbone", BACKBONE, "odd"])
-            .contains("--normalization is needed (imagenet is usual")
-    );
+    // The adapter itself says how images are prepared.
+    let (_, text) = run(predict().args(["--backbone", BACKBONE, "odd"]));
+    assert!(text.contains("normalization: half, from run/adapter.safetensors"), "{text}");
 }
 
 #[cfg(unix)]

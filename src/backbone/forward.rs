@@ -125,7 +125,7 @@ pub trait Forward: Backbone {
 impl<B: Backbone> Forward for B {}
 
 /// A block of a pass whose last block is `pooled`, and nothing else, or read for all of its tokens.
-fn step<B: Backbone + ?Sized>(
+fn step<B: Backbone>(
     backbone: &B,
     block: usize,
     stream: Stream,
@@ -145,7 +145,7 @@ fn step<B: Backbone + ?Sized>(
     backbone.block(stream, &BlockPass { block, hooks, drop_path, pooled_only })
 }
 
-fn check_block<B: Backbone + ?Sized>(backbone: &B, block: usize) -> Result<()> {
+fn check_block<B: Backbone>(backbone: &B, block: usize) -> Result<()> {
     let count = backbone.num_blocks();
     if block < count {
         return Ok(());

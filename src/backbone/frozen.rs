@@ -63,6 +63,10 @@ impl<C: Network> Frozen<C> {
         let shape = config.shape()?;
         let mut weights = Weights::new(source, int8);
         let layers = config.layers(&mut weights)?;
+        if weights.count() as i64 != shape.num_params {
+            let expected = format!("{}, the weights that the layers ask for", weights.count());
+            return Err(Error::config("num_params of the shape", expected, shape.num_params));
+        }
         let named = weights.into_named();
         let device = |weight: &Tensor| weight.device();
         let first = named.first().map(|(_, weight)| device(weight));

@@ -8,7 +8,8 @@
 //!   [`Backbone`] with random weights, weights of a file, other dtypes, int8, a digest, merging and
 //!   cheap clones. This is the common way, and the example `own_backbone` is one in a file.
 //! - Implement [`Backbone`] itself, for a type that holds weights in a way of its own or hands its
-//!   calls on to other backbones.
+//!   calls on to other backbones. The latter hands on [`Backbone::merge`], [`Backbone::to_int8`] and
+//!   [`Backbone::is_read`] too, which have defaults.
 //!
 //! Either way the code of the family is three functions: `embed` makes images into tokens, `block`
 //! runs one block, and `pool` makes the last tokens into features. They call the method's places
@@ -120,7 +121,7 @@ pub trait BackboneConfig: Debug {
     /// Checks that a model of this shape can exist.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// [`Error::Config`] with the first field that is wrong.
     fn validate(&self) -> Result<()>;
 
     /// What a method can act on, and how many weights there are.
@@ -256,14 +257,14 @@ pub trait Backbone: Clone + Debug + Send {
         self.named_weights().first().map_or(Device::Cpu, |(_, weight)| weight.device())
     }
 
-    /// The kind of the weights, those in int8 apart.
+    /// The dtype of the weights, or of those that are not in int8.
     fn kind(&self) -> Kind {
         self.named_weights().first().map_or(Kind::Float, |(_, weight)| weight.kind())
     }
 
-    /// The kind that a pass computes in, and takes what is trained in: that of the weights, but f32
-    /// beside weights in f16 on a CPU, where products in f16 take ten times as long. A backbone that
-    /// computes in its weights' kind all the same says so here.
+    /// The dtype that a pass computes in, and that trained weights are cast to for it. It is the
+    /// dtype of the weights, but f32 beside weights in f16 on a CPU, where products in f16 take ten
+    /// times as long. A backbone that computes in f16 there returns f16 here.
     fn compute_kind(&self) -> Kind {
         match (self.kind(), self.device()) {
             (Kind::Half, Device::Cpu) => Kind::Float,
@@ -271,9 +272,9 @@ pub trait Backbone: Clone + Debug + Send {
         }
     }
 
-    /// The same backbone with weights of `kind`: f32, bf16, f16 or f64. In bf16 and f16 it takes
-    /// half the memory; what is trained beside it stays f32. The digest is another one. For what a
-    /// pass computes in see [`Backbone::compute_kind`].
+    /// The same backbone with weights in `kind`: f32, bf16, f16 or f64. In bf16 and f16 it needs
+    /// half the memory; trained weights beside it stay f32. The digest changes.
+    /// [`Backbone::compute_kind`] says what a pass computes in.
     ///
     /// # Errors
     /// [`Error::Config`] for any other kind.
@@ -282,7 +283,7 @@ pub trait Backbone: Clone + Debug + Send {
             Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double => {
                 let mut previous = Kind::Float;
                 self.map_weights(&mut |_, weight| {
-                    // What is in int8 stays, and so does its scale, which comes next.
+                    // A weight in int8 stays, and so does its scale, which comes next.
                     let stays = [weight.kind(), previous].contains(&Kind::Int8);
                     previous = weight.kind();
                     Ok(if stays { weight.shallow_clone() } else { weight.f_to_kind(kind)? })
@@ -294,11 +295,12 @@ pub trait Backbone: Clone + Debug + Send {
 
     /// The same backbone with the weights of its linear layers in int8, rounded to the nearest of
     /// 255 values a row (`NAME.scale` holds their factors): a quarter of the memory of f32. A pass
-    /// computes in [`Backbone::compute_kind`], and what is trained beside it stays f32. The digest is
-    /// another one.
+    /// computes in [`Backbone::compute_kind`], and trained weights beside it stay f32. The digest
+    /// changes.
     ///
     /// # Errors
-    /// [`Error::Config`] for a backbone that has no such form, as another crate's may have none.
+    /// [`Error::Config`] for a backbone without such a form. A direct implementation of this trait
+    /// has none unless it implements this function.
     fn to_int8(&self) -> Result<Self> {
         Err(Error::config("kind", "f32, bf16, f16 or f64", "int8"))
     }

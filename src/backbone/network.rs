@@ -56,7 +56,8 @@ pub trait Network: BackboneConfig + Clone + Send {
 
     /// Makes the layers of a valid config from the weights under their names.
     ///
-    /// The same config asks for the same names and shapes in the same order, always: it is the
+    /// They are as many as the shape says (`num_params`), or the backbone is not built. The same
+    /// config asks for the same names and shapes in the same order, always: it is the
     /// order of [`Backbone::named_weights`](super::Backbone::named_weights) and of the digest.
     ///
     /// # Errors

@@ -31,11 +31,18 @@ pub struct Weights<'a, 'b> {
     /// Whether the weights of linear layers are rounded to int8 as they come.
     int8: bool,
     named: Vec<(String, Tensor)>,
+    /// How many weights the layers have, the scales of int8 not counted.
+    count: usize,
 }
 
 impl<'a, 'b> Weights<'a, 'b> {
     pub(super) fn new(source: &'a mut WeightSource<'b>, int8: bool) -> Self {
-        Weights { source, int8, named: Vec::new() }
+        Weights { source, int8, named: Vec::new(), count: 0 }
+    }
+
+    /// How many weights were asked for, the scales of int8 not counted.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     /// Every weight that was asked for, in order.
@@ -77,7 +84,9 @@ impl Weights<'_, '_> {
             self.named.push((format!("{name}.scale"), row_scale.shallow_clone()));
             (weight, scale) = (quantized, Some(row_scale));
         } else if weight.kind() == Kind::Int8 {
-            scale = Some(self.ask(&format!("{name}.scale"), &[out], false)?);
+            let of_rows = self.ask(&format!("{name}.scale"), &[out], false)?;
+            self.count -= of_rows.numel();
+            scale = Some(of_rows);
         }
         let bias =
             if bias { Some(self.ask(&format!("{name}.bias"), &[out], false)?) } else { None };
@@ -143,6 +152,7 @@ impl Weights<'_, '_> {
             let expected = format!("{name} {shape:?} in f32, bf16, f16 or f64");
             return Err(Error::Input { argument: "weights", expected, found });
         }
+        self.count += weight.numel();
         self.named.push((name.to_owned(), weight.shallow_clone()));
         Ok(weight)
     }

@@ -31,7 +31,7 @@ impl ViTConfig {
     /// | position table | under timm's and DINOv2's own names its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do or none does, none beside a `reg_token`, else the class token. Under other names it always has a row for the class token |
     ///
     /// # Errors
-    /// As [`TensorFile::open`](crate::TensorFile::open); [`Error::UnknownFormat`] if the tensors
+    /// As [`TensorFile::open`](crate::checkpoint::TensorFile::open); [`Error::UnknownFormat`] if the tensors
     /// are named as by no family that is read, [`Error::OtherBackbone`] if they are of another
     /// than ViT; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
     /// the sizes are absent or of another rank; [`Error::Config`] if they tell what is no model.

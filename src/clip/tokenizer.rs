@@ -138,7 +138,7 @@ impl ClipTokenizer {
     /// The ids of texts, `[B, context_length]` i64 on the CPU. A longer text is cut and keeps the
     /// end token; a shorter one is filled with the end token, as Hugging Face does. (OpenAI and
     /// open_clip fill with 0. Neither is read: see
-    /// [`ClipText::features`](crate::ClipText::features).)
+    /// [`ClipText::features`](crate::backbone::ClipText::features).)
     ///
     /// # Errors
     /// As [`ClipTokenizer::encode`]; [`Error::Config`] for a length below 2.

@@ -9,6 +9,7 @@ use multiversion::multiversion;
 use ndarray::{Array3, ArrayView3, s};
 
 use crate::error::{Error, Result};
+use crate::preprocessing::{Preprocessing, Resampling, ResizeMode};
 
 /// Weights are integers in units of 2^-22: a sum of 255 times the largest fits in 32 bits.
 const WEIGHT_BITS: u32 = 22;
@@ -68,6 +69,23 @@ impl Resize {
             Ok(side) if side >= largest => Ok(Self { shorter: Some(side), ..resize }),
             _ => Err(Error::config("shorter", format!("from {largest} to 65535"), shorter)),
         }
+    }
+
+    /// The resize that a [`Preprocessing`] says.
+    ///
+    /// # Errors
+    /// As [`Resize::center_crop`].
+    pub fn of(preprocessing: &Preprocessing) -> Result<Self> {
+        let size = preprocessing.image_size;
+        let resize = match preprocessing.resize {
+            ResizeMode::Squash => Self::bicubic(size)?,
+            ResizeMode::CenterCrop { shorter_side } => Self::center_crop(shorter_side, size)?,
+        };
+        let kernel = match preprocessing.interpolation {
+            Resampling::Bilinear => Kernel::Triangle,
+            Resampling::Bicubic => Kernel::Cubic,
+        };
+        Ok(Self { kernel, ..resize })
     }
 
     fn new(image_size: (i64, i64), kernel: Kernel) -> Result<Self> {

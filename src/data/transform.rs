@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::preprocessing::Preprocessing;
+use crate::preprocessing::{Preprocessing, PreprocessingSource};
 
 /// How pixels in [0, 1] are shifted and scaled, `(x - mean) / std` a channel.
 ///
@@ -100,6 +100,17 @@ impl Normalization {
             x = x.f_div_(&std)?;
         }
         Ok(x)
+    }
+}
+
+impl Preprocessing {
+    /// The same preprocessing with the mean and standard deviation of `normalization`.
+    pub fn with_normalization(mut self, normalization: Normalization) -> Self {
+        if Normalization::of(&self) != Some(normalization) {
+            (self.mean, self.std) = (normalization.mean(), normalization.std());
+            self.source = PreprocessingSource::Caller;
+        }
+        self
     }
 }
 

@@ -129,7 +129,7 @@ fn find<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Vec<i64>
     names.iter().enumerate().map(place).collect()
 }
 
-/// As [`evaluate`](crate::evaluate), of whatever gives `logits` `[B, K]` of images `[B, 3, H, W]`,
+/// As [`evaluate`](crate::eval::evaluate), of whatever gives `logits` `[B, K]` of images `[B, 3, H, W]`,
 /// and over a subset of the classes: a zero-shot classifier, or one model on several sets.
 ///
 /// ```no_run

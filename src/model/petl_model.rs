@@ -250,7 +250,7 @@ impl<B: Backbone> PetlModel<B> {
     }
 
     /// Starts the head from `weight` `[num_classes, C]`, of any floating-point kind, and `bias`
-    /// `[num_classes]`, zero if none. What [`ZeroShot::head`](crate::ZeroShot::head) gives makes a
+    /// `[num_classes]`, zero if none. What [`ZeroShot::head`](crate::clip::ZeroShot::head) gives makes a
     /// model whose method starts as the identity classify as CLIP does zero-shot.
     ///
     /// # Errors

@@ -47,12 +47,24 @@ impl<B: Backbone> PetlModel<B> {
     /// and the same draws.
     ///
     /// # Errors
-    /// What libtorch says of a stream of another backbone.
+    /// [`Error::Input`] for tokens that are not as their layout says; what libtorch says of a
+    /// stream of another backbone.
     pub fn forward_from(&self, stream: Stream, train: bool) -> Result<Tensor> {
         let first = self.frozen_blocks().unwrap_or_default();
+        self.check(first, &stream)?;
         let features = self.run(train, |backbone, method, pass| {
             backbone.forward_from(first, stream, method, pass)
         });
         self.classify(&features?)
+    }
+    /// Refuses tokens `[B, P + N, C]` in front of block `first` whose layout does not say P + N. A
+    /// map `[B, C, H, W]` has no such layout, and the last block may leave the pooled token alone.
+    pub(super) fn check(&self, first: usize, stream: &Stream) -> Result<()> {
+        match stream.tokens.size()[..] {
+            [_, _, c] if first < self.backbone().num_blocks() => {
+                stream.layout.check(&stream.tokens, c)
+            }
+            _ => Ok(()),
+        }
     }
 }

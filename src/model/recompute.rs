@@ -36,7 +36,9 @@ impl<B: Backbone> PetlModel<B> {
         stream: Stream,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        self.recompute(Start::Block(self.frozen_blocks().unwrap_or_default(), stream), loss)
+        let first = self.frozen_blocks().unwrap_or_default();
+        self.check(first, &stream)?;
+        self.recompute(Start::Block(first, stream), loss)
     }
 
     fn recompute(

@@ -11,8 +11,8 @@ use crate::error::Result;
 
 /// Self-attention. The projection `qkv` is `[3C, C]`: queries first, then keys, then values.
 ///
-/// A file with three separate projections is read into the fused one, and a part without a bias
-/// (the keys of some families) has zeros there, so that every method acts on one layer.
+/// Three separate projections are the same as this one over their rows, and a part without a bias
+/// as one with a bias of zeros, so that every method acts on one layer whatever a file has.
 #[derive(Clone, Debug)]
 pub(crate) struct Attention {
     pub(crate) qkv: Linear,
@@ -54,10 +54,10 @@ impl Attention {
     /// `batch` is the number of images, each of which may be several sequences (windows).
     pub(crate) fn mix(&self, projected: &Projected, batch: i64) -> Result<Tensor> {
         let bias = self.place(projected, batch)?;
-        if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected) {
-            if self_attention::can_attend(qkv) {
-                return self_attention::attend(qkv, self.num_heads);
-            }
+        if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
+            && self_attention::can_attend(qkv)
+        {
+            return self_attention::attend(qkv, self.num_heads);
         }
         let [q, k, v] = self.split(projected)?;
         self.attend(&q, &k, &v, bias.as_ref())
@@ -92,5 +92,49 @@ impl Attention {
             Tensor::f_scaled_dot_product_attention(q, k, v, bias, dropout, causal, scale, grouped)?;
         // [B, heads, T, d] -> [B, T, C]
         Ok(x.f_transpose(1, 2)?.f_flatten(2, 3)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::InitRng;
+    use tch::Kind;
+
+    /// Three separate projections, the keys' without a bias, against the fused one over their rows.
+    #[test]
+    fn separate_projections_are_rows_of_the_fused_one() {
+        let (c, heads) = (8, 2);
+        let mut rng = InitRng::from_seed(3);
+        let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap();
+        let parts: Vec<Linear> = [true, false, true]
+            .map(|bias| Linear::plain(normal(&[c, c]), bias.then(|| normal(&[c]))))
+            .into();
+        let weights: Vec<_> = parts.iter().map(|part| &part.weight).collect();
+        let zeros = Tensor::zeros([c], (Kind::Float, tch::Device::Cpu));
+        let biases: Vec<_> = parts.iter().map(|p| p.bias.as_ref().unwrap_or(&zeros)).collect();
+        let attention = Attention {
+            qkv: Linear::plain(Tensor::cat(&weights, 0), Some(Tensor::cat(&biases, 0))),
+            proj: Linear::plain(normal(&[c, c]), None),
+            num_heads: heads,
+            causal: false,
+            positions: Positions::InTokens,
+        };
+        let x = normal(&[3, 5, c]);
+        let fused = Projected::Fused(attention.qkv.forward(&x).unwrap());
+        let found = attention.mix(&fused, 3).unwrap();
+
+        let [q, k, v] = [0, 1, 2].map(|part: usize| {
+            parts[part].forward(&x).unwrap().view([3, 5, heads, c / heads]).transpose(1, 2)
+        });
+        let scores = q.matmul(&k.transpose(2, 3)) / ((c / heads) as f64).sqrt();
+        let naive = scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2).reshape([3, 5, c]);
+        assert!(found.allclose(&naive, 1e-5, 1e-5, false));
+
+        // And of the first token alone.
+        let first = attention.qkv.rows(0, c).unwrap().forward(&x.narrow(1, 0, 1)).unwrap();
+        let rest = attention.qkv.rows(c, 2 * c).unwrap().forward(&x).unwrap();
+        let first = attention.mix(&Projected::Split(first, rest), 3).unwrap();
+        assert!(first.allclose(&naive.narrow(1, 0, 1), 1e-5, 1e-5, false));
     }
 }

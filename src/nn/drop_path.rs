@@ -10,7 +10,8 @@ use crate::error::Result;
 pub enum Branch {
     /// Every sample, unscaled.
     All,
-    /// The samples at `index` (`[K]`, i64, on the tokens' device), multiplied by `scale`.
+    /// The samples at `index` (`[K]`, i64, on the tokens' device), multiplied by `scale`. Each is
+    /// within `0..B`, and none is there twice.
     Kept {
         /// Positions in the batch.
         index: Tensor,

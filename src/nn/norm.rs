@@ -24,13 +24,13 @@ impl LayerNorm {
         self.beside(x)?.apply(x)
     }
 
-    /// The norm in numbers that libtorch takes beside those of `x`.
+    /// The norm in a dtype that libtorch accepts beside the dtype of `x`.
     pub(crate) fn beside(&self, x: &Tensor) -> Result<LayerNorm> {
         let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
         Ok(LayerNorm { weight, bias, eps: self.eps })
     }
 
-    /// [`LayerNorm::forward`] of one that is in such numbers already.
+    /// [`LayerNorm::forward`] of a norm that [`LayerNorm::beside`] returned for `x`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, cudnn) = (self.weight.size(), false);
         Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Result;
 use crate::ffi::{Backward, attach, for_each};
 
-/// Whether [`attend`] takes this: numbers on a CPU in the kinds that it is as exact in as
-/// libtorch's own, with a gradient to come.
+/// Whether [`attend`] serves this tensor: on a CPU, with a gradient to come, in a dtype in which it
+/// is as exact as libtorch's own function.
 pub(super) fn can_attend(qkv: &Tensor) -> bool {
     let kind_fits = matches!(qkv.kind(), Kind::Float | Kind::Double);
     kind_fits && qkv.device() == Device::Cpu && qkv.requires_grad() && qkv.numel() > 0

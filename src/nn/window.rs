@@ -24,9 +24,10 @@ impl Windows {
     /// that one window covers it is as long as that side, and nothing is rolled; timm decides so
     /// for each side alone.
     pub(crate) fn new(grid: (i64, i64), size: (i64, i64), shifted: bool) -> Self {
-        let side = |grid: i64, size: i64| match grid <= size {
-            true => (grid, 0),
-            false => (size, if shifted { size / 2 } else { 0 }),
+        let side = |grid: i64, size: i64| match (grid <= size, shifted) {
+            (true, _) => (grid, 0),
+            (false, true) => (size, size / 2),
+            (false, false) => (size, 0),
         };
         let (rows, cols) = (side(grid.0, size.0), side(grid.1, size.1));
         Windows { grid, size: (rows.0, cols.0), shift: (rows.1, cols.1) }

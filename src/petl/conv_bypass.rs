@@ -195,6 +195,14 @@ impl ConvBypass {
 
     /// `residual + s * Convpass(normed)` for the kept samples.
     pub(super) fn add_into(&self, residual: &Tensor, at: &Beside) -> Result<Tensor> {
+        at.layout.check(at.normed, self.up.weight.size()[0])?;
+        if residual.size() != at.normed.size() {
+            return Err(Error::Input {
+                argument: "residual",
+                expected: format!("{:?}, as the tokens", at.normed.size()),
+                found: format!("{:?}", residual.size()),
+            });
+        }
         let input = BypassInput {
             tokens: at.normed,
             norm: at.norm.map(|norm| (at.raw, norm)),

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::bypass_kernel::{self as kernel, Gradients, Kept, Norm, Packed, Sizes, Stored};
 use super::lanes::GROUP;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ffi::{Backward, Fresh, attach, floats, for_each};
 use crate::nn::Branch;
 use crate::seam::{NormOf, TokenLayout};
@@ -203,7 +203,17 @@ impl Samples {
         let index = Vec::<i64>::try_from(index.f_to_kind(Kind::Int64)?)?;
         let mut slots = vec![None; batch];
         for (slot, &sample) in index.iter().enumerate() {
-            slots[sample as usize] = Some(slot);
+            let place = usize::try_from(sample).ok().and_then(|sample| slots.get_mut(sample));
+            match place {
+                Some(place) if place.is_none() => *place = Some(slot),
+                _ => {
+                    return Err(Error::Input {
+                        argument: "branch",
+                        expected: format!("positions within 0..{batch}, each once"),
+                        found: sample.to_string(),
+                    });
+                }
+            }
         }
         Ok(Samples { slots, kept: index.len() })
     }

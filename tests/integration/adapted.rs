@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use convpass::backbone::Stream;
 use convpass::backbone::{BlockPass, Hooks, ImageSize};
+use convpass::seam::BackboneShape;
 use convpass::{
-    Backbone, BackboneShape, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, PetlConfig,
-    PetlModel, Placement, Pooling, Result, Stream, SubLayers, ViTConfig,
+    Backbone, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, PetlConfig, PetlModel,
+    Placement, Pooling, Result, SubLayers, ViTConfig,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 

@@ -1,8 +1,9 @@
 //! The parameter table, at the size of real backbones.
 
+use convpass::petl::{FactConfig, SsfConfig, VptConfig};
 use convpass::{
-    Backbone, ConvBypassConfig, Error, FactConfig, FrozenViT, LoraConfig, Method, PetlConfig,
-    PetlModel, SsfConfig, ViTConfig, VptConfig, audit,
+    Backbone, ConvBypassConfig, Error, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel,
+    ViTConfig, audit,
 };
 
 /// Every preset, beside weights that take no memory.

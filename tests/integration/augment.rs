@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use convpass::{Augment, Error, ImageOp, RandAugment, Resize, decode_image};
+use convpass::Error;
+use convpass::data::{Augment, ImageOp, RandAugment, Resize, decode_image};
 use ndarray::{Array3, ArrayView3, s};
 
 const FILL: [u8; 3] = [124, 116, 104];

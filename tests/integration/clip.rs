@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use convpass::backbone::{ClipText, ClipTextConfig, MlpActivation};
+use convpass::checkpoint::TensorFile;
+use convpass::clip::{ClipTokenizer, Templates, ZeroShot};
 use convpass::{
-    Backbone, ClipText, ClipTextConfig, ClipTokenizer, ConvBypassConfig, Error, FrozenViT, Method,
-    MlpActivation, PetlConfig, PetlModel, Templates, TensorFile, ViTConfig, ZeroShot,
+    Backbone, ConvBypassConfig, Error, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig,
 };
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};

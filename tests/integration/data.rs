@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use convpass::{Error, Resize, decode_image};
+use convpass::Error;
+use convpass::data::{Resize, decode_image};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/fixtures").join(name)

@@ -1,11 +1,14 @@
 //! Dense features and tokens between blocks, of backbones and of adapted models.
 
+use convpass::backbone::Pass;
 use convpass::backbone::{Forward, Stream};
+use convpass::petl::{
+    AdaptFormerConfig, AdapterConfig, FactConfig, RepAdapterConfig, SsfConfig, VptConfig,
+};
 use convpass::seam::NoMethod;
 use convpass::{
-    AdaptFormerConfig, AdapterConfig, Backbone, ConvBypassConfig, ConvNeXtConfig, Error,
-    FactConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, LoraConfig, Method, Pass, PetlConfig,
-    PetlModel, Pooling, RepAdapterConfig, SsfConfig, SwinConfig, ViTConfig, VptConfig,
+    Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    LoraConfig, Method, PetlConfig, PetlModel, Pooling, SwinConfig, ViTConfig,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -154,7 +157,7 @@ fn methods() -> Vec<Method> {
         Method::Adapter(AdapterConfig::default()),
         Method::AdaptFormer(AdaptFormerConfig::default()),
         Method::Lora(LoraConfig::default()),
-        Method::Ssf(SsfConfig { init_std: 0.0, ..Default::default() }),
+        Method::Ssf(SsfConfig { init_std: 0.0 }),
         Method::RepAdapter(RepAdapterConfig::default()),
         Method::Fact(FactConfig::default()),
     ]

@@ -3,10 +3,12 @@
 use std::error::Error;
 
 use convpass::backbone::Forward;
+use convpass::backbone::Pass;
+use convpass::checkpoint::TensorFile;
+use convpass::petl::SsfConfig;
 use convpass::{
     Backbone, ConvNeXtConfig, Error as ConvpassError, FrozenConvNeXt, FrozenSwin, FrozenViT,
-    Method, Pass, PetlConfig, PetlModel, Seam, SsfConfig, SwinConfig, TensorFile, TokenLayout,
-    ViTConfig,
+    Method, PetlConfig, PetlModel, Seam, SwinConfig, TokenLayout, ViTConfig,
 };
 use tch::{Device, Kind, Tensor};
 

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
+use convpass::backbone::BackboneConfig;
 use convpass::{
-    Backbone, BackboneConfig, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, SwinConfig,
-    ViTConfig,
+    Backbone, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, SwinConfig, ViTConfig,
 };
 
 /// A kind of backbone, as a user opens it.

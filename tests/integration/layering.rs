@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each layer may import those before it. `data` stands aside and sees only `error` and `preprocessing`; anyone may use `ffi` and `files`.
-const ORDER: [&str; 11] = [
+/// Each layer may import those before it. `data` stands aside and sees only `error` and
+/// `preprocessing`; anyone may use `ffi` and `files`.
+const ORDER: [&str; 12] = [
     "error",
     "preprocessing",
     "nn",
@@ -16,6 +17,7 @@ const ORDER: [&str; 11] = [
     "model",
     "eval",
     "train",
+    "testing",
 ];
 
 fn may_import(layer: &str, imported: &str) -> bool {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use convpass::petl::LowBitConfig;
 use convpass::{
-    ConvBypassConfig, Error, FrozenViT, LowBitConfig, Method, PetlConfig, PetlModel, ViTConfig,
-    audit,
+    ConvBypassConfig, Error, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig, audit,
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 

@@ -19,7 +19,10 @@ mod golden;
 mod layering;
 mod low_bit;
 mod malformed;
+mod methods;
 mod opening;
+mod outside;
+mod own_backbone;
 mod peft;
 mod precision;
 #[cfg(feature = "train")]

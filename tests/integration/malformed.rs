@@ -1,9 +1,10 @@
 //! Configs that are no model and weights that do not fit are errors, whatever is asked of them.
 
 use convpass::backbone::{Forward, Network};
+use convpass::backbone::{Frozen, Pass};
 use convpass::{
-    Backbone, ConvNeXtConfig, Error, Frozen, FrozenConvNeXt, FrozenSwin, FrozenViT, Method, Pass,
-    SwinConfig, ViTConfig, audit,
+    Backbone, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin, FrozenViT, Method, SwinConfig,
+    ViTConfig, audit,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -127,7 +128,7 @@ fn int8_is_replaced_with_its_scale() {
     let scale = "blocks.0.attn.proj.scale";
     assert!(replaced(&int8, scale, |_| Tensor::new()).is_err());
     let images = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu));
-    assert!(plain.forward(&images, &convpass::NoMethod, Pass::default()).is_ok());
+    assert!(plain.forward(&images, &convpass::seam::NoMethod, Pass::default()).is_ok());
 }
 
 /// A clone shares every weight with the backbone, in its layers too.

@@ -4,10 +4,9 @@
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 
-use convpass::{
-    Error, FrozenViT, LinearTarget, LoraConfig, Method, PeftHead, PeftNames, PeftOptions,
-    PetlConfig, PetlModel, ViTConfig,
-};
+use convpass::model::{PeftHead, PeftNames, PeftOptions};
+use convpass::petl::LinearTarget;
+use convpass::{Error, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, ViTConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Case, cases, check_all, fixtures};

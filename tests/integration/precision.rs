@@ -1,9 +1,11 @@
 //! Backbones in other numbers than f32: what they compute, what trains beside them, what is refused.
 
 use convpass::backbone::Forward;
+use convpass::backbone::Pass;
+use convpass::seam::NoMethod;
 use convpass::{
     Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin,
-    FrozenViT, LoraConfig, Method, NoMethod, Pass, PetlConfig, PetlModel, SwinConfig, ViTConfig,
+    FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, SwinConfig, ViTConfig,
 };
 use tch::{Device, Kind, Tensor};
 

@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
+use convpass::eval::PrefixCache;
+use convpass::petl::ConvBypassVariant;
+use convpass::train::{
+    CosineSchedule, Fit, JsonLog, Observer, RunCheckpoint, RunStart, Selection, Silent, StepReport,
+    Stepped, fit_resumable,
+};
 use convpass::{
-    Autocast, ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, FrozenViT,
-    ImageDataset, JsonLog, Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache,
-    RunCheckpoint, RunStart, Selection, Silent, StepReport, Stepped, TrainConfig, fit,
-    fit_resumable,
+    Autocast, ConvBypassConfig, Error, FrozenViT, ImageDataset, Method, Normalization, PetlConfig,
+    PetlModel, TrainConfig, fit,
 };
 use ndarray::Array4;
 use rand::{Rng, SeedableRng};

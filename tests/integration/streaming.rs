@@ -2,9 +2,12 @@
 
 use std::ops::ControlFlow;
 
+use convpass::data::{Augment, Resize};
+use convpass::eval::{PrefixCache, evaluate};
+use convpass::train::Silent;
 use convpass::{
-    Augment, ConvBypassConfig, Error, FileList, ImageDataset, Method, Normalization, PetlConfig,
-    PetlModel, PrefixCache, Resize, Silent, TrainConfig, evaluate, fit,
+    ConvBypassConfig, Error, FileList, ImageDataset, Method, Normalization, PetlConfig, PetlModel,
+    TrainConfig, fit,
 };
 use image::{Rgb, RgbImage};
 

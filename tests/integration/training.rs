@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use convpass::eval::{PrefixCache, evaluate};
+use convpass::petl::ConvBypassVariant;
+use convpass::train::{
+    CosineSchedule, Fit, Observer, RunRecord, Selection, Silent, StepReport, Stepped,
+};
 use convpass::{
-    Autocast, ConvBypassConfig, ConvBypassVariant, CosineSchedule, Error, Fit, ImageDataset,
-    Method, Normalization, Observer, PetlConfig, PetlModel, PrefixCache, RunRecord, Selection,
-    Silent, StepReport, Stepped, TrainConfig, evaluate, fit,
+    Autocast, ConvBypassConfig, Error, ImageDataset, Method, Normalization, PetlConfig, PetlModel,
+    TrainConfig, fit,
 };
 use ndarray::Array4;
 use tch::{Device, Kind, Tensor};
@@ -277,7 +281,7 @@ fn a_record_is_read_back_as_it_was_written() {
         test_top1: Some(100.0),
         best_on_test: None,
         test_seconds: None,
-        peak_rss_mb: convpass::peak_rss_mb(),
+        peak_rss_mb: convpass::train::peak_rss_mb(),
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.json");

@@ -65,6 +65,7 @@ fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
 pub struct Job<'a> {
     pub args: &'a Args,
     pub classes: i64,
+    pub class_names: Vec<String>,
     pub test: Set,
     pub targets: Vec<Set>,
     /// Of test images, before their centre is cut out.
@@ -95,6 +96,9 @@ impl Job<'_> {
             ..PetlConfig::new(self.args.method.clone(), self.classes)
         };
         let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
+        let shorter_side = Some(self.shorter_side);
+        model.set_preprocessing(self.opened.preprocessing(self.normalization, shorter_side));
+        model.set_class_names(self.class_names.clone())?;
         let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
         let planned = self.planned(petl, draw, head)?;
         let folder = RunFolder {

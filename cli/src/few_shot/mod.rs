@@ -40,6 +40,8 @@ struct Sets {
     data: FileList,
     test: FileList,
     targets: Vec<TargetSet>,
+    /// In the order of the labels; their numbers if they have none.
+    class_names: Vec<String>,
 }
 
 impl Sets {
@@ -69,7 +71,7 @@ impl Sets {
         if let Some(target) = targets.iter().find(is_taken) {
             bail!("--target: {} is what another column of results.csv is called", target.name);
         }
-        Ok(Sets { data, test, targets })
+        Ok(Sets { data, test, targets, class_names: names })
     }
 }
 
@@ -84,7 +86,18 @@ fn run_draws(args: &Args, sets: Sets, draws: &[Draw], opened: Opened) -> Result<
     let classes = sets.data.num_classes();
     let digest = opened.backbone.digest()?;
     let normalization = opened.normalization(args.training.normalization)?;
-    let job = Job { args, classes, test, targets, shorter_side, opened, normalization, digest };
+    let class_names = sets.class_names;
+    let job = Job {
+        args,
+        classes,
+        class_names,
+        test,
+        targets,
+        shorter_side,
+        opened,
+        normalization,
+        digest,
+    };
     let mut outcomes = Vec::new();
     for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
         let first = outcomes.len();

@@ -30,11 +30,12 @@ pub struct Job<'a> {
 impl Job<'_> {
     pub fn run(&self, opened: Opened) -> Result<RunRecord> {
         let normalization = opened.normalization(self.args.training.normalization);
-        let (image_size, backbone) = (opened.image_size(), opened.backbone);
+        let image_size = opened.image_size();
         let (args, out) = (self.args, self.out);
         let Spec { model: model_config, train: train_config } = self.spec(normalization)?;
         let label = format!("{} {}", self.folder.name(), model_config.method.name());
-        let mut model = PetlModel::new(backbone, &model_config)?;
+        let mut model = PetlModel::new(opened.backbone.clone(), &model_config)?;
+        model.set_preprocessing(opened.preprocessing(train_config.normalization, None));
         let head_digest = match &args.head {
             Some(file) => Some(start_head(&mut model, file)?),
             None => None,

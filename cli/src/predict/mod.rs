@@ -117,7 +117,7 @@ impl Predict<'_> {
         self.say_size(image_size);
         let resize = match self.record {
             Some(record) => record.test_resize(image_size)?,
-            None => Resize::bicubic(image_size)?,
+            None => self.resize(&opened)?,
         };
         let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
         let classes = self.classes(&model)?;
@@ -183,6 +183,16 @@ impl Predict<'_> {
         let centre = self.record.and_then(|record| record.test_shorter_side);
         let centre = centre.map_or("", |_| ", the centre of what keeps its aspect ratio");
         eprintln!("images: {rows} x {columns}, {origin}{centre}");
+    }
+
+    /// The adapter's resize at the backbone's size; without one, images are squashed.
+    fn resize(&self, opened: &Opened) -> Result<Resize> {
+        let image_size = opened.image_size();
+        let of_adapter = self.info.backbone.as_ref();
+        match of_adapter.and_then(|backbone| backbone.preprocessing.clone()) {
+            Some(known) if known.image_size == image_size => Ok(Resize::of(&known)?),
+            _ => Ok(Resize::bicubic(image_size)?),
+        }
     }
 
     /// A name for each class.

@@ -334,8 +334,8 @@ pub(super) mod tests {
 
         let stopped = run(3, 50, &mut |_, _| ControlFlow::Break(())).unwrap();
         assert_eq!(stopped.images.len(), 50);
-        assert!(matches!(run(2, 50, go_on), Err(Error::Config { .. })));
-        assert!(matches!(run(3, 0, go_on), Err(Error::Config { .. })));
+        assert!(run(2, 50, go_on).unwrap_err().is_config());
+        assert!(run(3, 0, go_on).unwrap_err().is_config());
         std::fs::write(folder.path().join("7.png"), b"?").unwrap();
         let broken = run(3, 50, go_on).unwrap_err();
         assert!(

@@ -291,7 +291,7 @@ mod tests {
         let (all, good) = (space(&[0, 1, 5, 10]), EvolutionConfig::default());
         let refused = |space, budget, config: EvolutionConfig| {
             let error = evolve(space, budget, &config, &mut score).unwrap_err();
-            assert!(matches!(error, Error::Config { .. }), "{error}");
+            assert!(error.is_config(), "{error}");
         };
         refused(&all, -1, good.clone());
         let narrowest = space(&[1, 5]);

@@ -346,7 +346,7 @@ mod tests {
     fn spaces_and_widths_that_cannot_be_are_refused() {
         let refused = |modules: Vec<SearchModule>| {
             let error = SearchSpace::new(modules, &vit().shape().unwrap()).unwrap_err();
-            assert!(matches!(error, Error::Config { .. }), "{error}");
+            assert!(error.is_config(), "{error}");
         };
         let module = |method, widths: &[i64]| vec![SearchModule { method, widths: widths.into() }];
         let lora = |rank| Method::Lora(LoraConfig { rank, ..LoraConfig::default() });

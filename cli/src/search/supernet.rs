@@ -378,6 +378,6 @@ mod tests {
         assert!(fit.epochs[11].loss < fit.epochs[0].loss);
         let too_large = TrainConfig { batch_size: 41, ..config };
         let error = supernet.train(&train, &too_large, &mut Silent).unwrap_err();
-        assert!(matches!(error, Error::Config { .. }), "{error}");
+        assert!(error.is_config(), "{error}");
     }
 }

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{BackboneConfig, Network, hidden};
+use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, Place};
 
 /// The shape and the choices of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
 ///
-/// The default is ConvNeXt-T. It takes images of any size from `patch_size * 2^(stages - 1)` pixels
+/// The default is ConvNeXt-T. It accepts images of any size from `patch_size * 2^(stages - 1)` pixels
 /// a side on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,7 +21,7 @@ pub struct ConvNeXtConfig {
     pub depths: Vec<i64>,
     /// Side of the depthwise convolution's kernel; odd.
     pub kernel_size: i64,
-    /// Width between the two linear layers of the MLP over C; what is not whole is cut off.
+    /// Width between the two linear layers of the MLP over C, rounded down.
     pub mlp_ratio: f64,
     /// A learned factor per channel after each block.
     pub layer_scale: bool,
@@ -57,9 +57,11 @@ impl ConvNeXtConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        let within = |field: String, value: i64| match (1..=MAX_DIM).contains(&value) {
-            true => Ok(()),
-            false => Err(Error::config(field, format!("within 1..={MAX_DIM}"), value)),
+        let within = |field: String, value: i64| {
+            if (1..=MAX_DIM).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::config(field, format!("within 1..={MAX_DIM}"), value))
         };
         within("patch_size".to_owned(), self.patch_size)?;
         let stages = self.dims.len();
@@ -69,6 +71,8 @@ impl ConvNeXtConfig {
         if self.depths.len() != stages {
             return Err(Error::config("depths", format!("of {stages} stages"), self.depths.len()));
         }
+        let blocks = i64::try_from(total(&self.depths)).unwrap_or(i64::MAX);
+        within("number of blocks".to_owned(), blocks)?;
         if !(1..=63).contains(&self.kernel_size) || self.kernel_size % 2 == 0 {
             return Err(Error::config("kernel_size", "odd and within 1..=63", self.kernel_size));
         }

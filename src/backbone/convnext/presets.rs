@@ -26,7 +26,7 @@ impl ConvNeXtConfig {
         Ok(ConvNeXtConfig { dims, depths: vec![3, 3, depth, 3], ..ConvNeXtConfig::default() })
     }
 
-    /// The names that [`ConvNeXtConfig::preset`] takes.
+    /// The names that [`ConvNeXtConfig::preset`] knows.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         CONVNEXT.iter().map(|row| row.0)
     }

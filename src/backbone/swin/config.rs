@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{BackboneConfig, Network, hidden};
+use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
 use crate::nn::Windows;
 use crate::seam::{BackboneShape, Layer, LayerShape, Place};
@@ -28,7 +28,7 @@ pub struct SwinConfig {
     pub num_heads: Vec<i64>,
     /// Rows and columns of the windows of each stage.
     pub window_sizes: Vec<(i64, i64)>,
-    /// Width between the two linear layers of the MLP over C; what is not whole is cut off.
+    /// Width between the two linear layers of the MLP over C, rounded down.
     pub mlp_ratio: f64,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
@@ -121,6 +121,8 @@ impl SwinConfig {
                 return Err(Error::config(field, format!("of {stages} stages"), len));
             }
         }
+        let blocks = i64::try_from(total(&self.depths)).unwrap_or(i64::MAX);
+        within("number of blocks".to_owned(), blocks, 1)?;
         within("embed_dim".to_owned(), self.embed_dim, 1)?;
         within("embed_dim of the last stage".to_owned(), self.last_dim(), 1)?;
         for (stage, (&heads, window)) in self.num_heads.iter().zip(&self.window_sizes).enumerate() {

@@ -39,7 +39,7 @@ impl SwinConfig {
         })
     }
 
-    /// The names that [`SwinConfig::preset`] takes.
+    /// The names that [`SwinConfig::preset`] knows.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         SWIN.iter().map(|row| row.0)
     }

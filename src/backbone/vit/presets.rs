@@ -93,7 +93,7 @@ impl ViTConfig {
             })
     }
 
-    /// The names that [`ViTConfig::preset`] takes.
+    /// The names that [`ViTConfig::preset`] knows.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         let vit = VIT.iter().map(|row| row.0);
         let clip = CLIP.iter().map(|(row, _)| row.0);

@@ -89,7 +89,7 @@ impl<B: Backbone> PetlModel<B> {
     /// [`Error::UnexpectedTensors`](crate::Error::UnexpectedTensors),
     /// [`Error::MissingTensor`](crate::Error::MissingTensor) or
     /// [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) with the tensor's name, and the
-    /// errors of [`TensorFile::open`](crate::TensorFile::open) for the file itself;
+    /// errors of [`TensorFile::open`](crate::checkpoint::TensorFile::open) for the file itself;
     /// [`Error::Unsupported`] beside another backbone than a ViT.
     pub fn load_peft(backbone: B, folder: impl AsRef<Path>) -> Result<Self> {
         Self::load_peft_with(backbone, folder, &PeftHead::Saved)

@@ -168,7 +168,7 @@ impl Family {
 
 /// Where a module of a base model stands.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct ModulePlace<'a> {
     /// What stands before the number of its block; the same for all blocks of one tower.
     pub(super) tower: &'a str,
     pub(super) block: usize,
@@ -176,14 +176,14 @@ pub(super) struct Place<'a> {
 }
 
 /// The place of the module at `path`, whatever wraps the tower that it is in.
-pub(super) fn locate(path: &str) -> Option<Place<'_>> {
+pub(super) fn locate(path: &str) -> Option<ModulePlace<'_>> {
     path.match_indices('.').find_map(|(at, _)| {
         let (tower, (number, below)) = (&path[..at], path[at + 1..].split_once('.')?);
         let block: usize =
             number.parse().ok().filter(|block: &usize| block.to_string() == number)?;
         let families = FAMILIES.iter().filter(|family| ends_with(tower, family.blocks));
         let module = families.flat_map(|family| family.modules).find(|m| m.path == below)?;
-        Some(Place { tower, block, module })
+        Some(ModulePlace { tower, block, module })
     })
 }
 

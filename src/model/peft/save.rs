@@ -27,7 +27,7 @@ pub(super) fn save<B: Backbone>(
     };
     options.validate()?;
     let variables = model.var_store().variables().into_iter().collect();
-    let source = Source { lora, shape: &model.backbone().shape(), variables: &variables };
+    let source = ProductSource { lora, shape: &model.backbone().shape(), variables: &variables };
     let products = source.products(options)?;
     let Some(first) = products.first() else {
         return Err(Error::config("blocks", "a rank in some block", "0 in all"));
@@ -93,13 +93,13 @@ impl Product {
 }
 
 /// Where the products are read from.
-struct Source<'a> {
+struct ProductSource<'a> {
     lora: &'a LoraConfig,
     shape: &'a BackboneShape,
     variables: &'a BTreeMap<String, Tensor>,
 }
 
-impl Source<'_> {
+impl ProductSource<'_> {
     /// The products by the modules of the base model, block by block.
     fn products(&self, options: &PeftOptions) -> Result<Vec<Product>> {
         let mut products = Vec::new();

@@ -133,13 +133,17 @@ fn a_broken_record_is_named_and_the_others_are_shown() {
     assert!(
         matches!(&none, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
     );
-    assert!(none.to_string().contains("run.json"), "{none}");
+    let reason = std::error::Error::source(&none).unwrap().to_string();
+    assert!(reason.contains("run.json"), "{reason}");
     let nowhere = Report::read(root.path().join("nowhere")).unwrap_err();
     assert!(matches!(nowhere, Error::Io { .. }));
 
     let good = serde_json::to_vec(&run("mine", "lora", 0, 50.0).record).unwrap();
     save("cut", &good[..good.len() / 2]);
-    assert!(matches!(Report::read(root.path()), Err(Error::CorruptFile { .. })));
+    assert!(matches!(
+        Report::read(root.path()),
+        Err(Error::Library(convpass::Error::CorruptFile { .. }))
+    ));
     let mut impossible = run("mine", "lora", 0, 50.0).record;
     impossible.test_top1 = Some(1e300);
     save("deep/er/impossible", &serde_json::to_vec(&impossible).unwrap());
