@@ -1,16 +1,16 @@
-// Makes programs find libtorch at run time, refuses a libtorch that `tch` was not written for, and
-// compiles src/ffi/torch.cpp.
-//
-// torch-sys locates libtorch and links it; this script only reads what torch-sys hands on.
+//! Makes programs find libtorch at run time, refuses a libtorch that `tch` was not written for, and
+//! compiles src/ffi/torch.cpp.
+//!
+//! torch-sys locates libtorch and links it; this script only reads what torch-sys hands on.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 /// Each `tch` (and torch-sys) minor release beside the libtorch it binds.
-const PAIRS: [(&str, &str); 3] = [("0.24", "2.11"), ("0.25", "2.12"), ("0.26", "2.13")];
+pub(crate) const PAIRS: [(&str, &str); 3] = [("0.24", "2.11"), ("0.25", "2.12"), ("0.26", "2.13")];
 
 /// Set, to anything, by those who know better; torch-sys reads the same variable.
-const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
+pub(crate) const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -32,7 +32,7 @@ fn main() {
 }
 
 /// What of libtorch only C++ can reach; torch-sys needs the same compiler and headers.
-fn compile(libtorch: &Path) {
+pub(crate) fn compile(libtorch: &Path) {
     const SOURCE: &str = "src/ffi/torch.cpp";
     println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
@@ -49,12 +49,14 @@ fn compile(libtorch: &Path) {
 }
 
 /// Tells the linker, the loader and dependent crates where libtorch is.
-fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
+pub(crate) fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
     let lib = lib.canonicalize().map_err(|e| not_found(lib, &e))?;
     // Readable by a direct dependent's build.rs as DEP_CONVPASS_LIBTORCH_LIB.
     println!("cargo:libtorch_lib={}", lib.display());
     // Our own tests, examples and benches, which thus start outside cargo too.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    for path in run_paths(&lib) {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{path}");
+    }
     // Link arguments do not reach dependents. Cargo does put every link-search folder inside the target folder
     // on the loader's path for `cargo run` and `cargo test`, and a symlink counts as inside.
     let link = out_dir.join("libtorch");
@@ -65,8 +67,25 @@ fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Where the loader of a program of this checkout looks for libtorch: relative to the program if
+/// libtorch lies inside the checkout, so that a checkout that is moved still works; else, and after
+/// that, where libtorch is now.
+pub(crate) fn run_paths(lib: &Path) -> Vec<String> {
+    let checkout = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let mut paths = Vec::new();
+    if let (Ok(checkout), true) = (checkout.canonicalize(), cfg!(target_os = "linux")) {
+        if let Ok(inside) = lib.strip_prefix(checkout) {
+            // target/release, target/release/examples and target/TRIPLE/release/examples.
+            let up = ["../..", "../../..", "../../../.."];
+            paths.extend(up.map(|up| format!("$ORIGIN/{up}/{}", inside.display())));
+        }
+    }
+    paths.push(lib.display().to_string());
+    paths
+}
+
 /// Points `link` at `target`, whatever it pointed at before.
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+pub(crate) fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     match fs::remove_file(link) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -79,7 +98,7 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 /// Compares libtorch's version with the one that the torch-sys of this build binds.
 ///
 /// A libtorch that does not state its version, as a distribution's may not, passes.
-fn check_version(lib: &Path, out_dir: &Path, is_bypassed: bool) -> Result<(), String> {
+pub(crate) fn check_version(lib: &Path, out_dir: &Path, is_bypassed: bool) -> Result<(), String> {
     let root = lib.parent().unwrap_or(lib);
     let Some((file, found)) = version_found(root) else { return Ok(()) };
     println!("cargo:rerun-if-changed={}", file.display());
@@ -91,7 +110,7 @@ fn check_version(lib: &Path, out_dir: &Path, is_bypassed: bool) -> Result<(), St
 }
 
 /// The file that states libtorch's version and what it says: a wheel's `version.py`, a zip's `build-version`.
-fn version_found(root: &Path) -> Option<(PathBuf, String)> {
+pub(crate) fn version_found(root: &Path) -> Option<(PathBuf, String)> {
     ["version.py", "build-version"].iter().find_map(|name| {
         let file = root.join(name);
         let version = parse_version(&fs::read_to_string(&file).ok()?)?;
@@ -100,20 +119,20 @@ fn version_found(root: &Path) -> Option<(PathBuf, String)> {
 }
 
 /// `2.13.0+cpu` from `__version__ = '2.13.0+cpu'`, or from a file that holds the version alone.
-fn parse_version(text: &str) -> Option<String> {
+pub(crate) fn parse_version(text: &str) -> Option<String> {
     let assigned = text.lines().find_map(|l| l.strip_prefix("__version__ = "));
     let version = assigned.unwrap_or(text).trim().trim_matches(['\'', '"']);
     version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_string())
 }
 
 /// `2.13` of `2.13.0+cpu`.
-fn minor(version: &str) -> &str {
+pub(crate) fn minor(version: &str) -> &str {
     let end = version.match_indices('.').nth(1).map_or(version.len(), |(i, _)| i);
     &version[..end]
 }
 
 /// The libtorch that each of `torch_sys` binds; all known ones where none is recognized.
-fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
+pub(crate) fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
     let of = |keep: &dyn Fn(&str) -> bool| -> Vec<&'static str> {
         PAIRS.iter().filter(|(sys, _)| keep(sys)).map(|(_, torch)| *torch).collect()
     };
@@ -125,7 +144,7 @@ fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
 ///
 /// Cargo tells a build script nothing of its dependencies' versions. With a target folder elsewhere there is
 /// no lock file above it, and the answer is empty.
-fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
+pub(crate) fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
     let lock = out_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|file| file.is_file());
     let Some(lock) = lock else { return Vec::new() };
     println!("cargo:rerun-if-changed={}", lock.display());
@@ -133,7 +152,7 @@ fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
 }
 
 /// The `version` lines that follow `name = "torch-sys"` in the text of a Cargo.lock.
-fn torch_sys_versions(lock: &str) -> Vec<String> {
+pub(crate) fn torch_sys_versions(lock: &str) -> Vec<String> {
     let lines: Vec<&str> = lock.lines().map(str::trim).collect();
     lines
         .windows(2)
@@ -143,7 +162,7 @@ fn torch_sys_versions(lock: &str) -> Vec<String> {
         .collect()
 }
 
-fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String {
+pub(crate) fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String {
     format!(
         "libtorch {found} found ({}), {} wanted\n{}\nor set {BYPASS}=1 to build against it all the same",
         file.display(),
@@ -152,12 +171,12 @@ fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String {
     )
 }
 
-fn not_found(lib: &Path, e: &io::Error) -> String {
+pub(crate) fn not_found(lib: &Path, e: &io::Error) -> String {
     format!("{}: no libtorch here: {e}\n{}", lib.display(), ways(PAIRS[PAIRS.len() - 1].1))
 }
 
 /// How to get a libtorch that fits.
-fn ways(version: &str) -> String {
+pub(crate) fn ways(version: &str) -> String {
     format!(
         "Get it in one of three ways:\n\
          - in a checkout of convpass, unset LIBTORCH and run `make libtorch`;\n\

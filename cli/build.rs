@@ -1,9 +1,24 @@
 //! Makes the program find libtorch at run time, where the library found it at build time.
 
+use std::path::{Path, PathBuf};
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=DEP_CONVPASS_LIBTORCH_LIB");
-    if let Ok(lib) = std::env::var("DEP_CONVPASS_LIBTORCH_LIB") {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    let Some(lib) = std::env::var_os("DEP_CONVPASS_LIBTORCH_LIB").map(PathBuf::from) else {
+        return;
+    };
+    // Read by the launcher.
+    println!("cargo:rustc-env=CONVPASS_LIBTORCH_LIB={}", lib.display());
+    // Relative to the program if libtorch lies inside the checkout, so that it may be moved.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let checkout = manifest.parent().and_then(|checkout| checkout.canonicalize().ok());
+    let inside =
+        checkout.and_then(|checkout| lib.strip_prefix(checkout).ok().map(Path::to_path_buf));
+    if let (Some(inside), true) = (inside, cfg!(target_os = "linux")) {
+        for up in ["../..", "../../.."] {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/{up}/{}", inside.display());
+        }
     }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }

@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything that can go wrong, with the fields a program needs to act on it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the text of a variant names its fields")]
 pub enum Error {
     /// A file could not be opened, read or written.
     #[error("{}", path.display())]

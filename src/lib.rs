@@ -1,4 +1,4 @@
-//! Adapt frozen Vision Transformers with convolutional bypasses.
+//! Adapts frozen vision transformers with convolutional bypasses.
 //!
 //! An implementation of *Convolutional Bypasses Are Better Vision Transformer Adapters* (Jie and Deng,
 //! arXiv 2207.07039) over libtorch. A pretrained ViT stays frozen; beside each of its sub-layers a small bypass
@@ -26,19 +26,21 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | a backbone from a checkpoint, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
-//! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`] |
+//! | a backbone of any family from a checkpoint, and its preprocessing | [`AnyBackbone`], [`OpenOptions`], [`Preprocessing`] |
+//! | a backbone of one family, its config | [`FrozenViT`], [`ViTConfig`]; [`FrozenSwin`], [`FrozenConvNeXt`] |
+//! | a method beside it, a head over it, adapter files | [`PetlModel`], [`PetlConfig`], [`Method`], [`AdapterInfo`] |
 //! | the bypass alone, in a network of your own | [`ConvBypass`], [`ConvBypassConfig`], [`TokenLayout`] |
-//! | a method of your own | [`PetlMethod`](petl::PetlMethod), [`Seam`], [`PetlModel::load_adapter_with`] |
-//! | a backbone of your own | [`Backbone`], [`mod@backbone`] |
-//! | both held to the contract of this crate's (feature `testing`) | `testing` |
-//! | CLIP's text tower, zero-shot classification (tokenizer: feature `clip`) | [`ClipText`], [`ClipTokenizer`], [`ZeroShot`] |
-//! | images to batches (feature `data`) | [`FileList`], [`ImageDataset`], [`Augment`], [`Batches`], [`vtab`] |
-//! | a small backbone and four small tasks (feature `bundled`) | `bundled` |
-//! | one model on other sets of its classes (feature `data`) | [`ClassSubset`], [`evaluate_logits`] |
-//! | a training run (feature `train`) | [`fit`], [`TrainConfig`], [`Observer`], [`RunRecord`] |
-//! | one that survives a kill, logs of it (feature `train`) | [`fit_resumable`], [`JsonLog`], [`TensorBoard`] |
+//! | a method of your own | [`petl`]: [`PetlMethod`], [`Seam`], [`PetlModel::load_adapter_with`] |
+//! | a backbone of your own | [`mod@backbone`]: [`Backbone`] |
+//! | the contract that both have to keep (feature `testing`) | `testing` |
 //! | parameter counts without a model | [`audit`](fn@audit) |
+//! | adapters of Hugging Face PEFT | [`PetlModel::load_peft`], [`PetlModel::save_peft`] |
+//! | CLIP's text tower and zero-shot classification (tokenizer: feature `clip`) | [`clip`] |
+//! | images to batches: file lists, resizing, augmentation (feature `data`) | [`data`] |
+//! | evaluation, on other sets of the classes too (feature `data`) | [`eval`] |
+//! | a training run that resumes, its schedule and its record (feature `train`) | [`train`] |
+//! | a progress bar; event files for TensorBoard | features `progress`, `tensorboard` |
+//! | a small backbone and four small tasks (feature `bundled`) | `data::bundled` |
 //!
 //! Fallible calls return [`Error`], which names the file, tensor or line, what was expected and what was found.
 

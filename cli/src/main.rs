@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 ///
 /// A pretrained backbone stays as it is; an adapter of about 1 MB is trained for each task.
 #[derive(Parser)]
-#[command(name = "convpass", version, propagate_version = true)]
+#[command(name = "convpass", bin_name = "convpass", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

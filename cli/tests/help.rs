@@ -19,7 +19,7 @@ const SUBCOMMANDS: [&str; 10] = [
 ];
 
 fn convpass(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_convpass")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_convpass-program")).args(arguments).output().unwrap()
 }
 
 fn printed(arguments: &[&str]) -> String {
@@ -94,4 +94,17 @@ fn completions_and_man_pages_are_made() {
     let folder = tempfile::tempdir().unwrap();
     printed(&["man", "--out", folder.path().to_str().unwrap()]);
     assert!(folder.path().join("convpass-finetune.1").exists());
+}
+
+/// The launcher finds libtorch, or says what to set.
+#[test]
+fn the_launcher_starts_the_program_or_says_what_to_set() {
+    let launcher = || Command::new(env!("CARGO_BIN_EXE_convpass"));
+    let output = launcher().arg("--version").env_remove("LIBTORCH").output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("convpass "));
+    let folder = tempfile::tempdir().unwrap();
+    let output = launcher().arg("--version").env("LIBTORCH", folder.path()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("LIBTORCH is"), "{said}");
 }

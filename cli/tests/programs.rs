@@ -14,7 +14,7 @@ const BACKBONE: &str =
 
 /// A subcommand of the program.
 fn convpass(subcommand: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_convpass"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convpass-program"));
     command.arg(subcommand);
     command
 }

@@ -1,4 +1,5 @@
 //! All unsafe code of the crate.
+#![allow(unsafe_code)]
 
 #[cfg(test)]
 pub(crate) mod alloc_probe;

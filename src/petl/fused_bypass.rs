@@ -52,7 +52,8 @@ pub(super) struct BypassInput<'a> {
     pub(super) dropout: f64,
 }
 
-/// Whether [`add`] takes a bypass of these weights on these tokens: everything in f32 on a CPU.
+/// Whether [`add`] accepts a bypass of these weights on these tokens: a full convolution over a
+/// square odd kernel, and everything in f32 on a CPU.
 pub(super) fn can_add(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -62,7 +63,25 @@ pub(super) fn can_add(
     let fits = |t: &Tensor| t.kind() == Kind::Float && t.device() == Device::Cpu && t.numel() > 0;
     let norm = input.norm.into_iter().flat_map(|(raw, norm)| [raw, norm.weight, norm.bias]);
     let tensors = weights.all().into_iter().chain([input.tokens]).chain(residual).chain(norm);
-    c % GROUP as i64 == 0 && h <= MAX_BOTTLENECK && tensors.into_iter().all(fits)
+    let fits_kernel = c % GROUP as i64 == 0 && h <= MAX_BOTTLENECK && have_shapes(weights, h, c);
+    fits_kernel && tensors.into_iter().all(fits)
+}
+
+/// Whether the weights are those of a full convolution of h channels between projections of width
+/// c; the kernel would read a grouped one wrongly.
+fn have_shapes(weights: &BypassWeights, h: i64, c: i64) -> bool {
+    let is_full = match weights.conv.0.size()[..] {
+        [outputs, inputs, rows, cols] => {
+            outputs == h && inputs == h && rows == cols && rows % 2 == 1
+        }
+        _ => false,
+    };
+    let is_vector = |bias: &Tensor, width: i64| bias.size() == [width];
+    is_full
+        && weights.up.0.size() == [c, h]
+        && is_vector(weights.down.1, h)
+        && is_vector(weights.conv.1, h)
+        && is_vector(weights.up.1, c)
 }
 
 /// `residual + s * Convpass(tokens)` for the samples of the branch, `[B, T, C]`; without a

@@ -7,10 +7,12 @@ mod fit;
 mod json_log;
 mod observer;
 mod pace;
+#[cfg(feature = "progress")]
 mod progress;
 mod record;
 mod schedule;
 mod state;
+#[cfg(feature = "tensorboard")]
 mod tensorboard;
 
 pub use adamw::AdamW;
@@ -18,8 +20,10 @@ pub use config::{Selection, TrainConfig};
 pub use fit::{Fit, fit, fit_resumable};
 pub use json_log::JsonLog;
 pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
+#[cfg(feature = "progress")]
 pub use progress::Progress;
 pub use record::{BestOnTest, RunRecord, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};
 pub use state::RunCheckpoint;
+#[cfg(feature = "tensorboard")]
 pub use tensorboard::TensorBoard;

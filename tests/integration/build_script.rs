@@ -3,7 +3,10 @@
 // What only `main` uses.
 #![allow(dead_code)]
 
-include!("../../build.rs");
+#[path = "../../build.rs"]
+mod build;
+
+use build::*;
 
 #[test]
 fn reads_the_version_of_a_wheel_and_of_a_zip() {

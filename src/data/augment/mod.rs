@@ -29,7 +29,9 @@ use op::Canvas;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interpolation {
+    /// Pillow's `BILINEAR`.
     Bilinear,
+    /// Pillow's `BICUBIC`.
     #[default]
     Bicubic,
     /// One or the other, as likely.
