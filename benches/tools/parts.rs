@@ -260,13 +260,12 @@ fn activations(batch: i64, recompute: bool, drop_path: f64) -> Result<Value> {
             after = rss_mb().unwrap_or(f64::NAN);
             Ok(loss)
         };
-        match recompute {
-            true => drop(model.backward_recomputed(&images, loss)?),
-            false => {
-                let logits = model.forward(&images, true)?;
-                let result: convpass::Result<Tensor> = loss(&logits);
-                result?.f_backward()?;
-            }
+        if recompute {
+            drop(model.backward_recomputed(&images, loss)?)
+        } else {
+            let logits = model.forward(&images, true)?;
+            let result: convpass::Result<Tensor> = loss(&logits);
+            result?.f_backward()?;
         }
         if round > 0 {
             growths.push((after - before) / batch as f64);

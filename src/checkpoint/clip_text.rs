@@ -44,9 +44,10 @@ fn infer(plan: &Plan) -> Result<ClipTextConfig> {
         activation: activation(plan, plan.shape("blocks.0.mlp.fc1.weight", 2)?[0], mlp_dim),
         layer_scale: plan.has("blocks.0.ls1.gamma"),
         norm_eps: plan.family.norm_eps,
-        projection: match plan.has("projection.weight") {
-            true => Some(plan.shape("projection.weight", 2)?[0]),
-            false => None,
+        projection: if plan.has("projection.weight") {
+            Some(plan.shape("projection.weight", 2)?[0])
+        } else {
+            None
         },
         logit_scale: plan.has("logit_scale"),
         end_token: None,

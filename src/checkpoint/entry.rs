@@ -128,9 +128,10 @@ fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
 
 /// Whether `compressed` bytes can inflate to `size`.
 pub(super) fn check_ratio(compressed: usize, size: usize) -> Result<(), String> {
-    match size / MAX_DEFLATE_RATIO > compressed {
-        true => Err(format!("{compressed} bytes cannot inflate to {size}")),
-        false => Ok(()),
+    if size / MAX_DEFLATE_RATIO > compressed {
+        Err(format!("{compressed} bytes cannot inflate to {size}"))
+    } else {
+        Ok(())
     }
 }
 
@@ -160,12 +161,13 @@ impl Entry {
             let bytes = elements.and_then(|count| count.checked_mul(element_size));
             bytes.is_some_and(|bytes| bytes <= available)
         };
-        match fits(numel(&self.shape)) && fits(self.span()) {
-            true => Ok(()),
-            false => Err(format!(
+        if fits(numel(&self.shape)) && fits(self.span()) {
+            Ok(())
+        } else {
+            Err(format!(
                 "shape {:?} of {} needs more than {available} bytes",
                 self.shape, self.element
-            )),
+            ))
         }
     }
 
@@ -191,9 +193,10 @@ impl Entry {
             let len = span.and_then(|span| span.checked_mul(size));
             let bytes = bytes.get(self.skip..).and_then(|rest| rest.get(..len?));
             let bytes = bytes.ok_or("its elements lie outside of its bytes")?;
-            let tensor = match self.big_endian {
-                true => self.tensor(&swapped(bytes, size), kind),
-                false => self.tensor(bytes, kind),
+            let tensor = if self.big_endian {
+                self.tensor(&swapped(bytes, size), kind)
+            } else {
+                self.tensor(bytes, kind)
             };
             tensor.map(Some).map_err(|e| e.to_string())
         })?

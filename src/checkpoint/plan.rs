@@ -78,9 +78,10 @@ impl<'a> Plan<'a> {
             Some((Action::Take { to, layout }, found)) => {
                 let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
                 // A second tensor for the same place is one too many.
-                match sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
-                    true => sources.push(Source { name, layout, part }),
-                    false => self.unknown.push(name),
+                if sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
+                    sources.push(Source { name, layout, part })
+                } else {
+                    self.unknown.push(name)
                 }
                 sources.sort_by_key(|source| source.part);
             }
@@ -183,14 +184,13 @@ impl<'a> Plan<'a> {
 
     /// The error for `names`, if there are any.
     fn unexpected(&self, names: Vec<String>) -> Result<()> {
-        match names.is_empty() {
-            true => Ok(()),
-            false => {
-                let known = self.family.names_like(self.prefix, &names[0]);
-                let missing = known.iter().map(String::as_str);
-                let missing = missing.filter(|name| !self.file.contains(name));
-                Err(Error::unexpected(self.file.path(), names, missing))
-            }
+        if names.is_empty() {
+            Ok(())
+        } else {
+            let known = self.family.names_like(self.prefix, &names[0]);
+            let missing = known.iter().map(String::as_str);
+            let missing = missing.filter(|name| !self.file.contains(name));
+            Err(Error::unexpected(self.file.path(), names, missing))
         }
     }
 

@@ -69,9 +69,10 @@ impl Checkpoint for SwinConfig {
     }
 
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
-        match name.ends_with(TABLE) {
-            true => read_table(plan, name, shape, self),
-            false => plan.read(name, shape, 1),
+        if name.ends_with(TABLE) {
+            read_table(plan, name, shape, self)
+        } else {
+            plan.read(name, shape, 1)
         }
     }
 }

@@ -53,10 +53,7 @@ impl Checkpoint for ViTConfig {
         let rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
         let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
         let class_token = plan.has("cls_token");
-        let num_registers = match plan.has("reg_token") {
-            true => plan.shape("reg_token", 3)?[1],
-            false => 0,
-        };
+        let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
         let pre_norm = plan.has("norm_pre.weight");
         let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
         let told = beside::told(plan.file.path(), embed_dim)?;
@@ -87,9 +84,10 @@ impl Checkpoint for ViTConfig {
                 (false, false) => Pooling::Average,
             },
             norm_eps: told.norm_eps.unwrap_or(if pre_norm { 1e-5 } else { plan.family.norm_eps }),
-            projection: match plan.has("projection.weight") {
-                true => Some(plan.shape("projection.weight", 2)?[0]),
-                false => None,
+            projection: if plan.has("projection.weight") {
+                Some(plan.shape("projection.weight", 2)?[0])
+            } else {
+                None
             },
         })
     }

@@ -43,8 +43,9 @@ pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
         entries.insert(name, Stored { at, crc: Some(entry.crc32()), inflated });
     }
     ranges.sort_by_key(|at| (at.start, at.end));
-    match ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {
-        true => Err("zip entries overlap".into()),
-        false => Ok(entries),
+    if ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {
+        Err("zip entries overlap".into())
+    } else {
+        Ok(entries)
     }
 }

@@ -57,9 +57,10 @@ impl Templates {
             }
             templates.extend((!text.is_empty()).then_some(text));
         }
-        match templates.is_empty() {
-            true => Err(Error::corrupt(path, "it has no template")),
-            false => Ok(Templates(templates)),
+        if templates.is_empty() {
+            Err(Error::corrupt(path, "it has no template"))
+        } else {
+            Ok(Templates(templates))
         }
     }
 
@@ -83,12 +84,13 @@ pub fn read_class_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     if names.is_empty() {
         return Err(Error::corrupt(path, "it has no class name"));
     }
-    let named = |(line, name): (usize, String)| match name.is_empty() {
-        true => {
+    let named = |(line, name): (usize, String)| {
+        if name.is_empty() {
             let reason = "blank, where the name of a class is expected".to_owned();
             Err(Error::ListLine { file: path.to_path_buf(), line, reason })
+        } else {
+            Ok(name)
         }
-        false => Ok(name),
     };
     names.into_iter().map(named).collect()
 }

@@ -77,9 +77,10 @@ impl ClipTokenizer {
             let text = std::fs::read(&merges).map_err(Error::io(&merges))?;
             return Self::from_parts(path, &vocab, &read_merges(&merges, &text, usize::MAX)?);
         }
-        let merges = match bytes.starts_with(b"\x1f\x8b") {
-            true => read_merges(path, &inflate(path, &bytes)?, MERGES)?,
-            false => read_merges(path, &bytes, MERGES)?,
+        let merges = if bytes.starts_with(b"\x1f\x8b") {
+            read_merges(path, &inflate(path, &bytes)?, MERGES)?
+        } else {
+            read_merges(path, &bytes, MERGES)?
         };
         Self::from_parts(path, &openai_vocab(&merges), &merges)
     }
@@ -199,9 +200,10 @@ fn inflate(file: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut inflated = Vec::new();
     let mut reader = GzDecoder::new(bytes).take(MAX_INFLATED + 1);
     reader.read_to_end(&mut inflated).map_err(|e| Error::corrupt(file, e.to_string()))?;
-    match inflated.len() as u64 > MAX_INFLATED {
-        true => Err(Error::corrupt(file, format!("it inflates to more than {MAX_INFLATED} bytes"))),
-        false => Ok(inflated),
+    if inflated.len() as u64 > MAX_INFLATED {
+        Err(Error::corrupt(file, format!("it inflates to more than {MAX_INFLATED} bytes")))
+    } else {
+        Ok(inflated)
     }
 }
 

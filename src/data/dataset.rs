@@ -110,9 +110,10 @@ impl ImageDataset {
             let found = format!("{} at index {at}", labels[at]);
             return Err(input("labels", format!("each in 0..{num_classes}"), found));
         }
-        let images = match images.is_standard_layout() {
-            true => images,
-            false => images.as_standard_layout().into_owned(),
+        let images = if images.is_standard_layout() {
+            images
+        } else {
+            images.as_standard_layout().into_owned()
         };
         let split_hash = hash_arrays(&images, &labels);
         let source = Arc::new(Source::Memory(images));

@@ -207,9 +207,10 @@ fn check_layout(path: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let found = match path.is_dir() {
-        true => format!("the folder lacks {}", missing.join(", ")),
-        false => "there is no such folder".to_string(),
+    let found = if path.is_dir() {
+        format!("the folder lacks {}", missing.join(", "))
+    } else {
+        "there is no such folder".to_string()
     };
     let expected = "expected a VTAB-1k task: a folder with the lists";
     let message = format!("{found}; {expected} {}, each line `path label`", names.join(", "));

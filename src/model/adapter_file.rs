@@ -37,10 +37,7 @@ pub(super) fn check_size<B: Backbone>(
     };
     let head = config.num_classes.saturating_mul(backbone.feature_dim().saturating_add(1));
     let expected = method.saturating_add(head.saturating_mul(4));
-    match expected == found {
-        true => Ok(()),
-        false => Err(corrupt(expected.to_string())),
-    }
+    if expected == found { Ok(()) } else { Err(corrupt(expected.to_string())) }
 }
 
 /// Writes every variable of `vs`, atomically.
@@ -85,9 +82,10 @@ pub(super) fn load(
 ) -> Result<LoadReport> {
     let path = file.path();
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
-    let coded = match !low_bit.is_empty() && file.contains(low_bit::CODES) {
-        true => low_bit.decode(file, &variables)?,
-        false => BTreeMap::new(),
+    let coded = if !low_bit.is_empty() && file.contains(low_bit::CODES) {
+        low_bit.decode(file, &variables)?
+    } else {
+        BTreeMap::new()
     };
     let has_place = |name: &str| match name {
         low_bit::CODES | low_bit::STATISTICS => !coded.is_empty(),

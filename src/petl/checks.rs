@@ -3,15 +3,13 @@
 use crate::error::{Error, Result};
 
 pub(super) fn scale(scale: f64) -> Result<()> {
-    match scale.is_finite() {
-        true => Ok(()),
-        false => Err(Error::config("scale", "finite", scale)),
-    }
+    if scale.is_finite() { Ok(()) } else { Err(Error::config("scale", "finite", scale)) }
 }
 
 pub(super) fn dropout(rate: f64) -> Result<()> {
-    match (0.0..1.0).contains(&rate) {
-        true => Ok(()),
-        false => Err(Error::config("dropout", "within 0..1", rate)),
+    if (0.0..1.0).contains(&rate) {
+        Ok(())
+    } else {
+        Err(Error::config("dropout", "within 0..1", rate))
     }
 }

@@ -362,9 +362,10 @@ mod tests {
             };
             for token in 0..t {
                 // Neighbours of this token on its own grid: a prefix token has none.
-                let (rows, cols, start) = match token < layout.prefix {
-                    true => (1, 1, token),
-                    false => (layout.grid.0, layout.grid.1, layout.prefix),
+                let (rows, cols, start) = if token < layout.prefix {
+                    (1, 1, token)
+                } else {
+                    (layout.grid.0, layout.grid.1, layout.prefix)
                 };
                 let (row, col) = ((token - start) / cols, (token - start) % cols);
                 let mut hidden = bc.clone();
@@ -501,17 +502,14 @@ mod tests {
         let shape = [kept, layout.num_tokens(), config.bottleneck_dim];
         let draws = InitRng::from_seed(6).draw(Init::Uniform { bound: 1.0 }, &shape).unwrap();
         let mask = (config.dropout > 0.0).then(|| draws.gt(-0.4).to_kind(Kind::Float) / 0.7);
-        let sum = match fused {
-            true => {
-                let weights = bypass.fused(&input, Some(&residual)).unwrap();
-                add_with_mask(&weights, &input, &residual, mask.as_ref()).unwrap()
-            }
-            false => {
-                let tokens = &input.branch.select(input.tokens).unwrap();
-                let hidden = bypass.hidden(&BypassInput { tokens, ..input }).unwrap();
-                let hidden = mask.iter().fold(hidden, |hidden, mask| hidden * mask);
-                bypass.up.add_into(&residual, &hidden, branch).unwrap()
-            }
+        let sum = if fused {
+            let weights = bypass.fused(&input, Some(&residual)).unwrap();
+            add_with_mask(&weights, &input, &residual, mask.as_ref()).unwrap()
+        } else {
+            let tokens = &input.branch.select(input.tokens).unwrap();
+            let hidden = bypass.hidden(&BypassInput { tokens, ..input }).unwrap();
+            let hidden = mask.iter().fold(hidden, |hidden, mask| hidden * mask);
+            bypass.up.add_into(&residual, &hidden, branch).unwrap()
         };
         (&sum * new(5)).sum(Kind::Float).backward();
         let mut variables: Vec<_> = vs.variables().into_iter().collect();

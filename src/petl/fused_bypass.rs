@@ -112,9 +112,10 @@ fn add_masked(
         tch::no_grad(|| forward(weights, input, residual, samples, mask))?;
     let inputs: Vec<&Tensor> =
         weights.all().into_iter().chain([input.tokens]).chain(residual).collect();
-    match inputs.iter().any(|tensor| tensor.requires_grad()) {
-        true => attach(output, &inputs, &saved.iter().collect::<Vec<_>>(), backward),
-        false => Ok(output),
+    if inputs.iter().any(|tensor| tensor.requires_grad()) {
+        attach(output, &inputs, &saved.iter().collect::<Vec<_>>(), backward)
+    } else {
+        Ok(output)
     }
 }
 
@@ -279,10 +280,8 @@ impl Backward for FusedBypass {
         let contiguous = gradient.f_contiguous()?;
         let shape = [samples.kept as i64, sizes.num_gradients() as i64];
         let mut parts = Fresh::new(&shape)?;
-        let mut tokens = match wanted[Self::TOKENS] {
-            true => Some(Fresh::new(&gradient.size())?),
-            false => None,
-        };
+        let mut tokens =
+            if wanted[Self::TOKENS] { Some(Fresh::new(&gradient.size())?) } else { None };
         self.run(saved, floats(&contiguous), &mut parts, tokens.as_mut())?;
         let mut gradients: Vec<_> = self.unpack(&parts.done())?.into_iter().map(Some).collect();
         gradients.push(tokens.map(Fresh::done));

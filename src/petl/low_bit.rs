@@ -168,9 +168,10 @@ impl Coding {
 
     /// What the coded difference is from, beside a tensor like `weight`.
     fn base(self, weight: &Tensor) -> Result<Option<Tensor>> {
-        match self.around_identity {
-            true => Ok(Some(identity_kernel(&weight.size())?.f_to_device(weight.device())?)),
-            false => Ok(None),
+        if self.around_identity {
+            Ok(Some(identity_kernel(&weight.size())?.f_to_device(weight.device())?))
+        } else {
+            Ok(None)
         }
     }
 }
@@ -206,9 +207,10 @@ fn lloyd_max(count: i64) -> Result<Vec<f32>> {
     let mut levels = middles.f_special_ndtri()?.f_mul_scalar(3f64.sqrt())?;
     for round in 0..LLOYD + NEWTON {
         let bins = Bins::between(&levels)?;
-        let step = match round < LLOYD {
-            true => bins.excess.f_div(&bins.mass)?,
-            false => Tensor::f_linalg_solve(&bins.derivatives()?, &bins.excess, true)?,
+        let step = if round < LLOYD {
+            bins.excess.f_div(&bins.mass)?
+        } else {
+            Tensor::f_linalg_solve(&bins.derivatives()?, &bins.excess, true)?
         };
         levels = levels.f_sub(&step)?;
         // Symmetric, and so it stays.

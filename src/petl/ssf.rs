@@ -42,9 +42,10 @@ impl SsfConfig {
     }
 
     fn check(&self) -> Result<()> {
-        match self.init_std.is_finite() && self.init_std >= 0.0 {
-            true => Ok(()),
-            false => Err(Error::config("init_std", "finite and not negative", self.init_std)),
+        if self.init_std.is_finite() && self.init_std >= 0.0 {
+            Ok(())
+        } else {
+            Err(Error::config("init_std", "finite and not negative", self.init_std))
         }
     }
 }

@@ -38,9 +38,10 @@ impl UpProjection {
         Ok(UpProjection {
             weight: params.get(format_args!("{name}.weight"), &[c, h], zero)?,
             bias: params.get(format_args!("{name}.bias"), &[c], zero)?,
-            scale: match channel_scale {
-                false => Scale::Fixed(scale),
-                true => Scale::PerChannel(params.get("scale", &[c], Init::Constant(scale))?),
+            scale: if channel_scale {
+                Scale::PerChannel(params.get("scale", &[c], Init::Constant(scale))?)
+            } else {
+                Scale::Fixed(scale)
             },
         })
     }

@@ -38,9 +38,10 @@ impl Slot {
 
     /// A gradient of zero, where the variable has none.
     pub(super) fn give_gradient(&self) -> Result<()> {
-        match self.has_gradient()? {
-            true => Ok(()),
-            false => Ok(self.variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?),
+        if self.has_gradient()? {
+            Ok(())
+        } else {
+            Ok(self.variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
         }
     }
 }

@@ -335,10 +335,7 @@ impl<B: Backbone> Take for Steps<'_, '_, B> {
         let due = run.file.as_mut().is_some_and(StateFile::is_due);
         // The end of the epoch is written once its report is made.
         let last = (place.step + 1) * run.config.batch_size > self.inputs.len();
-        match ends || due && !last {
-            true => run.save(),
-            false => Ok(()),
-        }
+        if ends || due && !last { run.save() } else { Ok(()) }
     }
 }
 

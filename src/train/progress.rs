@@ -29,10 +29,7 @@ impl Progress {
 
     /// A hidden bar (no terminal) swallows lines; a log keeps them.
     fn line(&self, line: String) {
-        match self.bar.is_hidden() {
-            true => eprintln!("{line}"),
-            false => self.bar.println(line),
-        }
+        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
     }
 }
 

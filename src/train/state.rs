@@ -295,10 +295,7 @@ fn read(file: &TensorFile, optimizer: &AdamW, with_best: bool) -> Result<BTreeMa
     }
     let names: Vec<String> =
         file.names().filter(|name| !values.contains_key(*name)).map(str::to_owned).collect();
-    match names.is_empty() {
-        true => Ok(values),
-        false => Err(Error::unexpected(path(), names, [])),
-    }
+    if names.is_empty() { Ok(values) } else { Err(Error::unexpected(path(), names, [])) }
 }
 
 fn bytes(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Bytes>> {

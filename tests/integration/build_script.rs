@@ -6,6 +6,8 @@
 #[path = "../../build.rs"]
 mod build;
 
+use std::fs;
+
 use build::*;
 
 #[test]

@@ -5,9 +5,10 @@ use std::process::Command;
 /// A process that runs one test alone.
 pub fn test(name: &str) -> Command {
     // The file at this program's path may have been built anew since.
-    let program = match cfg!(target_os = "linux") {
-        true => "/proc/self/exe".into(),
-        false => std::env::current_exe().unwrap(),
+    let program = if cfg!(target_os = "linux") {
+        "/proc/self/exe".into()
+    } else {
+        std::env::current_exe().unwrap()
     };
     let mut command = Command::new(program);
     command.args(["--exact", name]);

@@ -134,12 +134,11 @@ fn child(folder: &Path, index: Option<usize>) {
         let mut log = JsonLog::open(folder.join("log.jsonl")).unwrap();
         let mut tell = Tell;
         let mut observers: Vec<&mut dyn Observer> = vec![&mut log, &mut tell];
-        let run = match resumable {
-            true => {
-                let checkpoint = RunCheckpoint { path, every };
-                fit_resumable(&mut model, &train, validation, &config, &checkpoint, &mut observers)
-            }
-            false => fit(&mut model, &train, validation, &config, &mut observers),
+        let run = if resumable {
+            let checkpoint = RunCheckpoint { path, every };
+            fit_resumable(&mut model, &train, validation, &config, &checkpoint, &mut observers)
+        } else {
+            fit(&mut model, &train, validation, &config, &mut observers)
         };
         log.finish().unwrap();
         std::fs::write(folder.join("report"), reports(&run.unwrap())).unwrap();

@@ -38,9 +38,10 @@ impl Draw {
                     !twice,
                     "--shots, --seeds: {shots} a class with seed {seed} is there twice"
                 );
-                let list = match args.at_most {
-                    true => data.few_shot_at_most(shots, seed)?,
-                    false => data.few_shot(shots, seed)?,
+                let list = if args.at_most {
+                    data.few_shot_at_most(shots, seed)?
+                } else {
+                    data.few_shot(shots, seed)?
                 };
                 let name = format!("{shots}shot-seed{seed}");
                 let head = args.head.as_deref().map(|head| head_of(head, &name)).transpose()?;
@@ -107,12 +108,11 @@ impl Job<'_> {
             tensorboard: self.args.logs.tensorboard,
         };
         let is_done = finished(&out.join("run.json"), &planned)?;
-        let (mut model, mut known) = match is_done {
-            true => (None, Measured::load(out)?),
-            false => {
-                let (model, known) = self.train(model, draw, folder, planned)?;
-                (Some(model), known)
-            }
+        let (mut model, mut known) = if is_done {
+            (None, Measured::load(out)?)
+        } else {
+            let (model, known) = self.train(model, draw, folder, planned)?;
+            (Some(model), known)
         };
         folder.done()?;
         let Some(test_top1) = known.top1(&self.test) else {

@@ -62,10 +62,8 @@ impl Sets {
             false => list(&args.test, Some(data.num_classes()))?,
         };
         let numbers = || (0..data.num_classes()).map(|class| class.to_string()).collect();
-        let names = match is_folder {
-            true => data.class_names().to_vec(),
-            false => names.unwrap_or_else(numbers),
-        };
+        let names =
+            if is_folder { data.class_names().to_vec() } else { names.unwrap_or_else(numbers) };
         let targets = targets::read(&args.targets, None, &names)?;
         let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
         if let Some(target) = targets.iter().find(is_taken) {

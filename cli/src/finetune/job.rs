@@ -69,10 +69,8 @@ impl Job<'_> {
 
         let is_tested = !fit.stopped && args.select != Select::Trial;
         let start = Instant::now();
-        let test_top1 = match is_tested {
-            true => self.test(&model, &test, &train_config, &mut watch)?,
-            false => None,
-        };
+        let test_top1 =
+            if is_tested { self.test(&model, &test, &train_config, &mut watch)? } else { None };
         let hash = |set: &ImageDataset| set.split_hash().to_owned();
         let record = RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -174,9 +174,10 @@ impl Plan {
         }
         distinct("tasks", &self.tasks)?;
         distinct("seeds", &self.seeds)?;
-        match self.methods.is_empty() {
-            true => Err(Error::config("methods", "at least one", 0)),
-            false => Ok(()),
+        if self.methods.is_empty() {
+            Err(Error::config("methods", "at least one", 0))
+        } else {
+            Ok(())
         }
     }
 
@@ -197,12 +198,11 @@ impl Plan {
     fn check_head(&self, method: &PlanMethod) -> Result<()> {
         let Some(label) = &method.head else { return Ok(()) };
         let is_one = |other: &PlanMethod| other.label == *label && other.head.is_none();
-        match self.methods.iter().any(is_one) {
-            true => Ok(()),
-            false => {
-                let expected = "the label of a method of this plan that takes no head itself";
-                Err(Error::config("head", expected, format!("{label:?}")))
-            }
+        if self.methods.iter().any(is_one) {
+            Ok(())
+        } else {
+            let expected = "the label of a method of this plan that takes no head itself";
+            Err(Error::config("head", expected, format!("{label:?}")))
         }
     }
 
@@ -231,9 +231,10 @@ impl Plan {
         let mut folders: Vec<_> = settings.iter().map(Setting::folder).collect();
         folders.sort_unstable();
         folders.dedup();
-        match folders.len() == found {
-            true => Ok(()),
-            false => Err(Error::config("grid", "values that differ in letters or digits", found)),
+        if folders.len() == found {
+            Ok(())
+        } else {
+            Err(Error::config("grid", "values that differ in letters or digits", found))
         }
     }
 

@@ -169,9 +169,10 @@ fn draw_point<DB: DrawingBackend>(
     mark: (i32, i32),
     label: &Placed,
 ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-    let (color, font) = match point.highlight {
-        true => (ACCENT, (FAMILY, TEXT, FontStyle::Bold).into_font()),
-        false => (INK, (FAMILY, TEXT).into_font()),
+    let (color, font) = if point.highlight {
+        (ACCENT, (FAMILY, TEXT, FontStyle::Bold).into_font())
+    } else {
+        (INK, (FAMILY, TEXT).into_font())
     };
     let rect = &label.rect;
     let end = rect.nearest((f64::from(mark.0), f64::from(mark.1)));
@@ -205,10 +206,7 @@ fn ticks(left: f64, right: f64) -> Vec<f64> {
     let inside = |tick: &f64| (left..=right).contains(tick);
     let fine = powers().flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * power));
     let fine: Vec<f64> = fine.filter(inside).collect();
-    match fine.len() <= 8 {
-        true => fine,
-        false => powers().filter(inside).collect(),
-    }
+    if fine.len() <= 8 { fine } else { powers().filter(inside).collect() }
 }
 
 /// Width and height of a label. Its font is the reader's, so that the width is an upper estimate.
@@ -218,18 +216,16 @@ fn label_size(point: &AccuracyPoint) -> (f64, f64) {
 }
 
 fn check_text(field: &str, text: &str) -> Result<()> {
-    match text.chars().count() > 64 || text.chars().any(char::is_control) {
-        true => Err(Error::config(field, "at most 64 printable characters", format!("{text:?}"))),
-        false => Ok(()),
+    if text.chars().count() > 64 || text.chars().any(char::is_control) {
+        Err(Error::config(field, "at most 64 printable characters", format!("{text:?}")))
+    } else {
+        Ok(())
     }
 }
 
 /// With a decimal where whole numbers would repeat.
 fn percent(top1: f64, spread: f64) -> String {
-    match spread < 5.0 {
-        true => format!("{top1:.1}"),
-        false => format!("{top1:.0}"),
-    }
+    if spread < 5.0 { format!("{top1:.1}") } else { format!("{top1:.0}") }
 }
 
 #[cfg(test)]

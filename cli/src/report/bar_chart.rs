@@ -123,9 +123,10 @@ fn draw_bar<DB: DrawingBackend>(
     let label = text(TEXT, &INK, HPos::Right, VPos::Center);
     root.draw(&Text::new(fitting(&bar.label, TEXT, LABEL), (left - 6, middle), label))?;
     let corners = [(left, top + 5), (end, top + ROW - 5)];
-    match bar.filled {
-        true => root.draw(&Rectangle::new(corners, ACCENT.filled()))?,
-        false => root.draw(&Rectangle::new(corners, PALE.stroke_width(1)))?,
+    if bar.filled {
+        root.draw(&Rectangle::new(corners, ACCENT.filled()))?
+    } else {
+        root.draw(&Rectangle::new(corners, PALE.stroke_width(1)))?
     }
     let mut number = end + 6;
     if let Some(deviation) = bar.deviation {

@@ -181,9 +181,10 @@ fn fonts() -> Result<Arc<usvg::fontdb::Database>> {
     if let Some(name) = known.into_iter().find(|name| has(&fonts, Family::Name(name))) {
         fonts.set_sans_serif_family(name);
     }
-    match has(&fonts, Family::SansSerif) {
-        true => Ok(Arc::new(fonts)),
-        false => Err(anyhow!("no sans-serif font on this machine (install DejaVu Sans, for one)")),
+    if has(&fonts, Family::SansSerif) {
+        Ok(Arc::new(fonts))
+    } else {
+        Err(anyhow!("no sans-serif font on this machine (install DejaVu Sans, for one)"))
     }
 }
 

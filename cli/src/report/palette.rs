@@ -39,9 +39,10 @@ pub(super) fn width(text: &str, pixels: f64) -> f64 {
 /// Text that a user gave, in one line of at most `most` characters.
 pub(super) fn short(text: &str, most: usize) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match clean.chars().count() > most {
-        true => clean.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
-        false => clean,
+    if clean.chars().count() > most {
+        clean.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+    } else {
+        clean
     }
 }
 

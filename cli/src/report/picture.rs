@@ -38,13 +38,12 @@ impl Thumbnail {
         let image =
             image.filter(|image| image.width() > 0 && image.height() > 0).ok_or_else(wrong)?;
         let longest = image.width().max(image.height());
-        let image = match longest > side {
-            true => {
-                let scaled = |length: u32| (length * side / longest).max(1);
-                let (width, height) = (scaled(image.width()), scaled(image.height()));
-                imageops::resize(&image, width, height, imageops::FilterType::Triangle)
-            }
-            false => image,
+        let image = if longest > side {
+            let scaled = |length: u32| (length * side / longest).max(1);
+            let (width, height) = (scaled(image.width()), scaled(image.height()));
+            imageops::resize(&image, width, height, imageops::FilterType::Triangle)
+        } else {
+            image
         };
         let mut jpeg = Vec::new();
         JpegEncoder::new_with_quality(&mut jpeg, 78)
@@ -65,9 +64,10 @@ impl TryFrom<String> for Thumbnail {
     /// Of a file: anything but base64 might be the address of something else.
     fn try_from(text: String) -> Result<Self, String> {
         let base64 = |c: u8| c.is_ascii_alphanumeric() || b"+/=".contains(&c);
-        match text.len() <= MAX_TEXT && text.bytes().all(base64) {
-            true => Ok(Thumbnail(text)),
-            false => Err("a picture that is no base64".to_owned()),
+        if text.len() <= MAX_TEXT && text.bytes().all(base64) {
+            Ok(Thumbnail(text))
+        } else {
+            Err("a picture that is no base64".to_owned())
         }
     }
 }

@@ -95,9 +95,10 @@ fn table(text: &mut String, sheet: &Sheet, part: &[Printed], width: usize, color
         for column in part {
             let (cell, best) = &column.cells[index];
             let cell = format!("{cell:>0$}", column.width());
-            let _ = match *best && color {
-                true => write!(line, " {}{cell}{}", BOLD.0, BOLD.1),
-                false => write!(line, " {cell}"),
+            let _ = if *best && color {
+                write!(line, " {}{cell}{}", BOLD.0, BOLD.1)
+            } else {
+                write!(line, " {cell}")
             };
         }
         *text += line.trim_end();

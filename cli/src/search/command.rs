@@ -266,10 +266,8 @@ impl Job<'_> {
         let train_config = self.training(args.epochs, args.lr, self.defaults.found);
         let fit = fit(&mut model, &train, None, &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
-        let test_top1 = match fit.stopped {
-            true => None,
-            false => self.top1(&model, &self.test()?, "test", &mut watch)?,
-        };
+        let test_top1 =
+            if fit.stopped { None } else { self.top1(&model, &self.test()?, "test", &mut watch)? };
         let params = model.trainable_params();
         match test_top1 {
             Some(top1) => println!("trained anew: {params}; top-1 {top1:.2} % on the test images"),

@@ -59,9 +59,10 @@ impl EvolutionConfig {
         if let Some((field, _)) = counts.into_iter().find(|&(_, count)| count == 0) {
             return Err(Error::config(field, "1 or more", 0));
         }
-        match (0.0..=1.0).contains(&self.mutation_rate) {
-            true => Ok(()),
-            false => Err(Error::config("mutation_rate", "within 0..=1", self.mutation_rate)),
+        if (0.0..=1.0).contains(&self.mutation_rate) {
+            Ok(())
+        } else {
+            Err(Error::config("mutation_rate", "within 0..=1", self.mutation_rate))
         }
     }
 }

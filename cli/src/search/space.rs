@@ -148,10 +148,7 @@ impl SearchSpace {
         let parts = parts.map(|(module, blocks)| module.with_widths(blocks));
         let methods: Vec<Method> =
             parts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        match methods.is_empty() {
-            true => Ok(Method::LinearProbe),
-            false => Ok(Method::Compose { methods }),
-        }
+        if methods.is_empty() { Ok(Method::LinearProbe) } else { Ok(Method::Compose { methods }) }
     }
 
     /// Weights that the method of these widths trains, the head not counted.

@@ -57,9 +57,10 @@ impl Board<'_> {
             Ok(record) => {
                 let figure = run.figure(record).unwrap_or(f64::NAN);
                 let on = if run.is_trial { "val" } else { "top-1" };
-                let when = match is_new {
-                    true => format!("{:.1} s", record.fit.seconds),
-                    false => "done before".to_owned(),
+                let when = if is_new {
+                    format!("{:.1} s", record.fit.seconds)
+                } else {
+                    "done before".to_owned()
                 };
                 println!("{number} {}: {on} {figure:.2} %, {when}", run.label());
             }
@@ -77,9 +78,10 @@ impl Board<'_> {
             _ => train.epochs.max(1),
         };
         let hash = |split| run.task.split(split).split_hash();
-        let (train_split, val_split, test_split) = match run.is_trial {
-            true => (VtabSplit::Train800, Some(VtabSplit::Val200), None),
-            false => (VtabSplit::Train800Val200, None, Some(VtabSplit::Test)),
+        let (train_split, val_split, test_split) = if run.is_trial {
+            (VtabSplit::Train800, Some(VtabSplit::Val200), None)
+        } else {
+            (VtabSplit::Train800Val200, None, Some(VtabSplit::Test))
         };
         let head_digest = match &run.head {
             Some(file) => Some(digest(file).context("the run that its head is of")?),

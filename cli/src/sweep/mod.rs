@@ -138,9 +138,10 @@ struct SweepRun<'a> {
 
 impl SweepRun<'_> {
     fn label(&self) -> String {
-        let what = match self.is_trial {
-            true => format!("trial {}", self.setting),
-            false => format!("seed {} ({})", self.seed, self.setting),
+        let what = if self.is_trial {
+            format!("trial {}", self.setting)
+        } else {
+            format!("seed {} ({})", self.seed, self.setting)
         };
         format!("{} {}, {what}", self.task.name(), self.method.label)
     }

@@ -101,9 +101,10 @@ impl RandomResizedCrop {
     ) -> Result<Array3<u8>> {
         let (rows, columns, _) = image.dim();
         let Window { top, left, rows, columns } = self.draw((rows, columns), rng);
-        let resize = match self.interpolation.draw_bicubic(rng) {
-            true => Resize::bicubic(image_size)?,
-            false => Resize::bilinear(image_size)?,
+        let resize = if self.interpolation.draw_bicubic(rng) {
+            Resize::bicubic(image_size)?
+        } else {
+            Resize::bilinear(image_size)?
         };
         resize.apply(image.slice(s![top..top + rows, left..left + columns, ..]))
     }

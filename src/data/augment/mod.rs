@@ -197,9 +197,10 @@ impl Augment {
 }
 
 fn check_probability(field: &str, value: f64) -> Result<()> {
-    match (0.0..=1.0).contains(&value) {
-        true => Ok(()),
-        false => Err(Error::config(field, "from 0 to 1", value)),
+    if (0.0..=1.0).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::config(field, "from 0 to 1", value))
     }
 }
 

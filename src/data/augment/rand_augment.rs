@@ -79,10 +79,7 @@ impl Level {
 
     /// A factor of an enhancement.
     fn factor(self) -> f64 {
-        match self.increasing {
-            true => (1.0 + self.signed(0.9)).max(0.1),
-            false => self.share * 1.8 + 0.1,
-        }
+        if self.increasing { (1.0 + self.signed(0.9)).max(0.1) } else { self.share * 1.8 + 0.1 }
     }
 
     /// A whole number, `full` at 1; counted from there where the change grows with the magnitude.
@@ -119,9 +116,12 @@ impl RandAugment {
     }
 
     fn check(&self) -> Result<()> {
-        let positive = |name: &str, value: f64| match value.is_finite() && value >= 0.0 {
-            true => Ok(()),
-            false => Err(Error::config(format!("rand_augment.{name}"), "0 or more", value)),
+        let positive = |name: &str, value: f64| {
+            if value.is_finite() && value >= 0.0 {
+                Ok(())
+            } else {
+                Err(Error::config(format!("rand_augment.{name}"), "0 or more", value))
+            }
         };
         positive("magnitude", self.magnitude)?;
         positive("magnitude_std", self.magnitude_std)?;
@@ -150,9 +150,10 @@ impl RandAugment {
         };
         let share = magnitude.clamp(0.0, self.magnitude_max) / FULL;
         let sign = if rng.random::<f64>() < 0.5 { -1.0 } else { 1.0 };
-        let sampling = match self.interpolation.draw_bicubic(rng) {
-            true => Sampling::Bicubic,
-            false => Sampling::Bilinear,
+        let sampling = if self.interpolation.draw_bicubic(rng) {
+            Sampling::Bicubic
+        } else {
+            Sampling::Bilinear
         };
         let op = op(Level { share, sign, increasing: self.increasing });
         Some((op, Canvas { sampling, fill: self.fill }))

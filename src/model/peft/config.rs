@@ -103,10 +103,7 @@ impl PeftConfig {
             }
         };
         let alpha = self.alpha_pattern.find(path).unwrap_or(self.alpha);
-        let divisor = match self.rank_stabilized {
-            true => (rank as f64).sqrt(),
-            false => rank as f64,
-        };
+        let divisor = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
         Ok((rank, alpha / divisor))
     }
 

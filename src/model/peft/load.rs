@@ -115,11 +115,10 @@ impl Head {
         match (&contents.head, elsewhere) {
             (Some(name), PeftHead::New(classes)) => {
                 let head = Head::values(file, name, dim)?;
-                match head.num_classes() == *classes {
-                    true => Ok(head),
-                    false => {
-                        Err(Error::config("PeftHead::New", head.num_classes().to_string(), classes))
-                    }
+                if head.num_classes() == *classes {
+                    Ok(head)
+                } else {
+                    Err(Error::config("PeftHead::New", head.num_classes().to_string(), classes))
                 }
             }
             (Some(name), _) => Head::values(file, name, dim),
@@ -147,9 +146,10 @@ impl Head {
         let classes = file.shape(&weight).and_then(|shape| shape.first().copied()).unwrap_or(1);
         let weight = read(file, &weight, &[classes, dim])?;
         let bias = format!("{name}.bias");
-        let bias = match file.contains(&bias) {
-            true => read(file, &bias, &[classes])?,
-            false => weight.f_new_zeros([classes], (weight.kind(), weight.device()))?,
+        let bias = if file.contains(&bias) {
+            read(file, &bias, &[classes])?
+        } else {
+            weight.f_new_zeros([classes], (weight.kind(), weight.device()))?
         };
         Ok(Head::Values { weight, bias })
     }

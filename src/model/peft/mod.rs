@@ -129,8 +129,9 @@ impl<B: Backbone> PetlModel<B> {
 /// The tables of names are of ViTs; blocks of stages have two numbers.
 fn check<B: Backbone>(backbone: &B) -> Result<()> {
     let (found, reason) = (backbone.shape().family, "names of layers are known for a ViT alone");
-    match found == ViTConfig::FAMILY {
-        true => Ok(()),
-        false => Err(Error::Unsupported { method: "an adapter of PEFT", backbone: found, reason }),
+    if found == ViTConfig::FAMILY {
+        Ok(())
+    } else {
+        Err(Error::Unsupported { method: "an adapter of PEFT", backbone: found, reason })
     }
 }

@@ -46,12 +46,11 @@ impl Contents {
         if !unexpected.is_empty() {
             return Err(Error::unexpected(file.path(), unexpected, []));
         }
-        match contents.modules.is_empty() {
-            true => {
-                let reason = "it has no LoRA product beside a layer of a block".to_owned();
-                Err(Error::UnknownFormat { file: path(file), reason })
-            }
-            false => Ok(contents),
+        if contents.modules.is_empty() {
+            let reason = "it has no LoRA product beside a layer of a block".to_owned();
+            Err(Error::UnknownFormat { file: path(file), reason })
+        } else {
+            Ok(contents)
         }
     }
 

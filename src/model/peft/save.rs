@@ -121,15 +121,12 @@ impl ProductSource<'_> {
         let maps = module.targets.iter().map(|&target| self.map(block, target));
         let maps = maps.collect::<Result<Vec<_>>>()?;
         let downs: Vec<&Tensor> = maps.iter().filter_map(|map| map.down.as_ref()).collect();
-        let (a, b) = match downs.iter().all(|a| *a == downs[0]) {
-            true => {
-                let ups = maps.iter().map(|map| map.up(self.rank(block)));
-                (downs[0].shallow_clone(), Tensor::f_cat(&ups.collect::<Result<Vec<_>>>()?, 0)?)
-            }
-            false => {
-                let ups = maps.iter().map(|map| map.up(0)).collect::<Result<Vec<_>>>()?;
-                (Tensor::f_cat(&downs, 0)?, Tensor::f_block_diag(&ups)?)
-            }
+        let (a, b) = if downs.iter().all(|a| *a == downs[0]) {
+            let ups = maps.iter().map(|map| map.up(self.rank(block)));
+            (downs[0].shallow_clone(), Tensor::f_cat(&ups.collect::<Result<Vec<_>>>()?, 0)?)
+        } else {
+            let ups = maps.iter().map(|map| map.up(0)).collect::<Result<Vec<_>>>()?;
+            (Tensor::f_cat(&downs, 0)?, Tensor::f_block_diag(&ups)?)
         };
         let (part, of) = module.part;
         let outputs = b.size()[0] / of;
@@ -193,9 +190,10 @@ impl ProductSource<'_> {
 
 /// As an integer where it is one: PEFT declares alpha as that.
 fn number(value: f64) -> Value {
-    match value.fract() == 0.0 && value.abs() < (1i64 << 53) as f64 {
-        true => Value::from(value as i64),
-        false => Value::from(value),
+    if value.fract() == 0.0 && value.abs() < (1i64 << 53) as f64 {
+        Value::from(value as i64)
+    } else {
+        Value::from(value)
     }
 }
 

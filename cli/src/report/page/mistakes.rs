@@ -69,9 +69,10 @@ fn class_bars(predictions: &Predictions) -> BarChart {
     let mut classes = predictions.per_class();
     let share = |right: usize, all: usize| 100.0 * right as f64 / all as f64;
     classes.sort_by(|a, b| share(a.1, a.2).total_cmp(&share(b.1, b.2)));
-    let title = match classes.len() > MOST_LABELS {
-        true => format!("The {MOST_LABELS} worst of {} classes", classes.len()),
-        false => format!("{} classes", classes.len()),
+    let title = if classes.len() > MOST_LABELS {
+        format!("The {MOST_LABELS} worst of {} classes", classes.len())
+    } else {
+        format!("{} classes", classes.len())
     };
     let bar = |&(class, right, all): &(i64, usize, usize)| Bar {
         label: short(&predictions.class_name(class), 16),
