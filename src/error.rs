@@ -99,10 +99,25 @@ pub enum Error {
 
     /// The adapter was trained beside another backbone.
     #[error(
-        "{}: the adapter was trained beside another backbone: {expected}; the one given is {found}",
-        file.display()
+        "{}: the adapter was trained beside another backbone: {}; the one given is {}",
+        file.display(),
+        called(trained_beside.as_deref().unwrap_or("one of unknown name"), expected),
+        called(given, found)
     )]
-    BackboneMismatch { file: PathBuf, expected: String, found: String },
+    #[non_exhaustive]
+    BackboneMismatch {
+        /// The adapter file.
+        file: PathBuf,
+        /// Digest of the backbone that it was trained beside.
+        expected: String,
+        /// Digest of the backbone that was given.
+        found: String,
+        /// What the former is called: family, file, image size, precision. Files of version 0.1 do
+        /// not say it.
+        trained_beside: Option<String>,
+        /// What the latter is called.
+        given: String,
+    },
 
     /// The file is the state of another run than the one that was to go on from it; `field` is the
     /// first one in which the two differ.
@@ -198,6 +213,11 @@ fn meant(names: &[String], nearest: &Option<String>) -> String {
         (Some(name), Some(nearest)) => format!("; is {name} meant to be {nearest}?"),
         _ => String::new(),
     }
+}
+
+/// A backbone by its name and the start of its digest.
+fn called(name: &str, digest: &str) -> String {
+    format!("{name} (digest {})", digest.chars().take(12).collect::<String>())
 }
 
 fn of_config(config: &Option<&'static str>) -> String {

@@ -111,11 +111,13 @@ impl AnyBackbone {
         }
     }
 
-    /// Computes features `[B, C]` of images `[B, 3, H, W]`, pooled as the config says.
+    /// Computes features `[B, C]` of images `[B, 3, H, W]`, pooled as the config says, and in the
+    /// precision that it was opened with.
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        let _guard = self.precision.guard(self.device())?;
         self.forward(images, &NoMethod, Pass::default())
     }
 

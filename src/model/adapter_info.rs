@@ -59,16 +59,16 @@ impl AdapterInfo {
 
     /// Refuses a backbone other than the one that the adapter in `file` was trained beside.
     pub(super) fn check_backbone(&self, file: &TensorFile, given: &impl Backbone) -> Result<()> {
-        let digest = given.digest()?;
-        if digest == self.backbone_digest {
+        let found = given.digest()?;
+        if found == self.backbone_digest {
             return Ok(());
         }
-        let short = |digest: &str| digest.chars().take(12).collect::<String>();
-        let expected = match &self.backbone {
-            Some(backbone) => format!("{backbone} (digest {})", short(&self.backbone_digest)),
-            None => format!("one of digest {}", short(&self.backbone_digest)),
-        };
-        let found = format!("{} (digest {})", given.describe(), short(&digest));
-        Err(Error::BackboneMismatch { file: file.path().to_path_buf(), expected, found })
+        Err(Error::BackboneMismatch {
+            file: file.path().to_path_buf(),
+            expected: self.backbone_digest.clone(),
+            found,
+            trained_beside: self.backbone.as_ref().map(ToString::to_string),
+            given: given.describe().to_string(),
+        })
     }
 }

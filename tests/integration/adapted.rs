@@ -170,7 +170,7 @@ fn an_adapter_refuses_another_backbone() {
     let (expected_digest, found_digest) =
         (Backbone::digest(&backbone(3)).unwrap(), Backbone::digest(&backbone(4)).unwrap());
     match error {
-        Error::BackboneMismatch { file, expected, found } => {
+        Error::BackboneMismatch { file, expected, found, .. } => {
             assert_eq!((file, expected, found), (path, expected_digest, found_digest));
         }
         other => panic!("{other}"),
