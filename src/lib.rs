@@ -83,7 +83,16 @@ pub use seam::{Seam, TokenLayout};
 #[cfg(feature = "train")]
 pub use train::{TrainConfig, fit};
 
-/// The programs of the README, compiled with the documentation tests.
+/// The programs of the README and the pages, compiled with the documentation tests.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/installing.md")]
+    struct Installing;
+    #[doc = include_str!("../docs/peft.md")]
+    struct Peft;
+    #[cfg(feature = "testing")]
+    #[doc = include_str!("../docs/extending.md")]
+    struct Extending;
+}
