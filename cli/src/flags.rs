@@ -30,7 +30,7 @@ pub struct BackboneFlags {
     pub heads: Option<i64>,
     /// The activation of a ViT's MLPs, if the checkpoint does not tell it.
     #[arg(long, value_enum, help_heading = "Backbone")]
-    pub activation: Option<Activation>,
+    pub activation: Option<ActivationFlag>,
     /// Height and width of the images in pixels; the position table is resized [default: the run's, else the checkpoint's].
     #[arg(long, value_name = "PIXELS", help_heading = "Backbone")]
     pub image_size: Option<i64>,
@@ -45,18 +45,18 @@ pub struct BackboneFlags {
 /// The activations that a checkpoint may not tell apart.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum Activation {
+pub enum ActivationFlag {
     /// The exact GELU.
     Gelu,
     /// x * sigmoid(1.702 x), of OpenAI's CLIP.
     QuickGelu,
 }
 
-impl From<Activation> for MlpActivation {
-    fn from(activation: Activation) -> Self {
+impl From<ActivationFlag> for MlpActivation {
+    fn from(activation: ActivationFlag) -> Self {
         match activation {
-            Activation::Gelu => MlpActivation::Gelu,
-            Activation::QuickGelu => MlpActivation::QuickGelu,
+            ActivationFlag::Gelu => MlpActivation::Gelu,
+            ActivationFlag::QuickGelu => MlpActivation::QuickGelu,
         }
     }
 }
@@ -253,7 +253,7 @@ pub struct BypassFlags {
     pub scale: Option<f64>,
     /// How the 3x3 convolution starts [default: the task's published one, else identity].
     #[arg(long, value_enum, help_heading = "Convpass")]
-    pub init: Option<Init>,
+    pub init: Option<InitFlag>,
     /// Which sub-layers get a bypass.
     #[arg(long, value_enum, default_value_t = Where::Both, help_heading = "Convpass")]
     pub sub_layers: Where,
@@ -271,7 +271,7 @@ pub struct BypassFlags {
 /// How the 3x3 convolution starts.
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum Init {
+pub enum InitFlag {
     /// One at the centre, so that a token passes as it is.
     Identity,
     /// Xavier uniform.
@@ -306,8 +306,8 @@ impl BypassFlags {
             scale: self.scale.unwrap_or(scale),
             dropout: self.dropout,
             conv_init: match self.init {
-                Some(Init::Identity) => ConvInit::Identity,
-                Some(Init::XavierUniform) => ConvInit::XavierUniform,
+                Some(InitFlag::Identity) => ConvInit::Identity,
+                Some(InitFlag::XavierUniform) => ConvInit::XavierUniform,
                 None => init,
             },
             sub_layers,

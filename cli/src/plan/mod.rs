@@ -27,10 +27,10 @@ use convpass::train::{Selection, TrainConfig};
 /// No grid is larger; more is a slip, and a run for each would never end.
 const MAX_TRIALS: usize = 10_000;
 
-/// Tasks x methods x seeds. [`Plan::read`] takes one from TOML.
+/// Tasks x methods x seeds. [`SweepPlan::read`] takes one from TOML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Plan {
+pub struct SweepPlan {
     /// The folder that holds the tasks' folders; whoever runs the plan may say.
     pub data: Option<PathBuf>,
     /// The backbone's file; whoever runs the plan may say.
@@ -48,9 +48,9 @@ pub struct Plan {
     pub methods: Vec<PlanMethod>,
 }
 
-impl Default for Plan {
+impl Default for SweepPlan {
     fn default() -> Self {
-        Plan {
+        SweepPlan {
             data: None,
             backbone: None,
             tasks: vtab::TASKS.iter().map(|task| task.name.to_owned()).collect(),
@@ -114,12 +114,12 @@ struct Places {
     methods: Vec<toml::Spanned<IgnoredAny>>,
 }
 
-impl Plan {
+impl SweepPlan {
     /// Reads a plan from TOML, where each `[[methods]]` is a [`PlanMethod`], and checks it.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; [`Error::PlanLine`] with the line, for what is no
-    /// TOML, a field that there is not, and what [`Plan::validate`] refuses.
+    /// TOML, a field that there is not, and what [`SweepPlan::validate`] refuses.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let file = path.as_ref();
         let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
@@ -128,7 +128,7 @@ impl Plan {
             let line = 1 + before.filter(|&&byte| byte == b'\n').count();
             Error::PlanLine { file: file.to_path_buf(), line, reason: reason.trim().to_owned() }
         };
-        let plan: Plan = toml::from_str(&text)
+        let plan: SweepPlan = toml::from_str(&text)
             .map_err(|e| at(e.span().map_or(0, |span| span.start), e.message()))?;
         plan.check().map_err(|(method, error)| {
             let places = toml::from_str::<Places>(&text).ok();

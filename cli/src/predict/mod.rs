@@ -15,7 +15,7 @@ use convpass::{AnyBackbone, Backbone, PetlModel, Precision};
 use tch::{Kind, Tensor};
 
 use decode_ahead::{Decoded, decode_ahead};
-use output::{Format, Prediction, Writer};
+use output::{ClassScore, Format, Writer};
 
 use crate::Outcome;
 use crate::flags::{BackboneFlags, Opened};
@@ -129,7 +129,7 @@ impl Predict<'_> {
             BATCHES_AHEAD.saturating_mul(batch_size),
         )?;
         let mut writer = Writer::new(args.format, BufWriter::new(io::stdout().lock()), classes);
-        let mut batches = Batches { images, size: batch_size, all_read: true };
+        let mut batches = ReadableImages { images, size: batch_size, all_read: true };
         let written = batches.classify(&model, image_size, normalization, args, &mut writer);
         match written.and_then(|()| Ok(writer.finish()?)) {
             Err(error) if is_broken_pipe(&error) => Ok(batches.all_read),
@@ -216,14 +216,14 @@ impl Predict<'_> {
 }
 
 /// The images that can be read, in batches.
-struct Batches<I> {
+struct ReadableImages<I> {
     images: I,
     size: usize,
     /// Whether none was left out so far.
     all_read: bool,
 }
 
-impl<I: Iterator<Item = Decoded>> Batches<I> {
+impl<I: Iterator<Item = Decoded>> ReadableImages<I> {
     fn classify<B: Backbone>(
         &mut self,
         model: &PetlModel<B>,
@@ -272,7 +272,7 @@ impl<I: Iterator<Item = Decoded>> Batches<I> {
 }
 
 /// The most probable classes of each row of logits `[B, K]`, the first first.
-fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<Prediction>>> {
+fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<ClassScore>>> {
     let count = logits.size()[1].min(i64::try_from(count)?);
     let probabilities = logits.f_softmax(-1, Kind::Float)?;
     let (values, labels) = probabilities.f_topk(count, -1, true, true)?;
@@ -281,7 +281,7 @@ fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<Prediction>>> {
     let pairs: Vec<_> = labels
         .into_iter()
         .zip(values)
-        .map(|(label, probability)| Prediction { label: label as usize, probability })
+        .map(|(label, probability)| ClassScore { label: label as usize, probability })
         .collect();
     Ok(pairs.chunks(count as usize).map(<[_]>::to_vec).collect())
 }

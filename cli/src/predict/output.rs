@@ -18,7 +18,7 @@ pub enum Format {
 
 /// A class of an image.
 #[derive(Clone)]
-pub struct Prediction {
+pub struct ClassScore {
     pub label: usize,
     pub probability: f32,
 }
@@ -37,7 +37,7 @@ struct Class<'a> {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct ScoreRow<'a> {
     image: &'a str,
     rank: usize,
     label: usize,
@@ -67,9 +67,9 @@ impl<W: Write> Writer<W> {
         Writer { out, classes, written: 0 }
     }
 
-    pub fn write(&mut self, path: &Path, predictions: &[Prediction]) -> io::Result<()> {
+    pub fn write(&mut self, path: &Path, predictions: &[ClassScore]) -> io::Result<()> {
         let image = &*path.to_string_lossy();
-        let classes = predictions.iter().map(|&Prediction { label, probability }| {
+        let classes = predictions.iter().map(|&ClassScore { label, probability }| {
             let class = self.classes.get(label).map_or("", String::as_str);
             Class { label, class, probability }
         });
@@ -87,7 +87,7 @@ impl<W: Write> Writer<W> {
             }
             Out::Csv(out) => {
                 for (rank, Class { label, class, probability }) in (1..).zip(classes) {
-                    out.serialize(Row { image, rank, label, class, probability })?;
+                    out.serialize(ScoreRow { image, rank, label, class, probability })?;
                 }
             }
         }

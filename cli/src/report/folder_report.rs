@@ -5,9 +5,9 @@ use std::path::Path;
 use super::bar_chart::BarChart;
 use super::page;
 use super::palette::short;
-use super::results::Results;
+use super::results::RunTable;
 use super::runs::{self, BrokenFile, FoundRun};
-use super::sheet::{Column, Row, Sheet, Source};
+use super::sheet::{Column, Origin, Sheet, SheetRow};
 use super::summary;
 use super::{AccuracyChart, AccuracyPoint};
 use crate::error::Result;
@@ -117,9 +117,9 @@ impl Report {
     }
 
     /// What the page, the charts and the text show.
-    pub(super) fn contents(&self) -> Contents {
-        let (vtab, own) = (Results::new(&self.runs, true), Results::new(&self.runs, false));
-        Contents { sheets: Sheet::all(&vtab, &own) }
+    pub(super) fn contents(&self) -> PageContents {
+        let (vtab, own) = (RunTable::new(&self.runs, true), RunTable::new(&self.runs, false));
+        PageContents { sheets: Sheet::all(&vtab, &own) }
     }
 
     #[cfg(test)]
@@ -129,18 +129,18 @@ impl Report {
 }
 
 /// A report's tables.
-pub(super) struct Contents {
+pub(super) struct PageContents {
     pub(super) sheets: Vec<Sheet>,
 }
 
-impl Contents {
+impl PageContents {
     /// The rows that have an average and a number of weights; `None` if none has.
     pub(super) fn accuracy_chart(&self, sheet: &Sheet) -> Option<AccuracyChart> {
         let overall = sheet.overall()?;
-        let published = sheet.rows.iter().any(|row| row.source == Source::Paper);
-        let point = |row: &Row| {
+        let published = sheet.rows.iter().any(|row| row.source == Origin::Paper);
+        let point = |row: &SheetRow| {
             let (method, head) = row.weights?;
-            let own = row.source == Source::Own;
+            let own = row.source == Origin::Own;
             Some(AccuracyPoint {
                 label: short(&row.label, 28),
                 params: (method + head).max(1.0),

@@ -9,8 +9,8 @@ use convpass::petl::SubLayers;
 use serde_json::{Value, json};
 
 use crate::finetune::{MethodArg, parse_method};
-use crate::flags::{BackboneFlags, BypassFlags, Init, ThreadFlags, TrainingFlags};
-use crate::plan::{Plan, PlanMethod, RunSettings, Setting};
+use crate::flags::{BackboneFlags, BypassFlags, InitFlag, ThreadFlags, TrainingFlags};
+use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
 /// The flags that say what a plan says; none of them goes with `--plan`.
 const SAID_BY_A_PLAN: [&str; 18] = [
@@ -92,9 +92,9 @@ pub struct Args {
 
 impl Args {
     /// The plan of the file or of the flags.
-    pub fn plan(&self) -> Result<Plan> {
+    pub fn plan(&self) -> Result<SweepPlan> {
         let plan = match &self.plan {
-            Some(file) => Plan::read(file)?,
+            Some(file) => SweepPlan::read(file)?,
             None => self.plan_of_flags()?,
         };
         plan.validate()?;
@@ -108,10 +108,10 @@ impl Args {
         self.out.clone().unwrap_or_else(default)
     }
 
-    fn plan_of_flags(&self) -> Result<Plan> {
+    fn plan_of_flags(&self) -> Result<SweepPlan> {
         let methods = self.methods.iter().map(|name| self.method(name));
         let training = &self.training;
-        let mut plan = Plan {
+        let mut plan = SweepPlan {
             seeds: self.seeds.clone(),
             methods: methods.collect::<Result<_>>()?,
             train: RunSettings {
@@ -124,7 +124,7 @@ impl Args {
                 drop_path: training.drop_path,
                 normalization: training.normalization,
             },
-            ..Plan::default()
+            ..SweepPlan::default()
         };
         if let Some(tasks) = &self.tasks {
             plan.tasks = tasks.clone();
@@ -151,8 +151,8 @@ impl Args {
             // The grid is what stands above the published choices.
             let scale = self.bypass.scale.map(|scale| ("scale", json!(scale)));
             let init = self.bypass.init.map(|init| match init {
-                Init::Identity => ("conv_init", json!("identity")),
-                Init::XavierUniform => ("conv_init", json!("xavier_uniform")),
+                InitFlag::Identity => ("conv_init", json!("identity")),
+                InitFlag::XavierUniform => ("conv_init", json!("xavier_uniform")),
             });
             for (field, value) in scale.into_iter().chain(init) {
                 planned.grid.insert(field.to_owned(), vec![value]);
@@ -163,7 +163,7 @@ impl Args {
 }
 
 /// Adds `FIELD=A,B,..` to the grid of each method that has the field.
-fn add_to_grids(plan: &mut Plan, grid: &str) -> Result<()> {
+fn add_to_grids(plan: &mut SweepPlan, grid: &str) -> Result<()> {
     let Some((field, values)) = grid.split_once('=') else {
         bail!("--grid {grid}: expected FIELD=A,B,..");
     };

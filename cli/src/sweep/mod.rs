@@ -16,12 +16,12 @@ use convpass::data::vtab::VtabFolder;
 use convpass::train::RunRecord;
 
 pub use args::Args;
-use results::{Results, Selected};
+use results::{Selected, SweepResults};
 
 use crate::Outcome;
 use crate::failure::chain;
 use crate::flags::{Processor, bundled_backbone};
-use crate::plan::{Plan, PlanMethod, Setting, Trial, best_trial};
+use crate::plan::{PlanMethod, Setting, SweepPlan, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
 use crate::stop::Stop;
 
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
     let mut board = Board {
         threads: args.threads.threads.map_or((cores / jobs).max(1), usize::from),
-        results: Results { missing, ..Results::default() },
+        results: SweepResults { missing, ..SweepResults::default() },
         args,
         plan: &plan,
         file: &file,
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// The task folders that are there, and what is said of the others. Bundled tasks are written.
 fn open_tasks(
-    plan: &Plan,
+    plan: &SweepPlan,
     data: &Path,
     image_size: (i64, i64),
 ) -> (Vec<VtabFolder>, Vec<(String, String)>) {
@@ -112,7 +112,7 @@ struct Facts {
 /// Everything that the runs share, and what has come of them.
 struct Board<'a> {
     args: &'a Args,
-    plan: &'a Plan,
+    plan: &'a SweepPlan,
     file: &'a Path,
     data: &'a Path,
     out: &'a Path,
@@ -121,7 +121,7 @@ struct Board<'a> {
     jobs: usize,
     threads: usize,
     stop: &'a Stop,
-    results: Results,
+    results: SweepResults,
 }
 
 /// One run of the plan.
