@@ -1,7 +1,4 @@
 //! A plan: tasks x methods x seeds, and what is tried of each method on validation before.
-//!
-//! A type of the library and not of an example, because what a run is, when it counts as done and
-//! what selection may see has to be the same for every program that runs a plan.
 
 mod grid;
 mod planned;

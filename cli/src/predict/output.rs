@@ -3,18 +3,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use clap::ValueEnum;
 use serde::Serialize;
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Format {
-    /// The path, and class and probability of each, between tabs.
-    Text,
-    /// An object a line.
-    Json,
-    /// A row for each image and class.
-    Csv,
-}
+use crate::flags::OutputFormat;
 
 /// A class of an image.
 #[derive(Clone)]
@@ -58,11 +49,11 @@ enum Out<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    pub fn new(format: Format, out: W, classes: Vec<String>) -> Self {
+    pub fn new(format: OutputFormat, out: W, classes: Vec<String>) -> Self {
         let out = match format {
-            Format::Text => Out::Text(out),
-            Format::Json => Out::Json(out),
-            Format::Csv => Out::Csv(Box::new(csv::Writer::from_writer(out))),
+            OutputFormat::Text => Out::Text(out),
+            OutputFormat::Json => Out::Json(out),
+            OutputFormat::Csv => Out::Csv(Box::new(csv::Writer::from_writer(out))),
         };
         Writer { out, classes, written: 0 }
     }
