@@ -34,9 +34,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Finetune(finetune::FinetuneArgs),
-    Sweep(sweep::SweepArgs),
-    FewShot(few_shot::FewShotArgs),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Sweep(Box<sweep::SweepArgs>),
+    FewShot(Box<few_shot::FewShotArgs>),
     ZeroShot(zero_shot::ZeroShotArgs),
     Predict(predict::PredictArgs),
     Report(report::ReportArgs),

@@ -16,6 +16,7 @@ pub use planned::{PlannedRun, published_choice};
 pub use settings::RunSettings;
 
 use crate::error::{Error, Result};
+use crate::failure::chain_of;
 use convpass::data::vtab;
 use convpass::model::PetlConfig;
 use convpass::petl::Method;
@@ -105,6 +106,12 @@ impl PlanMethod {
     }
 }
 
+/// Why a plan is no plan, and the index of the method that is wrong, if it is one.
+struct Refused {
+    method: Option<usize>,
+    error: Error,
+}
+
 /// Where the methods of a plan begin in its text.
 #[derive(Deserialize)]
 struct Places {
@@ -127,11 +134,12 @@ impl SweepPlan {
         };
         let plan: SweepPlan = toml::from_str(&text)
             .map_err(|e| at(e.span().map_or(0, |span| span.start), e.message()))?;
-        plan.check().map_err(|(method, error)| {
+        plan.check().map_err(|refused| {
+            let Refused { method, error } = *refused;
             let places = toml::from_str::<Places>(&text).ok();
             let spans = places.map(|places| places.methods).unwrap_or_default();
             let span = method.and_then(|index| spans.get(index)).map(toml::Spanned::span);
-            at(span.map_or(0, |span| span.start), &error.to_string())
+            at(span.map_or(0, |span| span.start), &chain_of(error))
         })?;
         Ok(plan)
     }
@@ -144,19 +152,18 @@ impl SweepPlan {
     /// that neither the settings nor the method have, a value that it cannot have, another number
     /// of trials than `trials`.
     pub fn validate(&self) -> Result<()> {
-        self.check().map_err(|(_, error)| error)
+        self.check().map_err(|refused| refused.error)
     }
 
-    /// The index of the method that is wrong, where it is one, and how.
-    fn check(&self) -> Result<(), (Option<usize>, Error)> {
-        self.check_names().map_err(|error| (None, error))?;
+    fn check(&self) -> Result<(), Box<Refused>> {
+        self.check_names().map_err(|error| Box::new(Refused { method: None, error }))?;
         for (index, method) in self.methods.iter().enumerate() {
             let check = || {
                 self.check_label(index, method)?;
                 self.check_head(method)?;
                 self.check_grid(method)
             };
-            check().map_err(|error| (Some(index), error))?;
+            check().map_err(|error| Box::new(Refused { method: Some(index), error }))?;
         }
         Ok(())
     }

@@ -38,6 +38,9 @@ const TITLE: f64 = 21.0;
 const RADIUS: i32 = 7;
 const MARGIN: i32 = 16;
 
+/// Column and row.
+type Pixel = (i32, i32);
+
 impl AccuracyChart {
     /// The chart as an SVG document, 640 x 480, which needs no font but the reader's sans-serif.
     ///
@@ -103,7 +106,7 @@ impl AccuracyChart {
     fn draw_axes<DB: DrawingBackend>(
         &self,
         root: &DrawingArea<DB, Shift>,
-    ) -> Result<(Vec<(i32, i32)>, Rect), DrawingAreaErrorKind<DB::ErrorType>> {
+    ) -> Result<(Vec<Pixel>, Rect), DrawingAreaErrorKind<DB::ErrorType>> {
         let ([left, right], [low, high]) = self.ranges();
         let weights = (left..right).log_scale().with_key_points(ticks(left, right));
         let mut axes = ChartBuilder::on(root)
@@ -138,7 +141,7 @@ impl AccuracyChart {
         Ok((marks, frame))
     }
 
-    fn labels(&self, marks: &[(i32, i32)], frame: &Rect) -> Vec<Placed> {
+    fn labels(&self, marks: &[Pixel], frame: &Rect) -> Vec<Placed> {
         let marks: Vec<_> = marks.iter().map(|&(x, y)| (f64::from(x), f64::from(y))).collect();
         let sizes: Vec<_> = self.points.iter().map(label_size).collect();
         place(&marks, &sizes, f64::from(RADIUS), frame)
@@ -148,7 +151,7 @@ impl AccuracyChart {
 fn draw_point<DB: DrawingBackend>(
     root: &DrawingArea<DB, Shift>,
     point: &AccuracyPoint,
-    mark: (i32, i32),
+    mark: Pixel,
     label: &Placed,
 ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
     let (color, font) = if point.highlight {

@@ -98,7 +98,7 @@ fn range(curves: &[Curve], quantity: Quantity) -> (f64, f64) {
 }
 
 type DrawError = Box<dyn std::error::Error>;
-type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type PlotArea<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Axes<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordi32, RangedCoordf64>>;
 
 fn draw(curves: &[Curve], quantity: Quantity, svg: &mut String) -> Result<(), DrawError> {
@@ -124,7 +124,7 @@ fn draw(curves: &[Curve], quantity: Quantity, svg: &mut String) -> Result<(), Dr
 
 /// Draws the axes of epochs and values.
 fn draw_axes<'a, 'b>(
-    root: &'a Canvas<'b>,
+    root: &'a PlotArea<'b>,
     curves: &[Curve],
     quantity: Quantity,
 ) -> Result<Axes<'a, 'b>, DrawError> {
@@ -170,7 +170,7 @@ fn draw_curve(axes: &mut Axes, curve: &Curve) -> Result<(), DrawError> {
 }
 
 /// Names each curve at its end; labels of close ends are moved apart.
-fn draw_labels(root: &Canvas, axes: &Axes, curves: &[Curve]) -> Result<(), DrawError> {
+fn draw_labels(root: &PlotArea, axes: &Axes, curves: &[Curve]) -> Result<(), DrawError> {
     let end = |curve| Some((axes.backend_coord(&Curve::finite(curve).next_back()?), curve));
     let mut ends: Vec<((i32, i32), &Curve)> = curves.iter().filter_map(end).collect();
     ends.sort_by_key(|((_, y), _)| *y);
