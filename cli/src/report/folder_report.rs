@@ -15,7 +15,7 @@ use crate::files::write_atomically;
 
 /// The runs in a folder, shown: as one HTML page that asks for nothing else, as charts, as text.
 ///
-/// A run is a folder with a `run.json` ([`RunRecord`](crate::RunRecord)). Runs that differ in their
+/// A run is a folder with a `run.json` ([`RunRecord`](convpass::train::RunRecord)). Runs that differ in their
 /// seeds alone are averaged. Tasks of VTAB-1k stand beside the published rows, others in a table of
 /// their own.
 ///
@@ -47,7 +47,7 @@ impl Report {
     /// Reads every run below `folder`; links are not followed.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
+    /// [`Error::Io`](crate::error::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
     /// read, the error of the first. A file that cannot be read beside others that can is no error:
     /// [`Report::broken`] names it.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
@@ -75,7 +75,7 @@ impl Report {
     /// The page.
     ///
     /// # Errors
-    /// [`Error::Chart`](crate::Error::Chart) if a chart cannot be drawn.
+    /// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
     pub fn html(&self) -> Result<String> {
         page::page(self)
     }
@@ -83,7 +83,7 @@ impl Report {
     /// Writes [`Report::html`]; the file appears whole or not at all.
     ///
     /// # Errors
-    /// As [`Report::html`], and [`Error::Io`](crate::Error::Io) if it cannot be written.
+    /// As [`Report::html`], and [`Error::Io`](crate::error::Error::Io) if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), self.html()?.as_bytes())
     }
@@ -91,7 +91,7 @@ impl Report {
     /// Accuracy over trained weights, and the bars of each group, task and average.
     ///
     /// # Errors
-    /// [`Error::Chart`](crate::Error::Chart) if one cannot be drawn.
+    /// [`Error::Chart`](crate::error::Error::Chart) if one cannot be drawn.
     pub fn charts(&self) -> Result<Vec<NamedChart>> {
         let contents = self.contents();
         let mut charts = Vec::new();

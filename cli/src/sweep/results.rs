@@ -54,7 +54,7 @@ impl SweepResults {
     /// An error if something is missing or failed, with all of it named.
     pub fn check(&self, stopped: bool) -> Result<()> {
         if stopped {
-            eprintln!("ended early; the same command goes on");
+            eprintln!("ended early; the same command continues");
             return Ok(());
         }
         for (what, reason) in self.missing.iter().chain(&self.failed) {

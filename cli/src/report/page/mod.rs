@@ -27,7 +27,7 @@ const MOST_DETAILS: usize = 16;
 /// The whole page.
 ///
 /// # Errors
-/// [`Error::Chart`](crate::Error::Chart) if a chart cannot be drawn.
+/// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
 pub(super) fn page(report: &Report) -> Result<String> {
     let contents = report.contents();
     let title = short(report.title(), 80);
