@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
 use convpass::backbone::{
     Backbone, BackboneConfig, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, SwinConfig,
     ViTConfig,
@@ -17,39 +16,29 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::Outcome;
+use crate::failure::chain_of;
+use crate::flags::{FormatFlag, OutputFormat};
 
-/// Counts what each method trains beside a preset backbone; heads are not counted.
+/// Counts the weights that each method trains beside a preset backbone, without the head.
 ///
-/// No weight is allocated. A method that a backbone has no place for shows as `-`, with the reason in
-/// JSON and CSV.
+/// No weight is allocated. A method that the backbone has no place for is shown as `-`; JSON and CSV
+/// hold the reason.
 #[derive(clap::Args)]
 #[command(
     after_long_help = "Example:\n  convpass audit --preset vit_large_patch16_224 --format csv"
 )]
-pub struct Args {
-    /// Name of a preset, or `all`.
-    #[arg(long, default_value = "vit_base_patch16_224")]
+pub struct AuditArgs {
+    /// Name of a preset, or `all` for every preset.
+    #[arg(long, value_name = "NAME", default_value = "vit_base_patch16_224")]
     preset: String,
-    /// Bottleneck dims h of Convpass to list.
-    #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64")]
+    /// Bottleneck dims h of Convpass to count, separated by commas.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "4,8,16,32,64")]
     bottleneck_dims: Vec<i64>,
-    /// Build each model too, and count its variables; the exit code is 1 if a count differs.
+    /// Also build each model and count its variables; the exit code is 1 if a count differs.
     #[arg(long)]
     built: bool,
-    /// How the table is printed.
-    #[arg(long, value_enum, default_value_t = TableFormat::Text)]
-    format: TableFormat,
-}
-
-/// How the table is printed.
-#[derive(Clone, Copy, ValueEnum)]
-enum TableFormat {
-    /// Columns for a terminal.
-    Text,
-    /// One JSON array.
-    Json,
-    /// A line for each backbone and method.
-    Csv,
+    #[command(flatten)]
+    format: FormatFlag,
 }
 
 /// The rows of one backbone.
@@ -82,7 +71,7 @@ impl AuditLine {
     }
 }
 
-pub fn run(args: &Args) -> Result<Outcome> {
+pub fn run(args: &AuditArgs) -> Result<Outcome> {
     // Many small variables are made and nothing is computed: threads would only wait for each other.
     tch::set_num_threads(1);
     let methods = methods(&args.bottleneck_dims);
@@ -94,19 +83,59 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let tables = names.into_iter().map(|name| table(name, &methods, args.built));
     let tables = tables.collect::<Result<Vec<_>>>()?;
     let mut out = io::stdout().lock();
-    match args.format {
-        TableFormat::Text => print_text(&mut out, &tables, args.built)?,
-        TableFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&tables)?)?,
-        TableFormat::Csv => print_csv(&mut out, &tables)?,
+    match args.format.format {
+        OutputFormat::Text => print_text(&mut out, &tables, args.built)?,
+        OutputFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&tables)?)?,
+        OutputFormat::Csv => print_csv(&mut out, &tables)?,
     }
     let differ = args.built && tables.iter().any(differs);
     Ok(if differ { Outcome::Partial } else { Outcome::Done })
 }
 
 /// The rows of the paper's comparison at r = h = 8 and of its ablations, then Convpass over bottlenecks.
-#[rustfmt::skip]
 fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
-    use SubLayers::{Attention, Both, Mlp};
+    let named = compared().into_iter().chain(ablations());
+    let mut methods: Vec<_> = named.map(|(label, method)| (label.to_owned(), method)).collect();
+    for &bottleneck_dim in bottleneck_dims {
+        for (place, sub_layers) in [("", SubLayers::Both), (", attention", SubLayers::Attention)] {
+            let config =
+                ConvBypassConfig { bottleneck_dim, sub_layers, ..ConvBypassConfig::default() };
+            let label = format!("conv_bypass h={bottleneck_dim}{place}");
+            methods.push((label, Method::ConvBypass(config)));
+        }
+    }
+    methods
+}
+
+/// The methods that Convpass is compared with.
+#[rustfmt::skip]
+fn compared() -> Vec<(&'static str, Method)> {
+    let adapter = AdapterConfig::default();
+    let former = AdaptFormerConfig::default();
+    vec![
+        ("linear_probe", Method::LinearProbe),
+        ("full", Method::Full),
+        ("bit_fit", Method::BitFit),
+        ("layer_norm", Method::LayerNorm),
+        ("vpt shallow, 5 prompts", Method::Vpt(VptConfig { deep: false, ..Default::default() })),
+        ("vpt deep, 5 prompts", Method::Vpt(VptConfig::default())),
+        ("adapter (Pfeiffer) h=8", Method::Adapter(adapter.clone())),
+        ("adapter (Houlsby) h=8", Method::Adapter(AdapterConfig { sub_layers: SubLayers::Both, ..adapter.clone() })),
+        ("adapter+ h=8", Method::Adapter(AdapterConfig { channel_scale: true, ..adapter })),
+        ("adapt_former h=8", Method::AdaptFormer(former.clone())),
+        ("adapt_former h=8, channel s", Method::AdaptFormer(AdaptFormerConfig { channel_scale: true, ..former })),
+        ("lora q, v r=8", Method::Lora(LoraConfig::default())),
+        ("ssf", Method::Ssf(SsfConfig::default())),
+        ("rep_adapter h=8", Method::RepAdapter(RepAdapterConfig::default())),
+        ("fact tt r=16", Method::Fact(FactConfig::default())),
+        ("fact tk r=16", Method::Fact(FactConfig { form: FactForm::Tucker, ..Default::default() })),
+    ]
+}
+
+/// Convpass in other places, with other kernels, and in few bits.
+#[rustfmt::skip]
+fn ablations() -> Vec<(&'static str, Method)> {
+    use SubLayers::{Attention, Mlp};
     let bypass = ConvBypassConfig::default();
     let beside = |sub_layers| ConvBypassConfig { sub_layers, ..bypass.clone() };
     let sequential = |sub_layers| ConvBypassConfig { placement: Placement::Sequential, ..beside(sub_layers) };
@@ -118,25 +147,7 @@ fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
     let low_bit = |bits| Method::LowBit(LowBitConfig {
         bits, method: Box::new(Method::ConvBypass(bypass.clone()))
     });
-    let adapter = AdapterConfig::default();
-    let former = AdaptFormerConfig::default();
-    let named = [
-        ("linear_probe", Method::LinearProbe),
-        ("full", Method::Full),
-        ("bit_fit", Method::BitFit),
-        ("layer_norm", Method::LayerNorm),
-        ("vpt shallow, 5 prompts", Method::Vpt(VptConfig { deep: false, ..Default::default() })),
-        ("vpt deep, 5 prompts", Method::Vpt(VptConfig::default())),
-        ("adapter (Pfeiffer) h=8", Method::Adapter(adapter.clone())),
-        ("adapter (Houlsby) h=8", Method::Adapter(AdapterConfig { sub_layers: Both, ..adapter.clone() })),
-        ("adapter+ h=8", Method::Adapter(AdapterConfig { channel_scale: true, ..adapter })),
-        ("adapt_former h=8", Method::AdaptFormer(former.clone())),
-        ("adapt_former h=8, channel s", Method::AdaptFormer(AdaptFormerConfig { channel_scale: true, ..former })),
-        ("lora q, v r=8", Method::Lora(LoraConfig::default())),
-        ("ssf", Method::Ssf(SsfConfig::default())),
-        ("rep_adapter h=8", Method::RepAdapter(RepAdapterConfig::default())),
-        ("fact tt r=16", Method::Fact(FactConfig::default())),
-        ("fact tk r=16", Method::Fact(FactConfig { form: FactForm::Tucker, ..Default::default() })),
+    vec![
         ("conv_bypass h=8, MLP", Method::ConvBypass(beside(Mlp))),
         ("conv_bypass h=8, after attn", Method::ConvBypass(sequential(Attention))),
         ("conv_bypass h=8, after MLP", Method::ConvBypass(sequential(Mlp))),
@@ -150,15 +161,7 @@ fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
         ("conv_bypass h=8, 2 bits", low_bit(2)),
         ("conv_bypass h=8, 4 bits", low_bit(4)),
         ("conv_bypass h=8, 8 bits", low_bit(8)),
-    ];
-    let mut methods = named.map(|(label, method)| (label.to_owned(), method)).to_vec();
-    for &bottleneck_dim in bottleneck_dims {
-        for (place, sub_layers) in [("", Both), (", attention", Attention)] {
-            let config = ConvBypassConfig { bottleneck_dim, ..beside(sub_layers) };
-            methods.push((format!("conv_bypass h={bottleneck_dim}{place}"), Method::ConvBypass(config)));
-        }
-    }
-    methods
+    ]
 }
 
 /// The presets of every family.
@@ -196,7 +199,7 @@ fn rows<B: Backbone>(
                 AuditLine { label, audit: Some(row), built: counted.transpose()?, refused: None }
             }
             Err(error) => {
-                let (built, refused) = (counted.and_then(Result::ok), Some(error.to_string()));
+                let (built, refused) = (counted.and_then(Result::ok), Some(chain_of(error)));
                 AuditLine { label, audit: None, built, refused }
             }
         })

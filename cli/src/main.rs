@@ -34,14 +34,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Finetune(finetune::Args),
-    Sweep(sweep::Args),
-    FewShot(few_shot::Args),
-    ZeroShot(zero_shot::Args),
-    Predict(predict::Args),
-    Report(report::Args),
-    Search(search::Args),
-    Audit(audit::Args),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Sweep(Box<sweep::SweepArgs>),
+    FewShot(Box<few_shot::FewShotArgs>),
+    ZeroShot(zero_shot::ZeroShotArgs),
+    Predict(predict::PredictArgs),
+    Report(report::ReportArgs),
+    Search(search::SearchArgs),
+    Audit(audit::AuditArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }

@@ -7,24 +7,33 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use crate::flags::OutFlag;
 use crate::{Cli, Outcome};
 
-/// Prints a completion script for a shell.
+/// Prints a script that makes a shell complete the subcommands and flags.
 ///
-/// For bash: `convpass completions bash > ~/.local/share/bash-completion/completions/convpass`
+/// The script goes to standard output; each shell has a folder of its own for such scripts.
 #[derive(clap::Args)]
+#[command(
+    after_long_help = "Example:\n  convpass completions bash > ~/.local/share/bash-completion/completions/convpass"
+)]
 pub struct CompletionsArgs {
-    /// The shell.
+    /// Shell that completes.
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// Writes man pages, one for each subcommand.
+/// Writes manual pages, one for the program and one for each subcommand.
+///
+/// They hold the same text as --help.
 #[derive(clap::Args)]
+#[command(
+    mut_arg("out", |arg| arg.help("Folder for the pages [default: man]")),
+    after_long_help = "Example:\n  convpass man --out ~/.local/share/man/man1\n  man convpass-finetune"
+)]
 pub struct ManArgs {
-    /// Folder for the pages, such as ~/.local/share/man/man1.
-    #[arg(long)]
-    out: PathBuf,
+    #[command(flatten)]
+    out: OutFlag,
 }
 
 pub fn completions(args: &CompletionsArgs) -> Result<Outcome> {
@@ -33,8 +42,8 @@ pub fn completions(args: &CompletionsArgs) -> Result<Outcome> {
 }
 
 pub fn man(args: &ManArgs) -> Result<Outcome> {
-    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    clap_mangen::generate_to(Cli::command(), &args.out)
-        .with_context(|| args.out.display().to_string())?;
+    let out = args.out.folder(|| PathBuf::from("man"));
+    std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+    clap_mangen::generate_to(Cli::command(), &out).with_context(|| out.display().to_string())?;
     Ok(Outcome::Done)
 }

@@ -78,9 +78,11 @@ pub fn precision_of(record: &RunRecord) -> Result<Precision> {
     Ok(record.precision.as_deref().map_or(Ok(Precision::F32), str::parse)?)
 }
 
-/// Starts the head of `model` from the adapter in `file`; the file's digest.
-pub fn start_head<B: Backbone>(model: &mut PetlModel<B>, file: &Path) -> Result<String> {
-    let source = model.load_head(file)?;
+/// Starts the head of `model` from the adapter in `path`, which is its file or the folder of its run.
+/// Returns the digest of the file.
+pub fn start_head<B: Backbone>(model: &mut PetlModel<B>, path: &Path) -> Result<String> {
+    let file = adapter_file(path);
+    let source = model.load_head(&file)?;
     if source.is_of_other_backbone {
         let file = file.display();
         eprintln!(
@@ -88,6 +90,23 @@ pub fn start_head<B: Backbone>(model: &mut PetlModel<B>, file: &Path) -> Result<
         );
     }
     Ok(source.digest)
+}
+
+/// The file of an adapter: `path` itself, or the one in the folder of a run.
+pub fn adapter_file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("adapter.safetensors") } else { path.to_owned() }
+}
+
+/// The names of the classes in `file`, one on each line; none if there is no such file.
+pub fn class_names(file: &Path) -> Result<Vec<String>> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => {
+            let text = text.trim_start_matches('\u{feff}').trim_end();
+            Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| file.display().to_string()),
+    }
 }
 
 /// SHA-256 of a file in hex.

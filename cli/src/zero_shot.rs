@@ -15,69 +15,75 @@ use convpass::{AnyBackbone, FrozenViT, Method, PetlConfig, PetlModel};
 use tch::{Device, Tensor};
 
 use crate::Outcome;
-use crate::flags::{BackboneFile, BackboneFlags};
-use crate::targets::{self, Target, TargetSet, parse_target};
+use crate::flags::{BackboneFlags, ClassFlag, InputFlags, TargetFlags, ThreadFlags};
+use crate::targets::{self, Target, TargetSet};
 
-/// Classifies images by class names alone with CLIP, on a set and on others of the same classes.
+/// Classifies images by class names alone with CLIP, and prints the top-1 accuracy of each set.
 ///
-/// A set is a list with a line `path label` for each image, or a folder with a folder for each class.
-/// The shorter side of an image is resized to the model's side, and the centre is taken. --head-out
-/// writes the classifier as an adapter, from which `finetune` and `few-shot` can start.
+/// A set is a list with a line `path label` for each image, or a folder with one folder for each
+/// class. The shorter side of an image is resized to the image size, and the centre is cut out.
+/// --head-out writes the classifier as an adapter, from whose head `finetune` and `few-shot` can
+/// start.
 #[derive(clap::Args)]
 #[command(
+    mut_arg("backbone", |arg| arg.required(true).help(
+        "Checkpoint of a CLIP with its text tower: a file, or a folder that holds one"
+    )),
+    mut_arg("classes", |arg| arg.required(true)),
     after_long_help = "Example:\n  convpass zero-shot --backbone clip/ --tokenizer clip/ --classes names.txt --data imagenet/test.txt --target sketch=sketch/test.txt"
 )]
-pub struct Args {
-    #[command(flatten)]
-    file: BackboneFile,
-    #[command(flatten)]
-    flags: BackboneFlags,
-    /// CLIP's vocabulary: a file, or the folder that holds it.
-    #[arg(long)]
+pub struct ZeroShotArgs {
+    /// Vocabulary of CLIP: tokenizer.json, vocab.json or bpe_simple_vocab_16e6.txt.gz, or the folder
+    /// that holds it.
+    #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
-    /// Names of the classes, one a line.
-    #[arg(long)]
-    classes: PathBuf,
-    /// Sentences with {} for the name, one a line [default: six for photos of anything].
-    #[arg(long)]
+    /// Text file with one sentence on each line, in which {} stands for the name of the class
+    /// [default: six sentences for photos].
+    #[arg(long, value_name = "FILE")]
     templates: Option<PathBuf>,
-    /// The images: a list, or a folder with a folder for each class; the file of its classes, by name or number, if a
-    /// list has not all of them or the folders have other names.
-    #[arg(long, value_name = "IMAGES[:CLASSES]")]
+    #[command(flatten)]
+    threads: ThreadFlags,
+    /// Images: a folder with one folder for each class, or a list. A list that does not have all
+    /// classes, and folders that are not named after them, need the file of their classes, by name or
+    /// number.
+    #[arg(long, value_name = "IMAGES[:CLASSES]", help_heading = "Data")]
     data: String,
-    /// Another set, likewise.
-    #[arg(long = "target", value_name = "NAME=IMAGES[:CLASSES]", value_parser = parse_target)]
-    targets: Vec<Target>,
-    /// Folder that the paths of the lists are relative to [default: each list's own].
-    #[arg(long)]
+    #[command(flatten)]
+    targets: TargetFlags,
+    #[command(flatten)]
+    classes: ClassFlag,
+    /// Folder that the paths in lists are relative to [default: the folder of each list].
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
     root: Option<PathBuf>,
-    /// Write an adapter whose head is made of the class names and that trains nothing else.
-    #[arg(long)]
-    head_out: Option<PathBuf>,
-    /// Attention heads of the text tower.
-    #[arg(long)]
+    #[command(flatten)]
+    input: InputFlags,
+    #[command(flatten)]
+    backbone: BackboneFlags,
+    /// Attention heads of the text tower, if the checkpoint does not say how many [default: one for
+    /// every 64 channels].
+    #[arg(long, value_name = "N", help_heading = "Backbone")]
     text_heads: Option<i64>,
-    /// Mean and deviation of the pixels: imagenet, half, unit or clip.
-    #[arg(long, default_value_t = Normalization::Clip)]
-    normalization: Normalization,
-    /// Images at a time.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    batch_size: usize,
+    /// File for an adapter that trains nothing and whose head is the classifier of the class names.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    head_out: Option<PathBuf>,
 }
 
-pub fn run(args: &Args) -> Result<Outcome> {
-    let device = args.flags.device.device()?;
-    let names = read_class_names(&args.classes)?;
-    let _guard = args.flags.precision().guard(device)?;
-    let backbone = args.flags.open(&args.file.backbone)?.backbone;
+pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
+    args.threads.apply()?;
+    let device = args.backbone.device.device()?;
+    let names = read_class_names(args.classes.classes.as_ref().context("--classes is needed")?)?;
+    let _guard = args.backbone.precision().guard(device)?;
+    let opened = args.backbone.open(args.backbone.checkpoint()?)?;
+    let normalization = opened.normalization(args.input.normalization)?;
+    let backbone = opened.backbone;
     let vit = backbone.as_vit().context("--backbone: not a CLIP tower")?.clone();
     let data = targets::named("data", &args.data);
-    let sets: Vec<Target> = [data].into_iter().chain(args.targets.iter().cloned()).collect();
+    let sets: Vec<Target> = [data].into_iter().chain(args.targets.targets.clone()).collect();
     let sets = targets::read(&sets, args.root.as_deref(), &names)?;
     let (rows, columns) = vit.config().image_size;
     let resize = Resize::center_crop(rows.max(columns), (rows, columns))?;
     let zero_shot = encode(args, &names, device)?;
-    let bench = Bench { args, device, resize, backbone, vit, zero_shot };
+    let bench = Bench { args, device, resize, normalization, backbone, vit, zero_shot };
     if let Some(out) = &args.head_out {
         bench.write_head(&sets[0], names.len() as i64, out)?;
     }
@@ -86,24 +92,26 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// The classes by the text tower, which is dropped after it.
-fn encode(args: &Args, names: &[String], device: Device) -> Result<ZeroShot> {
+fn encode(args: &ZeroShotArgs, names: &[String], device: Device) -> Result<ZeroShot> {
     let tokenizer = ClipTokenizer::open(&args.tokenizer)?;
     let templates = match &args.templates {
         Some(file) => Templates::read(file)?,
         None => Templates::default(),
     };
-    let mut config = ClipTextConfig::infer(&args.file.backbone)?;
+    let file = args.backbone.checkpoint()?;
+    let mut config = ClipTextConfig::infer(file)?;
     config.num_heads = args.text_heads.unwrap_or(config.num_heads);
-    config.activation = args.flags.activation.map_or(config.activation, MlpActivation::from);
-    let text = ClipText::open_with(&args.file.backbone, &config, device)?;
+    config.activation = args.backbone.activation.map_or(config.activation, MlpActivation::from);
+    let text = ClipText::open_with(file, &config, device)?;
     Ok(tch::no_grad(|| ZeroShot::encode(&text, &tokenizer, names, &templates))?)
 }
 
 /// What the sets are measured with.
 struct Bench<'a> {
-    args: &'a Args,
+    args: &'a ZeroShotArgs,
     device: Device,
     resize: Resize,
+    normalization: Normalization,
     backbone: AnyBackbone,
     vit: FrozenViT,
     zero_shot: ZeroShot,
@@ -127,7 +135,7 @@ impl Bench<'_> {
     }
 
     fn evaluate(&self, set: &TargetSet) -> Result<Evaluation> {
-        let images = ImageDataset::stream(&set.list, self.resize);
+        let images = self.stream(set);
         let logits = &mut |images: &Tensor| {
             let features = self.vit.features(images)?;
             self.zero_shot.logits(&self.vit.project(&features)?)
@@ -142,19 +150,28 @@ impl Bench<'_> {
         Ok(sum?)
     }
 
+    /// The images of a set, decoded as they are reached.
+    fn stream(&self, set: &TargetSet) -> ImageDataset {
+        let images = ImageDataset::stream(&set.list, self.resize);
+        match self.args.threads.threads {
+            Some(threads) => images.with_threads(threads),
+            None => images,
+        }
+    }
+
     fn batches(&self) -> BatchConfig {
         BatchConfig {
-            batch_size: self.args.batch_size,
+            batch_size: self.args.input.batch_size(),
             partial: PartialBatch::Keep,
             order: Order::Sequential,
-            normalization: self.args.normalization,
+            normalization: self.normalization,
             device: self.device,
         }
     }
 
     /// An adapter that is a head alone, scaled for a batch of images of any classes.
     fn write_head(&self, data: &TargetSet, classes: i64, out: &Path) -> Result<()> {
-        let images = ImageDataset::stream(&data.list, self.resize);
+        let images = self.stream(data);
         let any = BatchConfig { order: Order::Shuffled { seed: 0, epoch: 0 }, ..self.batches() };
         let (images, _) = Batches::new(&images, any)?.next().context("--data")??;
         let config = PetlConfig::new(Method::LinearProbe, classes);

@@ -62,18 +62,30 @@ fn every_subcommand_is_listed() {
 
 #[test]
 fn wrong_arguments_are_named_and_exit_with_2() {
+    let run = ["finetune", "--task", "dtd", "--backbone", "x"];
+    let run = |flags: &[&'static str]| [&run[..], flags].concat();
     for (arguments, part) in [
-        (&["finetune", "--task", "dtd"][..], "--backbone"),
-        (&["finetune", "--task", "dtd", "--backbone", "x", "--seeds", "1"], "--seeds"),
-        (&["finetune", "--task", "dtd", "--backbone", "x", "--precision", "f8"], "f8"),
-        (&["finetune", "--task", "dtd", "--backbone", "x", "--method", "lorra"], "lorra"),
-        (&["finetune", "--task", "dtd", "--backbone", "x", "--cuda"], "--cuda"),
-        (&["sweep", "--plan", "plan.toml", "--seeds", "1"], "--seeds"),
-        (&["few-shot", "--data", "x"], "--test"),
-        (&["predict", "--adapter", "x"], "IMAGES"),
-        (&["serve"], "serve"),
+        (vec!["finetune", "--task", "dtd"], "--backbone"),
+        (run(&["--seeds", "1"]), "--seeds"),
+        (run(&["--precision", "f8"]), "f8"),
+        (run(&["--method", "lorra"]), "lorra"),
+        (run(&["--method", r#"{"name": "lora", "rnk": 4}"#]), "rnk"),
+        (run(&["--cuda"]), "--cuda"),
+        (run(&["--batch-size", "0"]), "--batch-size"),
+        // Flags that belong to a mode, outside it.
+        (run(&["--method", "lora", "--scale", "2"]), "--scale needs --method convpass"),
+        (run(&["--select", "val", "--also-best-on-test", "1"]), "--also-best-on-test needs"),
+        (vec!["sweep", "--plan", "plan.toml", "--seeds", "1"], "--seeds"),
+        (vec!["sweep", "--plan", "plan.toml", "--dropout", "0"], "--dropout"),
+        (vec!["sweep", "--methods", "lora,bitfit", "--h", "4"], "--bottleneck-dim needs convpass"),
+        (vec!["report", "runs", "--data", "data"], "--backbone"),
+        (vec!["report", "runs", "--fresh"], "--backbone"),
+        (vec!["few-shot", "--data", "x"], "--test"),
+        (vec!["zero-shot", "--data", "x"], "--classes"),
+        (vec!["predict", "--adapter", "x"], "IMAGES"),
+        (vec!["serve"], "serve"),
     ] {
-        let output = convpass(arguments);
+        let output = convpass(&arguments);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(part), "{arguments:?}: {said}");

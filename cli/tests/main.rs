@@ -1,4 +1,9 @@
-//! The command `convpass` as users run it.
+//! The command `convpass` as users run it: each test starts the program as a process.
 
+mod few_shot;
+mod finetune;
 mod help;
-mod programs;
+mod others;
+mod predict;
+mod process;
+mod sweep;

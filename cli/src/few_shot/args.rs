@@ -4,80 +4,98 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use convpass::Method;
 use convpass::data::{Augment, Normalization};
 use convpass::train::{CosineSchedule, TrainConfig};
 
-use crate::flags::{BackboneFile, BackboneFlags, LogFlags, ThreadFlags, TrainingFlags};
-use crate::targets::{Target, parse_target};
+use crate::flags::{
+    BackboneFlags, ClassFlag, HeadFlag, InputFlags, LogFlags, MethodFlags, OutFlag, SeedsFlag,
+    TargetFlags, ThreadFlags, TrainingFlags, default_warmup,
+};
 
 /// Trains on a few images of each class, for several counts and seeds, and reports the mean.
 ///
-/// Training and test images are folders with a folder for each class, or lists with a line
-/// `path label` for each image. Every run leaves a folder with its adapter and record in --out,
-/// and results.csv holds all figures. A run that is there is not run again.
+/// Training and test images are folders with one folder for each class, or lists with a line
+/// `path label` for each image. --out receives a folder with the adapter and the record of each run,
+/// and results.csv. The same command continues after a stop: finished runs are skipped.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
+    mut_arg("backbone", |arg| arg.required(true)),
+    mut_arg("seeds", |arg| arg.help("Seeds, separated by commas: one draw of images and one run for each")),
+    mut_arg("head", |arg| arg.help(
+        "Start from the head of this adapter: its file, the folder of its run, or the --out of another few-shot call, in which case each run starts from the run of its own count and seed"
+    )),
+    mut_arg("classes", |arg| arg.help(
+        "Text file with the name of one class on each line, in the order of the labels [default: the names of the folders, sorted]"
+    )),
+    mut_arg("epochs", |arg| arg.help(
+        "Epochs: passes over the training images [default: 100; 50 for domain_generalization]"
+    )),
+    mut_arg("lr", |arg| arg.help(
+        "Peak learning rate, which a cosine schedule reaches after the warm-up [default: 5e-3; 1e-5 for domain_generalization]"
+    )),
+    mut_arg("warmup_epochs", |arg| arg.help(
+        "Epochs of warm-up at the start [default: a tenth of the epochs, at least 1; 0 for domain_generalization]"
+    )),
+    mut_arg("weight_decay", |arg| arg.help(
+        "Weight decay of AdamW [default: 1e-4; 0 for domain_generalization]"
+    )),
+    mut_arg("out", |arg| arg.help("Folder for the results [default: runs/NAME-METHOD-few-shot]")),
     after_long_help = "Examples:\n  convpass few-shot --data pets/train --test pets/test --backbone vit_base_patch16_224.safetensors --out runs/pets\n  convpass few-shot --protocol domain_generalization --head head.safetensors --data imagenet/train --test imagenet/val --target sketch=sketch --backbone CLIP.safetensors --out runs/dg"
 )]
-pub struct Args {
-    /// Training images: a folder with a folder for each class, or a list.
-    #[arg(long)]
-    pub data: PathBuf,
-    /// Test images: a folder with a folder for each class, or a list.
-    #[arg(long)]
-    pub test: PathBuf,
-    /// Another set of the same classes, or of some of them, to measure on.
-    #[arg(long = "target", value_name = "NAME=IMAGES[:CLASSES]", value_parser = parse_target)]
-    pub targets: Vec<Target>,
-    /// Names of the classes, one a line, in the order of the labels [default: the folders' names, sorted].
-    #[arg(long, value_name = "FILE")]
-    pub classes: Option<PathBuf>,
-    /// What the data is called in the records [default: the name of its folder].
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Adapter whose head the runs start from, the folder of its run, or the --out of another call,
-    /// in which case each run starts from its own.
-    #[arg(long, value_name = "PATH")]
-    pub head: Option<PathBuf>,
-    /// The paper's settings, for what no flag says.
-    #[arg(long, value_enum, default_value_t = Protocol::FewShot)]
+pub struct FewShotArgs {
+    /// Settings of the paper, for everything that no flag says.
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Protocol::FewShot)]
     pub protocol: Protocol,
-    /// Images of each class [default: 1,2,4,8,16; domain generalization 16].
-    #[arg(long, value_delimiter = ',')]
-    pub shots: Option<Vec<NonZeroUsize>>,
-    /// Seeds of the draws, and of the runs on them.
-    #[arg(long, value_delimiter = ',', default_value = "0,1,2", allow_negative_numbers = true)]
-    pub seeds: Vec<i64>,
-    /// Take all images of a class that has fewer.
-    #[arg(long)]
-    pub at_most: bool,
-    /// Name of a method, for its defaults, or its config as JSON: {"name": "lora", "rank": 4}.
-    #[arg(long, default_value = "convpass")]
-    pub method: Method,
-    /// How training images are changed [default: the protocol's].
-    #[arg(long, value_enum)]
-    pub augment: Option<Augmentation>,
-    /// Pixels of the shorter side of a test image before its centre is cut out [default: 8/7 of the
-    /// input's side; domain generalization the input's side].
-    #[arg(long, value_name = "PIXELS")]
-    pub test_resize: Option<i64>,
-    /// Folder for the runs and results.csv.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
     #[command(flatten)]
-    pub file: BackboneFile,
+    pub threads: ThreadFlags,
+    /// Training images: a folder with one folder for each class, or a list.
+    #[arg(long, value_name = "IMAGES", help_heading = "Data")]
+    pub data: PathBuf,
+    /// Test images: a folder with one folder for each class, or a list.
+    #[arg(long, value_name = "IMAGES", help_heading = "Data")]
+    pub test: PathBuf,
+    #[command(flatten)]
+    pub targets: TargetFlags,
+    #[command(flatten)]
+    pub classes: ClassFlag,
+    /// Name of the data in the records [default: the name of its folder].
+    #[arg(long, help_heading = "Data")]
+    pub name: Option<String>,
+    /// Counts of training images of each class, separated by commas: runs for each
+    /// [default: 1,2,4,8,16; 16 for domain_generalization].
+    #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Data")]
+    pub shots: Option<Vec<NonZeroUsize>>,
+    /// Use all images of a class that has fewer than asked for; without this flag such a class is an
+    /// error.
+    #[arg(long, help_heading = "Data")]
+    pub at_most: bool,
+    /// Augmentation of the training images [default: the one of the protocol].
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Data")]
+    pub augment: Option<Augmentation>,
+    /// Pixels that the shorter side of a test image is resized to before its centre is cut out
+    /// [default: 8/7 of the image size; the image size for domain_generalization].
+    #[arg(long, value_name = "PIXELS", help_heading = "Data")]
+    pub test_resize: Option<i64>,
+    #[command(flatten)]
+    pub input: InputFlags,
     #[command(flatten)]
     pub backbone: BackboneFlags,
     #[command(flatten)]
+    pub method: MethodFlags,
+    #[command(flatten)]
     pub training: TrainingFlags,
     #[command(flatten)]
-    pub logs: LogFlags,
+    pub head: HeadFlag,
     #[command(flatten)]
-    pub threads: ThreadFlags,
+    pub seeds: SeedsFlag,
+    #[command(flatten)]
+    pub out: OutFlag,
+    #[command(flatten)]
+    pub logs: LogFlags,
 }
 
+/// Settings of the paper.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Protocol {
@@ -87,18 +105,19 @@ pub enum Protocol {
     DomainGeneralization,
 }
 
+/// An augmentation of training images.
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Augmentation {
     /// Colour jitter and RandAugment.
     FewShot,
-    /// Random resized crop and flip.
+    /// Random resized crop and horizontal flip.
     DomainGeneralization,
-    /// As they are.
+    /// No augmentation.
     None,
 }
 
-impl Args {
+impl FewShotArgs {
     /// The first for few-shot learning, the second for domain generalization.
     fn by_protocol<T>(&self, few_shot: T, generalization: T) -> T {
         match self.protocol {
@@ -113,9 +132,15 @@ impl Args {
         self.shots.as_ref().map_or_else(default, said)
     }
 
-    /// What the shorter side of a test image becomes, where `side` is the input's.
+    /// The shorter side of a resized test image, in pixels, if `side` is that of the model's images.
     pub fn test_resize(&self, side: i64) -> i64 {
         self.test_resize.unwrap_or(self.by_protocol(side * 8 / 7, side))
+    }
+
+    /// The folder of the results.
+    pub fn folder(&self, method: &str) -> PathBuf {
+        let default = || format!("{}-{method}-few-shot", self.data_name());
+        self.out.folder(|| PathBuf::from("runs").join(default()))
     }
 
     /// What the data is called: the folder that holds the list, or the images, and where that is called `train` the
@@ -140,24 +165,26 @@ impl Args {
         normalization: Normalization,
     ) -> TrainConfig {
         let flags = &self.training;
-        let epochs = flags.epochs.unwrap_or(self.by_protocol(100, 50));
-        let lr = flags.lr.unwrap_or(self.by_protocol(5e-3, 1e-5));
+        let epochs = flags.length.epochs.unwrap_or(self.by_protocol(100, 50));
+        let lr = flags.length.lr.unwrap_or(self.by_protocol(5e-3, 1e-5));
         let schedule = CosineSchedule::with_lr(lr);
         let augment = self
             .augment
             .unwrap_or(self.by_protocol(Augmentation::FewShot, Augmentation::DomainGeneralization));
         TrainConfig {
             epochs,
-            batch_size: flags.batch_size.min(images),
+            batch_size: self.input.batch_size().min(images),
             schedule: CosineSchedule {
                 min_lr: self.by_protocol(schedule.min_lr, lr / 100.0),
                 warmup_epochs: flags
                     .warmup_epochs
-                    .unwrap_or(self.by_protocol((epochs / 10).max(1), 0)),
+                    .unwrap_or(self.by_protocol(default_warmup(epochs), 0)),
                 stepped: flags.schedule.into(),
                 ..schedule
             },
-            weight_decay: flags.weight_decay.unwrap_or(self.by_protocol(1e-4, 0.0)),
+            weight_decay: flags
+                .weight_decay
+                .unwrap_or(self.by_protocol(TrainingFlags::WEIGHT_DECAY, 0.0)),
             normalization,
             seed,
             augment: match augment {

@@ -9,13 +9,15 @@ use convpass::data::{
 };
 use convpass::eval::evaluate_logits;
 use convpass::train::{Observer, Progress, RunRecord, peak_rss_mb};
-use convpass::{AnyBackbone, PetlConfig, PetlModel};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
 
-use super::args::Args;
-use super::measured::{Measured, Set};
+use super::args::FewShotArgs;
+use super::measured::{Measured, MeasuredSet};
+use super::{Sets, TEST, save, say};
 use crate::flags::Opened;
 use crate::plan::PlannedRun;
 use crate::run_folder::{RunFolder, recorded, start_head};
+use crate::targets::TargetSet;
 
 /// The images that a run is trained on, and where its head is.
 pub struct Draw {
@@ -28,11 +30,11 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// Those of all runs, so that what one of them lacks is known before the first.
-    pub fn all(args: &Args, data: &FileList) -> Result<Vec<Draw>> {
+    /// The draws of all runs, so that what one of them lacks is known before the first.
+    pub fn all(args: &FewShotArgs, data: &FileList, out: &Path) -> Result<Vec<Draw>> {
         let mut draws: Vec<Draw> = Vec::new();
         for shots in args.shots() {
-            for &seed in &args.seeds {
+            for &seed in &args.seeds.seeds {
                 let twice = draws.iter().any(|draw| (draw.shots, draw.seed) == (shots, seed));
                 ensure!(
                     !twice,
@@ -44,8 +46,9 @@ impl Draw {
                     data.few_shot(shots, seed)?
                 };
                 let name = format!("{shots}shot-seed{seed}");
-                let head = args.head.as_deref().map(|head| head_of(head, &name)).transpose()?;
-                draws.push(Draw { shots, seed, list, out: args.out.join(name), head });
+                let head = args.head.head.as_deref();
+                let head = head.map(|head| head_of(head, &name)).transpose()?;
+                draws.push(Draw { shots, seed, list, out: out.join(name), head });
             }
         }
         Ok(draws)
@@ -63,12 +66,13 @@ fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// What all runs share.
-pub struct Job<'a> {
-    pub args: &'a Args,
+pub struct FewShotJob<'a> {
+    pub args: &'a FewShotArgs,
+    pub method: Method,
     pub classes: i64,
     pub class_names: Vec<String>,
-    pub test: Set,
-    pub targets: Vec<Set>,
+    pub test: MeasuredSet,
+    pub targets: Vec<MeasuredSet>,
     /// Of test images, before their centre is cut out.
     pub shorter_side: i64,
     pub opened: Opened,
@@ -88,14 +92,51 @@ pub struct DrawResult {
     pub targets: Vec<f64>,
 }
 
-impl Job<'_> {
-    /// Runs what is not there yet.
-    pub fn run(&self, draw: &Draw) -> Result<DrawResult> {
+impl<'a> FewShotJob<'a> {
+    /// Prepares what all runs share.
+    pub fn new(
+        args: &'a FewShotArgs,
+        method: Method,
+        sets: Sets,
+        opened: Opened,
+    ) -> Result<FewShotJob<'a>> {
+        let (rows, columns) = opened.image_size();
+        let shorter_side = args.test_resize(rows.max(columns));
+        let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
+        let target = |set: TargetSet| MeasuredSet::new(&set.name, &set.list, set.subset, resize);
+        Ok(FewShotJob {
+            args,
+            method,
+            classes: sets.data.num_classes(),
+            class_names: sets.class_names,
+            test: MeasuredSet::new(TEST, &sets.test, None, resize)?,
+            targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
+            shorter_side,
+            normalization: opened.normalization(args.input.normalization)?,
+            digest: opened.backbone.digest()?,
+            opened,
+        })
+    }
+
+    /// Runs every draw, and writes the table in `file` after each.
+    pub fn run_all(&self, draws: &[Draw], file: &Path) -> Result<()> {
+        let mut outcomes = Vec::new();
+        for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
+            let first = outcomes.len();
+            for draw in draws {
+                outcomes.push(self.run(draw)?);
+                save(file, &outcomes, &self.targets)?;
+            }
+            say(&outcomes[first..], &self.targets);
+        }
+        Ok(())
+    }
+
+    /// Trains and tests a draw if that was not done before, and measures its adapter on the targets.
+    fn run(&self, draw: &Draw) -> Result<DrawResult> {
         let out = &draw.out;
-        let petl = PetlConfig {
-            seed: draw.seed,
-            ..PetlConfig::new(self.args.method.clone(), self.classes)
-        };
+        let petl =
+            PetlConfig { seed: draw.seed, ..PetlConfig::new(self.method.clone(), self.classes) };
         let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
         let shorter_side = Some(self.shorter_side);
         model.set_preprocessing(self.opened.preprocessing(self.normalization, shorter_side));
@@ -108,7 +149,7 @@ impl Job<'_> {
             tensorboard: self.args.logs.tensorboard,
         };
         let is_done = finished(&out.join("run.json"), &planned)?;
-        let (mut model, mut known) = if is_done {
+        let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
             let (model, known) = self.train(model, draw, folder, planned)?;
@@ -120,6 +161,18 @@ impl Job<'_> {
         };
         let when = if is_done { ", done before" } else { "" };
         println!("{}: top-1 {test_top1:.2} %{when}", out.display());
+        let targets = self.targets(out, model, &mut known)?;
+        let (shots, seed, images) = (draw.shots, draw.seed, draw.list.entries().len());
+        Ok(DrawResult { shots, seed, images, test_top1, targets })
+    }
+
+    /// Top-1 in percent on each target; the model of the run is opened if it has to measure.
+    fn targets(
+        &self,
+        out: &Path,
+        mut model: Option<PetlModel<AnyBackbone>>,
+        known: &mut Measured,
+    ) -> Result<Vec<f64>> {
         let mut targets = Vec::new();
         for target in &self.targets {
             let top1 = match known.top1(target) {
@@ -129,14 +182,13 @@ impl Job<'_> {
                         Some(of_run) => of_run,
                         None => self.adapted(out)?,
                     };
-                    self.measure(model.insert(of_run), target, &mut known)?
+                    self.measure(model.insert(of_run), target, known)?
                 }
             };
             println!("{}: {} {top1:.2} %", out.display(), target.name);
             targets.push(top1);
         }
-        let (shots, seed, images) = (draw.shots, draw.seed, draw.list.entries().len());
-        Ok(DrawResult { shots, seed, images, test_top1, targets })
+        Ok(targets)
     }
 
     /// What the run's record has to say.
@@ -192,7 +244,7 @@ impl Job<'_> {
             task: planned.task,
             model: planned.model,
             train: planned.train,
-            backbone: self.args.file.backbone.display().to_string(),
+            backbone: self.args.backbone.checkpoint()?.display().to_string(),
             backbone_digest: planned.backbone_digest,
             precision: planned.precision,
             image_size: Some(planned.image_size),
@@ -223,11 +275,11 @@ impl Job<'_> {
     fn measure(
         &self,
         model: &PetlModel<AnyBackbone>,
-        set: &Set,
+        set: &MeasuredSet,
         known: &mut Measured,
     ) -> Result<f64> {
         let config = BatchConfig {
-            batch_size: self.args.training.batch_size,
+            batch_size: self.args.input.batch_size(),
             partial: PartialBatch::Keep,
             order: Order::Sequential,
             normalization: self.normalization,

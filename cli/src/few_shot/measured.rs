@@ -17,7 +17,7 @@ use crate::files::write_atomically;
 const FILE: &str = "measured.json";
 
 /// Images to measure on.
-pub struct Set {
+pub struct MeasuredSet {
     pub name: String,
     pub images: ImageDataset,
     /// The model's classes that it has, if it does not have all.
@@ -26,7 +26,7 @@ pub struct Set {
     sizes: String,
 }
 
-impl Set {
+impl MeasuredSet {
     /// The images of `list`, decoded as they are reached.
     pub fn new(
         name: &str,
@@ -42,7 +42,7 @@ impl Set {
         }
         let sizes = format!("{:x}", sizes.finalize());
         let images = ImageDataset::stream(list, resize);
-        Ok(Set { name: name.to_owned(), images, subset, sizes })
+        Ok(MeasuredSet { name: name.to_owned(), images, subset, sizes })
     }
 
     fn classes(&self) -> Option<Vec<i64>> {
@@ -90,13 +90,13 @@ impl Measured {
     }
 
     /// Top-1 in percent on the very images and classes of `set`, if it was measured.
-    pub fn top1(&self, set: &Set) -> Option<f64> {
+    pub fn top1(&self, set: &MeasuredSet) -> Option<f64> {
         let found = self.sets.get(&set.name)?;
         let known = (found.split.as_str(), &found.sizes, found.classes.clone());
         (known == (set.images.split_hash(), &set.sizes, set.classes())).then_some(found.top1)
     }
 
-    pub fn add(&mut self, set: &Set, top1: f64) -> Result<()> {
+    pub fn add(&mut self, set: &MeasuredSet, top1: f64) -> Result<()> {
         let accuracy = Accuracy {
             split: set.images.split_hash().to_owned(),
             sizes: set.sizes.clone(),

@@ -6,18 +6,16 @@ mod measured;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use convpass::Backbone;
+use anyhow::{Result, bail};
 use convpass::clip::read_class_names;
-use convpass::data::{FileList, Resize};
+use convpass::data::FileList;
 
-pub use args::Args;
-use job::{Draw, DrawResult, Job};
-use measured::Set;
+pub use args::FewShotArgs;
+use job::{Draw, DrawResult, FewShotJob};
+use measured::MeasuredSet;
 
 use crate::Outcome;
 use crate::files::write_atomically;
-use crate::flags::Opened;
 use crate::report::Spread;
 use crate::targets::{self, TargetSet};
 
@@ -26,12 +24,15 @@ const TEST: &str = "test";
 /// Names that a target cannot have: that one, and those of the columns before it.
 const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
-pub fn run(args: &Args) -> Result<Outcome> {
+pub fn run(args: &FewShotArgs) -> Result<Outcome> {
+    let method = args.method.chosen("")?;
     args.threads.apply()?;
     let sets = Sets::read(args)?;
-    let draws = Draw::all(args, &sets.data)?;
+    let out = args.folder(method.name());
+    let draws = Draw::all(args, &sets.data, &out)?;
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
-    run_draws(args, sets, &draws, args.backbone.open(&args.file.backbone)?)?;
+    let opened = args.backbone.open(args.backbone.checkpoint()?)?;
+    FewShotJob::new(args, method, sets, opened)?.run_all(&draws, &out.join("results.csv"))?;
     Ok(Outcome::Done)
 }
 
@@ -45,8 +46,8 @@ struct Sets {
 }
 
 impl Sets {
-    fn read(args: &Args) -> Result<Self> {
-        let names = args.classes.as_ref().map(read_class_names).transpose()?;
+    fn read(args: &FewShotArgs) -> Result<Self> {
+        let names = args.classes.classes.as_ref().map(read_class_names).transpose()?;
         let list = |file: &Path, classes: Option<i64>| {
             FileList::read(file.parent().unwrap_or(Path::new("")), file, classes)
         };
@@ -56,15 +57,17 @@ impl Sets {
             None if is_folder => FileList::from_folders(&args.data)?,
             names => list(&args.data, names.as_ref().map(|names| names.len() as i64))?,
         };
-        let test = match args.test.is_dir() {
-            true if is_folder => FileList::from_folders_of(&args.test, data.class_names())?,
-            true => bail!("{}: --test must be a list where --data is one", args.test.display()),
-            false => list(&args.test, Some(data.num_classes()))?,
+        let test = if !args.test.is_dir() {
+            list(&args.test, Some(data.num_classes()))?
+        } else if is_folder {
+            FileList::from_folders_of(&args.test, data.class_names())?
+        } else {
+            bail!("{}: --test must be a list where --data is one", args.test.display())
         };
         let numbers = || (0..data.num_classes()).map(|class| class.to_string()).collect();
         let names =
             if is_folder { data.class_names().to_vec() } else { names.unwrap_or_else(numbers) };
-        let targets = targets::read(&args.targets, None, &names)?;
+        let targets = targets::read(&args.targets.targets, None, &names)?;
         let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
         if let Some(target) = targets.iter().find(is_taken) {
             bail!("--target: {} is what another column of results.csv is called", target.name);
@@ -73,43 +76,8 @@ impl Sets {
     }
 }
 
-/// Every run, and what is said of it.
-fn run_draws(args: &Args, sets: Sets, draws: &[Draw], opened: Opened) -> Result<()> {
-    let (rows, columns) = opened.image_size();
-    let shorter_side = args.test_resize(rows.max(columns));
-    let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
-    let target = |set: TargetSet| Set::new(&set.name, &set.list, set.subset, resize);
-    let targets = sets.targets.into_iter().map(target).collect::<Result<Vec<_>>>()?;
-    let test = Set::new(TEST, &sets.test, None, resize)?;
-    let classes = sets.data.num_classes();
-    let digest = opened.backbone.digest()?;
-    let normalization = opened.normalization(args.training.normalization)?;
-    let class_names = sets.class_names;
-    let job = Job {
-        args,
-        classes,
-        class_names,
-        test,
-        targets,
-        shorter_side,
-        opened,
-        normalization,
-        digest,
-    };
-    let mut outcomes = Vec::new();
-    for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
-        let first = outcomes.len();
-        for draw in draws {
-            outcomes.push(job.run(draw)?);
-            save(&args.out.join("results.csv"), &outcomes, &job.targets)?;
-        }
-        say(&outcomes[first..], &job.targets);
-    }
-    Ok(())
-}
-
 /// Mean and deviation over the seeds, of each set.
-fn say(outcomes: &[DrawResult], targets: &[Set]) {
+fn say(outcomes: &[DrawResult], targets: &[MeasuredSet]) {
     let line = |set: &str, top1: &dyn Fn(&DrawResult) -> f64| {
         let figures: Vec<f64> = outcomes.iter().map(top1).collect();
         let (Some(spread), Some(first)) = (Spread::of(&figures), outcomes.first()) else { return };
@@ -125,7 +93,7 @@ fn say(outcomes: &[DrawResult], targets: &[Set]) {
     }
 }
 
-fn save(file: &Path, outcomes: &[DrawResult], targets: &[Set]) -> Result<()> {
+fn save(file: &Path, outcomes: &[DrawResult], targets: &[MeasuredSet]) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     let names = targets.iter().map(|target| target.name.as_str());
     table.write_record(COLUMNS[1..].iter().copied().chain(names))?;

@@ -3,96 +3,76 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use convpass::data::vtab::{VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
 use convpass::eval::{PrefixCache, evaluate};
 use convpass::train::{
     BestOnTest, Fit, Observer, Progress, RunRecord, Selection, TrainConfig, peak_rss_mb,
 };
-use convpass::{Backbone, Method, PetlConfig, PetlModel};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
 
-use super::args::{Args, Select, Spec};
+use super::args::{FinetuneArgs, RunSpec, Select};
 use super::watch::Watch;
-use crate::flags::{Opened, TrainingFlags};
-use crate::run_folder::{RunFolder, recorded, start_head};
+use crate::failure::chain_of;
+use crate::flags::Opened;
+use crate::run_folder::{RunFolder, class_names, recorded, start_head};
 use crate::stop::Stop;
 
 /// One run: a method on a task.
-pub struct Job<'a> {
-    pub args: &'a Args,
+pub struct FinetuneJob<'a> {
+    pub args: &'a FinetuneArgs,
     pub folder: &'a VtabFolder,
     pub method: Method,
     pub out: &'a Path,
     pub stop: &'a Stop,
 }
 
-impl Job<'_> {
-    pub fn run(&self, opened: Opened) -> Result<RunRecord> {
-        let normalization = opened.normalization(self.args.training.normalization);
-        let image_size = opened.image_size();
+/// The images of a run.
+struct RunImages {
+    train: ImageDataset,
+    /// What the model is measured on after epochs.
+    watched: Option<ImageDataset>,
+    test: ImageDataset,
+}
+
+impl FinetuneJob<'_> {
+    /// Trains, tests, and writes the adapter and the record.
+    pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
         let (args, out) = (self.args, self.out);
-        let Spec { model: model_config, train: train_config } = self.spec(normalization)?;
-        let label = format!("{} {}", self.folder.name(), model_config.method.name());
-        let mut model = PetlModel::new(opened.backbone.clone(), &model_config)?;
-        model.set_preprocessing(opened.preprocessing(train_config.normalization, None));
-        let head_digest = match &args.head {
-            Some(file) => Some(start_head(&mut model, file)?),
-            None => None,
-        };
-        println!(
-            "{label}: {}, normalization {}",
-            model.trainable_params(),
-            train_config.normalization
-        );
+        let spec = self.spec(opened.normalization(args.input.normalization))?;
+        let label = format!("{} {}", self.folder.name(), spec.model.method.name());
+        let (mut model, head_digest) = self.model(opened, &spec)?;
+        let normalization = spec.train.normalization;
+        println!("{label}: {}, normalization {normalization}", model.trainable_params());
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
 
-        let load = |split| ImageDataset::load(self.folder.split(split), image_size);
-        let test = self.test_images(image_size)?;
-        let best_on_test = args.also_best_on_test.is_some();
-        let (train, watched) = match args.select {
-            Select::Last => (load(VtabSplit::Train800Val200)?, best_on_test.then(|| test.clone())),
-            Select::Val | Select::Trial => {
-                (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
-            }
-        };
+        let images = self.images(opened.image_size())?;
+        let watches_test = args.looks.also_best_on_test.is_some();
         let progress = Progress::new(&label);
-        let mut watch = Watch { progress, watches_test: best_on_test, stop: self.stop.clone() };
+        let mut watch = Watch { progress, watches_test, stop: self.stop.clone() };
         let kept = RunFolder {
             path: out,
             checkpoint_every: args.logs.checkpoint_every,
             tensorboard: args.logs.tensorboard,
         };
-        let mut fit = kept.fit(&mut model, &train, watched.as_ref(), &train_config, &mut watch)?;
+        let (train, watched) = (&images.train, images.watched.as_ref());
+        let mut fit = kept.fit(&mut model, train, watched, &spec.train, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
-        let best_on_test = best_on_test.then(|| split_off(&mut fit, &train_config)).flatten();
+        let best_on_test = watches_test.then(|| split_off(&mut fit, &spec.train)).flatten();
 
         let is_tested = !fit.stopped && args.select != Select::Trial;
         let start = Instant::now();
         let test_top1 =
-            if is_tested { self.test(&model, &test, &train_config, &mut watch)? } else { None };
-        let hash = |set: &ImageDataset| set.split_hash().to_owned();
+            if is_tested { self.test(&model, &images.test, &spec, &mut watch)? } else { None };
+        let test_seconds = test_top1.map(|_| start.elapsed().as_secs_f64());
         let record = RunRecord {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: self.folder.name().to_owned(),
-            model: model_config,
-            train: train_config,
-            backbone: args.file.backbone.display().to_string(),
-            backbone_digest: model.backbone().digest()?,
-            precision: recorded(args.backbone.precision()),
-            image_size: Some(image_size),
-            test_shorter_side: None,
-            shots: None,
-            train_split: hash(&train),
-            val_split: watched.as_ref().filter(|_| args.select != Select::Last).map(hash),
-            test_split: is_tested.then(|| hash(&test)),
             head_digest,
-            trainable_params: model.trainable_params(),
-            fit,
+            test_split: is_tested.then(|| images.test.split_hash().to_owned()),
             test_top1,
             best_on_test,
-            test_seconds: test_top1.map(|_| start.elapsed().as_secs_f64()),
-            peak_rss_mb: peak_rss_mb(),
+            test_seconds,
+            ..self.record(opened, &model, spec, fit, &images)?
         };
         record.save(out.join("run.json"))?;
         let is_trial = args.select == Select::Trial && !record.fit.stopped;
@@ -102,18 +82,83 @@ impl Job<'_> {
         Ok(record)
     }
 
-    /// The configs of the run: a plan's, or the flags'.
-    fn spec(&self, normalization: Result<Normalization>) -> Result<Spec> {
-        if self.args.also_best_on_test.is_some() && self.args.select != Select::Last {
-            bail!("--also-best-on-test goes with --select last");
+    /// The model at its start, and the digest of the file that its head comes from.
+    fn model(
+        &self,
+        opened: &Opened,
+        spec: &RunSpec,
+    ) -> Result<(PetlModel<AnyBackbone>, Option<String>)> {
+        let mut model = PetlModel::new(opened.backbone.clone(), &spec.model)?;
+        model.set_preprocessing(opened.preprocessing(spec.train.normalization, None));
+        let file = self.folder.path().join("classes.txt");
+        let names = class_names(&file)?;
+        if !names.is_empty() {
+            // Names are for people: a run does not depend on them.
+            model.set_class_names(names).unwrap_or_else(|error| {
+                eprintln!("warning: {}: {}", file.display(), chain_of(error));
+            });
         }
+        let head = self.args.head.head.as_deref();
+        let digest = head.map(|head| start_head(&mut model, head)).transpose()?;
+        Ok((model, digest))
+    }
+
+    fn images(&self, image_size: (i64, i64)) -> Result<RunImages> {
+        let load = |split| ImageDataset::load(self.folder.split(split), image_size);
+        let test = self.test_images(image_size)?;
+        let watches_test = self.args.looks.also_best_on_test.is_some();
+        let (train, watched) = match self.args.select {
+            Select::Last => (load(VtabSplit::Train800Val200)?, watches_test.then(|| test.clone())),
+            Select::Val | Select::Trial => {
+                (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
+            }
+        };
+        Ok(RunImages { train, watched, test })
+    }
+
+    /// The record of a run that was not tested.
+    fn record(
+        &self,
+        opened: &Opened,
+        model: &PetlModel<AnyBackbone>,
+        spec: RunSpec,
+        fit: Fit,
+        images: &RunImages,
+    ) -> Result<RunRecord> {
+        let (args, hash) = (self.args, |set: &ImageDataset| set.split_hash().to_owned());
+        Ok(RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            task: self.folder.name().to_owned(),
+            model: spec.model,
+            train: spec.train,
+            backbone: args.backbone.checkpoint()?.display().to_string(),
+            backbone_digest: model.backbone().digest()?,
+            precision: recorded(args.backbone.precision()),
+            image_size: Some(opened.image_size()),
+            test_shorter_side: None,
+            shots: None,
+            train_split: hash(&images.train),
+            val_split: images.watched.as_ref().filter(|_| args.select != Select::Last).map(hash),
+            test_split: None,
+            head_digest: None,
+            trainable_params: model.trainable_params(),
+            fit,
+            test_top1: None,
+            best_on_test: None,
+            test_seconds: None,
+            peak_rss_mb: peak_rss_mb(),
+        })
+    }
+
+    /// The configs of the run: those of a sweep, or those of the flags.
+    fn spec(&self, normalization: Result<Normalization>) -> Result<RunSpec> {
         if let Some(spec) = &self.args.spec {
             return Ok(spec.clone());
         }
         let mut model = PetlConfig::new(self.method.clone(), self.folder.num_classes());
-        model.seed = self.args.seed;
+        model.seed = self.args.seed.seed;
         model.drop_path = self.args.training.drop_path.unwrap_or(model.drop_path);
-        Ok(Spec { model, train: self.train_config(normalization?) })
+        Ok(RunSpec { model, train: self.train_config(normalization?) })
     }
 
     /// The test images, decoded as they are reached: there may be more than fit in memory.
@@ -127,13 +172,14 @@ impl Job<'_> {
     }
 
     /// Top-1 in percent, or `None` after Ctrl-C.
-    fn test<B: Backbone>(
+    fn test(
         &self,
-        model: &PetlModel<B>,
+        model: &PetlModel<AnyBackbone>,
         test: &ImageDataset,
-        config: &TrainConfig,
+        spec: &RunSpec,
         watch: &mut Watch,
     ) -> Result<Option<f64>> {
+        let config = &spec.train;
         let mut pass = |done, images| watch.pass("test", done, images);
         let sums = evaluate(model, test, config.normalization, config.batch_size, &mut pass)?;
         Ok((sums.images == test.len()).then(|| sums.top1()))
@@ -144,11 +190,11 @@ impl Job<'_> {
         let epochs = training.epochs();
         TrainConfig {
             epochs,
-            batch_size: training.batch_size,
+            batch_size: args.input.batch_size(),
             schedule: training.cosine(),
-            weight_decay: training.weight_decay.unwrap_or(TrainingFlags::WEIGHT_DECAY),
+            weight_decay: training.weight_decay(),
             normalization,
-            seed: args.seed,
+            seed: args.seed.seed,
             augment: None,
             recompute: args.recompute,
             prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
@@ -159,7 +205,7 @@ impl Job<'_> {
                 Select::Last | Select::Trial => Selection::LastEpoch,
                 Select::Val => Selection::BestOnValidation,
             },
-            validate_every: match (args.select, args.also_best_on_test) {
+            validate_every: match (args.select, args.looks.also_best_on_test) {
                 (Select::Trial, _) => epochs.max(1),
                 (Select::Last, Some(every)) => every.get(),
                 _ => 1,
@@ -168,7 +214,7 @@ impl Job<'_> {
     }
 }
 
-/// Takes what a run saw of the test images out of the places for validation.
+/// Moves the results on the test images out of the fields for validation; the best of them.
 fn split_off(fit: &mut Fit, config: &TrainConfig) -> Option<BestOnTest> {
     let mut best: Option<BestOnTest> = None;
     for epoch in &mut fit.epochs {

@@ -4,48 +4,59 @@ mod args;
 mod job;
 mod watch;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use convpass::data::vtab::VtabFolder;
+use convpass::train::RunRecord;
 
 use args::Select;
-pub use args::{Args, MethodArg, Spec, parse_method};
-use job::Job;
+pub use args::{FinetuneArgs, RunSpec};
+use job::FinetuneJob;
 
 use crate::Outcome;
+use crate::failure::Usage;
 use crate::stop::Stop;
 
-pub fn run(args: &Args) -> Result<Outcome> {
-    args.threads.apply()?;
-    let stop = Stop::on_ctrl_c("ending after this step, from which the same command goes on")?;
-    if args.spec.is_some() {
-        // A sweep holds the other end, and lets go of it to end this run, or by ending itself.
-        let flag = stop.clone();
-        std::thread::spawn(move || {
-            let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            flag.ask();
-        });
+pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
+    if args.looks.also_best_on_test.is_some() && args.select != Select::Last {
+        return Err(Usage("--also-best-on-test needs --select last".to_owned()).into());
     }
-    let name = &args.task;
-    let folder = VtabFolder::open(&args.data, name)?;
-    let method = args.chosen_method();
-    let default = PathBuf::from("runs").join(format!("{name}-{}", method.name()));
-    let out = args.out.as_deref().unwrap_or(&default);
-    let guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
-    let opened = args.backbone.open(&args.file.backbone)?;
-    let record = Job { args, folder: &folder, method, out, stop: &stop }.run(opened)?;
-    drop(guard);
+    let method = args.method.chosen(&args.task)?;
+    args.threads.apply()?;
+    let stop = Stop::on_ctrl_c("ending after this step, from which the same command continues")?;
+    if args.spec.is_some() {
+        end_with_stdin(stop.clone());
+    }
+    let folder = VtabFolder::open(args.data.folder(), &args.task)?;
+    let out = args.folder(method.name());
+    let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
+    let opened = args.backbone.open(args.backbone.checkpoint()?)?;
+    let job = FinetuneJob { args, folder: &folder, method, out: &out, stop: &stop };
+    let record = job.run(&opened)?;
+    say(args, &record);
+    println!("{}", out.display());
+    Ok(Outcome::unless_stopped(&stop))
+}
+
+/// Ends the run when standard input is closed: a sweep holds the other end, and lets go of it to end
+/// the run, or by ending itself.
+fn end_with_stdin(stop: Stop) {
+    std::thread::spawn(move || {
+        let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        stop.ask();
+    });
+}
+
+/// Prints the results.
+fn say(args: &FinetuneArgs, record: &RunRecord) {
+    let task = &args.task;
     if let Some(top1) = record.test_top1 {
         let weights = match args.select {
             Select::Val => "best epoch on the 200",
             _ => "last epoch",
         };
-        println!("{name}: top-1 {top1:.2} % on the test images ({weights})");
+        println!("{task}: top-1 {top1:.2} % on the test images ({weights})");
     }
     if let Some(best) = record.best_on_test {
-        println!("{name}: best-on-test {:.2} % (epoch {})", best.top1, best.epoch + 1);
+        println!("{task}: best-on-test {:.2} % (epoch {})", best.top1, best.epoch + 1);
     }
-    println!("{}", out.display());
-    Ok(Outcome::unless_stopped(&stop))
 }

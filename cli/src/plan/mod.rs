@@ -1,7 +1,4 @@
 //! A plan: tasks x methods x seeds, and what is tried of each method on validation before.
-//!
-//! A type of the library and not of an example, because what a run is, when it counts as done and
-//! what selection may see has to be the same for every program that runs a plan.
 
 mod grid;
 mod planned;
@@ -19,6 +16,7 @@ pub use planned::{PlannedRun, published_choice};
 pub use settings::RunSettings;
 
 use crate::error::{Error, Result};
+use crate::failure::chain_of;
 use convpass::data::vtab;
 use convpass::model::PetlConfig;
 use convpass::petl::Method;
@@ -27,10 +25,10 @@ use convpass::train::{Selection, TrainConfig};
 /// No grid is larger; more is a slip, and a run for each would never end.
 const MAX_TRIALS: usize = 10_000;
 
-/// Tasks x methods x seeds. [`Plan::read`] takes one from TOML.
+/// Tasks x methods x seeds. [`SweepPlan::read`] takes one from TOML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Plan {
+pub struct SweepPlan {
     /// The folder that holds the tasks' folders; whoever runs the plan may say.
     pub data: Option<PathBuf>,
     /// The backbone's file; whoever runs the plan may say.
@@ -48,9 +46,9 @@ pub struct Plan {
     pub methods: Vec<PlanMethod>,
 }
 
-impl Default for Plan {
+impl Default for SweepPlan {
     fn default() -> Self {
-        Plan {
+        SweepPlan {
             data: None,
             backbone: None,
             tasks: vtab::TASKS.iter().map(|task| task.name.to_owned()).collect(),
@@ -108,18 +106,24 @@ impl PlanMethod {
     }
 }
 
+/// Why a plan is no plan, and the index of the method that is wrong, if it is one.
+struct Refused {
+    method: Option<usize>,
+    error: Error,
+}
+
 /// Where the methods of a plan begin in its text.
 #[derive(Deserialize)]
 struct Places {
     methods: Vec<toml::Spanned<IgnoredAny>>,
 }
 
-impl Plan {
+impl SweepPlan {
     /// Reads a plan from TOML, where each `[[methods]]` is a [`PlanMethod`], and checks it.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; [`Error::PlanLine`] with the line, for what is no
-    /// TOML, a field that there is not, and what [`Plan::validate`] refuses.
+    /// TOML, a field that there is not, and what [`SweepPlan::validate`] refuses.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let file = path.as_ref();
         let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
@@ -128,13 +132,14 @@ impl Plan {
             let line = 1 + before.filter(|&&byte| byte == b'\n').count();
             Error::PlanLine { file: file.to_path_buf(), line, reason: reason.trim().to_owned() }
         };
-        let plan: Plan = toml::from_str(&text)
+        let plan: SweepPlan = toml::from_str(&text)
             .map_err(|e| at(e.span().map_or(0, |span| span.start), e.message()))?;
-        plan.check().map_err(|(method, error)| {
+        plan.check().map_err(|refused| {
+            let Refused { method, error } = *refused;
             let places = toml::from_str::<Places>(&text).ok();
             let spans = places.map(|places| places.methods).unwrap_or_default();
             let span = method.and_then(|index| spans.get(index)).map(toml::Spanned::span);
-            at(span.map_or(0, |span| span.start), &error.to_string())
+            at(span.map_or(0, |span| span.start), &chain_of(error))
         })?;
         Ok(plan)
     }
@@ -147,19 +152,18 @@ impl Plan {
     /// that neither the settings nor the method have, a value that it cannot have, another number
     /// of trials than `trials`.
     pub fn validate(&self) -> Result<()> {
-        self.check().map_err(|(_, error)| error)
+        self.check().map_err(|refused| refused.error)
     }
 
-    /// The index of the method that is wrong, where it is one, and how.
-    fn check(&self) -> Result<(), (Option<usize>, Error)> {
-        self.check_names().map_err(|error| (None, error))?;
+    fn check(&self) -> Result<(), Box<Refused>> {
+        self.check_names().map_err(|error| Box::new(Refused { method: None, error }))?;
         for (index, method) in self.methods.iter().enumerate() {
             let check = || {
                 self.check_label(index, method)?;
                 self.check_head(method)?;
                 self.check_grid(method)
             };
-            check().map_err(|error| (Some(index), error))?;
+            check().map_err(|error| Box::new(Refused { method: Some(index), error }))?;
         }
         Ok(())
     }

@@ -30,11 +30,11 @@ head = "Linear probe"
 grid = { scale = [0.1, 10], lr = [1e-3, 4e-3] }
 "#;
 
-fn read(text: &str) -> Result<Plan> {
+fn read(text: &str) -> Result<SweepPlan> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.toml");
     std::fs::write(&file, text).unwrap();
-    Plan::read(file)
+    SweepPlan::read(file)
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_plan_says_every_run() {
 fn published_choices_are_the_tasks_and_the_grid_comes_after() {
     let mut method = PlanMethod::new("Convpass", Method::ConvBypass(ConvBypassConfig::default()));
     method.published = true;
-    let plan = Plan { methods: vec![method], ..Plan::default() };
+    let plan = SweepPlan { methods: vec![method], ..SweepPlan::default() };
     plan.validate().unwrap();
     let chosen = |method: &PlanMethod, task: &str| {
         let (model, _) = plan.run(method, &method.settings()[0], task, 2, 0).unwrap();
@@ -115,8 +115,8 @@ fn what_is_wrong_is_named_with_its_line() {
         assert!(file.ends_with("plan.toml"));
         assert!(reason.contains(about) && *line == at, "{new}: {error}");
     }
-    assert!(matches!(Plan::read("no/such/plan.toml").unwrap_err(), Error::Io { .. }));
-    let none = Plan::default().validate().unwrap_err();
+    assert!(matches!(SweepPlan::read("no/such/plan.toml").unwrap_err(), Error::Io { .. }));
+    let none = SweepPlan::default().validate().unwrap_err();
     assert!(matches!(none, Error::Config { .. }), "{none}");
     for length in 0..PLAN.len() {
         // Cut anywhere, it is a shorter plan or an error.
@@ -130,7 +130,7 @@ fn a_grid_larger_than_anyone_waits_for_is_refused_before_it_is_made() {
     for field in ["lr", "weight_decay", "alpha", "rank", "drop_path", "epochs"] {
         method.grid.insert(field.to_owned(), (1..=1000).map(|n| json!(n)).collect());
     }
-    let plan = Plan { methods: vec![method], ..Plan::default() };
+    let plan = SweepPlan { methods: vec![method], ..SweepPlan::default() };
     assert!(matches!(plan.validate().unwrap_err(), Error::Config { .. }));
 }
 

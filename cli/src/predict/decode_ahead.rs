@@ -10,6 +10,8 @@ use std::thread;
 use convpass::data::{Resize, decode_image};
 use walkdir::WalkDir;
 
+use crate::failure::chain_of;
+
 /// A longer line of a list is no path.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -70,8 +72,9 @@ pub fn decode_ahead(
 }
 
 fn decode(path: &Path, resize: Resize) -> Result<Vec<u8>, String> {
-    let image = decode_image(path).map_err(|e| e.to_string())?;
-    let resized = resize.apply(image.view()).map_err(|e| format!("{}: {e}", path.display()))?;
+    let image = decode_image(path).map_err(chain_of)?;
+    let resized =
+        resize.apply(image.view()).map_err(|e| format!("{}: {}", path.display(), chain_of(e)))?;
     Ok(resized.into_raw_vec_and_offset().0)
 }
 

@@ -11,88 +11,79 @@ use anyhow::{Context, Result, bail};
 use convpass::data::{Normalization, Resize};
 use convpass::model::AdapterInfo;
 use convpass::train::RunRecord;
-use convpass::{AnyBackbone, Backbone, PetlModel, Precision};
+use convpass::{AnyBackbone, Backbone, PetlModel};
 use tch::{Kind, Tensor};
 
 use decode_ahead::{Decoded, decode_ahead};
-use output::{Format, Prediction, Writer};
+use output::{ClassScore, Writer};
 
 use crate::Outcome;
-use crate::flags::{BackboneFlags, Opened};
-use crate::run_folder::precision_of;
+use crate::flags::{BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, ThreadFlags};
+use crate::run_folder::{adapter_file, class_names, precision_of};
 
 /// Batches that are decoded while the model computes.
 const BATCHES_AHEAD: usize = 2;
 
-/// Classifies images with an adapter: a line for each image.
+/// Classifies images with an adapter, and prints a line for each image.
 ///
-/// The backbone, the normalization and the image size are those of the run.json beside the adapter,
-/// or of the adapter itself, unless a flag says otherwise; what counts is said on standard error. An
-/// image that cannot be read is named there, the others are classified, and the exit code is 1.
+/// The backbone, the preprocessing and the precision are those of the run.json beside the adapter, or
+/// of the adapter itself, unless a flag says otherwise; standard error says which. The names of the
+/// classes are those of --classes, else those in the adapter, else numbers. An image that cannot be
+/// read is named on standard error, the others are classified, and the exit code is 1. With
+/// --format json each line is a JSON object.
 #[derive(clap::Args)]
 #[command(
+    mut_arg("backbone", |arg| arg.help(
+        "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the one that run.json names]"
+    )),
+    mut_arg("image_size", |arg| arg.help(
+        "Height and width of the images in pixels [default: those of the run]"
+    )),
+    mut_arg("precision", |arg| arg.help(
+        "Dtype of the frozen weights: f32, bf16, f16, int8 or autocast-bf16 [default: that of the run]"
+    )),
+    mut_arg("normalization", |arg| arg.help(
+        "Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip [default: those of the run]"
+    )),
+    mut_arg("classes", |arg| arg.help(
+        "Text file with the name of one class on each line, in the order of the labels [default: the names in the adapter, else numbers]"
+    )),
     after_long_help = "Examples:\n  convpass predict --adapter runs/pets photos/ cat.jpg\n  find . -name '*.jpg' | convpass predict --adapter runs/pets --format csv -"
 )]
-pub struct Args {
-    /// The adapter's file, or the folder of its run.
-    #[arg(long, value_name = "PATH")]
-    adapter: PathBuf,
-    /// Checkpoint of the backbone [default: the one that the run names].
-    #[arg(long)]
-    backbone: Option<PathBuf>,
-    /// Names of the classes, one a line, in the order of the labels [default: the adapter's, else numbers].
-    #[arg(long, value_name = "FILE")]
-    classes: Option<PathBuf>,
-    /// How predictions are printed.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
-    /// How many classes are printed for each image, the most probable first.
-    #[arg(long, value_name = "N", default_value = "3")]
-    top: NonZeroUsize,
-    /// Mean and deviation of the pixels: imagenet, half, unit or clip [default: the run's].
-    #[arg(long)]
-    normalization: Option<Normalization>,
-    /// Images at a time.
-    #[arg(long, value_name = "N", default_value = "32")]
-    batch_size: NonZeroUsize,
-    /// Threads that decode, beside libtorch's own [default: one a core].
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
-    #[command(flatten)]
-    flags: BackboneFlags,
-    /// Files, folders, or - for a list on standard input.
+pub struct PredictArgs {
+    /// Images: files, folders, or - for a list of paths on standard input.
     #[arg(required = true, value_name = "IMAGES")]
     images: Vec<PathBuf>,
+    /// Adapter: its file, or the folder of its run.
+    #[arg(long, value_name = "PATH")]
+    adapter: PathBuf,
+    #[command(flatten)]
+    threads: ThreadFlags,
+    #[command(flatten)]
+    classes: ClassFlag,
+    #[command(flatten)]
+    input: InputFlags,
+    #[command(flatten)]
+    backbone: BackboneFlags,
+    #[command(flatten)]
+    format: FormatFlag,
+    /// Classes that are printed for each image, the most probable first.
+    #[arg(long, value_name = "N", default_value = "3", help_heading = "Output")]
+    top: NonZeroUsize,
 }
 
-pub fn run(args: &Args) -> Result<Outcome> {
-    let adapter = if args.adapter.is_dir() {
-        args.adapter.join("adapter.safetensors")
-    } else {
-        args.adapter.clone()
-    };
+pub fn run(args: &PredictArgs) -> Result<Outcome> {
+    args.threads.apply()?;
+    let adapter = adapter_file(&args.adapter);
     let beside = adapter.with_file_name("run.json");
     let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
-    let Some(file) = args.backbone.clone().or(record.as_ref().map(|r| r.backbone.clone().into()))
-    else {
+    let of_run = record.as_ref().map(|record| PathBuf::from(&record.backbone));
+    let Some(file) = args.backbone.backbone.clone().or(of_run) else {
         bail!("--backbone is needed: there is no {}", beside.display());
     };
     let info = AdapterInfo::read(&adapter)?;
-    // Images that are not square have the size that the backbone's file tells.
-    let size = record.as_ref().and_then(|record| record.image_size);
-    let size = size.or(info.backbone.as_ref().and_then(|backbone| backbone.image_size));
-    let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
-    let recorded = match (&record, &info.backbone) {
-        (Some(record), _) => Some(precision_of(record)?),
-        (None, backbone) => backbone.as_ref().and_then(|backbone| backbone.precision),
-    };
-    let precision = args.flags.precision.or(recorded).unwrap_or(Precision::F32);
-    let flags = BackboneFlags {
-        image_size: args.flags.image_size.or(side),
-        precision: Some(precision),
-        ..args.flags.clone()
-    };
-    let _guard = precision.guard(flags.device.device()?)?;
+    let flags = flags_of_run(args, record.as_ref(), &info)?;
+    let _guard = flags.precision().guard(flags.device.device()?)?;
     let opened = flags.open(&file)?;
     let predict =
         Predict { args, adapter: &adapter, beside: &beside, record: record.as_ref(), info };
@@ -100,8 +91,30 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(if all_read { Outcome::Done } else { Outcome::Partial })
 }
 
+/// The flags, with the image size and the precision of the run for those that were not given.
+fn flags_of_run(
+    args: &PredictArgs,
+    record: Option<&RunRecord>,
+    info: &AdapterInfo,
+) -> Result<BackboneFlags> {
+    let backbone = info.backbone.as_ref();
+    // Images that are not square have the size that the backbone's file tells.
+    let size = record.and_then(|record| record.image_size);
+    let size = size.or(backbone.and_then(|backbone| backbone.image_size));
+    let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
+    let precision = match record {
+        Some(record) => Some(precision_of(record)?),
+        None => backbone.and_then(|backbone| backbone.precision),
+    };
+    Ok(BackboneFlags {
+        image_size: args.backbone.image_size.or(side),
+        precision: args.backbone.precision.or(precision),
+        ..args.backbone.clone()
+    })
+}
+
 struct Predict<'a> {
-    args: &'a Args,
+    args: &'a PredictArgs,
     adapter: &'a Path,
     /// Where the run's record is, or would be.
     beside: &'a Path,
@@ -121,15 +134,16 @@ impl Predict<'_> {
         };
         let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
         let classes = self.classes(&model)?;
-        let batch_size = args.batch_size.get();
+        let batch_size = args.input.batch_size();
         let images = decode_ahead(
             args.images.clone(),
             resize,
-            args.threads.map_or_else(std::thread::available_parallelism, Ok)?,
+            args.threads.threads.map_or_else(std::thread::available_parallelism, Ok)?,
             BATCHES_AHEAD.saturating_mul(batch_size),
         )?;
-        let mut writer = Writer::new(args.format, BufWriter::new(io::stdout().lock()), classes);
-        let mut batches = Batches { images, size: batch_size, all_read: true };
+        let mut writer =
+            Writer::new(args.format.format, BufWriter::new(io::stdout().lock()), classes);
+        let mut batches = ReadableImages { images, size: batch_size, all_read: true };
         let written = batches.classify(&model, image_size, normalization, args, &mut writer);
         match written.and_then(|()| Ok(writer.finish()?)) {
             Err(error) if is_broken_pipe(&error) => Ok(batches.all_read),
@@ -145,7 +159,7 @@ impl Predict<'_> {
         let of_adapter = self.info.backbone.as_ref();
         let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
         let (beside, adapter) = (self.beside.display(), self.adapter.display());
-        match (self.args.normalization, recorded, of_adapter.and_then(Normalization::of)) {
+        match (self.args.input.normalization, recorded, of_adapter.and_then(Normalization::of)) {
             (Some(flag), Some(recorded), _) if flag != recorded => {
                 eprintln!("normalization: {flag} by flag, where {beside} says {recorded}");
                 Ok(flag)
@@ -173,7 +187,7 @@ impl Predict<'_> {
     }
 
     fn say_size(&self, (rows, columns): (i64, i64)) {
-        let origin = match (self.args.flags.image_size, self.record.and_then(|r| r.image_size)) {
+        let origin = match (self.args.backbone.image_size, self.record.and_then(|r| r.image_size)) {
             (Some(_), _) => "by flag".to_owned(),
             (None, Some(size)) if size == (rows, columns) => {
                 format!("from {}", self.beside.display())
@@ -198,13 +212,12 @@ impl Predict<'_> {
     /// A name for each class.
     fn classes(&self, model: &PetlModel<AnyBackbone>) -> Result<Vec<String>> {
         let count = model.config().num_classes;
-        let Some(file) = &self.args.classes else {
+        let Some(file) = &self.args.classes.classes else {
             let numbers = || (0..count).map(|label| label.to_string()).collect();
             return Ok(model.class_names().map_or_else(numbers, <[String]>::to_vec));
         };
-        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        let text = text.trim_start_matches('\u{feff}').trim_end();
-        let names: Vec<String> = text.lines().map(|name| name.trim().to_owned()).collect();
+        std::fs::metadata(file).with_context(|| file.display().to_string())?;
+        let names = class_names(file)?;
         if names.len() as i64 != count {
             let (file, found) = (file.display(), names.len());
             bail!(
@@ -216,23 +229,23 @@ impl Predict<'_> {
 }
 
 /// The images that can be read, in batches.
-struct Batches<I> {
+struct ReadableImages<I> {
     images: I,
     size: usize,
     /// Whether none was left out so far.
     all_read: bool,
 }
 
-impl<I: Iterator<Item = Decoded>> Batches<I> {
+impl<I: Iterator<Item = Decoded>> ReadableImages<I> {
     fn classify<B: Backbone>(
         &mut self,
         model: &PetlModel<B>,
         (rows, columns): (i64, i64),
         normalization: Normalization,
-        args: &Args,
+        args: &PredictArgs,
         writer: &mut Writer<impl io::Write>,
     ) -> Result<()> {
-        let device = args.flags.device.device()?;
+        let device = args.backbone.device.device()?;
         loop {
             let (paths, pixels) = self.next();
             if paths.is_empty() {
@@ -271,8 +284,8 @@ impl<I: Iterator<Item = Decoded>> Batches<I> {
     }
 }
 
-/// The most probable classes of each row of logits `[B, K]`, the first first.
-fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<Prediction>>> {
+/// The most probable classes of each row of logits `[B, K]`, the most probable first.
+fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<ClassScore>>> {
     let count = logits.size()[1].min(i64::try_from(count)?);
     let probabilities = logits.f_softmax(-1, Kind::Float)?;
     let (values, labels) = probabilities.f_topk(count, -1, true, true)?;
@@ -281,12 +294,12 @@ fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<Prediction>>> {
     let pairs: Vec<_> = labels
         .into_iter()
         .zip(values)
-        .map(|(label, probability)| Prediction { label: label as usize, probability })
+        .map(|(label, probability)| ClassScore { label: label as usize, probability })
         .collect();
     Ok(pairs.chunks(count as usize).map(<[_]>::to_vec).collect())
 }
 
-/// Whether whoever read the output has had enough, which is no error.
+/// Whether the reader of the output closed it, which is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

@@ -3,22 +3,13 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use clap::ValueEnum;
 use serde::Serialize;
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Format {
-    /// The path, and class and probability of each, between tabs.
-    Text,
-    /// An object a line.
-    Json,
-    /// A row for each image and class.
-    Csv,
-}
+use crate::flags::OutputFormat;
 
 /// A class of an image.
 #[derive(Clone)]
-pub struct Prediction {
+pub struct ClassScore {
     pub label: usize,
     pub probability: f32,
 }
@@ -37,7 +28,7 @@ struct Class<'a> {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct ScoreRow<'a> {
     image: &'a str,
     rank: usize,
     label: usize,
@@ -58,18 +49,18 @@ enum Out<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    pub fn new(format: Format, out: W, classes: Vec<String>) -> Self {
+    pub fn new(format: OutputFormat, out: W, classes: Vec<String>) -> Self {
         let out = match format {
-            Format::Text => Out::Text(out),
-            Format::Json => Out::Json(out),
-            Format::Csv => Out::Csv(Box::new(csv::Writer::from_writer(out))),
+            OutputFormat::Text => Out::Text(out),
+            OutputFormat::Json => Out::Json(out),
+            OutputFormat::Csv => Out::Csv(Box::new(csv::Writer::from_writer(out))),
         };
         Writer { out, classes, written: 0 }
     }
 
-    pub fn write(&mut self, path: &Path, predictions: &[Prediction]) -> io::Result<()> {
+    pub fn write(&mut self, path: &Path, predictions: &[ClassScore]) -> io::Result<()> {
         let image = &*path.to_string_lossy();
-        let classes = predictions.iter().map(|&Prediction { label, probability }| {
+        let classes = predictions.iter().map(|&ClassScore { label, probability }| {
             let class = self.classes.get(label).map_or("", String::as_str);
             Class { label, class, probability }
         });
@@ -87,7 +78,7 @@ impl<W: Write> Writer<W> {
             }
             Out::Csv(out) => {
                 for (rank, Class { label, class, probability }) in (1..).zip(classes) {
-                    out.serialize(Row { image, rank, label, class, probability })?;
+                    out.serialize(ScoreRow { image, rank, label, class, probability })?;
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! Accuracy against trainable parameters, one mark for each method.
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::labels::{Placed, Rect, place};
-use super::palette::{ACCENT, EM, FAMILY, GRID, INK, PALE, short_number};
+use super::palette::{ACCENT, EM, FAMILY, GRID, INK, PALE, short_number, text};
 use crate::error::{Error, Result};
 
 /// One method in an [`AccuracyChart`].
@@ -22,25 +23,6 @@ pub struct AccuracyPoint {
 
 /// A scatter chart of top-1 accuracy over trained weights (logarithmic), its marks labelled where
 /// they stand: there is no legend to look up, and colour alone tells nothing.
-///
-/// ```
-/// use convpass::{AccuracyChart, AccuracyPoint};
-///
-/// # fn main() -> convpass::Result<()> {
-/// let point = |label: &str, params, top1| AccuracyPoint {
-///     label: label.to_owned(),
-///     params,
-///     top1,
-///     highlight: label == "Convpass",
-/// };
-/// let chart = AccuracyChart {
-///     title: "ViT-B/16 on VTAB-1k, mean of three groups".to_owned(),
-///     points: vec![point("LoRA", 294_912.0, 74.5), point("Convpass", 327_552.0, 76.6)],
-/// };
-/// assert!(chart.svg()?.contains("Convpass"));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccuracyChart {
     /// The line above the chart.
@@ -51,10 +33,13 @@ pub struct AccuracyChart {
 
 // Sizes in pixels. Text of 19 in a picture 640 wide is still 11 at a phone's 360.
 const SIZE: (u32, u32) = (640, 480);
-const TEXT: f64 = 19.0 * EM;
-const TITLE: f64 = 21.0 * EM;
+const TEXT: f64 = 19.0;
+const TITLE: f64 = 21.0;
 const RADIUS: i32 = 7;
 const MARGIN: i32 = 16;
+
+/// Column and row.
+type Pixel = (i32, i32);
 
 impl AccuracyChart {
     /// The chart as an SVG document, 640 x 480, which needs no font but the reader's sans-serif.
@@ -104,27 +89,34 @@ impl AccuracyChart {
     fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let text = |size: f64, color: &RGBColor, h, v| {
-            (FAMILY, size).into_font().color(color).pos(Pos::new(h, v))
-        };
-        let title = (FAMILY, TITLE, FontStyle::Bold).into_font().color(&INK);
+        let title = (FAMILY, TITLE * EM, FontStyle::Bold).into_font().color(&INK);
         root.draw(&Text::new(self.title.clone(), (MARGIN, 12), title))?;
         let unit = text(TEXT, &PALE, HPos::Left, VPos::Top);
         root.draw(&Text::new("top-1 accuracy, %", (MARGIN, 46), unit))?;
+        let (marks, frame) = self.draw_axes(&root)?;
+        let labels = self.labels(&marks, &frame);
+        for ((point, &mark), label) in self.points.iter().zip(&marks).zip(labels) {
+            draw_point(&root, point, mark, &label)?;
+        }
+        root.present()?;
+        Ok(())
+    }
 
+    /// Draws the axes. Returns the pixel of each point, and where labels have room.
+    fn draw_axes<DB: DrawingBackend>(
+        &self,
+        root: &DrawingArea<DB, Shift>,
+    ) -> Result<(Vec<Pixel>, Rect), DrawingAreaErrorKind<DB::ErrorType>> {
         let ([left, right], [low, high]) = self.ranges();
-        let mut chart = ChartBuilder::on(&root)
+        let weights = (left..right).log_scale().with_key_points(ticks(left, right));
+        let mut axes = ChartBuilder::on(root)
             .margin(MARGIN)
             .margin_top(80)
             .margin_right(28)
             .x_label_area_size(66)
             .y_label_area_size(48)
-            .build_cartesian_2d(
-                (left..right).log_scale().with_key_points(ticks(left, right)),
-                low..high,
-            )?;
-        chart
-            .configure_mesh()
+            .build_cartesian_2d(weights, low..high)?;
+        axes.configure_mesh()
             .disable_x_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
@@ -137,26 +129,19 @@ impl AccuracyChart {
             .x_desc("trained weights (logarithmic)")
             .axis_desc_style(text(TEXT, &PALE, HPos::Center, VPos::Center))
             .draw()?;
-
-        let pixel = |point: &AccuracyPoint| chart.backend_coord(&(point.params, point.top1));
-        let marks: Vec<(i32, i32)> = self.points.iter().map(pixel).collect();
-        let (x, y) = chart.plotting_area().get_pixel_range();
+        let pixel = |point: &AccuracyPoint| axes.backend_coord(&(point.params, point.top1));
+        let marks = self.points.iter().map(pixel).collect();
+        let (x, y) = axes.plotting_area().get_pixel_range();
         let frame = Rect {
             left: f64::from(x.start) + 2.0,
             top: f64::from(y.start) - 20.0,
             right: f64::from(SIZE.0) - 4.0,
             bottom: f64::from(y.end) - 2.0,
         };
-        for ((point, &mark), label) in
-            self.points.iter().zip(&marks).zip(self.labels(&marks, &frame))
-        {
-            draw_point(&root, point, mark, &label)?;
-        }
-        root.present()?;
-        Ok(())
+        Ok((marks, frame))
     }
 
-    fn labels(&self, marks: &[(i32, i32)], frame: &Rect) -> Vec<Placed> {
+    fn labels(&self, marks: &[Pixel], frame: &Rect) -> Vec<Placed> {
         let marks: Vec<_> = marks.iter().map(|&(x, y)| (f64::from(x), f64::from(y))).collect();
         let sizes: Vec<_> = self.points.iter().map(label_size).collect();
         place(&marks, &sizes, f64::from(RADIUS), frame)
@@ -164,15 +149,15 @@ impl AccuracyChart {
 }
 
 fn draw_point<DB: DrawingBackend>(
-    root: &DrawingArea<DB, plotters::coord::Shift>,
+    root: &DrawingArea<DB, Shift>,
     point: &AccuracyPoint,
-    mark: (i32, i32),
+    mark: Pixel,
     label: &Placed,
 ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
     let (color, font) = if point.highlight {
-        (ACCENT, (FAMILY, TEXT, FontStyle::Bold).into_font())
+        (ACCENT, (FAMILY, TEXT * EM, FontStyle::Bold).into_font())
     } else {
-        (INK, (FAMILY, TEXT).into_font())
+        (INK, (FAMILY, TEXT * EM).into_font())
     };
     let rect = &label.rect;
     let end = rect.nearest((f64::from(mark.0), f64::from(mark.1)));
@@ -186,10 +171,12 @@ fn draw_point<DB: DrawingBackend>(
         root.draw(&Circle::new(mark, RADIUS - 1, color.stroke_width(2)))?;
     }
     // The text starts, or ends, where the label is nearest to its mark, however wide the font.
-    let (x, from) = match () {
-        () if end.0 == rect.left => (rect.left, HPos::Left),
-        () if end.0 == rect.right => (rect.right, HPos::Right),
-        () => ((rect.left + rect.right) / 2.0, HPos::Center),
+    let (x, from) = if end.0 == rect.left {
+        (rect.left, HPos::Left)
+    } else if end.0 == rect.right {
+        (rect.right, HPos::Right)
+    } else {
+        ((rect.left + rect.right) / 2.0, HPos::Center)
     };
     let style = font.color(&color).pos(Pos::new(from, VPos::Center));
     let at = pixels((x, (rect.top + rect.bottom) / 2.0));
@@ -212,7 +199,7 @@ fn ticks(left: f64, right: f64) -> Vec<f64> {
 /// Width and height of a label. Its font is the reader's, so that the width is an upper estimate.
 fn label_size(point: &AccuracyPoint) -> (f64, f64) {
     let width = if point.highlight { 0.66 } else { 0.58 };
-    (point.label.chars().count() as f64 * width * TEXT / EM, TEXT)
+    (point.label.chars().count() as f64 * width * TEXT, TEXT * EM)
 }
 
 fn check_text(field: &str, text: &str) -> Result<()> {

@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use super::palette::{ACCENT, GRID, INK, PALE, fitting, text, width};
-use super::sheet::{Column, Row, Sheet, Source, percent};
+use super::sheet::{Column, Origin, Sheet, SheetRow, percent};
 use crate::error::{Error, Result};
 
 /// Bars of one column of a table, the best first.
@@ -47,18 +47,18 @@ impl BarChart {
     }
 
     fn column(sheet: &Sheet, index: usize, column: &Column) -> BarChart {
-        let bar = |row: &Row| {
+        let bar = |row: &SheetRow| {
             let score = row.scores.get(index).copied().flatten()?;
             Some(Bar {
                 label: row.label.clone(),
                 value: score.mean,
                 deviation: score.deviation,
                 number: percent(&score),
-                filled: row.source == Source::Own,
+                filled: row.source == Origin::Own,
             })
         };
         // The re-tuned rows are in the table; here they would stand for most of the bars.
-        let rows = sheet.rows.iter().filter(|row| row.source != Source::Retuned);
+        let rows = sheet.rows.iter().filter(|row| row.source != Origin::Retuned);
         let mut bars: Vec<Bar> = rows.filter_map(bar).collect();
         bars.sort_by(|a, b| b.value.total_cmp(&a.value));
         let title = match column {

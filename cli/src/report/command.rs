@@ -12,58 +12,69 @@ use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
 
 use super::{BypassView, FoundRun, Predictions, Report};
-use crate::flags::{BackboneFlags, Opened};
-use crate::run_folder::precision_of;
+use crate::flags::{BackboneFlags, BatchFlag, DataFlag, Opened, OutFlag, ThreadFlags};
+use crate::run_folder::{class_names, precision_of};
 use crate::{Outcome, failure};
 
 /// Shows a folder of runs: one HTML page, charts as SVG and PNG, and tables on the terminal.
 ///
 /// A run is a folder with run.json, at any depth. With --data and --backbone, the adapter of each run
-/// that was tested classifies its test images once, for the accuracy by class, the confusions and
-/// the mistakes; what is found is kept beside run.json. DATA/TASK/classes.txt may hold the names of
-/// the classes, one a line.
+/// that was tested classifies its test images once, which gives the accuracy by class, the confusions
+/// and the mistakes; what is found is kept beside run.json. DATA/TASK/classes.txt may hold the names
+/// of the classes, one on each line.
 #[derive(clap::Args)]
 #[command(
-    after_long_help = "Example:\n  convpass report runs/pets --data data --backbone vit_base_patch16_224.safetensors"
+    mut_arg("data", |arg| arg.requires("backbone").help(
+        "Folder that holds one folder for each task, to look at test images; needs --backbone"
+    )),
+    mut_arg("backbone", |arg| arg.requires("data").help(
+        "Checkpoint that the adapters were trained beside: a file, or a folder that holds one; needs --data"
+    )),
+    mut_arg("precision", |arg| arg.help(
+        "Dtype of the frozen weights: f32, bf16, f16, int8 or autocast-bf16 [default: that of each run]"
+    )),
+    mut_arg("heads", |arg| arg.requires("backbone")),
+    mut_arg("activation", |arg| arg.requires("backbone")),
+    mut_arg("image_size", |arg| arg.requires("backbone")),
+    mut_arg("precision", |arg| arg.requires("backbone")),
+    mut_arg("out", |arg| arg.help("Folder for index.html and charts/ [default: RUNS/report]")),
+    after_long_help = "Examples:\n  convpass report runs/pets\n  convpass report runs/pets --data data --backbone vit_base_patch16_224.safetensors"
 )]
-pub struct Args {
-    /// The folder of runs.
+pub struct ReportArgs {
+    /// Folder of runs.
     #[arg(default_value = "runs")]
     runs: PathBuf,
-    /// Folder for index.html and charts/ [default: RUNS/report].
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Folder that holds the folders of the tasks.
-    #[arg(long, requires = "backbone")]
-    data: Option<PathBuf>,
-    /// The checkpoint that the adapters were trained beside.
-    #[arg(long, requires = "data")]
-    backbone: Option<PathBuf>,
-    /// Images that receptive fields are averaged over.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    images: usize,
-    /// Images at a time.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    batch_size: usize,
     #[command(flatten)]
-    flags: BackboneFlags,
-    /// Compute again what is there already.
-    #[arg(long)]
+    threads: ThreadFlags,
+    #[command(flatten)]
+    data: DataFlag,
+    /// Images that the receptive fields of bypasses are averaged over [default: 16].
+    #[arg(long, value_name = "N", requires = "backbone", help_heading = "Data")]
+    images: Option<usize>,
+    /// Compute again what is kept beside run.json.
+    #[arg(long, requires = "backbone", help_heading = "Data")]
     fresh: bool,
+    #[command(flatten)]
+    batches: BatchFlag,
+    #[command(flatten)]
+    backbone: BackboneFlags,
+    #[command(flatten)]
+    out: OutFlag,
     /// Leave out the charts as PNG, which need a font on this machine.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     no_png: bool,
 }
 
-pub fn run(args: &Args) -> Result<Outcome> {
+pub fn run(args: &ReportArgs) -> Result<Outcome> {
+    args.threads.apply()?;
     let mut report = Report::read(&args.runs)?;
-    if let (Some(data), Some(file)) = (&args.data, &args.backbone) {
-        // Each run's own precision is brought about below.
-        let flags = BackboneFlags { precision: None, ..args.flags.clone() };
-        Job { args, data }.run(&flags.open(file)?, report.runs());
+    if let (Some(data), Some(file)) = (&args.data.data, &args.backbone.backbone) {
+        // Each run has a precision of its own, to which its backbone is converted.
+        let flags = BackboneFlags { precision: None, ..args.backbone.clone() };
+        Analysis { args, data }.run(&flags.open(file)?, report.runs());
         report = Report::read(&args.runs)?;
     }
-    let out = args.out.clone().unwrap_or_else(|| args.runs.join("report"));
+    let out = args.out.folder(|| args.runs.join("report"));
     let charts = out.join("charts");
     std::fs::create_dir_all(&charts).with_context(|| charts.display().to_string())?;
     report.save(out.join("index.html"))?;
@@ -80,19 +91,24 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let width = terminal.size_checked().map_or(100, |(_, columns)| usize::from(columns));
     print!("{}", report.summary(width, console::colors_enabled()));
     if let Some(Err(error)) = fonts {
-        eprintln!("warning: no charts as PNG: {error}");
+        eprintln!("warning: no charts as PNG: {}", failure::chain(&error));
     }
     println!("{}", out.join("index.html").display());
     Ok(Outcome::Done)
 }
 
 /// Computes what is missing of each run.
-struct Job<'a> {
-    args: &'a Args,
+struct Analysis<'a> {
+    args: &'a ReportArgs,
     data: &'a Path,
 }
 
-impl Job<'_> {
+impl Analysis<'_> {
+    /// Images that receptive fields are averaged over.
+    fn images(&self) -> usize {
+        self.args.images.unwrap_or(16)
+    }
+
     /// Names a run of which something cannot be computed, and goes on with the others.
     fn run(&self, opened: &Opened, runs: &[FoundRun]) {
         for run in runs {
@@ -116,7 +132,7 @@ impl Job<'_> {
         }
         let folder = VtabFolder::open(self.data, &run.record.task)?;
         let (precision, size) = (
-            self.args.flags.precision.map_or_else(|| precision_of(&run.record), Ok)?,
+            self.args.backbone.precision.map_or_else(|| precision_of(&run.record), Ok)?,
             opened.image_size(),
         );
         let _guard = precision.guard(opened.backbone.device())?;
@@ -130,7 +146,7 @@ impl Job<'_> {
                 }
                 ControlFlow::Continue(())
             };
-            let batch_size = self.args.batch_size;
+            let batch_size = self.args.batches.batch_size();
             let mut found =
                 Predictions::compute(&model, test, size, normalization, batch_size, &mut watch)?;
             found.class_names = class_names(&folder.path().join("classes.txt"))?;
@@ -138,19 +154,11 @@ impl Job<'_> {
         }
         if look {
             // The same few images in every run.
-            let images = first_images(&folder, self.args.images, size)?;
-            BypassView::compute(&model, &images, normalization, self.args.images)?
+            let images = first_images(&folder, self.images(), size)?;
+            BypassView::compute(&model, &images, normalization, self.images())?
                 .save(run.folder.join(BypassView::FILE))?;
         }
         Ok(())
-    }
-}
-
-fn class_names(file: &Path) -> Result<Vec<String>> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => Ok(text.lines().map(|line| line.trim().to_owned()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| file.display().to_string()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Learning curves of a run.
 
+use plotters::coord::Shift;
+use plotters::coord::types::{RangedCoordf64, RangedCoordi32};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
@@ -95,11 +97,11 @@ fn range(curves: &[Curve], quantity: Quantity) -> (f64, f64) {
     }
 }
 
-fn draw(
-    curves: &[Curve],
-    quantity: Quantity,
-    svg: &mut String,
-) -> Result<(), Box<dyn std::error::Error>> {
+type DrawError = Box<dyn std::error::Error>;
+type PlotArea<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Axes<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordi32, RangedCoordf64>>;
+
+fn draw(curves: &[Curve], quantity: Quantity, svg: &mut String) -> Result<(), DrawError> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let unit = match quantity {
@@ -107,19 +109,37 @@ fn draw(
         Quantity::Accuracy => "accuracy, %",
     };
     root.draw(&Text::new(unit, (8, 8), text(TEXT, &PALE, HPos::Left, VPos::Top)))?;
+    let mut axes = draw_axes(&root, curves, quantity)?;
+    for curve in curves {
+        draw_curve(&mut axes, curve)?;
+    }
+    draw_labels(&root, &axes, curves)?;
+    if curves.iter().any(|curve| curve.finite().count() < curve.points.len()) {
+        let style = text(TEXT - 1.0, &INK, HPos::Right, VPos::Top);
+        root.draw(&Text::new("not a number in part", (SIZE.0 as i32 - 8, 8), style))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Draws the axes of epochs and values.
+fn draw_axes<'a, 'b>(
+    root: &'a PlotArea<'b>,
+    curves: &[Curve],
+    quantity: Quantity,
+) -> Result<Axes<'a, 'b>, DrawError> {
     let epochs = || curves.iter().flat_map(|curve| curve.points.iter().map(|(epoch, _)| *epoch));
     let first = epochs().min().unwrap_or(1);
     let last = epochs().max().unwrap_or(1).max(first.saturating_add(1));
     let (low, high) = range(curves, quantity);
-    let mut chart = ChartBuilder::on(&root)
+    let mut axes = ChartBuilder::on(root)
         .margin_top(36)
         .margin_right(58)
         .margin_bottom(6)
         .x_label_area_size(44)
         .y_label_area_size(58)
         .build_cartesian_2d(first..last, low..high)?;
-    chart
-        .configure_mesh()
+    axes.configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
@@ -131,23 +151,28 @@ fn draw(
         .x_desc("epoch")
         .axis_desc_style(text(TEXT - 2.0, &PALE, HPos::Center, VPos::Center))
         .draw()?;
-    let mut ends = Vec::new();
-    for curve in curves {
-        for stretch in curve.stretches() {
-            match stretch[..] {
-                [point] => {
-                    chart.draw_series([Circle::new(point, 4, curve.color.filled())])?;
-                }
-                _ => {
-                    chart.draw_series(LineSeries::new(stretch, curve.color.stroke_width(2)))?;
-                }
+    Ok(axes)
+}
+
+/// Draws each stretch of a curve as a line, or as a dot if it is one epoch.
+fn draw_curve(axes: &mut Axes, curve: &Curve) -> Result<(), DrawError> {
+    for stretch in curve.stretches() {
+        match stretch[..] {
+            [point] => {
+                axes.draw_series([Circle::new(point, 4, curve.color.filled())])?;
+            }
+            _ => {
+                axes.draw_series(LineSeries::new(stretch, curve.color.stroke_width(2)))?;
             }
         }
-        if let Some(end) = curve.finite().next_back() {
-            ends.push((chart.backend_coord(&end), curve));
-        }
     }
-    // Each curve is named at its end; of two close ends the labels are moved apart.
+    Ok(())
+}
+
+/// Names each curve at its end; labels of close ends are moved apart.
+fn draw_labels(root: &PlotArea, axes: &Axes, curves: &[Curve]) -> Result<(), DrawError> {
+    let end = |curve| Some((axes.backend_coord(&Curve::finite(curve).next_back()?), curve));
+    let mut ends: Vec<((i32, i32), &Curve)> = curves.iter().filter_map(end).collect();
     ends.sort_by_key(|((_, y), _)| *y);
     let mut free = 0;
     for ((x, y), curve) in ends {
@@ -156,11 +181,6 @@ fn draw(
         let style = text(TEXT - 1.0, &curve.color, HPos::Left, VPos::Center);
         root.draw(&Text::new(curve.label, (x + 8, y), style))?;
     }
-    if curves.iter().any(|curve| curve.finite().count() < curve.points.len()) {
-        let style = text(TEXT - 1.0, &INK, HPos::Right, VPos::Top);
-        root.draw(&Text::new("not a number in part", (SIZE.0 as i32 - 8, 8), style))?;
-    }
-    root.present()?;
     Ok(())
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use super::bar_chart::BarChart;
 use super::page;
 use super::palette::short;
-use super::results::Results;
+use super::results::RunTable;
 use super::runs::{self, BrokenFile, FoundRun};
-use super::sheet::{Column, Row, Sheet, Source};
+use super::sheet::{Column, Origin, Sheet, SheetRow};
 use super::summary;
 use super::{AccuracyChart, AccuracyPoint};
 use crate::error::Result;
@@ -15,7 +15,7 @@ use crate::files::write_atomically;
 
 /// The runs in a folder, shown: as one HTML page that asks for nothing else, as charts, as text.
 ///
-/// A run is a folder with a `run.json` ([`RunRecord`](crate::RunRecord)). Runs that differ in their
+/// A run is a folder with a `run.json` ([`RunRecord`](convpass::train::RunRecord)). Runs that differ in their
 /// seeds alone are averaged. Tasks of VTAB-1k stand beside the published rows, others in a table of
 /// their own.
 ///
@@ -47,7 +47,7 @@ impl Report {
     /// Reads every run below `folder`; links are not followed.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
+    /// [`Error::Io`](crate::error::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
     /// read, the error of the first. A file that cannot be read beside others that can is no error:
     /// [`Report::broken`] names it.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
@@ -75,7 +75,7 @@ impl Report {
     /// The page.
     ///
     /// # Errors
-    /// [`Error::Chart`](crate::Error::Chart) if a chart cannot be drawn.
+    /// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
     pub fn html(&self) -> Result<String> {
         page::page(self)
     }
@@ -83,7 +83,7 @@ impl Report {
     /// Writes [`Report::html`]; the file appears whole or not at all.
     ///
     /// # Errors
-    /// As [`Report::html`], and [`Error::Io`](crate::Error::Io) if it cannot be written.
+    /// As [`Report::html`], and [`Error::Io`](crate::error::Error::Io) if it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), self.html()?.as_bytes())
     }
@@ -91,7 +91,7 @@ impl Report {
     /// Accuracy over trained weights, and the bars of each group, task and average.
     ///
     /// # Errors
-    /// [`Error::Chart`](crate::Error::Chart) if one cannot be drawn.
+    /// [`Error::Chart`](crate::error::Error::Chart) if one cannot be drawn.
     pub fn charts(&self) -> Result<Vec<NamedChart>> {
         let contents = self.contents();
         let mut charts = Vec::new();
@@ -117,9 +117,9 @@ impl Report {
     }
 
     /// What the page, the charts and the text show.
-    pub(super) fn contents(&self) -> Contents {
-        let (vtab, own) = (Results::new(&self.runs, true), Results::new(&self.runs, false));
-        Contents { sheets: Sheet::all(&vtab, &own) }
+    pub(super) fn contents(&self) -> PageContents {
+        let (vtab, own) = (RunTable::new(&self.runs, true), RunTable::new(&self.runs, false));
+        PageContents { sheets: Sheet::all(&vtab, &own) }
     }
 
     #[cfg(test)]
@@ -129,18 +129,18 @@ impl Report {
 }
 
 /// A report's tables.
-pub(super) struct Contents {
+pub(super) struct PageContents {
     pub(super) sheets: Vec<Sheet>,
 }
 
-impl Contents {
+impl PageContents {
     /// The rows that have an average and a number of weights; `None` if none has.
     pub(super) fn accuracy_chart(&self, sheet: &Sheet) -> Option<AccuracyChart> {
         let overall = sheet.overall()?;
-        let published = sheet.rows.iter().any(|row| row.source == Source::Paper);
-        let point = |row: &Row| {
+        let published = sheet.rows.iter().any(|row| row.source == Origin::Paper);
+        let point = |row: &SheetRow| {
             let (method, head) = row.weights?;
-            let own = row.source == Source::Own;
+            let own = row.source == Origin::Own;
             Some(AccuracyPoint {
                 label: short(&row.label, 28),
                 params: (method + head).max(1.0),

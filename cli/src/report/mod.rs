@@ -23,7 +23,7 @@ mod testing;
 
 use accuracy_chart::{AccuracyChart, AccuracyPoint};
 use bypass_view::BypassView;
-pub use command::{Args, run};
+pub use command::{ReportArgs, run};
 use folder_report::Report;
 use predictions::Predictions;
 use runs::FoundRun;

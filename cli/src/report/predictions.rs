@@ -63,7 +63,7 @@ impl Predictions {
     /// it: the predictions are then of those alone.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch size of 0 or labels beyond the head; [`Error::Image`] for an
+    /// [`Error::Config`] for a batch size of 0 or labels beyond the head; [`convpass::Error::Image`] for an
     /// image that cannot be decoded; [`Error::Input`] if the images do not fit the backbone.
     pub fn compute<B: Backbone>(
         model: &PetlModel<B>,

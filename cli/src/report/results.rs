@@ -13,12 +13,12 @@ use convpass::train::{RunRecord, Selection};
 
 /// Runs of a method on a task that differ in their seeds alone.
 #[derive(Debug)]
-pub(super) struct Cell<'a> {
+pub(super) struct SeedRuns<'a> {
     /// By the run's seed and that of the initial values.
     by_seed: BTreeMap<(i64, i64), &'a RunRecord>,
 }
 
-impl Cell<'_> {
+impl SeedRuns<'_> {
     fn top1(&self) -> impl Iterator<Item = f64> {
         self.by_seed.values().filter_map(|record| record.test_top1)
     }
@@ -26,12 +26,12 @@ impl Cell<'_> {
 
 /// A method on its tasks.
 #[derive(Debug)]
-pub(super) struct Line<'a> {
+pub(super) struct MethodLine<'a> {
     pub(super) label: String,
-    pub(super) cells: BTreeMap<&'a str, Cell<'a>>,
+    pub(super) cells: BTreeMap<&'a str, SeedRuns<'a>>,
 }
 
-impl Line<'_> {
+impl MethodLine<'_> {
     pub(super) fn score(&self, task: &str) -> Option<Spread> {
         Spread::of(&self.cells.get(task)?.top1().collect::<Vec<_>>())
     }
@@ -73,10 +73,10 @@ impl Line<'_> {
 
 /// The lines of the runs on some tasks.
 #[derive(Debug, Default)]
-pub(super) struct Results<'a> {
+pub(super) struct RunTable<'a> {
     /// VTAB-1k's in the order of its table, others as they come.
     pub(super) tasks: Vec<&'a str>,
-    pub(super) lines: Vec<Line<'a>>,
+    pub(super) lines: Vec<MethodLine<'a>>,
     /// What a reader of the numbers has to know.
     pub(super) notes: Vec<String>,
 }
@@ -133,7 +133,7 @@ fn settings(record: &RunRecord) -> String {
     format!("{model} {train} {images} {test:?} {}", record.head_digest.is_some())
 }
 
-impl<'a> Results<'a> {
+impl<'a> RunTable<'a> {
     /// The runs with a test result on tasks of VTAB-1k, or on other tasks.
     pub(super) fn new(runs: &'a [FoundRun], of_vtab: bool) -> Self {
         let records: Vec<&RunRecord> = runs
@@ -142,7 +142,7 @@ impl<'a> Results<'a> {
             .filter(|record| record.test_top1.is_some())
             .filter(|record| vtab::task(&record.task).is_some() == of_vtab)
             .collect();
-        let mut results = Results { tasks: tasks(&records, of_vtab), ..Results::default() };
+        let mut results = RunTable { tasks: tasks(&records, of_vtab), ..RunTable::default() };
         let mut by_line: BTreeMap<Key, BTreeMap<&str, Vec<&RunRecord>>> = BTreeMap::new();
         for record in &records {
             by_line
@@ -163,7 +163,7 @@ impl<'a> Results<'a> {
                 (task, cell)
             });
             let cells = cells.collect();
-            results.lines.push(Line { label, cells });
+            results.lines.push(MethodLine { label, cells });
         }
         results.notes.extend(test_lists(&records, &results.tasks));
         results
@@ -200,7 +200,7 @@ fn full_label(key: &Key, keys: &[Key]) -> String {
 /// Of runs of one method on one task those of the settings with the most seeds, of such the ones
 /// that kept nothing back for validation, of such the first: no result decides. And how many are
 /// of other settings.
-fn cell<'a>(records: &[&'a RunRecord]) -> (Cell<'a>, usize) {
+fn cell<'a>(records: &[&'a RunRecord]) -> (SeedRuns<'a>, usize) {
     let mut groups: Vec<(String, Vec<&RunRecord>)> = Vec::new();
     for record in records {
         let settings = settings(record);
@@ -212,15 +212,15 @@ fn cell<'a>(records: &[&'a RunRecord]) -> (Cell<'a>, usize) {
     let cells = groups.into_iter().map(|(_, group)| {
         let seeds =
             group.iter().rev().map(|record| ((record.train.seed, record.model.seed), *record));
-        (group.len(), group[0].val_split.is_none(), Cell { by_seed: seeds.collect() })
+        (group.len(), group[0].val_split.is_none(), SeedRuns { by_seed: seeds.collect() })
     });
     // `max_by_key` takes the last of equals.
     let best = cells.rev().max_by_key(|(_, whole, cell)| (cell.by_seed.len(), *whole));
-    let (shown, _, cell) = best.unwrap_or((0, true, Cell { by_seed: BTreeMap::new() }));
+    let (shown, _, cell) = best.unwrap_or((0, true, SeedRuns { by_seed: BTreeMap::new() }));
     (cell, records.len() - shown)
 }
 
-fn other_settings(task: &str, label: &str, others: usize, cell: &Cell) -> String {
+fn other_settings(task: &str, label: &str, others: usize, cell: &SeedRuns) -> String {
     let shown = cell.by_seed.values().next();
     let shown = shown.map_or(String::new(), |record| {
         format!(
@@ -265,12 +265,12 @@ mod tests {
         runs.push(FoundRun { record: better, ..run("own", "lora", 9, 0.0) });
         // The same run copied counts once.
         runs.push(run("own", "lora", 2, 64.0));
-        let results = Results::new(&runs, false);
+        let results = RunTable::new(&runs, false);
         assert_eq!(results.lines.len(), 1);
         let score = results.lines[0].score("own").unwrap();
         assert_eq!((score.mean, score.deviation, score.seeds), (62.0, Some(2.0), 3));
         assert!(results.notes[0].contains("1 more run(s)"), "{:?}", results.notes);
-        assert!(Results::new(&runs, true).lines.is_empty());
+        assert!(RunTable::new(&runs, true).lines.is_empty());
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
             draw(2, 90.0, None, 256),
         ];
         runs.push(draw(3, 90.0, Some("c"), 224));
-        let results = Results::new(&runs, false);
+        let results = RunTable::new(&runs, false);
         let score = results.lines[0].score("own, 2 a class").unwrap();
         assert_eq!((score.mean, score.seeds), (45.0, 2));
         assert!(results.notes[0].contains("2 more run(s)"), "{:?}", results.notes);
@@ -305,14 +305,14 @@ mod tests {
                 each.iter().enumerate().map(|(seed, &t)| run(task, "vpt", seed as i64, t))
             })
             .collect();
-        let results = Results::new(&runs, false);
+        let results = RunTable::new(&runs, false);
         let line = &results.lines[0];
         // Seed 0: ((10 + 30) / 2 + 80) / 2 = 50; seed 1: (35 + 80) / 2 = 57.5.
         let score = line.average(&[vec!["a", "b"], vec!["c"]]).unwrap();
         assert_eq!((score.mean, score.seeds), (53.75, 2));
         assert!((score.deviation.unwrap() - 7.5 / 2f64.sqrt()).abs() < 1e-12);
         assert_eq!(line.average(&[vec!["a", "d"]]), None);
-        let unequal = Results::new(&runs[..5], false).lines.remove(0).average(&[vec!["a", "c"]]);
+        let unequal = RunTable::new(&runs[..5], false).lines.remove(0).average(&[vec!["a", "c"]]);
         assert_eq!(unequal, Some(Spread { mean: 47.5, deviation: None, seeds: 1 }));
     }
 
@@ -323,7 +323,7 @@ mod tests {
         let mut autocast = run("a", "vpt", 0, 30.0);
         autocast.record.precision = Some("autocast-bf16".to_owned());
         let runs = [run("a", "vpt", 0, 20.0), other, autocast];
-        let results = Results::new(&runs, false);
+        let results = RunTable::new(&runs, false);
         let labels: Vec<_> = results.lines.iter().map(|line| line.label.as_str()).collect();
         let expected = ["vit 00ff", "vit 00ff in autocast-bf16", "vit ffff"];
         assert_eq!(labels, expected.map(|backbone| format!("VPT-deep · {backbone}")));

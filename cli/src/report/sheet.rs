@@ -1,7 +1,7 @@
 //! Tables as data: what the page, the charts and the terminal show.
 
 use super::published::{PAPER, Published, RETUNED, mean_head};
-use super::results::{Line, Results};
+use super::results::{MethodLine, RunTable};
 use super::task_table::Spread;
 use convpass::data::vtab::{self, TASKS, VtabGroup};
 
@@ -39,26 +39,26 @@ impl Column {
 
 /// Whose numbers a row has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Source {
+pub(super) enum Origin {
     Own,
     Paper,
     Retuned,
 }
 
-impl Source {
+impl Origin {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Source::Own => "these runs",
-            Source::Paper => "paper",
-            Source::Retuned => "OSU-MLB, re-tuned",
+            Origin::Own => "these runs",
+            Origin::Paper => "paper",
+            Origin::Retuned => "OSU-MLB, re-tuned",
         }
     }
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Row {
+pub(super) struct SheetRow {
     pub(super) label: String,
-    pub(super) source: Source,
+    pub(super) source: Origin,
     /// One a column.
     pub(super) scores: Vec<Option<Spread>>,
     /// Trained weights of the method and of its heads, the mean over tasks.
@@ -70,20 +70,20 @@ pub(super) struct Row {
 pub(super) struct Sheet {
     pub(super) title: String,
     pub(super) columns: Vec<Column>,
-    pub(super) rows: Vec<Row>,
+    pub(super) rows: Vec<SheetRow>,
     /// What a reader of the numbers has to know.
     pub(super) notes: Vec<String>,
 }
 
 impl Sheet {
     /// The tables of the results there are: VTAB-1k beside what is published, and other tasks.
-    pub(super) fn all(vtab: &Results, own: &Results) -> Vec<Sheet> {
-        let tables = [(vtab, Sheet::vtab as fn(&Results) -> Sheet), (own, Sheet::own)];
+    pub(super) fn all(vtab: &RunTable, own: &RunTable) -> Vec<Sheet> {
+        let tables = [(vtab, Sheet::vtab as fn(&RunTable) -> Sheet), (own, Sheet::own)];
         let some = tables.into_iter().filter(|(results, _)| !results.lines.is_empty());
         some.map(|(results, sheet)| sheet(results)).collect()
     }
 
-    fn own(results: &Results) -> Sheet {
+    fn own(results: &RunTable) -> Sheet {
         let mut columns: Vec<_> =
             results.tasks.iter().map(|task| Column::Task(task.to_string())).collect();
         if columns.len() > 1 {
@@ -99,7 +99,7 @@ impl Sheet {
         sheet
     }
 
-    fn vtab(results: &Results) -> Sheet {
+    fn vtab(results: &RunTable) -> Sheet {
         let tasks = &results.tasks;
         let whole = |group: &VtabGroup| of_group(*group).all(|name| tasks.contains(&name));
         let mut notes = results.notes.clone();
@@ -125,19 +125,19 @@ impl Sheet {
         let title = "VTAB-1k".to_owned();
         let mut sheet = Sheet { title, columns, rows: Vec::new(), notes };
         sheet.rows = sheet.own_rows(results);
-        let published = [(PAPER, Source::Paper), (RETUNED, Source::Retuned)];
+        let published = [(PAPER, Origin::Paper), (RETUNED, Origin::Retuned)];
         for (rows, source) in published {
-            let rows: Vec<Row> = rows.iter().map(|row| sheet.published(row, source)).collect();
+            let rows: Vec<SheetRow> = rows.iter().map(|row| sheet.published(row, source)).collect();
             sheet.rows.extend(rows);
         }
         sheet.rows.retain(|row| row.scores.iter().any(Option::is_some));
         sheet
     }
 
-    fn own_rows(&self, results: &Results) -> Vec<Row> {
-        let row = |line: &Line| Row {
+    fn own_rows(&self, results: &RunTable) -> Vec<SheetRow> {
+        let row = |line: &MethodLine| SheetRow {
             label: line.label.clone(),
-            source: Source::Own,
+            source: Origin::Own,
             scores: self.columns.iter().map(|column| line.average(&self.groups(column))).collect(),
             weights: Some(line.weights()),
         };
@@ -158,7 +158,7 @@ impl Sheet {
         }
     }
 
-    fn published(&self, row: &Published, source: Source) -> Row {
+    fn published(&self, row: &Published, source: Origin) -> SheetRow {
         let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
         let tasks = |names: &[&str]| -> Vec<f64> {
             names
@@ -174,7 +174,7 @@ impl Sheet {
                 Some(mean(self.groups(column).iter().map(|names| mean(tasks(names))).collect()))
             }
         };
-        Row {
+        SheetRow {
             label: row.method.to_owned(),
             source,
             scores: self
@@ -193,21 +193,21 @@ impl Sheet {
     }
 
     /// How many seeds the scores of a row of these runs are over: `3`, or `1–3`.
-    pub(super) fn seeds(row: &Row) -> String {
+    pub(super) fn seeds(row: &SheetRow) -> String {
         let seeds = || row.scores.iter().flatten().map(|score| score.seeds);
         match (seeds().min(), seeds().max(), row.source) {
-            (Some(least), Some(most), Source::Own) if least < most => format!("{least}–{most}"),
-            (Some(seeds), _, Source::Own) => seeds.to_string(),
+            (Some(least), Some(most), Origin::Own) if least < most => format!("{least}–{most}"),
+            (Some(seeds), _, Origin::Own) => seeds.to_string(),
             _ => "–".to_owned(),
         }
     }
 
     /// Whether the row of these runs is the best of a column's.
-    pub(super) fn is_best(&self, row: &Row, column: usize) -> bool {
-        let own = self.rows.iter().filter(|row| row.source == Source::Own);
+    pub(super) fn is_best(&self, row: &SheetRow, column: usize) -> bool {
+        let own = self.rows.iter().filter(|row| row.source == Origin::Own);
         let scores = || own.clone().filter_map(|row| row.scores.get(column).copied().flatten());
         let Some(score) = row.scores.get(column).copied().flatten() else { return false };
-        row.source == Source::Own
+        row.source == Origin::Own
             && scores().count() > 1
             && scores().all(|other| other.mean <= score.mean)
     }
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     fn sheets(runs: &[super::super::runs::FoundRun]) -> Vec<Sheet> {
-        Sheet::all(&Results::new(runs, true), &Results::new(runs, false))
+        Sheet::all(&RunTable::new(runs, true), &RunTable::new(runs, false))
     }
 
     #[test]
@@ -250,14 +250,14 @@ mod tests {
             TASKS.iter().map(|task| run(task.name, "lora", 0, task.convpass_top1)).collect();
         let sheet = &sheets(&runs)[0];
         assert_eq!(sheet.columns.len(), 19 + 3 + 2);
-        let at = |row: &Row, column: &Column| {
+        let at = |row: &SheetRow, column: &Column| {
             let index = sheet.columns.iter().position(|c| c == column).unwrap();
             row.scores[index].map(|score| score.mean)
         };
         let own = &sheet.rows[0];
         assert!((at(own, &Column::G).unwrap() - 76.56).abs() < 0.005);
         assert!((at(own, &Column::A).unwrap() - 74.44).abs() < 0.005);
-        let paper: Vec<_> = sheet.rows.iter().filter(|row| row.source == Source::Paper).collect();
+        let paper: Vec<_> = sheet.rows.iter().filter(|row| row.source == Origin::Paper).collect();
         let convpass = paper.iter().find(|row| row.label == "Convpass").unwrap();
         for (column, (own, theirs)) in
             sheet.columns.iter().zip(own.scores.iter().zip(&convpass.scores))
@@ -267,7 +267,7 @@ mod tests {
         }
         let lora = paper.iter().find(|row| row.label == "LoRA").unwrap();
         assert_eq!((at(lora, &Column::G), at(lora, &Column::A)), (Some(74.5), None));
-        assert!(sheet.rows.iter().any(|row| row.source == Source::Retuned));
+        assert!(sheet.rows.iter().any(|row| row.source == Origin::Retuned));
     }
 
     #[test]

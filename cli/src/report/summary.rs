@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::folder_report::Report;
 use super::palette::{short, short_number};
-use super::sheet::{Row, Sheet, Source, percent};
+use super::sheet::{Origin, Sheet, SheetRow, percent};
 
 /// Characters of a row's label, where the terminal is wide enough, and of a column's head.
 const LABEL: usize = 26;
@@ -48,7 +48,7 @@ impl Printed {
 
 /// The columns, in as many parts as it takes for each to fit.
 fn parts(sheet: &Sheet, width: usize, label: usize) -> Vec<Vec<Printed>> {
-    let cell = |row: &Row, index: usize| {
+    let cell = |row: &SheetRow, index: usize| {
         let score = row.scores.get(index).copied().flatten();
         (score.map_or("-".to_owned(), |score| percent(&score)), sheet.is_best(row, index))
     };
@@ -57,7 +57,7 @@ fn parts(sheet: &Sheet, width: usize, label: usize) -> Vec<Vec<Printed>> {
         cells: sheet.rows.iter().map(|row| cell(row, index)).collect(),
     });
     let weights =
-        |row: &Row| row.weights.map_or("-".to_owned(), |(method, _)| short_number(method));
+        |row: &SheetRow| row.weights.map_or("-".to_owned(), |(method, _)| short_number(method));
     let weights = Printed {
         head: "weights".to_owned(),
         cells: sheet.rows.iter().map(|row| (weights(row), false)).collect(),
@@ -87,9 +87,9 @@ fn table(text: &mut String, sheet: &Sheet, part: &[Printed], width: usize, color
     text.push('\n');
     for (index, row) in sheet.rows.iter().enumerate() {
         let source = match row.source {
-            Source::Own => "",
-            Source::Paper => " (paper)",
-            Source::Retuned => " (OSU-MLB)",
+            Origin::Own => "",
+            Origin::Paper => " (paper)",
+            Origin::Retuned => " (OSU-MLB)",
         };
         let mut line = pad(&row.label, source, width);
         for column in part {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result};
 use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::{VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
@@ -17,78 +17,91 @@ use serde_json::{Value, json};
 
 use super::{Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve};
 use crate::Outcome;
-use crate::flags::{BackboneFlags, Opened, ThreadFlags, bundled_backbone};
+use crate::flags::{
+    BackboneFlags, DataFlag, EpochFlags, InputFlags, Opened, OutFlag, SeedFlag, ThreadFlags,
+    bundled_backbone, default_warmup,
+};
 use crate::stop::Stop;
 
 /// Searches widths of Adapter, LoRA and prompts for each block within a parameter budget.
 ///
-/// A supernet that shares weights is trained on the 800, an evolution over its parts is scored on the
-/// 200, and the best mix is trained anew on the 1,000 and tested once (NOAH, arXiv 2206.04673).
-/// Without --backbone it runs a bundled task on the bundled ViT. --out gets method.json for
-/// `finetune --method`, adapter.safetensors and search.json.
+/// A supernet whose parts share weights is trained on 800 images, an evolution over its parts scores
+/// them on the 200 validation images, and the best mix is trained anew on all 1,000 and tested once
+/// (NOAH, arXiv 2206.04673). Without --backbone it runs a bundled task on the bundled ViT, with
+/// settings that take minutes. --out receives method.json for `finetune --method`,
+/// adapter.safetensors and search.json.
 #[derive(clap::Args)]
 #[command(
+    mut_arg("data", |arg| arg.help(
+        "Folder that holds one folder for each task; a bundled task is written here [default: data]"
+    )),
+    mut_arg("backbone", |arg| arg.help(
+        "Checkpoint of a ViT, CLIP or DINOv2: a file, or a folder that holds one [default: the bundled ViT]"
+    )),
+    mut_arg("batch_size", |arg| arg.help("Images in a batch [default: 64; 50 for bundled tasks]")),
+    mut_arg("normalization", |arg| arg.help(
+        "Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip [default: those of the backbone; half for the bundled ViT]"
+    )),
+    mut_arg("epochs", |arg| arg.help(
+        "Epochs of the mix that was found [default: 100; 4 for bundled tasks]"
+    )),
+    mut_arg("lr", |arg| arg.help(
+        "Peak learning rate of the mix that was found [default: 1e-3; 1e-2 for bundled tasks]"
+    )),
+    mut_arg("out", |arg| arg.help("Folder for the results [default: runs/TASK-search]")),
     after_long_help = "Example:\n  convpass search --data vtab-1k --task dtd --backbone vit_base_patch16_224.safetensors --budget 330000"
 )]
-pub struct Args {
-    /// Folder that holds the task's folder; a bundled task is written here too.
-    #[arg(long, default_value = "data")]
-    data: PathBuf,
-    /// Name of the task's folder; without --backbone: count, location, orientation or digits.
-    #[arg(long, default_value = "count")]
-    task: String,
-    /// Checkpoint of a ViT, CLIP tower or DINOv2 [default: the bundled ViT].
-    #[arg(long)]
-    backbone: Option<PathBuf>,
-    /// Most weights that the mix may train, without the head [default: half of the supernet's].
-    #[arg(long)]
-    budget: Option<i64>,
-    /// Widths to choose from in each block.
-    #[arg(long, value_delimiter = ',', default_value = "0,1,5,10")]
-    widths: Vec<i64>,
-    /// Epochs of the supernet [default: 500; bundled tasks 12].
-    #[arg(long)]
-    supernet_epochs: Option<usize>,
-    /// The supernet's learning rate [default: 5e-4; bundled tasks 1e-2].
-    #[arg(long)]
-    supernet_lr: Option<f64>,
-    /// Epochs of the mix that was found [default: 100; bundled tasks 4].
-    #[arg(long)]
-    epochs: Option<usize>,
-    /// Its learning rate [default: 1e-3; bundled tasks 1e-2].
-    #[arg(long)]
-    lr: Option<f64>,
-    /// Generations, the random one counted [default: 15; bundled tasks 6].
-    #[arg(long)]
-    generations: Option<usize>,
-    /// Candidates of a generation [default: 50; bundled tasks 12].
-    #[arg(long)]
-    population: Option<usize>,
-    /// How many of the best are parents [default: 10; bundled tasks 4].
-    #[arg(long)]
-    parents: Option<usize>,
-    /// The rate at which a mutant's widths are drawn anew.
-    #[arg(long, default_value_t = 0.2)]
-    mutation_rate: f64,
-    /// Images a step [default: 64; bundled tasks 50].
-    #[arg(long)]
-    batch_size: Option<usize>,
-    /// Mean and deviation of the pixels: imagenet, half, unit or clip [default: the backbone's; half for the bundled ViT].
-    #[arg(long)]
-    normalization: Option<Normalization>,
-    /// Seed of the initial values, the order of the images and the evolution.
-    #[arg(long, default_value_t = 42, allow_negative_numbers = true)]
-    seed: i64,
-    /// Folder for the results [default: runs/TASK-search].
-    #[arg(long)]
-    out: Option<PathBuf>,
-    #[command(flatten)]
-    flags: BackboneFlags,
+pub struct SearchArgs {
     #[command(flatten)]
     threads: ThreadFlags,
+    #[command(flatten)]
+    data: DataFlag,
+    /// Name of the folder of the task; without --backbone: count, location, orientation or digits.
+    #[arg(long, value_name = "NAME", default_value = "count", help_heading = "Data")]
+    task: String,
+    #[command(flatten)]
+    input: InputFlags,
+    #[command(flatten)]
+    backbone: BackboneFlags,
+    /// Most weights that the mix may train, without the head [default: half of the supernet's].
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    budget: Option<i64>,
+    /// Widths to choose from in each block, separated by commas; 0 leaves the module out.
+    #[arg(
+        long,
+        value_name = "N,..",
+        value_delimiter = ',',
+        default_value = "0,1,5,10",
+        help_heading = "Search"
+    )]
+    widths: Vec<i64>,
+    /// Epochs of the supernet [default: 500; 12 for bundled tasks].
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    supernet_epochs: Option<usize>,
+    /// Peak learning rate of the supernet [default: 5e-4; 1e-2 for bundled tasks].
+    #[arg(long, value_name = "RATE", help_heading = "Search")]
+    supernet_lr: Option<f64>,
+    /// Generations of the evolution, of which the first is random [default: 15; 6 for bundled tasks].
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    generations: Option<usize>,
+    /// Candidates in each generation [default: 50; 12 for bundled tasks].
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    population: Option<usize>,
+    /// Best candidates so far that become parents [default: 10; 4 for bundled tasks].
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    parents: Option<usize>,
+    /// Probability that a width of a mutant is drawn anew.
+    #[arg(long, value_name = "RATE", default_value_t = 0.2, help_heading = "Search")]
+    mutation_rate: f64,
+    #[command(flatten)]
+    found: EpochFlags,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    out: OutFlag,
 }
 
-/// What a flag that is not given means.
+/// The values of flags that are not given.
 struct Defaults {
     /// Epochs and learning rate of the supernet, and of the mix that was found.
     supernet: (usize, f64),
@@ -122,29 +135,30 @@ const BUNDLED: Defaults = Defaults {
     parents: 4,
 };
 
-pub fn run(args: &Args) -> Result<Outcome> {
+pub fn run(args: &SearchArgs) -> Result<Outcome> {
     args.threads.apply()?;
     let stop = Stop::on_ctrl_c("ending after this step")?;
-    let (file, bundled) = match &args.backbone {
+    let data = args.data.folder();
+    let (file, bundled) = match &args.backbone.backbone {
         Some(file) => (file.clone(), false),
-        None => (bundled_backbone(&args.data)?, true),
+        None => (bundled_backbone(data)?, true),
     };
-    let opened = args.flags.open(&file)?;
+    let opened = args.backbone.open(&file)?;
     if bundled {
         let task: BundledTask = args.task.parse()?;
-        bundled::write(&args.data, task, opened.image_size().0, 0)?;
+        bundled::write(data, task, opened.image_size().0, 0)?;
     }
     let half = bundled.then_some(Normalization::Half);
-    let normalization = opened.normalization(args.normalization.or(half))?;
+    let normalization = opened.normalization(args.input.normalization.or(half))?;
     let defaults = if bundled { &BUNDLED } else { &PUBLISHED };
-    let folder = VtabFolder::open(&args.data, &args.task)?;
-    Job { args, defaults, file, opened, folder, normalization, stop: &stop }.run()?;
+    let folder = VtabFolder::open(data, &args.task)?;
+    SearchJob { args, defaults, file, opened, folder, normalization, stop: &stop }.run()?;
     Ok(Outcome::unless_stopped(&stop))
 }
 
 /// One search.
-struct Job<'a> {
-    args: &'a Args,
+struct SearchJob<'a> {
+    args: &'a SearchArgs,
     defaults: &'static Defaults,
     file: PathBuf,
     opened: Opened,
@@ -153,7 +167,7 @@ struct Job<'a> {
     stop: &'a Stop,
 }
 
-impl Job<'_> {
+impl SearchJob<'_> {
     fn run(&self) -> Result<()> {
         let (args, start) = (self.args, Instant::now());
         let modules = SearchModule::noah().into_iter();
@@ -166,12 +180,11 @@ impl Job<'_> {
         let evolution = self.evolution_config();
         evolution.validate()?;
         println!("{}: budget {budget} of the supernet's {widest} weights", args.task);
-        let unnamed = || PathBuf::from(format!("runs/{}-search", args.task));
-        let out = args.out.clone().unwrap_or_else(unnamed);
-        std::fs::create_dir_all(&out).map_err(|e| anyhow!("{}: {e}", out.display()))?;
+        let out = args.out.folder(|| PathBuf::from(format!("runs/{}-search", args.task)));
+        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
 
         let (backbone, classes) = (self.opened.backbone.clone(), self.folder.num_classes());
-        let mut supernet = Supernet::new(backbone, space, classes, args.seed)?;
+        let mut supernet = Supernet::new(backbone, space, classes, args.seed.seed)?;
         let (epochs, lr) = (args.supernet_epochs, args.supernet_lr);
         let config = self.training(epochs, lr, self.defaults.supernet);
         let train = self.load(VtabSplit::Train800)?;
@@ -206,7 +219,7 @@ impl Job<'_> {
             population: args.population.unwrap_or(defaults.population),
             parents: args.parents.unwrap_or(defaults.parents),
             mutation_rate: args.mutation_rate,
-            seed: args.seed,
+            seed: args.seed.seed,
         }
     }
 
@@ -261,9 +274,9 @@ impl Job<'_> {
         let train = self.load(VtabSplit::Train800Val200)?;
         let mut watch = self.watch("found");
         let mut config = PetlConfig::new(method, self.folder.num_classes());
-        config.seed = args.seed;
+        config.seed = args.seed.seed;
         let mut model = PetlModel::new(self.opened.backbone.clone(), &config)?;
-        let train_config = self.training(args.epochs, args.lr, self.defaults.found);
+        let train_config = self.training(args.found.epochs, args.found.lr, self.defaults.found);
         let fit = fit(&mut model, &train, None, &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
         let test_top1 =
@@ -290,7 +303,7 @@ impl Job<'_> {
         label: &str,
         watch: &mut SearchWatch,
     ) -> crate::error::Result<Option<f64>> {
-        let batch_size = self.args.batch_size.unwrap_or(self.defaults.batch_size);
+        let batch_size = self.args.input.batches.or(self.defaults.batch_size);
         let mut pass = |done, images| watch.pass(label, done, images);
         let sums = evaluate(model, images, self.normalization, batch_size, &mut pass)?;
         Ok((sums.images == images.len()).then(|| sums.top1()))
@@ -298,13 +311,13 @@ impl Job<'_> {
 
     fn training(&self, epochs: Option<usize>, lr: Option<f64>, or: (usize, f64)) -> TrainConfig {
         let (epochs, lr) = (epochs.unwrap_or(or.0), lr.unwrap_or(or.1));
-        let (warmup_epochs, stepped) = ((epochs / 10).max(1), self.defaults.stepped);
+        let (warmup_epochs, stepped) = (default_warmup(epochs), self.defaults.stepped);
         TrainConfig {
             epochs,
-            batch_size: self.args.batch_size.unwrap_or(self.defaults.batch_size),
+            batch_size: self.args.input.batches.or(self.defaults.batch_size),
             schedule: CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::with_lr(lr) },
             normalization: self.normalization,
-            seed: self.args.seed,
+            seed: self.args.seed.seed,
             ..TrainConfig::default()
         }
     }
@@ -325,7 +338,7 @@ impl Job<'_> {
 }
 
 fn write(path: &Path, text: String) -> Result<()> {
-    std::fs::write(path, text + "\n").map_err(|e| anyhow!("{}: {e}", path.display()))
+    std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
 }
 
 /// The progress bar, and Ctrl-C.

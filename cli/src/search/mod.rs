@@ -8,7 +8,7 @@ mod supernet;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Args, run};
+pub use command::{SearchArgs, run};
 use evolution::{Evolution, EvolutionConfig, evolve};
 use space::{SearchModule, SearchSpace, Widths};
 use supernet::Supernet;

@@ -101,7 +101,7 @@ impl SearchSpace {
     /// [`Error::Config`] for no module, one without widths, a method that cannot be given a width
     /// for each block, or one that is no method beside this backbone.
     ///
-    /// [`Backbone::shape`]: crate::Backbone::shape
+    /// [`Backbone::shape`]: convpass::Backbone::shape
     pub fn new(mut modules: Vec<SearchModule>, shape: &BackboneShape) -> Result<Self> {
         if modules.is_empty() {
             return Err(Error::config("modules", "at least one", 0));

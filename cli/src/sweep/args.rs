@@ -3,14 +3,16 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use convpass::Method;
-use convpass::petl::SubLayers;
+use convpass::petl::{ConvInit, SubLayers};
 use serde_json::{Value, json};
 
-use crate::finetune::{MethodArg, parse_method};
-use crate::flags::{BackboneFlags, BypassFlags, Init, ThreadFlags, TrainingFlags};
-use crate::plan::{Plan, PlanMethod, RunSettings, Setting};
+use crate::flags::{
+    BackboneFlags, BypassFlags, DataFlag, InputFlags, LooksFlag, MethodArg, OutFlag, SeedsFlag,
+    ThreadFlags, TrainingFlags, parse_method,
+};
+use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
 /// The flags that say what a plan says; none of them goes with `--plan`.
 const SAID_BY_A_PLAN: [&str; 18] = [
@@ -34,67 +36,84 @@ const SAID_BY_A_PLAN: [&str; 18] = [
     "weight_decay",
 ];
 
-/// Runs tasks x methods x seeds, selects settings on validation images alone, and prints the table.
+/// Runs tasks x methods x seeds, selects settings on validation images alone, and prints a table.
 ///
-/// Without --tasks these are the 19 tasks of VTAB-1k with their published settings. Runs that are
-/// done are skipped, so that the same command goes on after a stop; results.csv and results.json
-/// go to --out.
+/// What runs is said by a plan (--plan) or by flags. Without --tasks these are the 19 tasks of
+/// VTAB-1k with their published settings. Where a grid is given, each of its settings trains on 800
+/// images, the best on the 200 validation images is selected, and the test images are seen once by
+/// the runs on all 1,000. The same command continues after a stop: finished runs are skipped. --out
+/// receives a folder for each run, results.csv and results.json.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
+    mut_arg("data", |arg| arg.help(
+        "Folder that holds one folder for each task; bundled tasks are written here [default: the plan's, else data]"
+    )),
+    mut_arg("backbone", |arg| arg.help(
+        "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the plan's, else the bundled ViT]"
+    )),
+    mut_arg("seeds", |arg| arg.help(
+        "Seeds, separated by commas: one run for each. Trials have the first"
+    )),
+    mut_arg("threads", |arg| arg.help(
+        "Threads of each run, which compute and decode images [default: the cores divided by --jobs]"
+    )),
+    mut_arg("out", |arg| arg.help("Folder for the results [default: runs/PLAN, else runs/all]")),
     after_long_help = "Examples:\n  convpass sweep --data vtab-1k --backbone vit_base_patch16_224.safetensors --methods convpass,lora --seeds 0,1,2\n  convpass sweep --plan cli/plans/bundled.toml"
 )]
-pub struct Args {
-    /// Folder that holds the folders of the tasks; bundled tasks are written here [default: the plan's, else data].
-    #[arg(long)]
-    pub data: Option<PathBuf>,
-    /// Checkpoint of the backbone [default: the plan's, else the bundled ViT].
-    #[arg(long)]
-    pub backbone: Option<PathBuf>,
-    /// Run what a TOML file says.
+pub struct SweepArgs {
+    /// Plan of runs, a TOML file. The flags that say what a plan says are errors beside it.
     #[arg(long, value_name = "FILE", conflicts_with_all = SAID_BY_A_PLAN)]
     plan: Option<PathBuf>,
-    /// Names of methods; Convpass has the published s and init of each task where no flag says otherwise.
-    #[arg(long, value_delimiter = ',', default_value = "convpass")]
-    methods: Vec<String>,
-    /// Seeds of the runs; the first is the seed of the trials too.
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2], allow_negative_numbers = true)]
-    seeds: Vec<i64>,
-    /// Names of the tasks' folders [default: the 19 of VTAB-1k].
-    #[arg(long, value_delimiter = ',')]
-    tasks: Option<Vec<String>>,
-    /// Try each value of a field of the methods' configs, or of lr, weight_decay, drop_path and the
-    /// like, on the 200 after training on the 800, and keep the best; several flags try every
-    /// combination.
-    #[arg(long, value_name = "FIELD=A,B,..")]
-    grid: Vec<String>,
-    /// Runs side by side [default: as many as cores beside a small backbone, else 1].
+    /// Runs side by side [default: as many as cores for a small backbone, else 1].
     #[arg(long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,
-    /// Move the folder of a run of other settings aside and run anew; else such a run is refused.
-    #[arg(long)]
-    pub set_aside: bool,
-    /// Look at the test images every N epochs, and record the best of these looks as best-on-test.
-    #[arg(long, value_name = "N")]
-    pub also_best_on_test: Option<NonZeroUsize>,
-    /// Folder for the runs and the results [default: runs/PLAN, else runs/all].
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
     #[command(flatten)]
-    pub flags: BackboneFlags,
+    pub threads: ThreadFlags,
+    #[command(flatten)]
+    pub data: DataFlag,
+    /// Names of the folders of the tasks, separated by commas [default: the 19 tasks of VTAB-1k].
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', help_heading = "Data")]
+    tasks: Option<Vec<String>>,
+    #[command(flatten)]
+    pub input: InputFlags,
+    #[command(flatten)]
+    pub backbone: BackboneFlags,
+    /// Names of the methods, separated by commas. convpass has the published scale and init of each
+    /// task unless a flag says otherwise.
+    #[arg(
+        long,
+        value_name = "NAME,..",
+        value_delimiter = ',',
+        default_value = "convpass",
+        help_heading = "Method"
+    )]
+    methods: Vec<String>,
+    /// Values to try for a field of the config of a method, or for lr, weight_decay, drop_path,
+    /// epochs and the like. May be repeated: every combination is tried.
+    #[arg(long, value_name = "FIELD=A,B,..", help_heading = "Method")]
+    grid: Vec<String>,
     #[command(flatten)]
     bypass: BypassFlags,
     #[command(flatten)]
     pub training: TrainingFlags,
     #[command(flatten)]
-    pub threads: ThreadFlags,
+    pub looks: LooksFlag,
+    #[command(flatten)]
+    seeds: SeedsFlag,
+    #[command(flatten)]
+    out: OutFlag,
+    /// If a folder holds a run of other settings, move it aside and run anew; without this flag such
+    /// a run is an error.
+    #[arg(long, help_heading = "Output")]
+    pub set_aside: bool,
 }
 
-impl Args {
+impl SweepArgs {
     /// The plan of the file or of the flags.
-    pub fn plan(&self) -> Result<Plan> {
+    pub fn plan(&self) -> Result<SweepPlan> {
         let plan = match &self.plan {
-            Some(file) => Plan::read(file)?,
+            Some(file) => SweepPlan::read(file)?,
             None => self.plan_of_flags()?,
         };
         plan.validate()?;
@@ -104,27 +123,30 @@ impl Args {
     /// Where the results go.
     pub fn out(&self) -> PathBuf {
         let name = self.plan.as_deref().and_then(|file| file.file_stem());
-        let default = || PathBuf::from("runs").join(name.unwrap_or("all".as_ref()));
-        self.out.clone().unwrap_or_else(default)
+        self.out.folder(|| PathBuf::from("runs").join(name.unwrap_or("all".as_ref())))
     }
 
-    fn plan_of_flags(&self) -> Result<Plan> {
+    fn plan_of_flags(&self) -> Result<SweepPlan> {
         let methods = self.methods.iter().map(|name| self.method(name));
+        let methods = methods.collect::<Result<Vec<_>>>()?;
+        if !methods.iter().any(|method| matches!(method.method, Method::ConvBypass(_))) {
+            self.bypass.refuse("convpass among --methods")?;
+        }
         let training = &self.training;
-        let mut plan = Plan {
-            seeds: self.seeds.clone(),
-            methods: methods.collect::<Result<_>>()?,
+        let mut plan = SweepPlan {
+            seeds: self.seeds.seeds.clone(),
+            methods,
             train: RunSettings {
                 epochs: Some(training.epochs()),
-                batch_size: Some(training.batch_size),
-                lr: Some(training.lr.unwrap_or(TrainingFlags::LR)),
+                batch_size: Some(self.input.batch_size()),
+                lr: Some(training.lr()),
                 warmup_epochs: training.warmup_epochs,
                 stepped: Some(training.schedule.into()),
-                weight_decay: Some(training.weight_decay.unwrap_or(TrainingFlags::WEIGHT_DECAY)),
+                weight_decay: Some(training.weight_decay()),
                 drop_path: training.drop_path,
-                normalization: training.normalization,
+                normalization: self.input.normalization,
             },
-            ..Plan::default()
+            ..SweepPlan::default()
         };
         if let Some(tasks) = &self.tasks {
             plan.tasks = tasks.clone();
@@ -135,12 +157,12 @@ impl Args {
         Ok(plan)
     }
 
-    /// A method by name, with the flags of the bypass if it is one.
+    /// A method by name, with the flags of the bypass if it is a Convpass.
     fn method(&self, name: &str) -> Result<PlanMethod> {
         let attention = matches!(name, "convpass_attention" | "convpass-attention");
         let parsed = parse_method(if attention { "convpass" } else { name });
         let MethodArg { method, .. } =
-            parsed.map_err(|reason| anyhow::anyhow!("--methods {name}: {reason}"))?;
+            parsed.map_err(|reason| anyhow!("--methods {name}: {reason}"))?;
         let mut planned = PlanMethod::new(name, method);
         if let Method::ConvBypass(config) = &mut planned.method {
             *config = self.bypass.config("");
@@ -148,12 +170,9 @@ impl Args {
                 config.sub_layers = SubLayers::Attention;
             }
             planned.published = true;
-            // The grid is what stands above the published choices.
+            // A grid comes after the published choices.
             let scale = self.bypass.scale.map(|scale| ("scale", json!(scale)));
-            let init = self.bypass.init.map(|init| match init {
-                Init::Identity => ("conv_init", json!("identity")),
-                Init::XavierUniform => ("conv_init", json!("xavier_uniform")),
-            });
+            let init = self.bypass.init.map(|init| ("conv_init", json!(ConvInit::from(init))));
             for (field, value) in scale.into_iter().chain(init) {
                 planned.grid.insert(field.to_owned(), vec![value]);
             }
@@ -163,7 +182,7 @@ impl Args {
 }
 
 /// Adds `FIELD=A,B,..` to the grid of each method that has the field.
-fn add_to_grids(plan: &mut Plan, grid: &str) -> Result<()> {
+fn add_to_grids(plan: &mut SweepPlan, grid: &str) -> Result<()> {
     let Some((field, values)) = grid.split_once('=') else {
         bail!("--grid {grid}: expected FIELD=A,B,..");
     };

@@ -14,7 +14,7 @@ use convpass::train::RunRecord;
 use super::side_by_side::side_by_side;
 use super::{Board, SweepRun, adapter};
 use crate::failure;
-use crate::finetune::Spec;
+use crate::finetune::RunSpec;
 use crate::plan::PlannedRun;
 use crate::run_folder::{digest, recorded};
 
@@ -73,7 +73,7 @@ impl Board<'_> {
         let (task, classes) = (run.task.name(), run.task.num_classes());
         let (model, mut train) =
             self.plan.run(run.method, &run.setting, task, classes, run.seed)?;
-        train.validate_every = match self.args.also_best_on_test {
+        train.validate_every = match self.args.looks.also_best_on_test {
             Some(every) if !run.is_trial => every.get(),
             _ => train.epochs.max(1),
         };
@@ -92,7 +92,7 @@ impl Board<'_> {
             model,
             train,
             backbone_digest: self.facts.digest.clone(),
-            precision: recorded(self.args.flags.precision()),
+            precision: recorded(self.args.backbone.precision()),
             image_size: self.facts.image_size,
             test_shorter_side: None,
             train_split: hash(train_split),
@@ -117,7 +117,8 @@ impl Board<'_> {
                     planned.test_split.clone_from(&record.test_split);
                 }
                 let mut differences = planned.differences(&record);
-                let wanted = self.args.also_best_on_test.filter(|_| !run.is_trial && is_finished);
+                let wanted =
+                    self.args.looks.also_best_on_test.filter(|_| !run.is_trial && is_finished);
                 if wanted.is_some() && record.best_on_test.is_none() {
                     differences.push("best_on_test: there is none".to_owned());
                 }
@@ -127,7 +128,7 @@ impl Board<'_> {
                 }
                 differences
             }
-            Err(error) => vec![error.to_string()],
+            Err(error) => vec![failure::chain_of(error)],
         };
         if self.args.set_aside {
             set_aside(&run.out)?;
@@ -167,10 +168,10 @@ impl Board<'_> {
             run.task.name(),
             "--backbone",
         ]);
-        command.arg(self.file).arg("--spec").arg(serde_json::to_string(&Spec { model, train })?);
+        command.arg(self.file).arg("--spec").arg(serde_json::to_string(&RunSpec { model, train })?);
         command.args(["--select", if run.is_trial { "trial" } else { "last" }]);
-        command.args(["--threads", &self.threads.to_string()]).args(self.args.flags.repeated());
-        if let Some(every) = self.args.also_best_on_test.filter(|_| !run.is_trial) {
+        command.args(["--threads", &self.threads.to_string()]).args(self.args.backbone.repeated());
+        if let Some(every) = self.args.looks.also_best_on_test.filter(|_| !run.is_trial) {
             command.args(["--also-best-on-test", &every.to_string()]);
         }
         if let Some(head) = &run.head {

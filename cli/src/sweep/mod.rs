@@ -15,13 +15,13 @@ use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::VtabFolder;
 use convpass::train::RunRecord;
 
-pub use args::Args;
-use results::{Results, Selected};
+pub use args::SweepArgs;
+use results::{Selected, SweepResults};
 
 use crate::Outcome;
 use crate::failure::chain;
 use crate::flags::{Processor, bundled_backbone};
-use crate::plan::{Plan, PlanMethod, Setting, Trial, best_trial};
+use crate::plan::{PlanMethod, Setting, SweepPlan, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
 use crate::stop::Stop;
 
@@ -29,17 +29,17 @@ use crate::stop::Stop;
 const SMALL_BACKBONE: u64 = 16 << 20;
 
 /// Runs what is left of the plan, and prints and writes the table of what is there.
-pub fn run(args: &Args) -> Result<Outcome> {
+pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let mut plan = args.plan()?;
-    let stop = &Stop::on_ctrl_c("ending after this step, from which the same command goes on")?;
-    let data = args.data.clone().or(plan.data.take()).unwrap_or("data".into());
-    let file = match args.backbone.clone().or(plan.backbone.take()) {
+    let stop = &Stop::on_ctrl_c("ending after this step, from which the same command continues")?;
+    let data = args.data.data.clone().or(plan.data.take()).unwrap_or("data".into());
+    let file = match args.backbone.backbone.clone().or(plan.backbone.take()) {
         Some(file) => file,
         None => bundled_backbone(&data)?,
     };
     let out = args.out();
-    let opened = args.flags.open(&file)?;
-    let normalization = args.training.normalization.or(plan.train.normalization);
+    let opened = args.backbone.open(&file)?;
+    let normalization = args.input.normalization.or(plan.train.normalization);
     plan.train.normalization = Some(opened.normalization(normalization)?);
     let facts = Facts { digest: opened.backbone.digest()?, image_size: opened.image_size() };
     drop(opened);
@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let is_small = fs::metadata(&file).is_ok_and(|file| file.len() < SMALL_BACKBONE);
     let jobs = match args.jobs {
         Some(jobs) => jobs.get(),
-        None if is_small && args.flags.device == Processor::Cpu => cores,
+        None if is_small && args.backbone.device == Processor::Cpu => cores,
         None => 1,
     };
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
     let mut board = Board {
         threads: args.threads.threads.map_or((cores / jobs).max(1), usize::from),
-        results: Results { missing, ..Results::default() },
+        results: SweepResults { missing, ..SweepResults::default() },
         args,
         plan: &plan,
         file: &file,
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// The task folders that are there, and what is said of the others. Bundled tasks are written.
 fn open_tasks(
-    plan: &Plan,
+    plan: &SweepPlan,
     data: &Path,
     image_size: (i64, i64),
 ) -> (Vec<VtabFolder>, Vec<(String, String)>) {
@@ -111,8 +111,8 @@ struct Facts {
 
 /// Everything that the runs share, and what has come of them.
 struct Board<'a> {
-    args: &'a Args,
-    plan: &'a Plan,
+    args: &'a SweepArgs,
+    plan: &'a SweepPlan,
     file: &'a Path,
     data: &'a Path,
     out: &'a Path,
@@ -121,7 +121,7 @@ struct Board<'a> {
     jobs: usize,
     threads: usize,
     stop: &'a Stop,
-    results: Results,
+    results: SweepResults,
 }
 
 /// One run of the plan.
@@ -148,10 +148,12 @@ impl SweepRun<'_> {
 
     /// The figure of a finished run: on the 200 for a trial, else on the test images.
     fn figure(&self, record: &RunRecord) -> Option<f64> {
-        match self.is_trial {
-            _ if record.fit.stopped => None,
-            true => record.fit.epochs.last()?.val_top1,
-            false => record.test_top1,
+        if record.fit.stopped {
+            None
+        } else if self.is_trial {
+            record.fit.epochs.last()?.val_top1
+        } else {
+            record.test_top1
         }
     }
 }
@@ -208,17 +210,19 @@ impl Board<'_> {
                     Some(Trial { setting: run.setting.clone(), val_top1: run.figure(record)? })
                 })
                 .collect();
-            let setting = match self.plan.has_trials(method) {
-                // Of fewer trials than planned nothing is selected: the budget is the same for all.
-                true if trials.len() < settings.len() => {
-                    let (done, all) = (trials.len(), settings.len());
-                    let label = format!("{} {}", task.name(), method.label);
-                    let reason = format!("nothing selected: {done} of {all} trials are there");
-                    self.results.failed.push((label, reason));
-                    continue;
-                }
-                true => best_trial(&trials).map(|trial| trial.setting.clone()),
-                false => settings.into_iter().next(),
+            let has_trials = self.plan.has_trials(method);
+            // Of fewer trials than planned nothing is selected: the budget is the same for all.
+            if has_trials && trials.len() < settings.len() {
+                let (done, all) = (trials.len(), settings.len());
+                let label = format!("{} {}", task.name(), method.label);
+                let reason = format!("nothing selected: {done} of {all} trials are there");
+                self.results.failed.push((label, reason));
+                continue;
+            }
+            let setting = if has_trials {
+                best_trial(&trials).map(|trial| trial.setting.clone())
+            } else {
+                settings.into_iter().next()
             };
             let Some(setting) = setting else { continue };
             let (task, method) = (task.name().to_owned(), method.label.clone());
@@ -249,7 +253,7 @@ impl Board<'_> {
         }
         for (run, record) in self.execute(&runs)? {
             let Some(top1) = run.figure(&record) else { continue };
-            let wanted = self.args.also_best_on_test.is_some();
+            let wanted = self.args.looks.also_best_on_test.is_some();
             self.results.table.runs.push(SeedRun {
                 task: run.task.name().to_owned(),
                 method: run.method.label.clone(),

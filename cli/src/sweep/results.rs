@@ -21,7 +21,7 @@ pub struct Selected {
 }
 
 #[derive(Default)]
-pub struct Results {
+pub struct SweepResults {
     pub table: TaskTable,
     pub selected: Vec<Selected>,
     /// Tasks without a folder, and what is expected there.
@@ -32,7 +32,7 @@ pub struct Results {
 
 /// A line of the CSV file.
 #[derive(Serialize)]
-struct Row<'a> {
+struct ResultRow<'a> {
     task: &'a str,
     group: String,
     method: &'a str,
@@ -46,7 +46,7 @@ struct Row<'a> {
     paper_convpass_top1: Option<f64>,
 }
 
-impl Results {
+impl SweepResults {
     pub fn selected(&self, task: &str, method: &str) -> Option<&Selected> {
         self.selected.iter().find(|selected| selected.task == task && selected.method == method)
     }
@@ -54,7 +54,7 @@ impl Results {
     /// An error if something is missing or failed, with all of it named.
     pub fn check(&self, stopped: bool) -> Result<()> {
         if stopped {
-            eprintln!("ended early; the same command goes on");
+            eprintln!("ended early; the same command continues");
             return Ok(());
         }
         for (what, reason) in self.missing.iter().chain(&self.failed) {
@@ -74,7 +74,7 @@ impl Results {
         for run in &self.table.runs {
             let row = vtab::task(&run.task);
             let selected = self.selected(&run.task, &run.method);
-            csv.serialize(Row {
+            csv.serialize(ResultRow {
                 task: &run.task,
                 group: row.map_or(String::new(), |row| row.group.to_string()),
                 method: &run.method,

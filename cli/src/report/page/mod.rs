@@ -10,11 +10,11 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::bar_chart::BarChart;
 use super::curves::{self, Quantity};
-use super::folder_report::{Contents, Report};
+use super::folder_report::{PageContents, Report};
 use super::methods;
 use super::palette::short;
 use super::runs::{BrokenFile, FoundRun};
-use super::sheet::Source;
+use super::sheet::Origin;
 use crate::error::Result;
 
 const STYLE: &str = include_str!("style.css");
@@ -27,7 +27,7 @@ const MOST_DETAILS: usize = 16;
 /// The whole page.
 ///
 /// # Errors
-/// [`Error::Chart`](crate::Error::Chart) if a chart cannot be drawn.
+/// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
 pub(super) fn page(report: &Report) -> Result<String> {
     let contents = report.contents();
     let title = short(report.title(), 80);
@@ -80,7 +80,7 @@ fn chart(svg: &str, label: &str) -> Markup {
     html! { div role="img" aria-label=(label) { (PreEscaped(svg)) } }
 }
 
-fn accuracy(contents: &Contents) -> Result<Option<Markup>> {
+fn accuracy(contents: &PageContents) -> Result<Option<Markup>> {
     let mut parts = Vec::new();
     for sheet in &contents.sheets {
         let accuracy = contents.accuracy_chart(sheet).map(|chart| chart.svg()).transpose()?;
@@ -99,7 +99,7 @@ fn accuracy(contents: &Contents) -> Result<Option<Markup>> {
             div.charts {
                 @for (label, svg) in bars { figure { (chart(&svg, &label)) } }
             }
-            @if sheet.rows.iter().any(|row| row.source == Source::Paper) {
+            @if sheet.rows.iter().any(|row| row.source == Origin::Paper) {
                 p.pale { "Filled marks and bars are these runs; outlines are the paper's." }
             }
             @if sheet.rows.iter().any(|row| row.scores.iter().flatten().any(|score| score.deviation.is_some())) {

@@ -6,7 +6,7 @@ use super::super::methods;
 use super::super::palette::{short, short_number};
 use super::super::results::selection;
 use super::super::runs::FoundRun;
-use super::super::sheet::{Column, Row, Sheet, Source};
+use super::super::sheet::{Column, Origin, Sheet, SheetRow};
 use super::super::task_table::Spread;
 
 /// Every table, with what its reader has to know.
@@ -33,7 +33,7 @@ fn table(sheet: &Sheet) -> Markup {
                         th.tall[tall] scope="col" { span { "weights, method" } }
                         th.tall[tall] scope="col" { span { "weights, head" } }
                     } }
-                    @for source in [Source::Own, Source::Paper, Source::Retuned] {
+                    @for source in [Origin::Own, Origin::Paper, Origin::Retuned] {
                         (rows(sheet, source))
                     }
                 }
@@ -49,9 +49,9 @@ fn is_edge(sheet: &Sheet, index: usize) -> bool {
     index > 0 && is_task(index) != is_task(index - 1)
 }
 
-fn rows(sheet: &Sheet, source: Source) -> Markup {
-    let rows: Vec<&Row> = sheet.rows.iter().filter(|row| row.source == source).collect();
-    let others = sheet.rows.iter().any(|row| row.source != Source::Own);
+fn rows(sheet: &Sheet, source: Origin) -> Markup {
+    let rows: Vec<&SheetRow> = sheet.rows.iter().filter(|row| row.source == source).collect();
+    let others = sheet.rows.iter().any(|row| row.source != Origin::Own);
     html! {
         @if !rows.is_empty() {
             tbody {

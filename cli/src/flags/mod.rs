@@ -1,0 +1,18 @@
+//! Groups of flags that several subcommands share: each flag is declared here once.
+//!
+//! A subcommand that has another default, or that cannot do without a flag, says so with `mut_arg`.
+
+mod backbone;
+mod data;
+mod method;
+mod training;
+
+pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
+pub use data::{
+    BatchFlag, ClassFlag, DataFlag, FormatFlag, InputFlags, OutFlag, OutputFormat, TargetFlags,
+    ThreadFlags,
+};
+pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
+pub use training::{
+    EpochFlags, HeadFlag, LogFlags, LooksFlag, SeedFlag, SeedsFlag, TrainingFlags, default_warmup,
+};
