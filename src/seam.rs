@@ -36,7 +36,11 @@ impl TokenLayout {
     pub(crate) fn check(&self, tokens: &Tensor, embed_dim: i64) -> Result<()> {
         let (rows, cols) = self.grid;
         if self.prefix < 0 || rows < 0 || cols < 0 {
-            return Err(Error::config("layout", "no negative count", format!("{self:?}")));
+            return Err(Error::Input {
+                argument: "layout",
+                expected: "no negative number of tokens".into(),
+                found: format!("{self:?}"),
+            });
         }
         match tokens.size()[..] {
             [_, t, c] if t == self.num_tokens() && c == embed_dim => Ok(()),

@@ -279,11 +279,13 @@ struct Grid {
 }
 
 impl Sizes {
-    /// Each prefix token is a grid of its own, and so are the patches.
+    /// The grids that the convolution treats as separate images: each prefix token is one, and the
+    /// patches are one if there are any.
     fn grids(&self) -> impl Iterator<Item = Grid> {
         let prefix = (0..self.prefix).map(|start| Grid { start, rows: 1, cols: 1 });
-        let patches = Grid { start: self.prefix, rows: self.grid.0, cols: self.grid.1 };
-        prefix.chain(std::iter::once(patches))
+        let (rows, cols) = self.grid;
+        let patches = Grid { start: self.prefix, rows, cols };
+        prefix.chain((rows > 0 && cols > 0).then_some(patches))
     }
 
     /// Every tap at every token, token by token.
@@ -368,13 +370,256 @@ fn drop_out(sizes: &Sizes, mask: Option<&[f32]>, hidden: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pulp::{Arch, Scalar, Scalar128b, Scalar256b};
+
+    /// A sample and the weights beside it: random, and always the same.
+    struct Case {
+        sizes: Sizes,
+        /// The parts of [`Stored`] in its order.
+        weights: [Vec<f32>; 6],
+        scale: f32,
+        /// Weight and bias of the layer norm that gives the tokens, if one does.
+        norm: Option<[Vec<f32>; 2]>,
+        raw: Vec<f32>,
+        residual: Option<Vec<f32>>,
+        mask: Option<Vec<f32>>,
+        /// The gradient of the output.
+        probe: Vec<f32>,
+    }
+
+    const EPS: f32 = 1e-6;
+
+    impl Case {
+        fn new(sizes: Sizes, has_norm: bool, has_mask: bool, has_residual: bool) -> Self {
+            let Sizes { c, h, k, .. } = sizes;
+            let t = sizes.tokens();
+            let mut state = 1u64;
+            let mut draw = |count: usize| -> Vec<f32> {
+                let mut next = || {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (state >> 40) as f32 / 2f32.powi(23) - 1.0
+                };
+                (0..count).map(|_| next()).collect()
+            };
+            let weights = [h * c, h, h * h * k * k, h, c * h, c].map(&mut draw);
+            let mut mask = draw(t * h);
+            mask.iter_mut().for_each(|m| *m = if *m > -0.4 { 1.0 / 0.7 } else { 0.0 });
+            Case {
+                weights,
+                scale: 0.7,
+                norm: has_norm.then(|| [draw(c), draw(c)]),
+                raw: draw(t * c),
+                residual: has_residual.then(|| draw(t * c)),
+                mask: has_mask.then_some(mask),
+                probe: draw(t * c),
+                sizes,
+            }
+        }
+
+        /// What the bypass reads: the tokens, or their layer norm.
+        fn tokens(&self) -> Vec<f64> {
+            let c = self.sizes.c;
+            let raw = self.raw.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let Some([weight, bias]) = &self.norm else { return raw };
+            let mut normed = Vec::new();
+            for row in raw.chunks(c) {
+                let mean = row.iter().sum::<f64>() / c as f64;
+                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+                let scale = (variance + f64::from(EPS)).sqrt().recip();
+                let weights = weight.iter().zip(bias).map(|(w, b)| (f64::from(*w), f64::from(*b)));
+                normed
+                    .extend(row.iter().zip(weights).map(|(x, (w, b))| (x - mean) * scale * w + b));
+            }
+            normed
+        }
+
+        /// The six weights and the tokens, in f64.
+        fn leaves(&self) -> [Vec<f64>; 7] {
+            let wide = |values: &Vec<f32>| values.iter().map(|&x| f64::from(x)).collect();
+            let [down, down_bias, conv, conv_bias, up, up_bias] = self.weights.each_ref().map(wide);
+            [down, down_bias, conv, conv_bias, up, up_bias, self.tokens()]
+        }
+    }
+
+    /// The plain twin: the equations in f64, a number at a time.
+    fn naive(case: &Case, leaves: &[Vec<f64>; 7]) -> Vec<f64> {
+        let Sizes { prefix, grid: (rows, cols), c, h, k } = case.sizes;
+        let [down, down_bias, conv, conv_bias, up, up_bias, tokens] = leaves;
+        let act = |x: f64| x / (1.0 + (-1.702 * x).exp());
+        let dot =
+            |row: &[f64], weights: &[f64]| row.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>();
+        let hidden: Vec<Vec<f64>> = tokens
+            .chunks(c)
+            .map(|row| (0..h).map(|j| act(dot(row, &down[j * c..][..c]) + down_bias[j])).collect())
+            .collect();
+        let mut output = Vec::new();
+        for token in 0..tokens.len() / c {
+            let (start, rows, cols) =
+                if token < prefix { (token, 1, 1) } else { (prefix, rows, cols) };
+            let (row, col) = ((token - start) / cols, (token - start) % cols);
+            let mut sums = conv_bias.clone();
+            for (dy, dx) in (0..k).flat_map(|dy| (0..k).map(move |dx| (dy, dx))) {
+                let (y, x) = ((row + dy).wrapping_sub(k / 2), (col + dx).wrapping_sub(k / 2));
+                if y >= rows || x >= cols {
+                    continue;
+                }
+                let from = &hidden[start + y * cols + x];
+                for (o, i) in (0..h).flat_map(|o| (0..h).map(move |i| (o, i))) {
+                    sums[o] += conv[((o * h + i) * k + dy) * k + dx] * from[i];
+                }
+            }
+            let mask = |j: usize| case.mask.as_ref().map_or(1.0, |mask| mask[token * h + j].into());
+            let sums: Vec<f64> = sums.iter().enumerate().map(|(j, &x)| act(x) * mask(j)).collect();
+            for channel in 0..c {
+                let residual = case.residual.as_ref().map_or(0.0, |all| all[token * c + channel]);
+                let sum = dot(&sums, &up[channel * h..][..h]) + up_bias[channel];
+                output.push(f64::from(residual) + f64::from(case.scale) * sum);
+            }
+        }
+        output
+    }
+
+    /// The output of the twin and, by central differences, the gradients of its seven leaves.
+    fn expected(case: &Case) -> Vec<Vec<f64>> {
+        let mut leaves = case.leaves();
+        let loss = |leaves: &[Vec<f64>; 7]| {
+            let output = naive(case, leaves);
+            output.iter().zip(&case.probe).map(|(y, &p)| y * f64::from(p)).sum::<f64>()
+        };
+        let mut all = vec![naive(case, &leaves)];
+        for leaf in 0..leaves.len() {
+            let mut gradient = Vec::new();
+            for i in 0..leaves[leaf].len() {
+                let (centre, step) = (leaves[leaf][i], 1e-5);
+                let mut at = |value: f64| {
+                    leaves[leaf][i] = value;
+                    loss(&leaves)
+                };
+                gradient.push((at(centre + step) - at(centre - step)) / (2.0 * step));
+                at(centre);
+            }
+            all.push(gradient);
+        }
+        all
+    }
+
+    /// Both kernels on a case, in the instructions of `simd`. The output and the gradients are
+    /// those of [`expected`].
+    struct BothWays<'a>(&'a Case);
+
+    impl WithSimd for BothWays<'_> {
+        type Output = Vec<Vec<f32>>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            let BothWays(case) = self;
+            let (sizes, t) = (&case.sizes, case.sizes.tokens());
+            let (c, h, k, w) = (sizes.c, sizes.h, sizes.k, sizes.width());
+            let [down, down_bias, conv, conv_bias, up, up_bias] = &case.weights;
+            let stored = Stored { down, down_bias, conv, conv_bias, up, up_bias };
+            let packed = Packed::new(sizes, &stored, case.scale);
+            let read: Vec<f32> = case.tokens().iter().map(|&x| x as f32).collect();
+            // Not zeros: what the kernels write must not depend on what was there.
+            let mut output = vec![f32::NAN; t * c];
+            let [mut kept_down, mut kept_conv] = [vec![f32::NAN; t * w], vec![f32::NAN; t * w]];
+            let mut token_gradient = vec![f32::NAN; t * c];
+            let mut parts = vec![0.0; sizes.num_gradients()];
+            Forward {
+                sizes,
+                weights: &packed,
+                tokens: &read,
+                residual: case.residual.as_deref(),
+                mask: case.mask.as_deref(),
+                output: &mut output,
+                kept: Kept { down: &mut kept_down, conv: &mut kept_conv },
+            }
+            .with_simd(simd);
+            let norm = case.norm.as_ref();
+            Backward {
+                sizes,
+                weights: &packed,
+                norm: norm.map(|[weight, bias]| Norm { weight, bias, eps: EPS }),
+                tokens: &case.raw,
+                mask: case.mask.as_deref(),
+                kept: Kept { down: &kept_down, conv: &kept_conv },
+                gradient: &case.probe,
+                token_gradient: Some(&mut token_gradient),
+                gradients: Gradients::split(sizes, &mut parts),
+            }
+            .with_simd(simd);
+            let parts = Gradients::split(sizes, &mut parts);
+            let each = |count: usize, at: &dyn Fn(usize) -> f32| (0..count).map(at).collect();
+            vec![
+                output,
+                parts.down[..h * c].to_vec(),
+                parts.down_bias[..h].to_vec(),
+                each(h * h * k * k, &|i| {
+                    let (output, input, tap) = (i / (h * k * k), i / (k * k) % h, i % (k * k));
+                    parts.taps[(tap * w + input) * w + output]
+                }),
+                parts.conv_bias[..h].to_vec(),
+                each(c * h, &|i| case.scale * parts.up[i % h * c + i / h]),
+                each(c, &|i| case.scale * parts.up_bias[i]),
+                token_gradient,
+            ]
+        }
+    }
+
+    fn sizes(prefix: usize, grid: (usize, usize), c: usize, h: usize, k: usize) -> Sizes {
+        Sizes { prefix, grid, c, h, k }
+    }
+
+    /// Scalars are what an old processor runs, vectors of 128 bits are those of Arm's, and the last
+    /// is whatever this processor offers.
+    #[test]
+    fn every_width_of_vectors_agrees_with_the_plain_twin() {
+        let cases = [
+            Case::new(sizes(0, (1, 1), 8, 1, 1), false, false, false),
+            Case::new(sizes(0, (1, 1), 8, 8, 5), true, true, true),
+            Case::new(sizes(1, (3, 2), 24, 9, 3), true, true, true),
+            Case::new(sizes(0, (3, 3), 16, 3, 3), false, true, false),
+            Case::new(sizes(2, (0, 0), 16, 3, 3), true, false, true),
+            Case::new(sizes(2, (usize::MAX, 0), 8, 2, 3), false, false, true),
+            Case::new(sizes(3, (1, 5), 16, 7, 3), true, false, true),
+            Case::new(sizes(1, (2, 7), 8, 16, 1), false, true, true),
+        ];
+        for case in &cases {
+            let expected = expected(case);
+            let found = [
+                ("scalars", Scalar.vectorize(BothWays(case))),
+                ("128 bits", Scalar128b.vectorize(BothWays(case))),
+                ("256 bits", Scalar256b.vectorize(BothWays(case))),
+                ("this processor", Arch::new().dispatch(BothWays(case))),
+            ];
+            for (width, found) in found {
+                assert_eq!(found.len(), expected.len());
+                for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found.len(), expected.len(), "part {part} of {:?}", case.sizes);
+                    let size = expected.iter().fold(1.0f64, |size, x| size.max(x.abs()));
+                    for (i, (&found, expected)) in found.iter().zip(expected).enumerate() {
+                        let gap = (f64::from(found) - expected).abs() / size;
+                        let at = (width, case.sizes, part, i);
+                        assert!(gap < 3e-6, "{at:?}: {found} is not {expected}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn reach_stays_within_the_grid() {
-        let sizes = Sizes { prefix: 0, grid: (3, 3), c: 8, h: 8, k: 5 };
+        let sizes = sizes(0, (3, 3), 8, 8, 5);
         assert_eq!(sizes.reach(0, 3), (2..5, 0));
         assert_eq!(sizes.reach(2, 3), (0..3, 0));
         assert_eq!(sizes.reach(0, 1), (2..3, 0));
         assert_eq!(sizes.reach(3, 7), (0..5, 1));
+    }
+
+    #[test]
+    fn a_grid_without_patches_has_no_taps() {
+        for grid in [(0, 0), (0, 7), (usize::MAX, 0), (0, usize::MAX)] {
+            assert!(sizes(0, grid, 8, 8, 3).taps().is_empty());
+            assert_eq!(sizes(2, grid, 8, 8, 3).taps(), [[0, 0, 4], [1, 1, 4]]);
+        }
     }
 }

@@ -298,7 +298,7 @@ impl nn::ModuleT for FixedLayout {
 mod tests {
     use super::super::fused_bypass::tests::add_with_mask;
     use super::*;
-    use crate::seam::NormOf;
+    use crate::seam::{NormOf, Site, SubLayer};
     use proptest::prelude::*;
     use tch::nn::VarStore;
     use tch::{Device, Kind};
@@ -573,6 +573,58 @@ mod tests {
             let x = tokens(2, &layout, c, 3).to_kind(Kind::Float);
             let out = bypass.forward(&x, &layout, true).unwrap();
             assert_eq!(out.count_nonzero(None::<i64>).int64_value(&[]), 0);
+        }
+    }
+
+    /// Bypasses in f32 run fused, those in f64 do not: both answer alike.
+    #[test]
+    fn a_layout_that_does_not_fit_is_an_error_on_both_paths() {
+        let config = ConvBypassConfig { dropout: 0.0, ..Default::default() };
+        let mut wrong = vec![(-1, (2, 3)), (7, (-1, 1)), (7, (-1, -1)), (1, (2, -2))];
+        wrong.extend([(0, (2, 2)), (0, (0, 0)), (1, (2, 3)), (5, (1, 0))]);
+        wrong.extend([(i64::MAX, (1, 1)), (0, (i64::MAX, i64::MAX)), (4, (1 << 32, 1 << 32))]);
+        for kind in [Kind::Float, Kind::Double] {
+            let (mut vs, bypass) = random_bypass(8, &config, false, 1);
+            if kind == Kind::Float {
+                vs.float();
+            }
+            let fits = TokenLayout { prefix: 0, grid: (2, 3) };
+            let x = tokens(2, &fits, 8, 2).to_kind(kind);
+            let site = Site { block: 0, sub_layer: SubLayer::Mlp };
+            let add = |residual: &Tensor, layout: &TokenLayout| {
+                let norm = None;
+                let (raw, branch) = (&x, &Branch::All);
+                let at = Beside { site, raw, normed: &x, norm, layout, branch, train: false };
+                bypass.add_into(residual, &at)
+            };
+            assert_eq!(
+                bypass.fused(&input(&x, &fits, &Branch::All), None).is_some(),
+                kind == Kind::Float
+            );
+            assert!(add(&x, &fits).is_ok());
+            let narrow = x.narrow(1, 0, 5);
+            assert!(matches!(add(&narrow, &fits), Err(Error::Input { argument: "residual", .. })));
+            for &(prefix, grid) in &wrong {
+                let layout = TokenLayout { prefix, grid };
+                for found in [bypass.forward(&x, &layout, false), add(&x, &layout)] {
+                    assert!(
+                        matches!(found, Err(Error::Input { .. })),
+                        "{kind:?} {layout:?}: {found:?}"
+                    );
+                }
+                assert!(matches!(bypass.maps(&x, &layout), Err(Error::Input { .. })), "{layout:?}");
+            }
+            // No patches, on a grid that has as many rows as there can be.
+            let endless = TokenLayout { prefix: 6, grid: (i64::MAX, 0) };
+            let alone = TokenLayout { prefix: 6, grid: (0, 0) };
+            let [found, expected] =
+                [endless, alone].map(|l| bypass.forward(&x, &l, false).unwrap());
+            assert_eq!(found, expected);
+            for shape in [&[12, 8][..], &[2, 6, 4], &[2, 6, 8, 1], &[]] {
+                let odd = Tensor::zeros(shape, (kind, Device::Cpu));
+                let found = bypass.forward(&odd, &fits, false);
+                assert!(matches!(found, Err(Error::Input { .. })), "{shape:?}");
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! A bypass on a CPU as one node of the autograd graph.
 //!
-//! The arithmetic of [`ConvBypass`](super::ConvBypass)'s operations on tensors, a sample at a time.
-//! What it saves for the way back is as narrow as the bottleneck: the tokens that it read are the
-//! layer norm of what the backbone saves anyway, and are made from that again.
+//! It computes what the tensor operations of [`ConvBypass`](super::ConvBypass) compute, one sample
+//! at a time. The tensors that it saves for backward are as narrow as the bottleneck: its tokens are
+//! the layer norm of a tensor that the backbone saves anyway, and backward recomputes them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,8 +16,10 @@ use crate::ffi::{Backward, Fresh, attach, floats, for_each};
 use crate::nn::Branch;
 use crate::seam::{NormOf, TokenLayout};
 
-/// Beyond this bottleneck libtorch's products are no slower.
+/// With a wider bottleneck libtorch's matrix products are no slower.
 const MAX_BOTTLENECK: i64 = 64;
+/// The most pairs of a token and a tap, which the kernel lists in 12 bytes each.
+const MAX_TAPS: i64 = 1 << 24;
 
 /// The weights of a bypass.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +45,10 @@ impl<'a> BypassWeights<'a> {
 pub(super) struct BypassInput<'a> {
     /// `[B, T, C]`.
     pub(super) tokens: &'a Tensor,
-    /// Of which tensor they are the layer norm, and of which one, where that is what they are.
+    /// `Some((x, norm))` if `tokens == norm(x)`; backward then recomputes `tokens` instead of
+    /// saving them.
     pub(super) norm: Option<(&'a Tensor, NormOf<'a>)>,
+    /// How the tokens lie; checked by the caller.
     pub(super) layout: &'a TokenLayout,
     /// The samples that take part.
     pub(super) branch: &'a Branch,
@@ -52,27 +56,31 @@ pub(super) struct BypassInput<'a> {
     pub(super) dropout: f64,
 }
 
-/// Whether [`add`] accepts a bypass of these weights on these tokens: a full convolution over a
-/// square odd kernel, and everything in f32 on a CPU.
+/// Whether [`add`] accepts these weights and tokens: a full convolution over a square odd kernel,
+/// and everything in f32 on a CPU.
 pub(super) fn can_add(
     weights: &BypassWeights,
     input: &BypassInput,
     residual: Option<&Tensor>,
 ) -> bool {
-    let (h, c) = (weights.down.0.size()[0], weights.down.0.size()[1]);
+    let &[h, c] = &weights.down.0.size()[..] else { return false };
     let fits = |t: &Tensor| t.kind() == Kind::Float && t.device() == Device::Cpu && t.numel() > 0;
     let norm = input.norm.into_iter().flat_map(|(raw, norm)| [raw, norm.weight, norm.bias]);
     let tensors = weights.all().into_iter().chain([input.tokens]).chain(residual).chain(norm);
-    let fits_kernel = c % GROUP as i64 == 0 && h <= MAX_BOTTLENECK && have_shapes(weights, h, c);
-    fits_kernel && tensors.into_iter().all(fits)
+    c % GROUP as i64 == 0
+        && h <= MAX_BOTTLENECK
+        && have_shapes(weights, h, c)
+        && input.norm.is_none_or(|norm| is_norm_of(norm, input.tokens, c))
+        && input.layout.num_tokens() <= MAX_TAPS / weights.conv.0.size()[2].pow(2)
+        && tensors.into_iter().all(fits)
 }
 
 /// Whether the weights are those of a full convolution of h channels between projections of width
-/// c; the kernel would read a grouped one wrongly.
+/// c. The kernel would read a grouped convolution wrongly.
 fn have_shapes(weights: &BypassWeights, h: i64, c: i64) -> bool {
     let is_full = match weights.conv.0.size()[..] {
         [outputs, inputs, rows, cols] => {
-            outputs == h && inputs == h && rows == cols && rows % 2 == 1
+            (outputs, inputs) == (h, h) && rows == cols && rows % 2 == 1
         }
         _ => false,
     };
@@ -82,6 +90,11 @@ fn have_shapes(weights: &BypassWeights, h: i64, c: i64) -> bool {
         && is_vector(weights.down.1, h)
         && is_vector(weights.conv.1, h)
         && is_vector(weights.up.1, c)
+}
+
+/// Whether a norm over c channels of `raw` can have given `tokens`.
+fn is_norm_of((raw, norm): (&Tensor, NormOf), tokens: &Tensor, c: i64) -> bool {
+    raw.size() == tokens.size() && norm.weight.size() == [c] && norm.bias.size() == [c]
 }
 
 /// `residual + s * Convpass(tokens)` for the samples of the branch, `[B, T, C]`; without a
@@ -119,7 +132,8 @@ fn add_masked(
     }
 }
 
-/// The output, and what the way back needs of this pass.
+/// The output of the bypass, the node of the graph that computes its gradients, and the tensors
+/// that the node needs.
 fn forward(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -127,48 +141,16 @@ fn forward(
     samples: Samples,
     mask: Option<Tensor>,
 ) -> Result<(Tensor, FusedBypass, Vec<Tensor>)> {
-    let (rows, cols) = input.layout.grid;
-    let sizes = Sizes {
-        prefix: input.layout.prefix as usize,
-        grid: (rows as usize, cols as usize),
-        c: weights.down.0.size()[1] as usize,
-        h: weights.down.0.size()[0] as usize,
-        k: weights.conv.0.size()[2] as usize,
-    };
+    let sizes = sizes(weights, input.layout);
     let scale = (weights.scale * input.branch.scale()) as f32;
     let packed = pack(weights, &sizes, scale)?;
+    let (has_mask, eps) = (mask.is_some(), input.norm.map(|(_, norm)| norm.eps as f32));
+    let bypass = FusedBypass { sizes, packed, scale, samples, has_mask, eps };
+
     let tokens = input.tokens.f_contiguous()?;
     let residual = residual.map(|residual| residual.f_contiguous()).transpose()?;
-
-    let narrow = |width: usize| [samples.kept, sizes.tokens(), width].map(|n| n as i64);
-    let mut output = Fresh::new(&tokens.size())?;
-    let [mut down, mut conv] =
-        [Fresh::new(&narrow(sizes.width()))?, Fresh::new(&narrow(sizes.width()))?];
-    {
-        let batch = samples.slots.len();
-        let (tokens, residual) = (floats(&tokens), residual.as_ref().map(floats));
-        let masks = mask.as_ref().map(floats);
-        let outputs = shares(output.floats(), batch);
-        let (downs, convs) =
-            (shares(down.floats(), samples.kept), shares(conv.floats(), samples.kept));
-        for_each(batch, |sample| {
-            let output = &mut **lock(&outputs[sample]);
-            let residual = residual.map(|residual| sample_of(residual, sample, batch));
-            let Some(slot) = samples.slots[sample] else {
-                return output.copy_from_slice(residual.unwrap_or(&[]));
-            };
-            let (down, conv) = (&mut **lock(&downs[slot]), &mut **lock(&convs[slot]));
-            let mask = masks.map(|masks| sample_of(masks, slot, samples.kept));
-            let tokens = sample_of(tokens, sample, batch);
-            let kept = Kept { down, conv };
-            let (sizes, weights) = (&sizes, &packed);
-            let forward = kernel::Forward { sizes, weights, tokens, residual, mask, output, kept };
-            Arch::new().dispatch(forward);
-        })?;
-    }
-    let (output, down, conv) = (output.done(), down.done(), conv.done());
-    let mut saved = vec![down, conv];
-    let (has_mask, eps) = (mask.is_some(), input.norm.map(|(_, norm)| norm.eps as f32));
+    let (output, kept) = bypass.run_forward(&tokens, residual.as_ref(), mask.as_ref())?;
+    let mut saved = Vec::from(kept);
     saved.extend(mask);
     match input.norm {
         None => saved.push(tokens),
@@ -177,7 +159,18 @@ fn forward(
             saved.extend([norm.weight.f_contiguous()?, norm.bias.f_contiguous()?]);
         }
     }
-    Ok((output, FusedBypass { sizes, packed, scale, samples, has_mask, eps }, saved))
+    Ok((output, bypass, saved))
+}
+
+fn sizes(weights: &BypassWeights, layout: &TokenLayout) -> Sizes {
+    let (rows, cols) = layout.grid;
+    Sizes {
+        prefix: layout.prefix as usize,
+        grid: (rows as usize, cols as usize),
+        c: weights.down.0.size()[1] as usize,
+        h: weights.down.0.size()[0] as usize,
+        k: weights.conv.0.size()[2] as usize,
+    }
 }
 
 /// What dropout multiplies by, drawn as libtorch's own dropout draws it.
@@ -282,7 +275,7 @@ impl Backward for FusedBypass {
         let mut parts = Fresh::new(&shape)?;
         let mut tokens =
             if wanted[Self::TOKENS] { Some(Fresh::new(&gradient.size())?) } else { None };
-        self.run(saved, floats(&contiguous), &mut parts, tokens.as_mut())?;
+        self.run_backward(saved, floats(&contiguous), &mut parts, tokens.as_mut())?;
         let mut gradients: Vec<_> = self.unpack(&parts.done())?.into_iter().map(Some).collect();
         gradients.push(tokens.map(Fresh::done));
         gradients.extend(wanted.get(Self::RESIDUAL).map(|_| Some(gradient.shallow_clone())));
@@ -295,8 +288,47 @@ impl FusedBypass {
     const TOKENS: usize = 6;
     const RESIDUAL: usize = 7;
 
-    /// Fills `parts`, each kept sample's gradients of the weights, and `token_gradients`.
-    fn run(
+    /// The output, and the two [`Kept`] of every sample that takes part.
+    fn run_forward(
+        &self,
+        tokens: &Tensor,
+        residual: Option<&Tensor>,
+        mask: Option<&Tensor>,
+    ) -> Result<(Tensor, [Tensor; 2])> {
+        let FusedBypass { sizes, packed, samples, .. } = self;
+        let batch = samples.slots.len();
+        let narrow = [samples.kept, sizes.tokens(), sizes.width()].map(|n| n as i64);
+        let mut output = Fresh::new(&tokens.size())?;
+        let [mut down, mut conv] = [Fresh::new(&narrow)?, Fresh::new(&narrow)?];
+        {
+            let (tokens, residual, masks) =
+                (floats(tokens), residual.map(floats), mask.map(floats));
+            let outputs = shares(output.floats(), batch);
+            let (downs, convs) =
+                (shares(down.floats(), samples.kept), shares(conv.floats(), samples.kept));
+            for_each(batch, |sample| {
+                let output = &mut **lock(&outputs[sample]);
+                let residual = residual.map(|residual| sample_of(residual, sample, batch));
+                let Some(slot) = samples.slots[sample] else {
+                    return output.copy_from_slice(residual.unwrap_or(&[]));
+                };
+                let (down, conv) = (&mut **lock(&downs[slot]), &mut **lock(&convs[slot]));
+                Arch::new().dispatch(kernel::Forward {
+                    sizes,
+                    weights: packed,
+                    tokens: sample_of(tokens, sample, batch),
+                    residual,
+                    mask: masks.map(|masks| sample_of(masks, slot, samples.kept)),
+                    output,
+                    kept: Kept { down, conv },
+                });
+            })?;
+        }
+        Ok((output.done(), [down.done(), conv.done()]))
+    }
+
+    /// Fills `parts` with each kept sample's gradients of the weights, and `token_gradients`.
+    fn run_backward(
         &self,
         saved: &[Tensor],
         gradient: &[f32],
@@ -382,5 +414,49 @@ pub(super) mod tests {
         assert_eq!(zeros.logical_or(&kept).all().int64_value(&[]), 1);
         let share = kept.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
         assert!((share - 0.75).abs() < 0.03, "{share}");
+    }
+
+    /// The shape of a weight that no bypass of `[h, C]` = `[4, 8]` with a 3x3 kernel has would be
+    /// read wrongly, without an error: the plain path serves it, or refuses it.
+    #[test]
+    fn weights_of_other_shapes_are_not_accepted() {
+        let new = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        let full: [&[i64]; 6] = [&[4, 8], &[4], &[4, 4, 3, 3], &[4], &[8, 4], &[8]];
+        let accepts = |shapes: [&[i64]; 6], raw: &[i64], grid: (i64, i64)| {
+            let [a, b, c, d, e, f] = shapes.map(new);
+            let weights =
+                BypassWeights { down: (&a, &b), conv: (&c, &d), up: (&e, &f), scale: 1.0 };
+            let (raw, weight) = (new(raw), new(&[8]));
+            let norm = NormOf { weight: &weight, bias: &weight, eps: 1e-6 };
+            let input = BypassInput {
+                tokens: &new(&[1, 5, 8]),
+                norm: Some((&raw, norm)),
+                layout: &TokenLayout { prefix: 1, grid },
+                branch: &Branch::All,
+                dropout: 0.0,
+            };
+            can_add(&weights, &input, None)
+        };
+        let (raw, grid) = ([1, 5, 8], (2, 2));
+        assert!(accepts(full, &raw, grid));
+        let others: [(usize, &[i64]); 10] = [
+            (0, &[4]),
+            (1, &[8]),
+            (2, &[4, 2, 3, 3]),
+            (2, &[4, 1, 3, 3]),
+            (2, &[4, 4, 3, 1]),
+            (2, &[4, 4, 2, 2]),
+            (2, &[4, 4, 9]),
+            (3, &[1]),
+            (4, &[4, 8]),
+            (5, &[4]),
+        ];
+        for (place, shape) in others {
+            let mut shapes = full;
+            shapes[place] = shape;
+            assert!(!accepts(shapes, &raw, grid), "weight {place} of shape {shape:?}");
+        }
+        assert!(!accepts(full, &[1, 4, 8], grid), "tokens that the norm did not give");
+        assert!(!accepts(full, &raw, (1 << 20, 1 << 20)), "a list of taps beyond memory");
     }
 }
