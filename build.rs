@@ -73,12 +73,11 @@ pub(crate) fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
 pub(crate) fn run_paths(lib: &Path) -> Vec<String> {
     let checkout = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let mut paths = Vec::new();
-    if let (Ok(checkout), true) = (checkout.canonicalize(), cfg!(target_os = "linux")) {
-        if let Ok(inside) = lib.strip_prefix(checkout) {
-            // target/release, target/release/examples and target/TRIPLE/release/examples.
-            let up = ["../..", "../../..", "../../../.."];
-            paths.extend(up.map(|up| format!("$ORIGIN/{up}/{}", inside.display())));
-        }
+    let checkout = checkout.canonicalize().ok().filter(|_| cfg!(target_os = "linux"));
+    if let Some(inside) = checkout.and_then(|checkout| lib.strip_prefix(checkout).ok()) {
+        // target/release, target/release/examples and target/TRIPLE/release/examples.
+        let up = ["../..", "../../..", "../../../.."];
+        paths.extend(up.map(|up| format!("$ORIGIN/{up}/{}", inside.display())));
     }
     paths.push(lib.display().to_string());
     paths

@@ -103,11 +103,10 @@ pub(super) fn told(checkpoint: &Path, embed_dim: i64) -> Result<Told> {
     // Models of an image and a text tower keep the former's in a part of its own.
     let vision = &config.json["vision_config"];
     let tower = if vision.is_object() { vision } else { &config.json };
-    if let Some(width) = config.number(tower, "hidden_size", Value::as_i64)? {
-        if width != embed_dim {
-            let expected = format!("{embed_dim}, the width of {}", checkpoint.display());
-            return Err(config.field("hidden_size", &expected, &tower["hidden_size"]));
-        }
+    let width = config.number(tower, "hidden_size", Value::as_i64)?;
+    if width.is_some_and(|width| width != embed_dim) {
+        let expected = format!("{embed_dim}, the width of {}", checkpoint.display());
+        return Err(config.field("hidden_size", &expected, &tower["hidden_size"]));
     }
     let activation = match &tower["hidden_act"] {
         Value::Null => None,

@@ -67,9 +67,14 @@ impl TensorFile {
     /// pickle names code that a state dict does not need.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::checkpoint_in(path.as_ref())?;
-        if shards::is_index(&path) {
-            return Self::open_shards(path);
-        }
+        if shards::is_index(&path) { Self::open_shards(path) } else { Self::open_file(path) }
+    }
+
+    /// Opens one file; a folder is an error.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub(crate) fn open_file(path: PathBuf) -> Result<Self> {
         let (container, file) = OneFile::open(path.clone())?;
         let places = file.index.entries.keys().map(|name| (name.clone(), 0)).collect();
         let metadata = file.index.metadata.clone();

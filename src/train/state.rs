@@ -201,7 +201,7 @@ impl StateFile {
         config: &TrainConfig,
         steps: usize,
     ) -> Result<Option<Reached>> {
-        let file = match TensorFile::open(&self.path) {
+        let file = match TensorFile::open_file(self.path.clone()) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Ok(None);
             }
