@@ -51,7 +51,7 @@ impl ZeroShot {
         Self::from_ids(text, &Tensor::f_stack(&ids, 0)?)
     }
 
-    /// As [`ZeroShot::encode`], of token ids `[K, templates, T]`, i64.
+    /// Encodes the classes from token ids `[K, templates, T]`, i64, of the sentences of each class.
     ///
     /// # Errors
     /// [`Error::Input`] for another rank, no class or no template; as [`ClipText::features`].

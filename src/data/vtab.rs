@@ -261,13 +261,19 @@ mod tests {
         assert!(matches!(refused, Err(Error::ListLine { line: 1, .. })), "{refused:?}");
     }
 
+    /// An error with its source, as programs print it.
+    fn told(error: Error) -> String {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", source.unwrap_or_default())
+    }
+
     #[test]
     fn a_folder_that_lacks_something_says_what() {
         let root = folder_of("own", ["a 0", "a 0", "a 0", "a 0"]);
-        let absent = VtabFolder::open(root.path(), "other").unwrap_err().to_string();
+        let absent = told(VtabFolder::open(root.path(), "other").unwrap_err());
         assert!(absent.contains("no such folder") && absent.contains("train800val200.txt"));
         std::fs::remove_file(root.path().join("own/val200.txt")).unwrap();
-        let partial = VtabFolder::open(root.path(), "own").unwrap_err().to_string();
+        let partial = told(VtabFolder::open(root.path(), "own").unwrap_err());
         assert!(partial.contains("lacks val200.txt;"), "{partial}");
     }
 }

@@ -1,6 +1,6 @@
 //! A small backbone and four small tasks that come with the crate (feature `bundled`).
 //!
-//! [`write`] writes a task in the VTAB layout: three are rendered in the manner of VTAB's
+//! [`write`](fn@write) writes a task in the VTAB layout: three are rendered in the manner of VTAB's
 //! structured group, one consists of real images. [`write_backbone`] writes a ViT that was
 //! pretrained on Fashion-MNIST. All of it is compiled in, so that a program that was moved or
 //! installed still finds it.
