@@ -89,14 +89,27 @@ mod imp {
 mod tests {
     use super::*;
 
-    /// True on any machine: where CUDA works, no reason is given for its absence; what cannot be loaded is named.
+    /// Holds on any machine: either there is a reason, which names what is missing, or libtorch's
+    /// CUDA half is part of this process and works on every GPU that it reports.
     #[test]
-    fn says_why_there_is_no_cuda() {
+    fn cuda_is_loaded_or_the_reason_is_named() {
+        let Some(reason) = cuda_load_error() else {
+            assert!(cfg!(feature = "cuda"), "no reason without the feature");
+            if cfg!(target_os = "linux") {
+                let maps = std::fs::read_to_string("/proc/self/maps").expect("a process on Linux");
+                assert!(maps.lines().any(|line| line.ends_with("/libtorch_cuda.so")), "not loaded");
+            }
+            for gpu in 0..tch::Cuda::device_count() as usize {
+                let options = (tch::Kind::Float, tch::Device::Cuda(gpu));
+                let sum = tch::Tensor::ones([2, 3], options).sum(tch::Kind::Float);
+                assert_eq!(f64::try_from(sum).expect("a scalar"), 6.0, "GPU {gpu}");
+            }
+            return;
+        };
         let named = if cfg!(feature = "cuda") { ".so" } else { "feature `cuda`" };
-        if let Some(reason) = cuda_load_error() {
-            assert!(reason.contains(named), "{reason}");
-            assert!(!tch::Cuda::is_available(), "CUDA works, yet: {reason}");
-        }
+        assert!(reason.contains(named), "{reason}");
+        assert!(!tch::Cuda::is_available(), "CUDA works, yet: {reason}");
+        assert_eq!(tch::Cuda::device_count(), 0, "GPUs are found, yet: {reason}");
     }
 
     #[test]

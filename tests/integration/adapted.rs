@@ -13,6 +13,8 @@ use convpass::{
 };
 use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 
+use crate::support::waves;
+
 const CLASSES: i64 = 5;
 
 fn small_vit() -> ViTConfig {
@@ -53,8 +55,7 @@ fn model(seed: i64) -> PetlModel {
 }
 
 fn images(count: i64) -> Tensor {
-    let pixels = count * 3 * 12 * 20;
-    (Tensor::arange(pixels, (Kind::Float, Device::Cpu)) * 0.37).sin().view([count, 3, 12, 20])
+    waves(&[count, 3, 12, 20])
 }
 
 fn logits(model: &PetlModel) -> Tensor {

@@ -1,16 +1,18 @@
 //! Augmentation against what Pillow, timm and torchvision make of the same images.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use convpass::Error;
 use convpass::data::{Augment, ImageOp, RandAugment, Resize, decode_image};
 use ndarray::{Array3, ArrayView3, s};
 
+use crate::golden::fixtures;
+
 const FILL: [u8; 3] = [124, 116, 104];
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/fixtures/augment").join(name)
+    fixtures().join("augment").join(name)
 }
 
 fn image(name: &str) -> Array3<u8> {

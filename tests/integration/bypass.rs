@@ -3,9 +3,11 @@
 use std::error::Error;
 
 use convpass::{ConvBypass, ConvBypassConfig, TokenLayout};
-use tch::{Device, nn};
+use tch::{Device, Kind, Tensor, nn};
 
+use crate::child;
 use crate::golden::{Case, check_all};
+use crate::support::waves;
 
 #[test]
 fn output_and_every_gradient_agree_with_pytorch() {
@@ -35,4 +37,41 @@ fn check(case: &Case) -> Result<(), Box<dyn Error>> {
         case.compare(&format!("grad.{name}"), &variable.grad())?;
     }
     Ok(())
+}
+
+/// A thread takes whole samples, so that neither outputs nor gradients depend on their number.
+#[test]
+fn one_thread_and_many_give_the_same_bits() {
+    if !child::is_alone("bypass::one_thread_and_many_give_the_same_bits") {
+        return;
+    }
+    let config = ConvBypassConfig { dropout: 0.0, ..Default::default() };
+    for (batch, layout) in [
+        (7, TokenLayout { prefix: 1, grid: (5, 3) }),
+        (2, TokenLayout { prefix: 0, grid: (1, 1) }),
+        (3, TokenLayout { prefix: 2, grid: (0, 4) }),
+    ] {
+        let run = |threads: i32| {
+            tch::set_num_threads(threads);
+            let vs = nn::VarStore::new(Device::Cpu);
+            let bypass = ConvBypass::new(&vs.root(), 24, &config).unwrap();
+            let mut variables: Vec<_> = vs.variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            tch::no_grad(|| {
+                for (_, variable) in &mut variables {
+                    variable.copy_(&(waves(&variable.size()) * 0.5));
+                }
+            });
+            let tokens = waves(&[batch, layout.num_tokens(), 24]).set_requires_grad(true);
+            let output = bypass.forward(&tokens, &layout, true).unwrap();
+            (&output * &output).sum(Kind::Float).backward();
+            let leaves = variables.iter().map(|(_, variable)| variable).chain([&tokens]);
+            leaves.map(Tensor::grad).chain([output.detach()]).collect::<Vec<_>>()
+        };
+        let alone = run(1);
+        assert!(alone.iter().all(|part| part.abs().max().double_value(&[]) > 0.0));
+        for threads in [2, 5] {
+            assert_eq!(run(threads), alone, "{threads} threads, {batch} samples, {layout:?}");
+        }
+    }
 }

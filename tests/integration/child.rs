@@ -14,3 +14,19 @@ pub fn test(name: &str) -> Command {
     command.args(["--exact", name]);
     command
 }
+
+/// Runs the test of this name in a process of its own, and fails as it does. Returns whether this
+/// is that process, so that a test begins with `if !child::is_alone(NAME) { return }`.
+///
+/// For tests that draw from libtorch's generator, or count its threads: the tests of one process
+/// share both.
+pub fn is_alone(name: &str) -> bool {
+    const CHILD: &str = "CONVPASS_TEST_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let child = test(name).env(CHILD, "").output().unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}");
+    false
+}

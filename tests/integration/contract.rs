@@ -11,10 +11,11 @@ use convpass::{
     LoraConfig, Method, PetlConfig, PetlModel, Placement, Pooling, SubLayers, SwinConfig,
     ViTConfig, audit,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::child;
 use crate::golden::AnyFrozen;
+use crate::support::waves;
 
 const CLASSES: i64 = 5;
 const DEPTH: usize = 3;
@@ -251,8 +252,7 @@ macro_rules! for_each {
 }
 
 fn images(count: i64) -> Tensor {
-    let pixels = count * 3 * 12 * 20;
-    (Tensor::arange(pixels, (Kind::Float, Device::Cpu)) * 0.37).sin().view([count, 3, 12, 20])
+    waves(&[count, 3, 12, 20])
 }
 
 /// Fails with the case where a check does.
@@ -288,13 +288,7 @@ fn every_variable_has_a_gradient() {
 /// the tests of this process share.
 #[test]
 fn gradients_computed_block_by_block_are_the_same_bits() {
-    const CHILD: &str = "CONVPASS_TEST_RECOMPUTE";
-    if std::env::var_os(CHILD).is_none() {
-        let child = child::test("contract::gradients_computed_block_by_block_are_the_same_bits")
-            .env(CHILD, "")
-            .output()
-            .unwrap();
-        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    if !child::is_alone("contract::gradients_computed_block_by_block_are_the_same_bits") {
         return;
     }
     fn check<B: Contract>(case: &str, model: PetlModel<B>) {

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use convpass::Error;
 use convpass::data::{Resize, decode_image};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/fixtures").join(name)
-}
+use crate::golden::fixtures;
 
 /// The files of a fixture folder with that extension, sorted.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
@@ -24,7 +22,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 #[test]
 fn resize_equals_pillow() {
     let mut cases = 0;
-    for path in files(&fixture("resize"), "png") {
+    for path in files(&fixtures().join("resize"), "png") {
         let name = path.file_stem().unwrap().to_str().unwrap();
         let Some((source, size)) = name.split_once('_') else { continue };
         let (rows, columns) = size.split_once('x').unwrap();
@@ -39,7 +37,7 @@ fn resize_equals_pillow() {
 
 #[test]
 fn every_color_type_is_decoded_to_rgb() {
-    let goldens = files(&fixture("decode"), "rgb");
+    let goldens = files(&fixtures().join("decode"), "rgb");
     assert_eq!(goldens.len(), 26);
     for golden in goldens {
         let png = golden.with_extension("png");
@@ -58,8 +56,11 @@ fn every_color_type_is_decoded_to_rgb() {
 fn the_format_is_told_by_content() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("really_a.jpg");
-    fs::copy(fixture("decode/rgb8.png"), &path).unwrap();
-    assert_eq!(decode_image(&path).unwrap(), decode_image(fixture("decode/rgb8.png")).unwrap());
+    fs::copy(fixtures().join("decode/rgb8.png"), &path).unwrap();
+    assert_eq!(
+        decode_image(&path).unwrap(),
+        decode_image(fixtures().join("decode/rgb8.png")).unwrap()
+    );
 }
 
 /// Decodes bytes from a file; a panic fails the test.
@@ -73,7 +74,7 @@ fn decode(folder: &Path, bytes: &[u8]) -> convpass::Result<ndarray::Array3<u8>> 
 fn a_cut_file_is_an_error_at_every_length() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["rgb8.png", "palette_trns4.png", "jpeg_420.jpg", "jpeg_progressive.jpg"] {
-        let bytes = fs::read(fixture("decode").join(name)).unwrap();
+        let bytes = fs::read(fixtures().join("decode").join(name)).unwrap();
         // A PNG is complete without the checksum of its pixels and its end marker.
         let needed = if name.ends_with("png") { bytes.len() - 16 } else { bytes.len() };
         for length in 0..needed {
@@ -88,7 +89,7 @@ fn a_cut_file_is_an_error_at_every_length() {
 fn a_changed_byte_never_panics() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["palette_trns2.png", "jpeg_cmyk.jpg", "jpeg_progressive.jpg"] {
-        let bytes = fs::read(fixture("decode").join(name)).unwrap();
+        let bytes = fs::read(fixtures().join("decode").join(name)).unwrap();
         for at in 0..bytes.len() {
             for value in [0xFF, bytes[at] ^ 1] {
                 let mut changed = bytes.clone();
@@ -102,7 +103,7 @@ fn a_changed_byte_never_panics() {
 #[test]
 fn absurd_dimensions_are_refused_before_anything_is_allocated() {
     let folder = tempfile::tempdir().unwrap();
-    let png = fs::read(fixture("decode/grey1.png")).unwrap();
+    let png = fs::read(fixtures().join("decode/grey1.png")).unwrap();
     for (width, height) in [(u32::MAX >> 1, u32::MAX >> 1), (60_000, 60_000), (0, 5), (4000, 4000)]
     {
         let mut bomb = png.clone();
@@ -113,7 +114,7 @@ fn absurd_dimensions_are_refused_before_anything_is_allocated() {
         let result = decode(folder.path(), &bomb);
         assert!(matches!(result, Err(Error::Image { .. })), "{width}x{height}: {result:?}");
     }
-    let mut jpeg = fs::read(fixture("decode/jpeg_rgb.jpg")).unwrap();
+    let mut jpeg = fs::read(fixtures().join("decode/jpeg_rgb.jpg")).unwrap();
     let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
     jpeg[frame + 5..frame + 9].fill(0xFF);
     let error = decode(folder.path(), &jpeg).unwrap_err().to_string();

@@ -2,20 +2,18 @@
 
 mod adapted;
 mod audit;
-#[cfg(feature = "data")]
 mod augment;
 mod build_script;
 mod bypass;
 mod child;
-#[cfg(feature = "clip")]
 mod clip;
 mod contract;
 mod convpass_models;
-#[cfg(feature = "data")]
 mod data;
 mod dense;
 mod features;
 mod golden;
+mod killed_run;
 mod layering;
 mod low_bit;
 mod malformed;
@@ -25,13 +23,8 @@ mod outside;
 mod own_backbone;
 mod peft;
 mod precision;
-#[cfg(feature = "train")]
 mod resume;
-#[cfg(feature = "train")]
-mod small;
-#[cfg(feature = "train")]
 mod streaming;
-#[cfg(feature = "train")]
+mod support;
 mod training;
-#[cfg(feature = "train")]
 mod vtab_finetune;

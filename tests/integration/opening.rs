@@ -10,13 +10,11 @@ use convpass::{
 };
 use tch::{Device, Kind, Tensor};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/fixtures").join(name)
-}
+use crate::golden::fixtures;
 
 fn old_vit() -> AnyBackbone {
     let options = OpenOptions { num_heads: Some(2), ..Default::default() };
-    let file = fixture("adapter_0_1/vit.safetensors");
+    let file = fixtures().join("adapter_0_1/vit.safetensors");
     AnyBackbone::open_with(file, &options, Device::Cpu).unwrap()
 }
 
@@ -49,16 +47,16 @@ fn first_of(cases: &str) -> PathBuf {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         name.ends_with(".safetensors") && name != "golden.safetensors"
     };
-    let folders = list(&fixture(cases)).into_iter().filter(|path| path.is_dir());
+    let folders = list(&fixtures().join(cases)).into_iter().filter(|path| path.is_dir());
     folders.flat_map(|folder| list(&folder)).find(is_checkpoint).expect("a case has a checkpoint")
 }
 
 #[test]
 fn adapters_of_version_0_1_load_and_give_the_same_logits() {
-    let golden = TensorFile::open(fixture("adapter_0_1/golden.safetensors")).unwrap();
+    let golden = TensorFile::open(fixtures().join("adapter_0_1/golden.safetensors")).unwrap();
     let x = golden.tensor("x").unwrap();
     for name in ["conv_bypass", "lora", "vpt", "compose", "low_bit", "bit_fit"] {
-        let file = fixture(&format!("adapter_0_1/{name}.safetensors"));
+        let file = fixtures().join(format!("adapter_0_1/{name}.safetensors"));
         let model = PetlModel::load_adapter(old_vit(), &file).unwrap();
         let logits = tch::no_grad(|| model.forward(&x, false)).unwrap();
         // Bit for bit on the machine that made them; another one's products differ in the last bits.
@@ -106,7 +104,7 @@ fn another_backbone_is_named_by_what_it_is() {
     PetlModel::new(old_vit(), &config).unwrap().save_adapter(&file).unwrap();
     let options =
         OpenOptions { num_heads: Some(2), precision: Some(Precision::Bf16), ..Default::default() };
-    let vit = fixture("adapter_0_1/vit.safetensors");
+    let vit = fixtures().join("adapter_0_1/vit.safetensors");
     let in_bf16 = AnyBackbone::open_with(vit, &options, Device::Cpu).unwrap();
     let error = PetlModel::load_adapter(in_bf16, &file).unwrap_err().to_string();
     for part in ["ViT vit.safetensors", "12x12", "f32", "bf16"] {
@@ -135,7 +133,7 @@ fn a_head_is_taken_from_another_adapter() {
 #[test]
 fn a_folder_of_shards_is_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = TensorFile::open(fixture("adapter_0_1/vit.safetensors")).unwrap();
+    let whole = TensorFile::open(fixtures().join("adapter_0_1/vit.safetensors")).unwrap();
     let names: Vec<String> = whole.names().map(str::to_owned).collect();
     let (first, second) = names.split_at(names.len() / 2);
     let mut map = serde_json::Map::new();
@@ -178,7 +176,7 @@ fn a_folder_of_shards_is_the_same_model() {
 fn config_json_beside_the_weights_says_what_they_do_not() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
-    std::fs::copy(fixture("adapter_0_1/vit.safetensors"), &file).unwrap();
+    std::fs::copy(fixtures().join("adapter_0_1/vit.safetensors"), &file).unwrap();
     let write = |text: &str| std::fs::write(folder.path().join("config.json"), text).unwrap();
     write(
         r#"{"model_type": "vit", "hidden_size": 16, "num_attention_heads": 2, "hidden_act": "gelu",

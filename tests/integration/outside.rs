@@ -9,7 +9,10 @@ use convpass::{
     Error, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, Result, ViTConfig, audit,
 };
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
+
+use crate::child;
+use crate::support::waves;
 
 /// A matrix after the second layer of the MLPs from a block on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,8 +99,7 @@ fn backbone() -> FrozenViT {
 }
 
 fn images() -> Tensor {
-    let count = 4 * 3 * 8 * 8;
-    (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 0.37).sin().view([4, 3, 8, 8])
+    waves(&[4, 3, 8, 8])
 }
 
 fn read(
@@ -113,11 +115,7 @@ fn read(
 /// In a process of its own, as `testing` says.
 #[test]
 fn keeps_the_contract_alone_in_a_list_and_at_few_bits() {
-    const CHILD: &str = "CONVPASS_TEST_OUTSIDE";
-    if std::env::var_os(CHILD).is_none() {
-        let name = "outside::keeps_the_contract_alone_in_a_list_and_at_few_bits";
-        let child = crate::child::test(name).env(CHILD, "").output().unwrap();
-        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    if !child::is_alone("outside::keeps_the_contract_alone_in_a_list_and_at_few_bits") {
         return;
     }
     tch::set_num_threads(1);

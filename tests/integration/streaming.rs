@@ -11,7 +11,7 @@ use convpass::{
 };
 use image::{Rgb, RgbImage};
 
-use crate::small::small_vit;
+use crate::support::small_vit;
 
 /// `count` PNG files of 20x15 in two classes, and their list.
 fn photos(count: usize) -> (tempfile::TempDir, FileList) {

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use convpass::eval::{PrefixCache, evaluate};
 use convpass::petl::ConvBypassVariant;
-use convpass::train::{
-    CosineSchedule, Fit, Observer, RunRecord, Selection, Silent, StepReport, Stepped,
-};
+use convpass::train::{CosineSchedule, Fit, Observer, RunRecord, Selection, Silent, StepReport};
 use convpass::{
     Autocast, ConvBypassConfig, Error, ImageDataset, Method, Normalization, PetlConfig, PetlModel,
     TrainConfig, fit,
@@ -17,7 +15,7 @@ use ndarray::Array4;
 use tch::{Device, Kind, Tensor};
 
 use crate::child;
-use crate::small::small_vit;
+use crate::support::{small_vit, train_config, weights};
 
 /// Two classes of 16x16 images: bright in the left half or in the right one.
 fn halves(count: usize) -> ImageDataset {
@@ -40,24 +38,7 @@ fn bypass() -> Method {
 }
 
 fn config(epochs: usize) -> TrainConfig {
-    TrainConfig {
-        epochs,
-        batch_size: 8,
-        schedule: CosineSchedule {
-            lr: 1e-2,
-            warmup_epochs: 1,
-            stepped: Stepped::EachStep,
-            ..CosineSchedule::default()
-        },
-        normalization: Normalization::Half,
-        seed: 9,
-        ..TrainConfig::default()
-    }
-}
-
-fn weights(model: &PetlModel) -> BTreeMap<String, Tensor> {
-    let copy = |(name, weight): (String, Tensor)| (name, weight.detach().copy());
-    model.var_store().variables().into_iter().map(copy).collect()
+    train_config(epochs, 8)
 }
 
 #[test]
