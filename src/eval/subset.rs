@@ -133,7 +133,9 @@ fn find<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Vec<i64>
 /// and over a subset of the classes: a zero-shot classifier, or one model on several sets.
 ///
 /// ```no_run
-/// # use convpass::*;
+/// # use convpass::data::BatchConfig;
+/// # use convpass::eval::{ClassSubset, evaluate_logits};
+/// # use convpass::{ImageDataset, PetlModel, Result};
 /// # fn f(model: PetlModel, sketches: ImageDataset, config: BatchConfig, rendered: ImageDataset, subset: ClassSubset) -> Result<()> {
 /// let mut logits = |images: &tch::Tensor| model.forward(images, false);
 /// let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
