@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
+#[cfg(feature = "train")]
 use super::inputs::Inputs;
+use super::subset::evaluate_logits;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
@@ -91,10 +93,12 @@ pub fn evaluate<B: Backbone>(
         normalization,
         device: model.var_store().device(),
     };
-    evaluate_inputs(model, &Inputs::Images(dataset, None), config, watch)
+    let logits = &mut |images: &Tensor| model.forward(images, false);
+    evaluate_logits(logits, dataset, None, config, watch)
 }
 
 /// As [`evaluate`], on images or on features computed before.
+#[cfg(feature = "train")]
 pub(crate) fn evaluate_inputs<B: Backbone>(
     model: &PetlModel<B>,
     inputs: &Inputs,

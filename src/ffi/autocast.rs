@@ -76,7 +76,7 @@ impl Autocast {
 
     /// What libtorch computes products in at present, on this thread and devices like `device`;
     /// `None` without autocast. A result under it depends on it as on a weight.
-    #[cfg_attr(not(feature = "data"), allow(dead_code, reason = "for what keeps results"))]
+    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "for what keeps results"))]
     pub(crate) fn active(device: Device) -> Result<Option<&'static str>> {
         let State { enabled, kind, .. } = State::get(matches!(device, Device::Cuda(_)))?;
         Ok(match kind {
