@@ -110,15 +110,6 @@ impl<C: Network> Frozen<C> {
         Backbone::intermediate(self, images, blocks)
     }
 
-    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens after
-    /// the final norm, or the last map of a ConvNeXt.
-    ///
-    /// # Errors
-    /// [`Error::Input`](crate::Error::Input) if the images do not fit the config.
-    pub fn patch_features(&self, images: &Tensor) -> Result<Tensor> {
-        Backbone::patch_features(self, images)
-    }
-
     /// SHA-256 over every frozen byte and over the choices of the forward pass (heads, eps,
     /// activation, pooling, image size and the like), in hex: equal digests give equal features.
     ///
