@@ -121,6 +121,15 @@ impl AnyBackbone {
         self.forward(images, &NoMethod, Pass::default())
     }
 
+    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens after
+    /// the final norm, or the last map of a ConvNeXt.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone.
+    pub fn patch_features(&self, images: &Tensor) -> Result<Tensor> {
+        Backbone::patch_features(self, images)
+    }
+
     /// Returns the backbone as a ViT, if it is one.
     pub fn as_vit(&self) -> Option<&FrozenViT> {
         match &self.family {
