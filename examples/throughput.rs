@@ -45,9 +45,15 @@ struct Args {
     /// Of the frozen weights: f32, bf16, f16, int8 or autocast-bf16.
     #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
-    /// Run on the first CUDA device.
-    #[arg(long)]
-    cuda: bool,
+    #[arg(long, value_enum, default_value_t = On::Cpu)]
+    device: On,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum On {
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -65,11 +71,12 @@ fn main() -> Result<()> {
         ensure!(threads > 0, "--threads must be at least 1");
         tch::set_num_threads(threads);
     }
-    if args.cuda && !tch::Cuda::is_available() {
+    let cuda = args.device == On::Cuda;
+    if cuda && !tch::Cuda::is_available() {
         bail!("no CUDA device: {}", convpass::cuda_load_error().unwrap_or("libtorch finds none"));
     }
     tch::manual_seed(0);
-    let device = if args.cuda { Device::Cuda(0) } else { Device::Cpu };
+    let device = if cuda { Device::Cuda(0) } else { Device::Cpu };
     let _guard = args.precision.guard(device)?;
     let step = Step::new(&args, device)?;
     let mut optimizer = AdamW::new(step.model.var_store(), 1e-4)?;
@@ -77,7 +84,7 @@ fn main() -> Result<()> {
     for round in 0..=args.rounds {
         let start = Instant::now();
         step.run(&args, &mut optimizer)?;
-        if args.cuda {
+        if cuda {
             tch::Cuda::synchronize(0);
         }
         if round > 0 {

@@ -72,7 +72,7 @@ CASES = [
 ]
 
 
-GPU = ["--cuda", "--precision", "autocast-bf16"]
+GPU = ["--device", "cuda", "--precision", "autocast-bf16"]
 # Instead of the above with --cuda.
 CUDA_CASES = [
     step("cuda-train-32", "training step on a GPU, autocast to bf16, batch 32", 32, 20, extra=GPU),

@@ -1,6 +1,6 @@
 """A training step or an evaluation of the peer on random images: the counterpart of `examples/throughput.rs`.
 
-    python step.py --mode train|eval|plain-eval --batch 8 --rounds 5 --threads 2 --drop-path 0.1 [--cuda --precision autocast-bf16]
+    python step.py --mode train|eval|plain-eval --batch 8 --rounds 5 --threads 2 --drop-path 0.1 [--device cuda --precision autocast-bf16]
 """
 import argparse
 
@@ -20,11 +20,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--drop-path", type=float, default=0.1)
     parser.add_argument("--precision", choices=["f32", "autocast-bf16"], default="f32")
-    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    device = "cuda" if args.cuda else "cpu"
+    device = args.device
     images = torch.randn(args.batch, 3, 224, 224, device=device)
     labels = torch.zeros(args.batch, dtype=torch.long, device=device)
     autocast = torch.autocast(device, torch.bfloat16, enabled=args.precision == "autocast-bf16")
@@ -36,7 +36,7 @@ def main():
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=1e-4)
 
     def finish():
-        if args.cuda:
+        if device == "cuda":
             torch.cuda.synchronize()
 
     def train():

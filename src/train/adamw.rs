@@ -1,13 +1,14 @@
 //! AdamW.
 
-use tch::{Kind, Tensor, nn};
+use tch::{Tensor, nn};
 
+use super::optimizer::{Optimizer, zero_grad};
 use crate::error::{Error, Result};
 
 /// AdamW (Loshchilov and Hutter, 2019) over the variables of a `VarStore`, as PyTorch computes it.
 ///
-/// tch's own optimizer panics on what this returns as an error, and orders its variables by their
-/// creation, where this goes by their names.
+/// Unlike tch's optimizer it returns libtorch's errors instead of panicking, visits the variables in
+/// the order of their names instead of their creation, and can be resumed.
 #[derive(Debug)]
 pub struct AdamW {
     weight_decay: f64,
@@ -15,40 +16,23 @@ pub struct AdamW {
     slots: Vec<Slot>,
 }
 
-/// Factors of the moving averages of the gradient and of its square.
+/// Decay rates of the moving averages of the gradient and of its square.
 const BETAS: (f64, f64) = (0.9, 0.999);
 /// Added to the denominator.
 const EPS: f64 = 1e-8;
 
 /// A variable, and the moving averages of its gradient and of its square.
 #[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) name: String,
-    pub(super) variable: Tensor,
-    pub(super) mean: Tensor,
-    pub(super) square: Tensor,
-}
-
-impl Slot {
-    /// Whether a pass ever gave the variable a gradient. One that did not is left as it is; from
-    /// then on a pass that gives none counts as a gradient of zero.
-    pub(super) fn has_gradient(&self) -> Result<bool> {
-        Ok(self.variable.f_grad()?.defined())
-    }
-
-    /// A gradient of zero, where the variable has none.
-    pub(super) fn give_gradient(&self) -> Result<()> {
-        if self.has_gradient()? {
-            Ok(())
-        } else {
-            Ok(self.variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
-        }
-    }
+struct Slot {
+    name: String,
+    variable: Tensor,
+    mean: Tensor,
+    square: Tensor,
 }
 
 impl AdamW {
-    /// Betas 0.9 and 0.999, eps 1e-8 and this decoupled weight decay, over every variable of `vs`
-    /// in the order of their names.
+    /// Creates the optimizer of every variable of `vs`, with betas 0.9 and 0.999, eps 1e-8 and the
+    /// decoupled weight decay `weight_decay`.
     ///
     /// # Errors
     /// [`Error::Config`] for a weight decay that is negative or not finite.
@@ -68,49 +52,29 @@ impl AdamW {
         Ok(AdamW { weight_decay, steps: 0, slots })
     }
 
-    /// The variables in the order of their names.
-    pub(super) fn slots(&self) -> &[Slot] {
-        &self.slots
-    }
-
-    /// Takes up after so many steps, with what `restore` makes of each variable.
-    pub(super) fn restore(
-        &mut self,
-        steps: i32,
-        restore: &mut dyn FnMut(&mut Slot) -> Result<()>,
-    ) -> Result<()> {
-        self.steps = steps;
-        self.slots.iter_mut().try_for_each(restore)
-    }
-
-    /// Clears gradients, runs `loss` backwards and updates every variable that got a gradient.
+    /// Sets the gradients to zero, runs the backward pass of `loss` and updates every variable that
+    /// has a gradient, at the learning rate `lr`.
     ///
     /// # Errors
-    /// What libtorch says, for instance of a loss that is no scalar.
+    /// The error of libtorch, for instance if `loss` is not a scalar.
     pub fn backward_step(&mut self, loss: &Tensor, lr: f64) -> Result<()> {
         self.zero_grad()?;
         loss.f_backward()?;
         self.step(lr)
     }
 
-    /// Clears gradients.
+    /// Sets the gradients to zero.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// The error of libtorch.
     pub fn zero_grad(&mut self) -> Result<()> {
-        for slot in &mut self.slots {
-            let mut gradient = slot.variable.f_grad()?;
-            if gradient.defined() {
-                let _zeroed = gradient.f_detach_()?.f_zero_()?;
-            }
-        }
-        Ok(())
+        zero_grad(self.slots.iter().map(|slot| &slot.variable))
     }
 
-    /// Updates every variable that has a gradient.
+    /// Updates every variable that has a gradient, at the learning rate `lr`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// The error of libtorch.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         self.steps += 1;
         tch::no_grad(|| self.update(lr))
@@ -141,11 +105,35 @@ impl AdamW {
     }
 }
 
+impl Optimizer for AdamW {
+    fn step(&mut self, lr: f64) -> Result<()> {
+        AdamW::step(self, lr)
+    }
+
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let of = |group, slot: &Slot, tensor: &Tensor| {
+            (format!("{group}.{}", slot.name), tensor.shallow_clone())
+        };
+        let means = self.slots.iter().map(|slot| of("mean", slot, &slot.mean));
+        let squares = self.slots.iter().map(|slot| of("square", slot, &slot.square));
+        Ok(means.chain(squares).collect())
+    }
+
+    fn resume(&mut self, steps: usize) -> Result<()> {
+        self.steps = i32::try_from(steps).map_err(|_| Error::Input {
+            argument: "steps",
+            expected: format!("at most {}", i32::MAX),
+            found: steps.to_string(),
+        })?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
     use tch::nn::OptimizerConfig;
+    use tch::{Device, Kind};
 
     #[test]
     fn equals_pytorchs() {

@@ -25,8 +25,18 @@ pub enum Selection {
 pub struct TrainConfig {
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images a step; a last partial batch is dropped.
+    /// Images per optimizer step. A last partial batch is dropped.
     pub batch_size: usize,
+    /// Images per forward and backward pass, if a batch is too large for the memory: the gradients
+    /// of the parts of a batch are accumulated before the optimizer step. `None` runs the whole
+    /// batch at once. The gradients are the same up to rounding; dropout and drop path draw other
+    /// numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// The largest joint L2 norm of the gradients; larger ones are scaled down to it
+    /// ([`clip_grad_norm`](crate::train::clip_grad_norm)). `None` leaves them as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
     /// The learning rate over the run.
     pub schedule: CosineSchedule,
     /// AdamW's decoupled weight decay.
@@ -57,6 +67,8 @@ impl Default for TrainConfig {
         TrainConfig {
             epochs: 100,
             batch_size: 64,
+            micro_batch_size: None,
+            max_grad_norm: None,
             schedule: CosineSchedule::default(),
             weight_decay: 1e-4,
             normalization: Normalization::ImageNet,

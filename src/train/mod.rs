@@ -6,6 +6,7 @@ mod config;
 mod fit;
 mod json_log;
 mod observer;
+mod optimizer;
 mod pace;
 #[cfg(feature = "progress")]
 mod progress;
@@ -17,9 +18,10 @@ mod tensorboard;
 
 pub use adamw::AdamW;
 pub use config::{Selection, TrainConfig};
-pub use fit::{Fit, fit, fit_resumable};
+pub use fit::{Fit, FitOptions, fit, fit_resumable, fit_with};
 pub use json_log::JsonLog;
 pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
+pub use optimizer::{Optimizer, Schedule, clip_grad_norm};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
 pub use record::{BestOnTest, RunRecord, peak_rss_mb};

@@ -1,4 +1,4 @@
-//! The state of a run in a file, so that one that was cut off goes on where it was.
+//! The state file of a run, from which an interrupted run continues.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::adamw::{AdamW, Slot};
 use super::config::TrainConfig;
 use super::observer::EpochReport;
+use super::optimizer::Optimizer;
 use crate::backbone::Backbone;
 use crate::checkpoint::TensorFile;
 use crate::data::ImageDataset;
@@ -25,38 +25,40 @@ const KEY: &str = "convpass_run";
 /// Changes with what a state file holds.
 const FORMAT: u32 = 1;
 
-/// Where a run keeps its state, and how often it is written.
+/// The state file of a run, and how often it is written.
 ///
-/// No part of [`TrainConfig`]: it changes nothing of what is computed, and the record of a run that
-/// was interrupted says what that of an uninterrupted one does.
+/// This is not part of [`TrainConfig`], because it does not change what is computed: an interrupted
+/// run and an uninterrupted one have the same record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunCheckpoint {
-    /// The file: three times the trainables, once more with the best epoch on validation.
+    /// The file. With AdamW it is three times the size of the trainables, and four times if the best
+    /// epoch on validation is selected.
     pub path: PathBuf,
-    /// Steps after which it is written; it is written at the end of each epoch too.
+    /// Steps from one write to the next. The end of each epoch is written too.
     pub every: usize,
 }
 
-/// A place between two steps of a run.
+/// A point between two steps of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Place {
-    /// Epochs that were finished.
-    pub(crate) epoch: usize,
-    /// Steps of the next one that were taken.
-    pub(crate) step: usize,
-    /// Over these steps.
-    pub(crate) sum: Evaluation,
+pub(super) struct Cursor {
+    /// Number of finished epochs.
+    pub(super) epoch: usize,
+    /// Number of steps taken in the epoch after them.
+    pub(super) step: usize,
+    /// Loss and accuracy over these steps.
+    pub(super) sum: Evaluation,
 }
 
-/// What a run has reached, beside what is in its model and its optimizer.
+/// The progress of a run, apart from the tensors of its model and its optimizer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Reached {
-    pub(super) place: Place,
+    #[serde(rename = "place")]
+    pub(super) cursor: Cursor,
     pub(super) epochs: Vec<EpochReport>,
     pub(super) best: Option<Best>,
     /// Seconds of the run.
     pub(super) seconds: f64,
-    /// Seconds of the epoch that was begun.
+    /// Seconds of the unfinished epoch.
     pub(super) epoch_seconds: f64,
 }
 
@@ -65,25 +67,31 @@ pub(super) struct Reached {
 pub(super) struct Best {
     pub(super) epoch: usize,
     pub(super) top1: f64,
-    /// Its weights by name; among the tensors of the file.
+    /// Its weights by name. They are stored among the tensors of the file.
     #[serde(skip)]
     pub(super) weights: BTreeMap<String, Tensor>,
 }
 
-/// What makes a run that run and no other.
+/// What tells one run from another. A state file resumes only a run with an equal identity.
 #[derive(Serialize)]
 struct Identity<'a> {
     format: u32,
     model: &'a PetlConfig,
     train: TrainConfig,
     backbone: String,
-    /// What autocast brings products to.
+    /// The dtype of autocast, if it is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     autocast: Option<&'static str>,
     train_images: Images<'a>,
     val_images: Option<Images<'a>>,
-    /// Checksum of the trainables that it starts from. By its name the last to be compared: where it
-    /// differs alone, nothing else says why.
+    /// Whether the optimizer is the caller's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    own_optimizer: bool,
+    /// Whether the schedule is the caller's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    own_schedule: bool,
+    /// Checksum of the initial trainables. Fields are compared in the order of their names, so this
+    /// one comes last: it is reported only if no other field explains the difference.
     weights_at_start: u32,
 }
 
@@ -100,14 +108,14 @@ impl<'a> Images<'a> {
     }
 }
 
-/// What a state file says beside its tensors.
+/// The metadata of a state file.
 #[derive(Serialize, Deserialize)]
 struct Info<R> {
     run: Value,
     reached: R,
-    /// The variables that no pass has given a gradient yet.
+    /// The variables that have had no gradient so far.
     without_gradient: BTreeSet<String>,
-    /// Of the tensors.
+    /// Checksum of the tensors.
     checksum: u32,
 }
 
@@ -117,31 +125,29 @@ pub(super) struct StateFile {
     path: PathBuf,
     every: usize,
     run: Value,
-    /// Steps since it was written.
+    /// Steps since the last write.
     since: usize,
 }
 
 impl StateFile {
-    /// That of a run of these, whose model holds what it starts from. What a killed process left
-    /// half-written beside it is removed.
+    /// Creates the state file of a run; `model` still holds its initial weights. A half-written file
+    /// that a killed process left beside it is removed.
     ///
     /// # Errors
-    /// [`Error::Config`] for no steps between two writes, [`Error::Io`] if the folder is not there.
+    /// [`Error::Config`] if `every` is 0, [`Error::Io`] if the folder does not exist.
     pub(super) fn new<B: Backbone>(
-        checkpoint: &RunCheckpoint,
+        options: (&RunCheckpoint, Owned),
         model: &PetlModel<B>,
         train: &ImageDataset,
         validation: Option<&ImageDataset>,
         config: &TrainConfig,
     ) -> Result<Self> {
+        let (checkpoint, owned) = options;
         if checkpoint.every == 0 {
             return Err(Error::config("every", "1 step or more", 0));
         }
         remove_unfinished(&checkpoint.path)?;
-        let variables: BTreeMap<String, Tensor> =
-            model.var_store().variables().into_iter().collect();
-        let variables = variables.iter().map(|(name, value)| Ok((name.clone(), Bytes::of(value)?)));
-        // Kept elsewhere they are the same tokens.
+        // The folder of the prefix cache does not change its tokens.
         let prefix =
             config.prefix.as_ref().map(|cache| PrefixCache { folder: None, ..cache.clone() });
         let identity = Identity {
@@ -150,7 +156,9 @@ impl StateFile {
             train: TrainConfig { prefix, ..config.clone() },
             backbone: model.backbone().digest()?,
             autocast: Autocast::active(model.backbone().device())?,
-            weights_at_start: checksum(&variables.collect::<Result<_>>()?),
+            own_optimizer: owned.optimizer,
+            own_schedule: owned.schedule,
+            weights_at_start: checksum(&bytes(&sorted_variables(model))?),
             train_images: Images::of(train),
             val_images: validation.map(Images::of),
         };
@@ -159,26 +167,27 @@ impl StateFile {
         Ok(StateFile { path, every: checkpoint.every, run, since: 0 })
     }
 
-    /// Counts a step; whether the state is to be written.
+    /// Counts a step and returns whether the state is to be written.
     pub(super) fn is_due(&mut self) -> bool {
         self.since += 1;
         self.since >= self.every
     }
 
-    /// Writes the state; the file is the old one or the new one whole.
-    pub(super) fn save(&mut self, optimizer: &AdamW, reached: &Reached) -> Result<()> {
-        let mut tensors = BTreeMap::new();
+    /// Writes the state. At any moment the file is the old one or the new one, never a part.
+    pub(super) fn save(
+        &mut self,
+        variables: &BTreeMap<String, Tensor>,
+        optimizer: &dyn Optimizer,
+        reached: &Reached,
+    ) -> Result<()> {
+        let best = reached.best.iter().flat_map(|best| keyed("best", &best.weights));
+        let tensors = stored(variables, optimizer)?.into_iter().chain(best);
+        let tensors = bytes(&tensors.collect())?;
         let mut without_gradient = BTreeSet::new();
-        for slot in optimizer.slots() {
-            for (group, tensor) in groups(slot) {
-                tensors.insert(key(group, &slot.name), Bytes::of(tensor)?);
+        for (name, variable) in variables {
+            if !variable.f_grad()?.defined() {
+                without_gradient.insert(name.clone());
             }
-            if !slot.has_gradient()? {
-                without_gradient.insert(slot.name.clone());
-            }
-        }
-        for (name, tensor) in reached.best.iter().flat_map(|best| &best.weights) {
-            tensors.insert(key("best", name), Bytes::of(tensor)?);
         }
         let checksum = checksum(&tensors);
         let info = Info { run: self.run.clone(), reached, without_gradient, checksum };
@@ -188,16 +197,16 @@ impl StateFile {
         Ok(())
     }
 
-    /// Takes the run up where the file has it, with `steps` steps an epoch; `None`, and nothing is
-    /// changed, if there is no file.
+    /// Restores variables and optimizer from the file, for a run with `steps` steps per epoch.
+    /// Returns `None` and changes nothing if there is no file.
     ///
     /// # Errors
-    /// [`Error::OtherRun`] with the first field that is another one in the file's run; what
-    /// [`TensorFile::open`] returns, [`Error::CorruptFile`] and its like if the file is damaged.
-    /// Nothing is changed then either.
+    /// [`Error::OtherRun`] with the first field that differs from the file's run; the errors of
+    /// [`TensorFile::open`]; [`Error::CorruptFile`] if the file is damaged. Nothing is changed then.
     pub(super) fn load(
         &self,
-        optimizer: &mut AdamW,
+        variables: &BTreeMap<String, Tensor>,
+        optimizer: &mut dyn Optimizer,
         config: &TrainConfig,
         steps: usize,
     ) -> Result<Option<Reached>> {
@@ -215,37 +224,68 @@ impl StateFile {
         if !info.reached.is_possible(config, steps) {
             return Err(corrupt("its counts of epochs, steps and images contradict each other"));
         }
-        let done = info.reached.place.epoch * steps + info.reached.place.step;
-        let done = i32::try_from(done).map_err(|_| corrupt("more steps than can be counted"))?;
-        let mut values = read(&file, optimizer, info.reached.best.is_some())?;
+        let done = info.reached.cursor.epoch * steps + info.reached.cursor.step;
+        if i32::try_from(done).is_err() {
+            return Err(corrupt("more steps than can be counted"));
+        }
+        let targets = stored(variables, optimizer)?;
+        let best = info.reached.best.iter().flat_map(|_| keyed("best", variables));
+        let mut values = read(
+            &file,
+            targets
+                .iter()
+                .map(|(n, t)| (n.clone(), t.size()))
+                .chain(best.map(|(name, variable)| (name, variable.size()))),
+        )?;
         if checksum(&bytes(&values)?) != info.checksum {
             return Err(corrupt("its tensors do not match their checksum"));
         }
         if let Some(best) = &mut info.reached.best {
-            for slot in optimizer.slots() {
-                let value = values.remove(&key("best", &slot.name));
-                best.weights.extend(value.map(|value| (slot.name.clone(), value)));
+            for name in variables.keys() {
+                let value = values.remove(&key("best", name));
+                best.weights.extend(value.map(|value| (name.clone(), value)));
             }
         }
-        optimizer.restore(done, &mut |slot| {
-            if !info.without_gradient.contains(&slot.name) {
-                slot.give_gradient()?;
+        for (name, variable) in variables {
+            if !info.without_gradient.contains(name) {
+                give_gradient(variable)?;
             }
-            for (group, mut tensor) in groups(slot).map(|(group, t)| (group, t.shallow_clone())) {
-                if let Some(value) = values.get(&key(group, &slot.name)) {
-                    tch::no_grad(|| tensor.f_copy_(value))?;
-                }
+        }
+        for (name, mut target) in targets {
+            if let Some(value) = values.get(&name) {
+                tch::no_grad(|| target.f_copy_(value))?;
             }
-            Ok(())
-        })?;
+        }
+        optimizer.resume(done)?;
         Ok(Some(info.reached))
     }
 }
 
+/// Which parts of a run are the caller's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owned {
+    pub(super) optimizer: bool,
+    pub(super) schedule: bool,
+}
+
+/// Gives a variable without a gradient one of zero. An optimizer skips a variable that has never had
+/// a gradient, but not one whose gradient is zero.
+fn give_gradient(variable: &Tensor) -> Result<()> {
+    if variable.f_grad()?.defined() {
+        return Ok(());
+    }
+    Ok(variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
+}
+
+/// The trainables of a model in the order of their names.
+pub(super) fn sorted_variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<String, Tensor> {
+    model.var_store().variables().into_iter().collect()
+}
+
 impl Reached {
-    /// Whether a run of `config` can come to this.
+    /// Whether a run of `config` can get to this point.
     fn is_possible(&self, config: &TrainConfig, steps: usize) -> bool {
-        let Place { epoch, step, sum } = self.place;
+        let Cursor { epoch, step, sum } = self.cursor;
         let is_last = epoch == config.epochs;
         epoch == self.epochs.len()
             && self.epochs.iter().enumerate().all(|(index, report)| report.epoch == index)
@@ -256,9 +296,19 @@ impl Reached {
     }
 }
 
-/// The three tensors that a variable has in the file, each with its group.
-fn groups(slot: &Slot) -> [(&'static str, &Tensor); 3] {
-    [("weight", &slot.variable), ("mean", &slot.mean), ("square", &slot.square)]
+/// The tensors of variables and optimizer by their names in the file.
+fn stored(
+    variables: &BTreeMap<String, Tensor>,
+    optimizer: &dyn Optimizer,
+) -> Result<BTreeMap<String, Tensor>> {
+    Ok(keyed("weight", variables).chain(optimizer.state()?).collect())
+}
+
+fn keyed<'a>(
+    group: &'a str,
+    tensors: &'a BTreeMap<String, Tensor>,
+) -> impl Iterator<Item = (String, Tensor)> + 'a {
+    tensors.iter().map(move |(name, tensor)| (key(group, name), tensor.shallow_clone()))
 }
 
 fn key(group: &str, name: &str) -> String {
@@ -273,25 +323,24 @@ fn info(file: &TensorFile) -> Result<Info<Reached>> {
     serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
 }
 
-/// Every tensor of the file, which are those that the optimizer's variables ask for and no others.
-fn read(file: &TensorFile, optimizer: &AdamW, with_best: bool) -> Result<BTreeMap<String, Tensor>> {
+/// Reads every tensor of the file: those of these names and shapes and no others.
+fn read(
+    file: &TensorFile,
+    expected: impl Iterator<Item = (String, Vec<i64>)>,
+) -> Result<BTreeMap<String, Tensor>> {
     let path = || file.path().to_path_buf();
     let mut values = BTreeMap::new();
-    for slot in optimizer.slots() {
-        let best = with_best.then_some(("best", &slot.variable));
-        for (group, tensor) in groups(slot).into_iter().chain(best) {
-            let (name, expected) = (key(group, &slot.name), tensor.size());
-            match file.shape(&name) {
-                Some(found) if found == expected => {}
-                Some(found) => {
-                    let found = found.to_vec();
-                    return Err(Error::ShapeMismatch { file: path(), name, expected, found });
-                }
-                None => return Err(Error::MissingTensor { file: path(), name, expected }),
+    for (name, expected) in expected {
+        match file.shape(&name) {
+            Some(found) if found == expected => {}
+            Some(found) => {
+                let found = found.to_vec();
+                return Err(Error::ShapeMismatch { file: path(), name, expected, found });
             }
-            let value = file.tensor(&name)?;
-            values.insert(name, value);
+            None => return Err(Error::MissingTensor { file: path(), name, expected }),
         }
+        let value = file.tensor(&name)?;
+        values.insert(name, value);
     }
     let names: Vec<String> =
         file.names().filter(|name| !values.contains_key(*name)).map(str::to_owned).collect();
@@ -302,7 +351,7 @@ fn bytes(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Bytes>> 
     tensors.iter().map(|(name, tensor)| Ok((name.clone(), Bytes::of(tensor)?))).collect()
 }
 
-/// CRC-32 of names and elements.
+/// Returns the CRC-32 of names and elements.
 fn checksum(tensors: &BTreeMap<String, Bytes>) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for (name, bytes) in tensors {
@@ -312,7 +361,7 @@ fn checksum(tensors: &BTreeMap<String, Bytes>) -> u32 {
     hasher.finalize()
 }
 
-/// The first field below `path` in which two JSON values differ, and the two as text.
+/// Returns the first field below `path` in which two JSON values differ, and both values as text.
 fn difference(path: String, found: &Value, expected: &Value) -> Option<(String, String, String)> {
     let (Value::Object(a), Value::Object(b)) = (found, expected) else {
         return (found != expected).then(|| (path, found.to_string(), expected.to_string()));

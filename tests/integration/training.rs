@@ -6,13 +6,17 @@ use std::path::Path;
 
 use convpass::eval::{PrefixCache, evaluate};
 use convpass::petl::ConvBypassVariant;
-use convpass::train::{CosineSchedule, Fit, Observer, RunRecord, Selection, Silent, StepReport};
+use convpass::train::{
+    CosineSchedule, Fit, FitOptions, Observer, RunCheckpoint, RunRecord, Selection, Silent,
+    StepReport, fit_with,
+};
 use convpass::{
     Autocast, ConvBypassConfig, Error, ImageDataset, Method, Normalization, PetlConfig, PetlModel,
     TrainConfig, fit,
 };
 use ndarray::Array4;
-use tch::{Device, Kind, Tensor};
+use tch::nn::{OptimizerConfig, Sgd};
+use tch::{Device, Kind, Tensor, nn};
 
 use crate::child;
 use crate::support::{small_vit, train_config, weights};
@@ -272,4 +276,100 @@ fn a_record_is_read_back_as_it_was_written() {
     assert!(matches!(RunRecord::load(&path).unwrap_err(), Error::CorruptFile { .. }));
     let missing = RunRecord::load(folder.path().join("none.json")).unwrap_err();
     assert!(matches!(missing, Error::Io { .. }));
+}
+
+/// Trains a linear probe, whose run draws nothing, and returns its weights.
+fn probe(config: &TrainConfig, options: FitOptions) -> BTreeMap<String, Tensor> {
+    let mut model = model(Method::LinearProbe);
+    fit_with(&mut model, &halves(40), None, config, options, &mut Silent).unwrap();
+    weights(&model)
+}
+
+fn gap(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> f64 {
+    let gaps = a.iter().map(|(name, value)| (value - &b[name]).abs().max().double_value(&[]));
+    gaps.fold(0.0, f64::max)
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_batch() {
+    let whole = probe(&config(3), FitOptions::default());
+    for size in [1, 3, 8, 100] {
+        let parts = TrainConfig { micro_batch_size: Some(size), ..config(3) };
+        let found = gap(&probe(&parts, FitOptions::default()), &whole);
+        assert!(found < 1e-5, "parts of {size}: {found}");
+    }
+    // Through the blocks too, with recompute and from the kept prefix.
+    for recompute in [false, true] {
+        let run = |micro_batch_size, prefix| {
+            let mut model = last_block();
+            let config = TrainConfig { micro_batch_size, recompute, prefix, ..self::config(2) };
+            fit(&mut model, &halves(40), None, &config, &mut Silent).unwrap();
+            weights(&model)
+        };
+        for prefix in [None, Some(PrefixCache { folder: None, bf16: false })] {
+            let found = gap(&run(Some(3), prefix.clone()), &run(None, prefix));
+            assert!(found < 2e-4, "recompute {recompute}: {found}");
+        }
+    }
+}
+
+#[test]
+fn gradients_beyond_the_norm_are_scaled_down() {
+    let with = |max_grad_norm| {
+        let config = TrainConfig { max_grad_norm, ..config(1) };
+        let model = model(Method::LinearProbe);
+        let mut sgd = Sgd::default().build(model.var_store(), 0.1).unwrap();
+        let mut model = model;
+        let mut steps = Vec::new();
+        let mut before = weights(&model);
+        let options = FitOptions {
+            optimizer: Some(&mut sgd),
+            schedule: Some(&|_, _, _, _| 1.0),
+            ..FitOptions::default()
+        };
+        fit_with(&mut model, &halves(8), None, &config, options, &mut Silent).unwrap();
+        for (name, value) in weights(&model) {
+            let before = before.remove(&name).unwrap();
+            steps.push((value - before).square().sum(Kind::Double).double_value(&[]));
+        }
+        steps.iter().sum::<f64>().sqrt()
+    };
+    let free = with(None);
+    assert!(free > 0.02, "{free}");
+    assert!((with(Some(0.01)) - 0.01).abs() < 1e-6);
+    assert!((with(Some(100.0)) - free).abs() < 1e-9);
+    for limit in [0.0, f64::NAN] {
+        let config = TrainConfig { max_grad_norm: Some(limit), ..config(1) };
+        let mut model = model(Method::LinearProbe);
+        let error = fit(&mut model, &halves(8), None, &config, &mut Silent).unwrap_err();
+        assert!(error.to_string().contains("max_grad_norm"), "{error}");
+    }
+}
+
+#[test]
+fn an_optimizer_and_a_schedule_of_the_callers() {
+    let plain = probe(&config(2), FitOptions::default());
+    // The same rule handed in is the same run.
+    let schedule = config(2).schedule;
+    let own = FitOptions { schedule: Some(&schedule), ..FitOptions::default() };
+    assert_eq!(gap(&probe(&config(2), own), &plain), 0.0);
+    let constant = FitOptions { schedule: Some(&|_, _, _, _| 0.0), ..FitOptions::default() };
+    assert_eq!(gap(&probe(&config(2), constant), &weights(&model(Method::LinearProbe))), 0.0);
+    // tch's AdamW moves the weights alike, but its state cannot be stored.
+    let mut model = model(Method::LinearProbe);
+    let adamw = nn::AdamW { wd: 1e-4, ..nn::AdamW::default() };
+    let mut optimizer = adamw.build(model.var_store(), 1e-3).unwrap();
+    let options = FitOptions { optimizer: Some(&mut optimizer), ..FitOptions::default() };
+    fit_with(&mut model, &halves(40), None, &config(2), options, &mut Silent).unwrap();
+    assert!(gap(&weights(&model), &plain) < 1e-5);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = RunCheckpoint { path: folder.path().join("state"), every: 1 };
+    let options = FitOptions {
+        optimizer: Some(&mut optimizer),
+        checkpoint: Some(&checkpoint),
+        ..FitOptions::default()
+    };
+    let error = fit_with(&mut model, &halves(40), None, &config(2), options, &mut Silent);
+    assert!(matches!(error, Err(Error::Input { argument: "optimizer", .. })), "{error:?}");
+    assert!(!checkpoint.path.exists());
 }

@@ -1,5 +1,6 @@
 //! The command line of `convpass finetune`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -62,6 +63,13 @@ pub struct FinetuneArgs {
     /// Compute each block again in the backward pass: less memory, more time, the same result.
     #[arg(long, help_heading = "Training")]
     pub recompute: bool,
+    /// Images per forward and backward pass, if a batch does not fit in memory: gradients add up
+    /// over the parts of a batch before the optimizer's step [default: the whole batch].
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub micro_batch_size: Option<NonZeroUsize>,
+    /// Largest norm of the gradients; larger ones are scaled down to it [default: no limit].
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub max_grad_norm: Option<f64>,
     #[command(flatten)]
     pub out: OutFlag,
     #[command(flatten)]

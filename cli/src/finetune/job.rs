@@ -1,5 +1,6 @@
 //! One run, from the task's folder to its record.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -197,6 +198,8 @@ impl FinetuneJob<'_> {
             seed: args.seed.seed,
             augment: None,
             recompute: args.recompute,
+            micro_batch_size: args.micro_batch_size.map(NonZeroUsize::get),
+            max_grad_norm: args.max_grad_norm,
             prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
                 folder: (place != "memory").then(|| PathBuf::from(place)),
                 bf16: false,
