@@ -1,4 +1,7 @@
-//! Zero-shot classification with CLIP: class names to texts, texts to token ids, ids to weights.
+//! Zero-shot classification with CLIP.
+//!
+//! [`Templates`] turn class names into sentences, the tokenizer turns sentences into token ids, and
+//! [`ZeroShot`] turns token ids into the weights of a classifier.
 
 mod prompts;
 #[cfg(feature = "clip")]

@@ -1,19 +1,19 @@
-//! Class names and the sentences around them.
+//! Class names, and the sentences that class names are put into.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Where a template has the name of the class.
+/// The placeholder for the class name in a template.
 const PLACE: &str = "{}";
 
-/// Sentences that are each made of every class name.
+/// Sentence templates. Each contains `{}` in place of the class name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Templates(Vec<String>);
 
 impl Default for Templates {
-    /// A few that serve photos of anything. Templates that say what the images are ("a satellite
-    /// photo of {}.") serve a data set of its own better.
+    /// Returns six templates for photos of any subject. For a specialized dataset, templates that
+    /// describe its images ("a satellite photo of {}.") work better.
     fn default() -> Self {
         let templates = [
             "a photo of a {}.",
@@ -28,53 +28,55 @@ impl Default for Templates {
 }
 
 impl Templates {
-    /// The caller's own.
+    /// Creates templates from the given sentences.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is none, or one has no `{}`.
+    /// [`Error::Config`] if the list is empty or if a template does not contain `{}`.
     pub fn new(templates: Vec<String>) -> Result<Self> {
         if templates.is_empty() {
-            return Err(Error::config("templates", "at least one", 0));
+            return Err(Error::config("templates", "at least one sentence", 0));
         }
         match templates.iter().find(|template| !template.contains(PLACE)) {
-            Some(template) => Err(Error::config("templates", "with {} for the name", template)),
+            Some(template) => Err(Error::config("templates", "sentences containing {}", template)),
             None => Ok(Templates(templates)),
         }
     }
 
-    /// One a line; blank lines are left out.
+    /// Reads templates from a file with one template a line. Blank lines are skipped.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::ListLine`] for a line that is not UTF-8 or
-    /// has no `{}`, [`Error::CorruptFile`] if there is none.
+    /// [`Error::Io`] if the file cannot be read, [`Error::ListLine`] if a line is not UTF-8 or does
+    /// not contain `{}`, [`Error::CorruptFile`] if the file contains no template.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut templates = Vec::new();
         for (line, text) in read_lines(path)? {
             if !text.is_empty() && !text.contains(PLACE) {
-                let reason = format!("expected {PLACE} where the class name goes, found {text:?}");
+                let reason = format!("expected a sentence that contains {PLACE}, found {text:?}");
                 return Err(Error::ListLine { file: path.to_path_buf(), line, reason });
             }
             templates.extend((!text.is_empty()).then_some(text));
         }
         if templates.is_empty() {
-            Err(Error::corrupt(path, "it has no template"))
+            Err(Error::corrupt(path, "the file contains no template"))
         } else {
             Ok(Templates(templates))
         }
     }
 
-    /// The sentences with `class` in them.
+    /// Returns every template with `{}` replaced by `class`.
     pub fn fill<'a>(&'a self, class: &'a str) -> impl ExactSizeIterator<Item = String> + 'a {
         self.0.iter().map(move |template| template.replace(PLACE, class))
     }
 }
 
-/// The names of the classes 0, 1, 2 and so on, one a line.
+/// Reads a file with one class name a line: the names of classes 0, 1, 2 and so on.
+///
+/// Blank lines after the last name are ignored.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read, [`Error::ListLine`] for a line that is not UTF-8 or is
-/// blank before the last name (a class would have no name), [`Error::CorruptFile`] if there is none.
+/// [`Error::Io`] if the file cannot be read, [`Error::ListLine`] if a line is not UTF-8 or if a
+/// line before the last name is blank, [`Error::CorruptFile`] if the file contains no name.
 pub fn read_class_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     let path = path.as_ref();
     let mut names = read_lines(path)?;
@@ -82,11 +84,11 @@ pub fn read_class_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
         names.pop();
     }
     if names.is_empty() {
-        return Err(Error::corrupt(path, "it has no class name"));
+        return Err(Error::corrupt(path, "the file contains no class name"));
     }
     let named = |(line, name): (usize, String)| {
         if name.is_empty() {
-            let reason = "blank, where the name of a class is expected".to_owned();
+            let reason = "expected the name of a class, found a blank line".to_owned();
             Err(Error::ListLine { file: path.to_path_buf(), line, reason })
         } else {
             Ok(name)
@@ -95,7 +97,8 @@ pub fn read_class_names(path: impl AsRef<Path>) -> Result<Vec<String>> {
     names.into_iter().map(named).collect()
 }
 
-/// The lines of a file, counted from 1, without the white space around them.
+/// Returns the lines of a file with their numbers, counted from 1. White space around the text and
+/// a byte order mark are removed.
 fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);

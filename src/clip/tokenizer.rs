@@ -1,4 +1,4 @@
-//! CLIP's byte-level BPE over the crate `tokenizers`.
+//! CLIP's byte-level BPE tokenizer, built on the crate `tokenizers`.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -12,26 +12,27 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::error::{Error, Result};
 
-/// The tokens at the start and the end of a text, as OpenAI and Hugging Face write them, and as
-/// open_clip does.
+/// The token at the start of a text and (in `ENDS`) the token at its end. The first spelling is
+/// that of OpenAI and Hugging Face, the second that of open_clip.
 const STARTS: [&str; 2] = ["<|startoftext|>", "<start_of_text>"];
 const ENDS: [&str; 2] = ["<|endoftext|>", "<end_of_text>"];
 
-/// What stands in the vocabulary at the end of a word.
+/// The suffix that marks the end of a word in the vocabulary.
 const WORD_END: &str = "</w>";
 
-/// Merges that CLIP takes from OpenAI's file, which holds more: 49,152 tokens, less the bytes inside
-/// and at the end of a word, and the two special tokens.
+/// The number of merges that CLIP uses from OpenAI's file, which contains more. The vocabulary of
+/// 49,408 tokens consists of these merges, 256 bytes inside a word, 256 bytes at the end of a word
+/// and 2 special tokens.
 const MERGES: usize = 49_152 - 256 - 2;
 
-/// OpenAI's file takes 3 MB; what inflates to more than this is another.
+/// The largest accepted size of the decompressed merges. OpenAI's file takes 3 MB.
 const MAX_INFLATED: u64 = 64 << 20;
 
-/// CLIP's tokenizer, of the same ids as Hugging Face's `CLIPTokenizer`.
+/// CLIP's tokenizer. It returns the same ids as Hugging Face's `CLIPTokenizer`.
 ///
-/// It composes Unicode (NFC), makes each run of white space one space, lower-cases, splits into
-/// words and merges pairs of bytes. OpenAI's own code also repairs broken Unicode (ftfy) and
-/// replaces HTML entities first, which Hugging Face's tokenizer does not and neither does this one.
+/// It normalizes Unicode to NFC, replaces each run of white space by one space, converts the text
+/// to lower case, splits it into words and merges pairs of bytes. OpenAI's own code first repairs
+/// broken Unicode (ftfy) and replaces HTML entities. This tokenizer and Hugging Face's do not.
 #[derive(Debug)]
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
@@ -41,27 +42,30 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// Opens a vocabulary in any of the forms that it is kept in, told apart by content:
+    /// Opens a vocabulary file. The format is recognized by the content of the file:
     ///
-    /// | form | files |
+    /// | format | files |
     /// |---|---|
     /// | Hugging Face, one file | `tokenizer.json` |
     /// | Hugging Face, two files | `vocab.json` with `merges.txt` beside it |
-    /// | OpenAI, open_clip | `bpe_simple_vocab_16e6.txt.gz`, or the same not packed |
+    /// | OpenAI, open_clip | `bpe_simple_vocab_16e6.txt.gz`, or the same file decompressed |
     ///
-    /// Of a folder the first of these that it holds.
+    /// If `path` is a folder, the first of `tokenizer.json`, `vocab.json` and
+    /// `bpe_simple_vocab_16e6.txt.gz` that it contains is opened.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no such file, [`Error::UnknownFormat`] if it is none of them,
-    /// [`Error::CorruptFile`] if it is no vocabulary, [`Error::FileField`] if that has no token for
-    /// the start or the end of a text.
+    /// [`Error::Io`] if a file cannot be read, [`Error::UnknownFormat`] if the file has none of
+    /// these formats or the folder contains none of these files, [`Error::CorruptFile`] if the
+    /// content is not a valid vocabulary, [`Error::ListLine`] if a line of the merges is not a pair
+    /// of tokens, [`Error::FileField`] if the vocabulary has no token for the start or the end of a
+    /// text.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() {
             let known = ["tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz"];
             let found = known.iter().map(|name| path.join(name)).find(|file| file.exists());
             return Self::open(found.ok_or_else(|| {
-                let reason = format!("a folder without any of {}", known.join(", "));
+                let reason = format!("the folder contains none of {}", known.join(", "));
                 Error::UnknownFormat { file: path.to_path_buf(), reason }
             })?);
         }
@@ -85,7 +89,7 @@ impl ClipTokenizer {
         Self::from_parts(path, &openai_vocab(&merges), &merges)
     }
 
-    /// A tokenizer of CLIP's kind over the vocabulary in `file`.
+    /// Builds CLIP's tokenizer from a vocabulary and merges. `file` is named in errors.
     fn from_parts(file: &Path, vocab: &Vocab, merges: &[(String, String)]) -> Result<Self> {
         let find = |names: [&'static str; 2], field| {
             let name = names.into_iter().find(|&name| vocab.contains_key(name));
@@ -96,11 +100,12 @@ impl ClipTokenizer {
         Self::build(file, text.as_bytes())
     }
 
-    /// A tokenizer from the JSON of Hugging Face's `tokenizers`, which `file` holds or led to.
+    /// Builds a tokenizer from the JSON format of Hugging Face's `tokenizers`. `file` is named in
+    /// errors.
     fn build(file: &Path, json: &[u8]) -> Result<Self> {
         let corrupt = |e: tokenizers::Error| Error::corrupt(file, e.to_string());
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(corrupt)?;
-        // Both are done here.
+        // `batch` truncates and pads instead.
         tokenizer.with_truncation(None).map_err(corrupt)?.with_padding(None);
         let find = |names: [&'static str; 2], field| {
             let id = names.into_iter().find_map(|name| tokenizer.token_to_id(name));
@@ -111,38 +116,42 @@ impl ClipTokenizer {
         Ok(ClipTokenizer { start, end, vocab_size: i64::from(highest) + 1, tokenizer })
     }
 
-    /// One more than the highest id.
+    /// Returns the size of the vocabulary: the highest id plus 1.
     pub fn vocab_size(&self) -> i64 {
         self.vocab_size
     }
 
-    /// The id of the token at the end of a text.
+    /// Returns the id of the token at the end of a text.
     pub fn end(&self) -> i64 {
         self.end
     }
 
-    /// The ids of a text, between those of the start and the end. Where the text itself has one of
-    /// the two special tokens written out, that is the token, as in Hugging Face's tokenizer.
+    /// Returns the token ids of a text, with the start token in front and the end token behind.
+    ///
+    /// If the text itself contains one of the two special tokens in writing, it is encoded as that
+    /// token, as in Hugging Face's tokenizer.
     ///
     /// # Errors
-    /// [`Error::Input`] if the vocabulary has no token for some byte of it.
+    /// [`Error::Input`] if the vocabulary has no token for a byte of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Input {
             argument: "text",
-            expected: "one that the vocabulary covers".to_owned(),
+            expected: "a text that the vocabulary covers".to_owned(),
             found: format!("{text:?}: {e}"),
         })?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
         Ok([self.start].into_iter().chain(ids).chain([self.end]).collect())
     }
 
-    /// The ids of texts, `[B, context_length]` i64 on the CPU. A longer text is cut and keeps the
-    /// end token; a shorter one is filled with the end token, as Hugging Face does. (OpenAI and
-    /// open_clip fill with 0. Neither is read: see
-    /// [`ClipText::features`](crate::backbone::ClipText::features).)
+    /// Returns the token ids of `texts` as an i64 tensor `[B, context_length]` on the CPU.
+    ///
+    /// A longer text is truncated and still ends with the end token. A shorter text is padded with
+    /// the end token, as in Hugging Face's tokenizer. OpenAI and open_clip pad with 0. The padding
+    /// does not affect the features: see
+    /// [`ClipText::features`](crate::backbone::ClipText::features).
     ///
     /// # Errors
-    /// As [`ClipTokenizer::encode`]; [`Error::Config`] for a length below 2.
+    /// The errors of [`ClipTokenizer::encode`]; [`Error::Config`] if `context_length` is below 2.
     pub fn batch<S: AsRef<str>>(&self, texts: &[S], context_length: i64) -> Result<Tensor> {
         let Some(length) = usize::try_from(context_length).ok().filter(|&length| length >= 2)
         else {
@@ -168,17 +177,17 @@ fn without(file: &Path, names: [&str; 2], field: &str) -> Error {
         file: file.to_path_buf(),
         field: field.to_owned(),
         expected: names.join(" or "),
-        found: "none in the vocabulary".to_owned(),
+        found: "neither in the vocabulary".to_owned(),
     }
 }
 
-/// At most `most` pairs, one a line after a line that tells the version.
+/// Parses at most `most` pairs of tokens, one pair a line. The first line states the version.
 fn read_merges(file: &Path, bytes: &[u8], most: usize) -> Result<Vec<(String, String)>> {
     let text = std::str::from_utf8(bytes)
-        .map_err(|_| unknown(file, "neither JSON, nor gzip, nor text in UTF-8"))?;
+        .map_err(|_| unknown(file, "it is neither JSON, nor gzip, nor UTF-8 text"))?;
     let mut lines = text.lines().enumerate();
     if !lines.next().is_some_and(|(_, first)| first.contains("#version")) {
-        return Err(unknown(file, "its first line tells no #version, as merges of a BPE do"));
+        return Err(unknown(file, "the first line of BPE merges must contain #version"));
     }
     let pair = |(at, line): (usize, &str)| match line.split_once(' ') {
         Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => {
@@ -201,14 +210,14 @@ fn inflate(file: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut reader = GzDecoder::new(bytes).take(MAX_INFLATED + 1);
     reader.read_to_end(&mut inflated).map_err(|e| Error::corrupt(file, e.to_string()))?;
     if inflated.len() as u64 > MAX_INFLATED {
-        Err(Error::corrupt(file, format!("it inflates to more than {MAX_INFLATED} bytes")))
+        Err(Error::corrupt(file, format!("decompressed, it exceeds {MAX_INFLATED} bytes")))
     } else {
         Ok(inflated)
     }
 }
 
-/// CLIP's order: the letters that stand for bytes, the same at the end of a word, what the merges
-/// make, the two special tokens.
+/// Returns the vocabulary in CLIP's order: the letters that stand for bytes, the same letters at
+/// the end of a word, the results of the merges, the two special tokens.
 fn openai_vocab(merges: &[(String, String)]) -> Vocab {
     let mut letters: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     letters.sort_unstable();
@@ -219,7 +228,7 @@ fn openai_vocab(merges: &[(String, String)]) -> Vocab {
     inside.chain(at_end).chain(merged).chain(special).zip(0..).collect()
 }
 
-/// What Hugging Face's `CLIPTokenizer` makes of a vocabulary, as its `tokenizer.json` says it.
+/// Returns the `tokenizer.json` that Hugging Face's `CLIPTokenizer` has for this vocabulary.
 fn pipeline(vocab: &Vocab, merges: &[(String, String)], start: &str, end: &str) -> Value {
     let words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let words = [start, end].map(|token| token.replace('|', r"\|")).join("|") + "|" + words;

@@ -1,4 +1,4 @@
-//! Class names as the weights of a classifier.
+//! A classifier whose weights are the encoded names of its classes.
 
 use tch::{Kind, Tensor};
 
@@ -7,30 +7,33 @@ use super::{ClipTokenizer, Templates};
 use crate::backbone::{Backbone, ClipText, FrozenViT};
 use crate::error::{Error, Result};
 
-/// The factor on cosines of a text tower whose file has none: where CLIP's training ends.
+/// The logit scale of a text tower whose file contains none: the value that CLIP's training ends
+/// with.
 const USUAL_SCALE: f64 = 100.0;
 
-/// Texts that are run through the tower at a time.
+/// The number of texts that one forward pass of the text tower encodes.
 const BATCH: i64 = 256;
 
-/// A classifier out of the encoded names of its classes: cosines between an image's embedding and
-/// each class's, times a factor.
+/// A zero-shot classifier. The logit of a class is the cosine between the image's embedding and the
+/// class's text embedding, times a factor.
 #[derive(Debug)]
 pub struct ZeroShot {
-    /// `[K, D]`, rows of length 1.
+    /// `[K, D]`; each row has length 1.
     weight: Tensor,
     scale: f64,
 }
 
 impl ZeroShot {
-    /// Encodes each class with each template: features of length 1, their mean over the templates,
-    /// and that at length 1. The factor is the tower's
-    /// ([`ClipText::logit_scale`]), or 100 where it has none.
+    /// Creates a classifier from class names.
+    ///
+    /// Each class is encoded with each template. The features are normalized to length 1, averaged
+    /// over the templates, and the mean is normalized again. The factor is the text tower's
+    /// [`ClipText::logit_scale`], or 100 if it has none.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no class, or the tokenizer is another model's: not of as many
-    /// tokens as the tower's table, or with an end token that is not the one it reads; as
-    /// [`ClipText::features`] and [`ClipTokenizer::encode`].
+    /// [`Error::Config`] if there is no class, or if the tokenizer belongs to another model: its
+    /// vocabulary size differs from that of the text tower, or its end token is not the one that
+    /// the tower reads. Also the errors of [`ClipText::features`] and [`ClipTokenizer::encode`].
     #[cfg(feature = "clip")]
     pub fn encode<S: AsRef<str>>(
         text: &ClipText,
@@ -45,23 +48,25 @@ impl ZeroShot {
             ids.push(tokenizer.batch(&prompts, text.config().context_length)?);
         }
         if ids.is_empty() {
-            return Err(Error::config("classes", "at least one", 0));
+            return Err(Error::config("classes", "at least one class", 0));
         }
         // [K, templates, T]
         Self::from_ids(text, &Tensor::f_stack(&ids, 0)?)
     }
 
-    /// Encodes the classes from token ids `[K, templates, T]`, i64, of the sentences of each class.
+    /// Creates a classifier from the token ids of the sentences of each class, i64
+    /// `[K, templates, T]`.
     ///
     /// # Errors
-    /// [`Error::Input`] for another rank, no class or no template; as [`ClipText::features`].
+    /// [`Error::Input`] if `ids` has another rank, no class or no template; also the errors of
+    /// [`ClipText::features`].
     pub fn from_ids(text: &ClipText, ids: &Tensor) -> Result<Self> {
         let size = size(ids);
         let &[classes, templates, length] = &size[..] else {
             return Err(input("ids", "[K, templates, T]", &size));
         };
         if classes < 1 || templates < 1 {
-            return Err(input("ids", "[K, templates, T], none of them 0", &size));
+            return Err(input("ids", "[K, templates, T] with K, templates >= 1", &size));
         }
         let ids = ids.f_reshape([classes.saturating_mul(templates), length])?;
         let parts = ids.f_split(BATCH, 0)?;
@@ -73,20 +78,21 @@ impl ZeroShot {
         Ok(ZeroShot { weight, scale: text.logit_scale().unwrap_or(USUAL_SCALE) })
     }
 
-    /// The classes' embeddings, `[K, D]`, each of length 1.
+    /// Returns the text embeddings of the classes, `[K, D]`, each of length 1.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// The factor on the cosines.
+    /// Returns the factor that multiplies the cosines.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// Embeddings `[B, D]` of images ([`FrozenViT::project`]), of any length, to logits `[B, K]`.
+    /// Returns the logits `[B, K]` of image embeddings `[B, D]` ([`FrozenViT::project`]). The
+    /// embeddings need not have length 1.
     ///
     /// # Errors
-    /// [`Error::Input`] if the embeddings are of another width.
+    /// [`Error::Input`] if the last dimension of the embeddings is not D.
     pub fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
         let dim = self.weight.size()[1];
         let size = size(embeddings);
@@ -98,66 +104,69 @@ impl ZeroShot {
         Ok(embeddings.f_linear(&weight, None::<&Tensor>)?.f_mul_scalar(self.scale)?)
     }
 
-    /// The weight `[K, C]` of a head over the unprojected features of `vit` that classifies as this
-    /// does: `f * E * P` for embeddings E of the classes, the image tower's projection P, and one
-    /// number f.
+    /// Returns the weight `[K, C]` of a linear head over the unprojected features of `vit` that
+    /// predicts the same class as this classifier.
     ///
-    /// A linear head cannot bring each embedding to length 1. That divides the logits of an image by
-    /// one positive number and leaves their order, so that the head's highest class is the zero-shot
-    /// one for every f; the loss and its gradients do depend on f. It is this classifier's factor
-    /// divided by the mean length of the embeddings of `images` (`[B, 3, H, W]`, some of those to be
-    /// trained on), which makes the head's logits those of [`ZeroShot::logits`] but for how much the
-    /// length of an image's embedding differs from the mean.
+    /// The weight is `f * E * P`, where E are the embeddings of the classes, P is the projection of
+    /// the image tower, and f is a number.
+    ///
+    /// A linear head cannot normalize each image embedding to length 1. The normalization divides
+    /// all logits of an image by the same positive number, so the predicted class does not depend
+    /// on it or on f. The loss and its gradients do depend on f. Therefore f is this classifier's
+    /// factor divided by the mean length of the embeddings of `images` (`[B, 3, H, W]`; pass some
+    /// of the training images). The head's logits then equal [`ZeroShot::logits`] for an image
+    /// whose embedding has the mean length.
     ///
     /// # Errors
-    /// [`Error::Config`] if `vit` has no projection or one of another width; as
+    /// [`Error::Config`] if `vit` has no projection or a projection of another width;
+    /// [`Error::Input`] if the mean length is 0 or NaN; also the errors of
     /// [`FrozenViT::features`].
     pub fn head(&self, vit: &FrozenViT, images: &Tensor) -> Result<Tensor> {
         let projection = vit.projection()?.values(Kind::Float)?;
         let (found, dim) = (projection.size()[0], self.weight.size()[1]);
         if found != dim {
-            return Err(Error::config("projection", format!("{dim}, as the texts' is"), found));
+            return Err(Error::config("projection", format!("{dim} wide, as for text"), found));
         }
         let embeddings = tch::no_grad(|| vit.project(&vit.features(images)?))?;
         let mean = length(&embeddings.f_to_kind(Kind::Float)?)?.f_mean(Kind::Float)?;
         let factor = self.scale / mean.f_double_value(&[])?;
         if !factor.is_finite() {
-            return Err(input("images", "some whose embeddings have a length", &images.size()));
+            return Err(input("images", "images whose embeddings are not zero", &images.size()));
         }
         let weight = self.weight.f_to_device(vit.device())?;
         Ok(weight.f_matmul(&projection)?.f_mul_scalar(factor)?)
     }
 }
 
-/// Refuses a tokenizer whose ids mean something else to the tower, or nothing.
+/// Checks that the tokenizer's vocabulary size and end token fit the text tower.
 #[cfg(feature = "clip")]
 fn check_tokenizer(text: &ClipText, tokenizer: &ClipTokenizer) -> Result<()> {
     let (config, found) = (text.config(), tokenizer.vocab_size());
     if found != config.vocab_size {
-        let expected = format!("{}, the rows of the token table", config.vocab_size);
+        let expected = format!("{}, the size of the token embedding", config.vocab_size);
         return Err(Error::config("the tokenizer's vocabulary", expected, found));
     }
-    // Without an id of its own the tower reads the highest.
+    // A text tower without a configured end token reads at the highest id.
     let read = config.end_token.unwrap_or(config.vocab_size - 1);
     if read != tokenizer.end() {
-        let expected = format!("{}, the tokenizer's", tokenizer.end());
+        let expected = format!("{}, the tokenizer's end token", tokenizer.end());
         return Err(Error::config("end_token", expected, read));
     }
     Ok(())
 }
 
-/// The dimensions of a tensor of the caller's; none where it is not defined, whose own libtorch
-/// refuses to tell.
+/// Returns the dimensions of a tensor, or an empty list if the tensor is undefined. libtorch does
+/// not return the dimensions of an undefined tensor.
 fn size(x: &Tensor) -> Vec<i64> {
     if x.defined() { x.size() } else { Vec::new() }
 }
 
-/// `[.., D]` to the length of each vector, `[.., 1]`.
+/// Returns the length of each vector of `[.., D]` as `[.., 1]`.
 fn length(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_norm_scalaropt_dim(2, [-1], true)?)
 }
 
-/// `[.., D]` with each vector at length 1.
+/// Returns `[.., D]` with each vector normalized to length 1.
 fn unit(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_div(&length(x)?)?)
 }

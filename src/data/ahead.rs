@@ -1,4 +1,4 @@
-//! Work done ahead of its use: on threads, handed out in order.
+//! A thread pool that computes results in advance and returns them in order.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -10,11 +10,13 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, Result};
 
-/// Results of pieces of work, in the order in which they were ordered. No more of them exist than
-/// were ordered and not taken yet. Dropping it ends the threads after the piece that each is at.
+/// A queue of results that threads compute, in the order of the calls of [`Ahead::order`].
+///
+/// It holds only results that were ordered and not taken yet. When it is dropped, each thread
+/// finishes its current piece of work and ends.
 #[derive(Debug)]
 pub(super) struct Ahead<T> {
-    /// `None` when nothing more is to be done.
+    /// `None` after the threads were stopped.
     orders: Option<Sender<(usize, Sender<T>)>>,
     ordered: VecDeque<Receiver<T>>,
     workers: Vec<JoinHandle<()>>,
@@ -22,10 +24,10 @@ pub(super) struct Ahead<T> {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// `work` makes the result of a number, on one of `threads` threads.
+    /// Starts `threads` threads. `work` computes the result of an ordered number.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system has no thread to give.
+    /// [`Error::Io`] if the system cannot start a thread.
     pub(super) fn new(
         threads: NonZeroUsize,
         work: impl Fn(usize) -> T + Send + Sync + 'static,
@@ -43,7 +45,7 @@ impl<T: Send + 'static> Ahead<T> {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    // Nobody waits where the iterator is gone.
+                    // Sending fails if the queue was dropped; nobody waits for the result then.
                     let _nobody = place.send(work(number));
                 }
             };
@@ -53,25 +55,26 @@ impl<T: Send + 'static> Ahead<T> {
         Ok(ahead)
     }
 
-    /// Puts a number in the queue.
+    /// Orders the result of a number.
     pub(super) fn order(&mut self, number: usize) {
         let (place, result) = channel();
         if let Some(orders) = &self.orders {
-            // With no worker left, taking the result tells why.
+            // Sending fails if no thread is left. `take` then reports why.
             let _gone = orders.send((number, place));
         }
         self.ordered.push_back(result);
     }
 
-    /// How many results are ordered and not taken.
+    /// Returns the number of results that were ordered and not taken.
     pub(super) fn len(&self) -> usize {
         self.ordered.len()
     }
 
-    /// The result that was ordered first, as soon as it is there; `None` if none was ordered.
+    /// Waits for the result that was ordered first and returns it. Returns `None` if no result is
+    /// ordered.
     ///
     /// # Panics
-    /// As the work did.
+    /// If `work` panicked, the panic continues here.
     pub(super) fn take(&mut self) -> Option<T> {
         let result = self.ordered.pop_front()?.recv().ok();
         if result.is_none() {
@@ -96,7 +99,7 @@ impl<T> Drop for Ahead<T> {
     fn drop(&mut self) {
         self.stop();
         for worker in self.workers.drain(..) {
-            // A panic was told by `take`, or is of a piece that nobody took.
+            // A panic was either reported by `take` or belongs to a result that nobody took.
             let _panic = worker.join();
         }
     }
@@ -118,7 +121,7 @@ mod tests {
     fn results_come_in_order_on_any_number_of_threads() {
         for count in [1, 2, 7] {
             let mut ahead = Ahead::new(threads(count), |number| {
-                // The first ones take longest.
+                // The first results take longest.
                 sleep(Duration::from_millis(10 - number.min(10) as u64));
                 number * number
             })
@@ -154,7 +157,7 @@ mod tests {
         drop(held);
         dropped.join().unwrap();
         assert!(done.load(Ordering::SeqCst) <= 2);
-        // The workers held the only other copies.
+        // The workers held the only other clones, so they have ended.
         assert_eq!((Arc::strong_count(&done), Arc::strong_count(&gate)), (1, 1));
     }
 

@@ -1,4 +1,4 @@
-//! A dataset as batches of normalized tensors on a device, in order or shuffled from a seed.
+//! Batches of a dataset: normalized tensors on a device, in order or shuffled with a seed.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -11,54 +11,54 @@ use super::dataset::ImageDataset;
 use super::transform::Normalization;
 use crate::error::{Error, Result};
 
-/// Batches whose images are decoded or augmented before the batch is asked for.
+/// The number of batches whose images are decoded or augmented in advance.
 const BATCHES_AHEAD: usize = 2;
 
 /// The order of a pass over a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// As the list has it.
+    /// The order of the list.
     Sequential,
-    /// Shuffled. Seed and epoch alone decide, so that epoch k is the same whether or not epochs
-    /// before it were run, on any machine.
+    /// A random order that depends only on the seed and the epoch. Epoch k is the same on any
+    /// machine, whether or not earlier epochs were run.
     Shuffled {
         /// The run's seed.
         seed: i64,
-        /// The epoch, from 0.
+        /// The epoch, counted from 0.
         epoch: i64,
     },
 }
 
-/// What becomes of the last images where they fill no batch.
+/// What happens to the last images of a pass if they do not fill a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartialBatch {
-    /// Left out of this pass, as in the published training. No batch at all is left where there are
-    /// fewer images than a batch holds: see [`Batches::num_batches`].
+    /// They are left out of this pass, as in the published training. If the dataset has fewer
+    /// images than a batch, the pass has no batch: see [`Batches::num_batches`].
     Drop,
-    /// Handed out as a smaller batch.
+    /// They are returned as a smaller batch.
     Keep,
 }
 
-/// How batches are made.
+/// The settings of a pass over a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchConfig {
-    /// Images a batch.
+    /// The number of images in a batch.
     pub batch_size: usize,
     /// What happens to a last batch that is not full.
     pub partial: PartialBatch,
     /// The order of the images.
     pub order: Order,
-    /// What the pixels become.
+    /// The normalization of the pixels.
     pub normalization: Normalization,
-    /// Where the tensors are.
+    /// The device of the tensors.
     pub device: Device,
 }
 
 impl BatchConfig {
-    /// Which of `count` images a pass hands out, in its order.
+    /// Returns the indices of the images of a pass over `count` images, in the order of the pass.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch size of 0.
+    /// [`Error::Config`] if the batch size is 0.
     pub(crate) fn indices(&self, count: usize) -> Result<Vec<usize>> {
         if self.batch_size == 0 {
             return Err(Error::config("batch_size", "1 or more", 0));
@@ -76,39 +76,40 @@ impl BatchConfig {
     }
 }
 
-/// One pass over a dataset: `(images, labels)`, f32 `[B, 3, H, W]` and i64 `[B]`.
+/// An iterator over the batches of one pass: `(images, labels)`, f32 `[B, 3, H, W]` and i64 `[B]`.
 ///
-/// Images that are decoded or augmented at each pass are made on threads while the caller works on
-/// an earlier batch, two batches ahead and no more. What they become does not depend on the number
-/// of threads. A batch with an image that cannot be decoded is an error in its place; the batches
-/// after it can still be had.
+/// Threads decode and augment images at most two batches ahead, while the caller works on an
+/// earlier batch. The result does not depend on the number of threads. If an image of a batch
+/// cannot be decoded, the iterator returns an error for this batch and continues with the next one.
 #[derive(Debug)]
 pub struct Batches<'a> {
     dataset: &'a ImageDataset,
     config: BatchConfig,
     augment: Option<Augment>,
     indices: Vec<usize>,
-    /// In `indices`.
+    /// The position in `indices` of the first image of the next batch.
     next: usize,
-    /// The images from `next` on, as far as they are ordered.
+    /// The images from `next` on that the threads have been asked for.
     ahead: Option<Ahead<Result<Vec<u8>>>>,
 }
 
 impl<'a> Batches<'a> {
-    /// A pass over `dataset`.
+    /// Starts a pass over `dataset`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch size of 0.
+    /// [`Error::Config`] if the batch size is 0.
     pub fn new(dataset: &'a ImageDataset, config: BatchConfig) -> Result<Self> {
         let indices = config.indices(dataset.len())?;
         Ok(Self { dataset, config, augment: None, indices, next: 0, ahead: None })
     }
 
-    /// A pass over `dataset` with each image changed as the seed and epoch of the order have it;
-    /// in a sequential one as those of seed 0 and epoch 0.
+    /// Starts a pass over `dataset` with augmented images.
+    ///
+    /// The augmentation is drawn with the seed and epoch of [`Order::Shuffled`]. With
+    /// [`Order::Sequential`], seed and epoch are 0.
     ///
     /// # Errors
-    /// As [`Batches::new`], and [`Error::Config`] for an augmentation that cannot be.
+    /// The errors of [`Batches::new`]; [`Error::Config`] if the augmentation is invalid.
     pub fn augmented(
         dataset: &'a ImageDataset,
         config: BatchConfig,
@@ -118,17 +119,18 @@ impl<'a> Batches<'a> {
         Ok(Self { augment: Some(augment.clone()), ..Self::new(dataset, config)? })
     }
 
-    /// The number of batches of the whole pass; 0 where dropping the partial one leaves none.
+    /// Returns the number of batches of the whole pass. It is 0 if [`PartialBatch::Drop`] leaves no
+    /// batch.
     pub fn num_batches(&self) -> usize {
         self.indices.len().div_ceil(self.config.batch_size)
     }
 
-    /// The number of images of the whole pass.
+    /// Returns the number of images of the whole pass.
     pub fn num_images(&self) -> usize {
         self.indices.len()
     }
 
-    /// The images from `next` to `end`, as tensors.
+    /// Returns the images from `next` to `end` and their labels as tensors.
     fn batch(&mut self, end: usize) -> Result<(Tensor, Tensor)> {
         let pixels = match (self.dataset.images(), &self.augment) {
             (Some(_), None) => self.kept(end)?,
@@ -145,18 +147,18 @@ impl<'a> Batches<'a> {
         Ok((images, Tensor::f_from_slice(&labels)?.f_to_device(device)?))
     }
 
-    /// Room for the pixels of the images from `next` to `end`.
+    /// Allocates memory for the pixels of the images from `next` to `end`.
     fn room(&self, end: usize) -> Result<Vec<u8>> {
         let (rows, columns) = self.dataset.image_size();
         let mut pixels = Vec::new();
         let bytes = (end - self.next).saturating_mul((rows * columns * 3) as usize);
         match pixels.try_reserve_exact(bytes) {
             Ok(()) => Ok(pixels),
-            Err(e) => Err(Error::config("batch_size", "one that fits in memory", e)),
+            Err(e) => Err(Error::config("batch_size", "a size that fits in memory", e)),
         }
     }
 
-    /// Pixels that lie in memory.
+    /// Returns the pixels of images that are in memory.
     fn kept(&self, end: usize) -> Result<Vec<u8>> {
         let mut pixels = self.room(end)?;
         for &index in &self.indices[self.next..end] {
@@ -165,7 +167,7 @@ impl<'a> Batches<'a> {
         Ok(pixels)
     }
 
-    /// Pixels from the threads, which get the next ones to do.
+    /// Returns the pixels from the threads, and asks them for the images of the next batches.
     fn made_ahead(&mut self, end: usize) -> Result<Vec<u8>> {
         let mut pixels = self.room(end)?;
         let ahead = match &mut self.ahead {
@@ -178,7 +180,8 @@ impl<'a> Batches<'a> {
             ahead.order(index);
         }
         let mut first_error = None;
-        // All of them, so that after an error the next batch is the next one.
+        // After an error the rest of the batch is taken too, so that the next call starts at the
+        // next batch.
         for image in (self.next..end).filter_map(|_| ahead.take()) {
             match image {
                 Ok(image) => pixels.extend_from_slice(&image),
@@ -189,7 +192,7 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// Threads that decode and augment the images of a pass.
+/// Starts the threads that decode and augment the images of a pass.
 fn start(
     dataset: &ImageDataset,
     config: &BatchConfig,
@@ -217,7 +220,7 @@ impl Iterator for Batches<'_> {
         Some(batch)
     }
 
-    /// Images of batches that are left out are not decoded.
+    /// Skips batches. Their images are not decoded, except those that were decoded in advance.
     fn nth(&mut self, batches: usize) -> Option<Self::Item> {
         if batches > 0 {
             let skipped = batches.saturating_mul(self.config.batch_size);
@@ -245,7 +248,7 @@ mod tests {
     use super::*;
     use crate::data::{FileList, Resize};
 
-    /// `count` images; every pixel of image i and its label are i.
+    /// Creates `count` images. Every pixel of image i, and its label, are i.
     fn numbered(count: usize) -> ImageDataset {
         let images = Array4::from_shape_fn((count, 2, 3, 3), |(n, ..)| n as u8);
         ImageDataset::from_arrays(images, (0..count as i64).collect(), count as i64).unwrap()
@@ -256,7 +259,7 @@ mod tests {
         BatchConfig { batch_size, partial, order, normalization, device: Device::Cpu }
     }
 
-    /// The labels of a pass, after a check that each image goes with its label.
+    /// Returns the labels of a pass, and checks that each image has the pixels of its label.
     fn pass(dataset: &ImageDataset, config: BatchConfig) -> Vec<i64> {
         let batches = Batches::new(dataset, config).unwrap();
         let mut seen = Vec::new();
@@ -309,11 +312,12 @@ mod tests {
         assert_ne!(first, order(42, 1));
         assert_ne!(first, order(43, 0));
         assert_ne!(order(42, 1), order(43, 0));
-        // Written down, so that a new version of a dependency cannot change runs unnoticed.
+        // The values are fixed here so that a new version of a dependency cannot change runs
+        // unnoticed.
         assert_eq!(first[..8], [38, 28, 11, 35, 29, 46, 3, 26]);
     }
 
-    /// The same images as PNG files, decoded at each pass.
+    /// Creates the images of [`numbered`] as PNG files that are decoded in each pass.
     fn streamed(count: usize) -> (tempfile::TempDir, ImageDataset) {
         let folder = tempfile::tempdir().unwrap();
         let mut text = String::new();
@@ -382,7 +386,8 @@ mod tests {
             let pass = || Batches::augmented(&data, config, &augment).unwrap();
             let all: Vec<_> = pass().map(Result::unwrap).collect();
             for from in 0..6 {
-                // Directly, and after a first batch, with others decoded ahead.
+                // `later` skips at once, `again` after a first batch, when others are decoded
+                // ahead.
                 let later: Vec<_> = pass().skip(from).map(Result::unwrap).collect();
                 let mut batches = pass();
                 batches.next();

@@ -1,4 +1,5 @@
-//! Images with labels: decoded once and kept as u8, or decoded anew at each pass.
+//! A dataset of images with labels. The images are decoded once and kept in memory as u8, or
+//! decoded in each pass.
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -13,13 +14,14 @@ use super::resize::Resize;
 use super::source::{Source, decode_entry};
 use crate::error::{Error, Result};
 
-/// More threads than this only wait for each other.
+/// The largest number of threads. More threads would only wait for each other.
 const MAX_THREADS: usize = 256;
 
-/// N images of one size with their labels. Copies share the pixels.
+/// A dataset of N images of one size with their labels. Clones share the pixels.
 ///
-/// Kept in memory they take 3 bytes a pixel, 150 MB for 1,000 images of 224x224. A test set is
-/// better streamed: then a pass holds the pixels of three batches, whatever N is.
+/// Images in memory take 3 bytes a pixel: 150 MB for 1,000 images of 224x224. Stream a large test
+/// set instead ([`ImageDataset::stream`]): a pass then holds the pixels of three batches, for any
+/// N.
 #[derive(Debug, Clone)]
 pub struct ImageDataset {
     source: Arc<Source>,
@@ -31,18 +33,21 @@ pub struct ImageDataset {
 
 impl ImageDataset {
     /// Decodes every image of `list` and resizes it to `image_size` = (rows, columns) with
-    /// [`Resize::bicubic`], on as many threads as the machine has cores.
+    /// [`Resize::bicubic`]. The work runs on as many threads as the machine has cores.
     ///
     /// # Errors
-    /// [`Error::Image`] for an image that is missing or cannot be decoded, with its path, the list
-    /// and the line; of several, the first in the list. [`Error::Config`] for a size that cannot
-    /// be, or has no room in memory.
+    /// [`Error::Image`] for the first image in the list that is missing or cannot be decoded, with
+    /// its path, the list and the line; [`Error::Config`] if the size is invalid or the images do
+    /// not fit in memory.
     pub fn load(list: &FileList, image_size: (i64, i64)) -> Result<Self> {
         Self::load_with(list, image_size, cores(), |_| {})
     }
 
-    /// [`ImageDataset::load`] on `threads` threads. `progress` is called on this thread with the
-    /// number of images done, from 1 to N.
+    /// Does the same as [`ImageDataset::load`] on `threads` threads. `progress` is called on the
+    /// calling thread with the number of decoded images, from 1 to N.
+    ///
+    /// # Errors
+    /// The errors of [`ImageDataset::load`].
     pub fn load_with(
         list: &FileList,
         image_size: (i64, i64),
@@ -52,10 +57,10 @@ impl ImageDataset {
         Self::decode(list, Resize::bicubic(image_size)?, threads, progress)
     }
 
-    /// [`ImageDataset::load`] with a resize of your choice.
+    /// Does the same as [`ImageDataset::load`] with the given resize.
     ///
     /// # Errors
-    /// As [`ImageDataset::load`].
+    /// The errors of [`ImageDataset::load`].
     pub fn load_resized(list: &FileList, resize: Resize) -> Result<Self> {
         Self::decode(list, resize, cores(), |_| {})
     }
@@ -66,19 +71,19 @@ impl ImageDataset {
         threads: NonZeroUsize,
         progress: impl FnMut(usize),
     ) -> Result<Self> {
-        // Both are at most 65,535.
+        // Both sides are at most 65,535.
         let (rows, columns) = resize.image_size();
         let (rows, columns) = (rows as usize, columns as usize);
         let count = list.entries().len();
         let mut pixels = zeroed(count, rows * columns * 3)?;
         decode_all(list, resize, &mut pixels, threads, progress)?;
         let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
-            .map_err(|e| Error::config("image_size", "one that fits the list", e))?;
+            .map_err(|e| Error::config("image_size", "a size that fits the list", e))?;
         Ok(Self::of_list(list, Source::Memory(images)))
     }
 
-    /// The images of `list`, decoded and resized at each pass: ahead of their use, by two batches,
-    /// on as many threads as the machine has cores. No file is opened before.
+    /// Creates a dataset whose images are decoded and resized in each pass, two batches ahead of
+    /// their use, on as many threads as the machine has cores. This function opens no file.
     pub fn stream(list: &FileList, resize: Resize) -> Self {
         Self::of_list(list, Source::Files { list: list.clone(), resize })
     }
@@ -93,18 +98,18 @@ impl ImageDataset {
         }
     }
 
-    /// The caller's own images, `[N, H, W, 3]` RGB u8, with their labels.
+    /// Creates a dataset from RGB u8 images `[N, H, W, 3]` and their labels.
     ///
     /// # Errors
-    /// [`Error::Input`] unless there is at least one pixel, 3 channels, a label an image, and each
-    /// label is in `0..num_classes`.
+    /// [`Error::Input`] if there are no pixels, not 3 channels, or not one label for each image, or
+    /// if a label is not in `0..num_classes`.
     pub fn from_arrays(images: Array4<u8>, labels: Vec<i64>, num_classes: i64) -> Result<Self> {
         let (count, rows, columns, channels) = images.dim();
         if count == 0 || rows == 0 || columns == 0 || channels != 3 {
-            return Err(input("images", "[N, H, W, 3], none of them 0", images.shape()));
+            return Err(input("images", "[N, H, W, 3] with N, H, W >= 1", images.shape()));
         }
         if labels.len() != count {
-            return Err(input("labels", format!("{count}, one an image"), labels.len()));
+            return Err(input("labels", format!("{count}, one per image"), labels.len()));
         }
         if let Some(at) = labels.iter().position(|label| !(0..num_classes).contains(label)) {
             let found = format!("{} at index {at}", labels[at]);
@@ -120,23 +125,23 @@ impl ImageDataset {
         Ok(Self { source, labels, num_classes, split_hash, threads: cores() })
     }
 
-    /// Uses `threads` threads, 256 at most, where a pass decodes or augments images.
+    /// Sets the number of threads that decode or augment images in a pass, at most 256.
     pub fn with_threads(self, threads: NonZeroUsize) -> Self {
         Self { threads, ..self }
     }
 
-    /// The number of images, at least 1.
+    /// Returns the number of images, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a dataset is never empty")]
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// (rows, columns) of each image.
+    /// Returns (rows, columns) of each image.
     pub fn image_size(&self) -> (i64, i64) {
         self.source.image_size()
     }
 
-    /// The pixels, `[N, H, W, 3]` RGB u8; `None` where they are not kept in memory.
+    /// Returns the pixels, `[N, H, W, 3]` RGB u8, or `None` if they are not kept in memory.
     pub fn images(&self) -> Option<ArrayView4<'_, u8>> {
         match &*self.source {
             Source::Memory(images) => Some(images.view()),
@@ -144,11 +149,11 @@ impl ImageDataset {
         }
     }
 
-    /// One image, `[H, W, 3]` RGB u8, wherever it comes from.
+    /// Returns one image, `[H, W, 3]` RGB u8, from memory or decoded from its file.
     ///
     /// # Errors
-    /// [`Error::Input`] for an index beyond the last; [`Error::Image`] for one that cannot be
-    /// decoded.
+    /// [`Error::Input`] if `index` is not below the number of images; [`Error::Image`] if the image
+    /// cannot be decoded.
     pub fn image(&self, index: usize) -> Result<Array3<u8>> {
         let (rows, columns) = self.image_size();
         let pixels = self.pixels(index)?.into_owned();
@@ -156,24 +161,25 @@ impl ImageDataset {
             .map_err(|e| input("index", "an image", e))
     }
 
-    /// The labels, one an image, each in `0..num_classes`.
+    /// Returns the labels, one for each image, each in `0..num_classes`.
     pub fn labels(&self) -> &[i64] {
         &self.labels
     }
 
-    /// The number of classes.
+    /// Returns the number of classes.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
     }
 
-    /// SHA-256 in hex, for a run's record: of the relative paths and labels where the images come
-    /// from a list (the same wherever the data lies), of the pixels and labels where they come from
-    /// arrays.
+    /// Returns a SHA-256 hash in hex that identifies the dataset in the record of a run.
+    ///
+    /// For images of a list, the relative paths and labels are hashed, so the hash does not depend
+    /// on the location of the data. For images of arrays, the shape, pixels and labels are hashed.
     pub fn split_hash(&self) -> &str {
         &self.split_hash
     }
 
-    /// The pixels of one image, row by row.
+    /// Returns the pixels of one image, row by row.
     pub(crate) fn pixels(&self, index: usize) -> Result<Cow<'_, [u8]>> {
         self.source.pixels(index)
     }
@@ -182,7 +188,7 @@ impl ImageDataset {
         &self.source
     }
 
-    /// The threads of a pass over `images` images.
+    /// Returns the number of threads of a pass over `images` images.
     pub(super) fn threads(&self, images: usize) -> NonZeroUsize {
         let most = NonZeroUsize::new(images.min(MAX_THREADS)).unwrap_or(NonZeroUsize::MIN);
         self.threads.min(most)
@@ -201,9 +207,9 @@ fn input(
     Error::Input { argument, expected: expected.into(), found: format!("{found:?}") }
 }
 
-/// Room for every image, or an error where there is none.
+/// Allocates zeroed memory for every image, or returns an error if there is not enough.
 fn zeroed(count: usize, image_bytes: usize) -> Result<Vec<u8>> {
-    let refuse = |found: String| Error::config("image_size", "one that fits in memory", found);
+    let refuse = |found: String| Error::config("image_size", "a size that fits in memory", found);
     let bytes = count
         .checked_mul(image_bytes)
         .ok_or_else(|| refuse(format!("{count} images of {image_bytes} bytes")))?;
@@ -213,14 +219,15 @@ fn zeroed(count: usize, image_bytes: usize) -> Result<Vec<u8>> {
     Ok(pixels)
 }
 
-/// The images not handed out yet: each with its place in the output.
+/// The images that no thread has taken yet, with their places in the output.
 type Queue<'a> = Box<dyn Iterator<Item = Job<'a>> + Send + 'a>;
-/// An image's place in the list, the image, its place in the output.
+/// The index of an image in the list, its entry, and its place in the output.
 type Job<'a> = ((usize, &'a FileEntry), &'a mut [u8]);
 
-/// Fills `pixels` with every image of the list. Images are handed out in the order of the list and
-/// those handed out are finished, so that the first error in the list is the same on any number of
-/// threads.
+/// Fills `pixels` with every image of the list.
+///
+/// Threads take the images in the order of the list, and after an error they finish the images that
+/// they have taken. The first error in the list is therefore the same on any number of threads.
 fn decode_all(
     list: &FileList,
     resize: Resize,
@@ -285,7 +292,7 @@ fn clear(queue: &Mutex<Queue>) {
     *lock(queue) = Box::new(std::iter::empty());
 }
 
-/// Of the shape, the pixels and the labels, the numbers as little-endian 64-bit ones.
+/// Hashes the shape, the pixels and the labels. Sizes and labels are little-endian 64-bit integers.
 fn hash_arrays(images: &Array4<u8>, labels: &[i64]) -> String {
     let mut hash = Sha256::new();
     for &size in images.shape() {
@@ -304,7 +311,8 @@ mod tests {
 
     use super::*;
 
-    /// A folder of `count` small PNG files of one grey each (10 * index), and their list.
+    /// Creates a folder of `count` small PNG files, each of the grey value 10 * index, and their
+    /// list.
     fn folder_of(count: usize) -> (tempfile::TempDir, FileList) {
         let folder = tempfile::tempdir().unwrap();
         let mut text = String::new();

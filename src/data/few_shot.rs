@@ -1,4 +1,4 @@
-//! A few images of each class.
+//! Few-shot subsets: a few images of each class.
 
 use std::collections::BTreeMap;
 
@@ -10,23 +10,25 @@ use super::file_list::{FileEntry, FileList};
 use crate::error::{Error, Result};
 
 impl FileList {
-    /// `per_class` images of each class, drawn from `seed`.
+    /// Draws `per_class` images of each class at random with `seed`.
     ///
-    /// The images of a class depend on its paths, its label and the seed, not on their order in the
-    /// list nor on the machine; those of a smaller `per_class` are among those of a larger one. The
-    /// result is in the order of labels and then of paths. [`FileList::save`] keeps it.
+    /// The images drawn of a class depend on its paths, its label and the seed. They do not depend
+    /// on the order of the list or on the machine. The images of a smaller `per_class` are a subset
+    /// of those of a larger one. The result is sorted by label and then by path. Save it with
+    /// [`FileList::save`].
     ///
     /// # Errors
-    /// [`Error::TooFewImages`] for the first class that has fewer, with its name or label;
-    /// [`Error::Config`] for 0 images.
+    /// [`Error::TooFewImages`] for the first class that has fewer images, with its name or label;
+    /// [`Error::Config`] if `per_class` is 0.
     pub fn few_shot(&self, per_class: usize, seed: i64) -> Result<Self> {
         self.draw(per_class, seed, per_class)
     }
 
-    /// As [`FileList::few_shot`], with all images of a class that has fewer.
+    /// Draws images like [`FileList::few_shot`], but uses all images of a class that has fewer than
+    /// `per_class`.
     ///
     /// # Errors
-    /// [`Error::Config`] for 0 images.
+    /// [`Error::Config`] if `per_class` is 0.
     pub fn few_shot_at_most(&self, per_class: usize, seed: i64) -> Result<Self> {
         self.draw(per_class, seed, 0)
     }
@@ -71,7 +73,7 @@ impl FileList {
     }
 }
 
-/// A generator of its own for each class.
+/// Creates the random generator of a class.
 fn generator(seed: i64, label: i64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -86,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// 20 images of class 0, 30 of class 1, 1 of class 3, in the order that `key` gives.
+    /// Creates a list of 20 images of class 0, 30 of class 1 and 1 of class 3, sorted by `key`.
     fn list(key: impl Fn(&(String, i64)) -> u64) -> FileList {
         let counts = [(20, 0), (30, 1), (1, 3)];
         let mut images: Vec<_> = counts
@@ -125,7 +127,8 @@ mod tests {
             assert_eq!(distinct.len(), few.entries().len());
         }
         let few = plain.few_shot_at_most(2, 5).unwrap();
-        // Written down, so that a new version of a dependency cannot change runs unnoticed.
+        // The values are fixed here so that a new version of a dependency cannot change runs
+        // unnoticed.
         assert_eq!(paths(&few), ["0/14.png", "0/9.png", "1/20.png", "1/3.png", "3/0.png"]);
     }
 
@@ -137,7 +140,7 @@ mod tests {
             |list: &FileList| paths(list).into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
         assert!(of(&draw(4, 0)).is_subset(&of(&draw(8, 0))));
         assert_ne!(of(&draw(4, 0)), of(&draw(4, 1)));
-        // Over many seeds each image is drawn as often.
+        // Over many seeds, all images are drawn equally often.
         let mut counts = [0; 20];
         for seed in 0..2000 {
             for entry in draw(4, seed).entries().iter().filter(|entry| entry.label == 0) {

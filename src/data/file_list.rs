@@ -1,4 +1,4 @@
-//! The list format of VTAB-1k: one `relative/path label` a line.
+//! The list format of VTAB-1k: one `relative/path label` on each line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -10,26 +10,26 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
-/// A longer line is no path; without a bound a file without line breaks would be read as one line.
+/// The longest accepted line. Without a limit, a file without line breaks would be read as one
+/// line.
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// Where the number of classes is not given it is 1 + the highest label, and a head of that many
-/// rows follows; a label beyond this is a mistake (ImageNet-21k has 21,841 classes).
+/// The largest number of classes that is inferred from the highest label. The head gets as many
+/// rows, so a higher label is rejected as a mistake (ImageNet-21k has 21,841 classes).
 const MAX_INFERRED_CLASSES: i64 = 1 << 16;
 
 /// One image of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileEntry {
-    /// The path as the list has it, relative to the root.
+    /// The path as written in the list, relative to the root.
     pub path: String,
-    /// The class, from 0.
+    /// The class, counted from 0.
     pub label: i64,
-    /// The line in the list, from 1; 0 for an image that was found in a folder.
+    /// The line in the list, counted from 1; 0 for an image that was found in a folder.
     pub line: usize,
 }
 
-/// The images that a list names, in its order, each with a label. Nothing is decoded yet. Copies
-/// share the entries.
+/// A list of image files with their labels. The images are not opened. Clones share the entries.
 #[derive(Debug, Clone)]
 pub struct FileList {
     root: PathBuf,
@@ -40,17 +40,18 @@ pub struct FileList {
 }
 
 impl FileList {
-    /// Reads the list `file`, whose paths are relative to `root`.
+    /// Reads the list `file`. Its paths are relative to `root`.
     ///
-    /// The label is the last field separated by white space, so that paths may hold spaces. Windows
-    /// line ends, a byte order mark, blank lines and a missing last line break are all accepted.
-    /// Without `num_classes` it is taken to be 1 + the highest label.
+    /// The label is the last field of a line, separated by white space, so paths may contain
+    /// spaces. Windows line endings, a byte order mark, blank lines and a missing last line break
+    /// are accepted. If `num_classes` is `None`, the number of classes is the highest label plus 1.
     ///
     /// # Errors
-    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] for a line that is not UTF-8,
-    /// has no path or no label, or a label outside `0..num_classes`; [`Error::CorruptFile`] for a
-    /// list that names no image; [`Error::Config`] for a `num_classes` below 1. Images are not
-    /// looked for before they are decoded.
+    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] if a line is not UTF-8, is too
+    /// long, has no path or no label, or has a label outside `0..num_classes` (without
+    /// `num_classes`: a label of 65,536 or more); [`Error::CorruptFile`] if the list contains no
+    /// image; [`Error::Config`] if `num_classes` is below 1. A missing image is an error only when
+    /// it is decoded.
     pub fn read(
         root: impl AsRef<Path>,
         file: impl AsRef<Path>,
@@ -64,7 +65,7 @@ impl FileList {
         let classes = num_classes.unwrap_or(MAX_INFERRED_CLASSES);
         let entries = read_entries(reader, file, classes)?;
         let Some(highest) = entries.iter().map(|entry| entry.label).max() else {
-            return Err(Error::corrupt(file, "the list names no image"));
+            return Err(Error::corrupt(file, "the list contains no image"));
         };
         Ok(Self {
             root: root.as_ref().to_path_buf(),
@@ -75,81 +76,82 @@ impl FileList {
         })
     }
 
-    /// Of images that were found in the folders of their classes.
+    /// Creates the list of images that were found in the folders of their classes.
     pub(super) fn found(root: &Path, entries: Vec<FileEntry>, class_names: Vec<String>) -> Self {
         let num_classes = class_names.len() as i64;
         let (root, file) = (root.to_path_buf(), root.to_path_buf());
         Self { root, file, entries: entries.into(), num_classes, class_names: class_names.into() }
     }
 
-    /// The same with other entries, of the same classes.
+    /// Returns this list with other entries of the same classes.
     pub(super) fn with_entries(&self, entries: Vec<FileEntry>) -> Self {
         Self { entries: entries.into(), ..self.clone() }
     }
 
-    /// Writes the list, one `path label` a line; the file appears whole or not at all. It is read
-    /// back with the same root. Class names are not in it.
+    /// Writes the list to a file, one `path label` on each line. Read the file again with the same
+    /// root. Class names are not saved. The file is written atomically.
     ///
     /// # Errors
-    /// [`Error::Config`] for a path that a line cannot hold, such as one that ends with a space;
-    /// [`Error::Io`] if the file cannot be written.
+    /// [`Error::Config`] if a path cannot be written as a line, for example because it ends with a
+    /// space; [`Error::Io`] if the file cannot be written.
     pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
         let mut text = String::new();
         for FileEntry { path, label, .. } in self.entries() {
             let line = format!("{path} {label}\n");
             let read = parse_line(line.as_bytes(), 1, i64::MAX).ok().flatten();
             if line.matches('\n').count() > 1 || read.is_none_or(|read| read.path != *path) {
-                return Err(Error::config("path", "one that a list can hold", format!("{path:?}")));
+                return Err(Error::config("path", "readable from a list", format!("{path:?}")));
             }
             text += &line;
         }
         write_atomically(file.as_ref(), text.as_bytes())
     }
 
-    /// The folder that paths are relative to.
+    /// Returns the folder that the paths are relative to.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The list file itself, or the folder that was searched.
+    /// Returns the path of the list file, or the folder that was searched for images.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The images in the order of the list.
+    /// Returns the images in the order of the list.
     pub fn entries(&self) -> &[FileEntry] {
         &self.entries
     }
 
-    /// Labels are below this: what [`FileList::read`] was given, or 1 + the highest label.
+    /// Returns the number of classes; every label is below it.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
     }
 
-    /// The name of each class, where [`FileList::from_folders`] found or
-    /// [`FileList::with_class_names`] told them; else empty.
+    /// Returns the name of each class. The slice is empty unless the list comes from
+    /// [`FileList::from_folders`] or [`FileList::from_folders_of`], or names were set with
+    /// [`FileList::with_class_names`].
     pub fn class_names(&self) -> &[String] {
         &self.class_names
     }
 
-    /// With a name for each class.
+    /// Sets the names of the classes.
     ///
     /// # Errors
-    /// [`Error::Config`] unless there are as many as classes.
+    /// [`Error::Config`] if the number of names is not the number of classes.
     pub fn with_class_names(self, names: Vec<String>) -> Result<Self> {
         if names.len() as i64 != self.num_classes {
-            let expected = format!("{}, one a class", self.num_classes);
+            let expected = format!("{} names, one per class", self.num_classes);
             return Err(Error::config("class_names", expected, names.len()));
         }
         Ok(Self { class_names: names.into(), ..self })
     }
 
-    /// SHA-256 in hex of the relative paths and labels, in their order: the same wherever the data
-    /// lies.
+    /// Returns the SHA-256 hash, in hex, of the relative paths and labels in their order. It does
+    /// not depend on the location of the data.
     pub fn split_hash(&self) -> String {
         let mut hash = Sha256::new();
         for entry in self.entries() {
-            // Of `path \0 label \n`: neither can hold the separator after it.
+            // Each entry is hashed as `path \0 label \n`. A path cannot contain \0.
             hash.update(&entry.path);
             hash.update([0]);
             hash.update(entry.label.to_string());
@@ -158,7 +160,7 @@ impl FileList {
         format!("{:x}", hash.finalize())
     }
 
-    /// For a folder of several lists, which share one number of classes.
+    /// Sets the number of classes, which the lists of one folder share.
     pub(super) fn set_num_classes(&mut self, num_classes: i64) {
         self.num_classes = num_classes;
     }
@@ -176,7 +178,7 @@ fn read_entries(mut reader: impl BufRead, file: &Path, num_classes: i64) -> Resu
             break;
         }
         let parsed = if length > MAX_LINE_BYTES {
-            Err(format!("longer than {MAX_LINE_BYTES} bytes"))
+            Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"))
         } else {
             parse_line(&bytes, line, num_classes)
         };
@@ -189,7 +191,7 @@ fn read_entries(mut reader: impl BufRead, file: &Path, num_classes: i64) -> Resu
     Ok(entries)
 }
 
-/// One line to its entry; `None` for a blank one.
+/// Parses one line; returns `None` for a blank line.
 fn parse_line(bytes: &[u8], line: usize, num_classes: i64) -> Result<Option<FileEntry>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_string())?;
     let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text }.trim();
@@ -219,7 +221,7 @@ mod tests {
         FileList::read(folder.path(), &file, num_classes)
     }
 
-    /// The line and the reason of a `ListLine`.
+    /// Returns the line and the reason of the `ListLine` error that `content` causes.
     fn refusal(content: &[u8], num_classes: Option<i64>) -> (usize, String) {
         match read(content, num_classes) {
             Err(Error::ListLine { line, reason, .. }) => (line, reason),

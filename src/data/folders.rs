@@ -1,4 +1,4 @@
-//! Datasets with a folder for each class.
+//! Datasets that have one folder for each class.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,34 +7,37 @@ use std::path::Path;
 use super::file_list::{FileEntry, FileList};
 use crate::error::{Error, Result};
 
-/// Extensions of the formats that are decoded, in lower case.
+/// The extensions of image files, in lower case.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
-/// Deeper, a link leads back to where it lies.
+/// The largest depth of nested folders. A deeper folder is probably in a cycle of links.
 const MAX_DEPTH: usize = 32;
 
 impl FileList {
-    /// The images of a dataset with a folder for each class: `root/CLASS/.../NAME.jpg`, `.jpeg` or
-    /// `.png` in any case.
+    /// Lists the images of a dataset with one folder for each class: `root/CLASS/.../NAME.jpg`. The
+    /// extension is `jpg`, `jpeg` or `png`, in upper or lower case.
     ///
-    /// The classes are the folders of `root` in the order of their names, byte by byte; their
-    /// images are in the order of their paths. Other files and hidden ones are left out; links are
-    /// followed.
+    /// The classes are the folders in `root`, sorted by the bytes of their names. The images of a
+    /// class are sorted by their paths. Hidden files and files with another extension are skipped.
+    /// Symbolic links are followed.
     ///
     /// # Errors
-    /// [`Error::Io`] if a folder cannot be read; [`Error::ClassFolders`] if there is none, for one
-    /// without an image or nested more than 32 deep, and for a name that is not UTF-8.
+    /// [`Error::Io`] if a folder cannot be read; [`Error::ClassFolders`] if `root` contains no
+    /// folder, a class has no image, folders are nested more than 32 levels deep, or a name is not
+    /// UTF-8.
     pub fn from_folders(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let classes = folders(root)?;
         Self::of_classes(root, &classes, classes.clone())
     }
 
-    /// As [`FileList::from_folders`], with the labels of another dataset: that of a folder is its
-    /// place in `class_names`. Classes without a folder have no images, as in a test set of some
-    /// of the classes.
+    /// Lists the images like [`FileList::from_folders`], with the labels of another dataset: the
+    /// label of a folder is the position of its name in `class_names`.
+    ///
+    /// A class without a folder has no images, as in a test set that covers some of the classes.
     ///
     /// # Errors
-    /// As [`FileList::from_folders`], and [`Error::ClassFolders`] for a folder with another name.
+    /// The errors of [`FileList::from_folders`]; [`Error::ClassFolders`] if the name of a folder is
+    /// not in `class_names`.
     pub fn from_folders_of(root: impl AsRef<Path>, class_names: &[String]) -> Result<Self> {
         let root = root.as_ref();
         Self::of_classes(root, class_names, folders(root)?)
@@ -45,18 +48,18 @@ impl FileList {
         let mut entries = Vec::new();
         for folder in folders {
             let Some(&label) = labels.get(&folder) else {
-                return Err(refuse(root, format!("{folder} is none of the classes")));
+                return Err(refuse(root, format!("{folder} is not one of the classes")));
             };
             let mut paths = Vec::new();
             visit(root, &folder, 0, &mut paths)?;
             if paths.is_empty() {
-                return Err(refuse(&root.join(folder), "no JPEG or PNG in it"));
+                return Err(refuse(&root.join(folder), "it contains no JPEG or PNG file"));
             }
             paths.sort_unstable();
             let entry = |path| FileEntry { path, label, line: 0 };
             entries.extend(paths.into_iter().map(entry));
         }
-        // Already so for the dataset's own classes.
+        // Folders are in the order of their names, which may not be the order of `class_names`.
         entries.sort_by_key(|entry| entry.label);
         Ok(Self::found(root, entries, class_names.to_vec()))
     }
@@ -66,19 +69,19 @@ fn refuse(folder: &Path, reason: impl Into<String>) -> Error {
     Error::ClassFolders { folder: folder.to_path_buf(), reason: reason.into() }
 }
 
-/// The names of the folders in `root`, sorted; at least one.
+/// Returns the sorted names of the folders in `root`, at least one.
 fn folders(root: &Path) -> Result<Vec<String>> {
     let names = list(root)?.into_iter().filter(|(_, is_folder)| *is_folder).map(|(name, _)| name);
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
-    if names.is_empty() { Err(refuse(root, "no folder in it")) } else { Ok(names) }
+    if names.is_empty() { Err(refuse(root, "it contains no folder")) } else { Ok(names) }
 }
 
 /// Adds the images below `root/inside` to `paths`, relative to `root`.
 fn visit(root: &Path, inside: &str, depth: usize, paths: &mut Vec<String>) -> Result<()> {
     let folder = root.join(inside);
     if depth > MAX_DEPTH {
-        return Err(refuse(&folder, format!("nested more than {MAX_DEPTH} deep")));
+        return Err(refuse(&folder, format!("it is nested more than {MAX_DEPTH} levels deep")));
     }
     for (name, is_folder) in list(&folder)? {
         let path = format!("{inside}/{name}");
@@ -96,7 +99,7 @@ fn is_image(name: &str) -> bool {
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
-/// The names in a folder that are not hidden, and whether each is a folder.
+/// Returns the names in a folder that are not hidden, and whether each is a folder.
 fn list(folder: &Path) -> Result<Vec<(String, bool)>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -105,7 +108,7 @@ fn list(folder: &Path) -> Result<Vec<(String, bool)>> {
         if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        // Through links; one that leads nowhere is no folder.
+        // `is_dir` follows links; for a broken link it returns false.
         let is_folder = entry.path().is_dir();
         match name.into_string() {
             Ok(name) => names.push((name, is_folder)),
@@ -119,7 +122,7 @@ fn list(folder: &Path) -> Result<Vec<(String, bool)>> {
 mod tests {
     use super::*;
 
-    /// A folder with empty files of these paths.
+    /// Creates a folder that contains empty files at `paths`.
     fn tree(paths: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for path in paths {
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!(found(&list), [("b/1.png", 1), ("a/1.png", 3)]);
         assert_eq!((list.num_classes(), list.class_names()), (4, &names[..]));
         let refused = FileList::from_folders_of(root.path(), &names[..3]).unwrap_err();
-        assert!(refused.to_string().contains("a is none of the classes"), "{refused}");
+        assert!(refused.to_string().contains("a is not one of the classes"), "{refused}");
     }
 
     #[test]

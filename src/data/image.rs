@@ -1,4 +1,4 @@
-//! One image file to RGB u8.
+//! Decodes one image file to RGB u8.
 
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -9,24 +9,28 @@ use ndarray::Array3;
 
 use crate::error::{Error, Result};
 
-/// No decoded image is larger than this, in bytes; with 3 bytes a pixel it is 179 megapixels.
+/// The largest accepted size of a decoded image in bytes: 179 megapixels at 3 bytes a pixel.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
-/// The file itself is read into memory first; real photos stay far below this.
+/// The largest number of bytes that are read of a file, which is read into memory first. Real
+/// photos are far smaller.
 const MAX_FILE_BYTES: u64 = 512 << 20;
-/// Deflate expands at most 1032 times and a 1-bit image has 8 pixels a byte.
+/// The largest number of pixels for each byte of a PNG file: deflate compresses at most by a factor
+/// of 1032, and a 1-bit image has 8 pixels a byte.
 const MAX_PNG_PIXELS_PER_BYTE: u64 = 8 * 1032;
-/// A JPEG spends at least one bit on the 64 pixels of a block.
+/// The largest number of pixels for each byte of a JPEG file: a block of 64 pixels takes at least
+/// one bit.
 const MAX_JPEG_PIXELS_PER_BYTE: u64 = 8 * 64;
 
 /// Decodes a JPEG or PNG file of any colour type and bit depth to RGB u8, `[H, W, 3]`.
 ///
-/// The format is recognized by content, never by extension. Grey is repeated over the three
-/// channels; alpha is dropped, not blended (what Pillow's `convert("RGB")` does); of 16-bit samples
-/// the high byte is kept; an EXIF orientation is not applied. An image whose header claims more
-/// pixels than a file of that size can hold is refused before anything is allocated for it.
+/// The format is recognized by the content, not by the extension. A grey value is repeated in the
+/// three channels. Alpha is dropped, not blended, as in Pillow's `convert("RGB")`. A 16-bit sample
+/// is reduced to its high byte. An EXIF orientation is not applied. If the header claims more
+/// pixels than a file of that size can contain, the image is rejected before its memory is
+/// allocated.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it cannot be decoded to its end.
+/// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it cannot be decoded completely.
 pub fn decode_image(path: impl AsRef<Path>) -> Result<Array3<u8>> {
     let path = path.as_ref();
     decode(&read_file(path)?).map_err(|reason| Error::Image {
@@ -40,21 +44,22 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
     let mut bytes = Vec::with_capacity(size.min(MAX_FILE_BYTES) as usize);
-    // Bounded, because what is behind a path need not be a regular file.
+    // The read is bounded because the path may be that of a device or a pipe.
     file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(Error::io(path))?;
     Ok(bytes)
 }
 
-/// Decodes the content of a file; the error is the reason alone.
+/// Decodes the content of a file. The error is the reason, without a path.
 pub(super) fn decode(bytes: &[u8]) -> Result<Array3<u8>, String> {
     let format = match ::image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => format,
         _ if bytes.is_empty() => return Err("the file is empty".into()),
         _ => return Err("neither JPEG nor PNG".into()),
     };
-    // The JPEG decoder fills what is missing with grey; a cut file must be an error.
+    // The JPEG decoder fills the missing part of a truncated file with grey instead of returning an
+    // error.
     if format == ImageFormat::Jpeg && !has_end_marker(bytes) {
-        return Err("truncated: the JPEG has no end-of-image marker".into());
+        return Err("the file is truncated: the JPEG has no end-of-image marker".into());
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
@@ -67,7 +72,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Array3<u8>, String> {
     Array3::from_shape_vec((height as usize, width as usize, 3), rgb).map_err(|e| e.to_string())
 }
 
-/// Refuses an image that its file cannot hold, or that is larger than any photo.
+/// Checks that the image has pixels, that a file of this size can contain them, and that they do
+/// not exceed [`MAX_DECODED_BYTES`].
 fn check_size(
     width: u32,
     height: u32,
@@ -76,7 +82,7 @@ fn check_size(
     format: ImageFormat,
 ) -> Result<(), String> {
     if width == 0 || height == 0 {
-        return Err(format!("the image is {width}x{height}"));
+        return Err(format!("the image has no pixels: its size is {width}x{height}"));
     }
     let pixels = u64::from(width) * u64::from(height);
     let per_byte = match format {
@@ -84,16 +90,16 @@ fn check_size(
         _ => MAX_JPEG_PIXELS_PER_BYTE,
     };
     if pixels > file.saturating_mul(per_byte) {
-        return Err(format!("claims {width}x{height} pixels, which {file} bytes cannot hold"));
+        return Err(format!("{width}x{height} pixels do not fit in a file of {file} bytes"));
     }
     if decoded.max(pixels.saturating_mul(3)) > MAX_DECODED_BYTES {
-        return Err(format!("{width}x{height} pixels are more than are decoded here"));
+        return Err(format!("{width}x{height} pixels exceed {MAX_DECODED_BYTES} decoded bytes"));
     }
     Ok(())
 }
 
-/// Whether a JPEG goes on to its end-of-image marker. Segments (which may hold a thumbnail with an
-/// end marker of its own) are stepped over; in entropy-coded data `FF` is followed by `00` or a
+/// Returns whether a JPEG has an end-of-image marker. Segments are skipped, because a thumbnail in
+/// a segment has its own end marker. In entropy-coded data, `FF` is followed by `00` or by a
 /// restart marker.
 fn has_end_marker(bytes: &[u8]) -> bool {
     let mut at = 0;
@@ -112,7 +118,7 @@ fn has_end_marker(bytes: &[u8]) -> bool {
     false
 }
 
-/// RGB u8 samples, row by row.
+/// Converts an image to RGB u8 samples, row by row.
 fn into_rgb8(image: DynamicImage) -> Vec<u8> {
     let high_byte = |sample: u16| (sample >> 8) as u8;
     match image {
@@ -124,7 +130,7 @@ fn into_rgb8(image: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageLumaA16(i) => to_rgb(i.as_raw(), 2, high_byte),
         DynamicImage::ImageRgb16(i) => to_rgb(i.as_raw(), 3, high_byte),
         DynamicImage::ImageRgba16(i) => to_rgb(i.as_raw(), 4, high_byte),
-        // Floating-point images come from neither JPEG nor PNG.
+        // Neither JPEG nor PNG contains floating-point samples.
         other => other.into_rgb8().into_raw(),
     }
 }

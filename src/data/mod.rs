@@ -1,11 +1,12 @@
-//! From image files to batches: decoding, resizing, file lists, the VTAB-1k table, batches on a
-//! device.
+//! Loads image files and returns them as batches of tensors: file lists, decoding, resizing,
+//! augmentation, normalization, and the table of the VTAB-1k tasks.
 //!
-//! [`vtab::VtabFolder`] or [`FileList`] says which images there are, [`ImageDataset`] decodes and
-//! resizes them, once or at each pass, [`Batches`] hands them out as normalized tensors, changed by
-//! an [`Augment`] if asked for.
-//! The module `bundled` (feature `bundled`) writes small tasks in the same layout, and a small
-//! backbone, so that a program has something to run on.
+//! [`vtab::VtabFolder`] or [`FileList`] lists the images. [`ImageDataset`] decodes and resizes
+//! them, either once or in each pass. [`Batches`] returns them as normalized tensors and applies an
+//! [`Augment`] if one is given.
+//!
+//! The module `bundled` (feature `bundled`) writes a small backbone and small tasks in the VTAB-1k
+//! layout, so that a program can run without a download.
 
 mod ahead;
 mod augment;

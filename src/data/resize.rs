@@ -1,9 +1,8 @@
-//! The bicubic and bilinear resize, in the integer arithmetic of Pillow.
+//! Bicubic and bilinear resize in the integer arithmetic of Pillow.
 //!
-//! Written here and not taken from a resize library because results must not depend on it: of two
-//! pipelines that differ by one level in a pixel only one reproduces published numbers. The SIMD
-//! library that was tried starts with the other axis and rounds its weights to 14 bits, which gives
-//! up to 30/255 and 2/255 on noise.
+//! The crate has its own resize because published results depend on the exact pixels that Pillow
+//! computes. The SIMD library that was tried starts with the other axis, which changes pixels of
+//! noise by up to 30/255, and rounds its weights to 14 bits, which changes them by up to 2/255.
 
 use multiversion::multiversion;
 use ndarray::{Array3, ArrayView3, s};
@@ -11,57 +10,66 @@ use ndarray::{Array3, ArrayView3, s};
 use crate::error::{Error, Result};
 use crate::preprocessing::{Preprocessing, Resampling, ResizeMode};
 
-/// Weights are integers in units of 2^-22: a sum of 255 times the largest fits in 32 bits.
+/// The number of fractional bits of the integer weights. A weighted sum of u8 samples fits in 32
+/// bits.
 const WEIGHT_BITS: u32 = 22;
-/// The largest output, as large as the largest image that is decoded: 512 MiB at 3 bytes a pixel.
+/// The largest number of pixels of an output: 512 MiB at 3 bytes a pixel, the limit for decoded
+/// images.
 const MAX_PIXELS: usize = (512 << 20) / 3;
 
-/// The resize to one fixed size, antialiased (the kernel widens with the scale when shrinking). The
-/// result is that of Pillow 13's `Image.resize(size, ...)`, bit for bit.
+/// An antialiased resize to a fixed size. The result equals that of Pillow 13's `Image.resize(size,
+/// ...)` bit for bit.
 ///
-/// Each pass rounds and clips to u8, so that the order of the two shows wherever the kernel
-/// overshoots. Pillow 13 starts with the rows where the height shrinks by more than twice as many
-/// pixels as the width does, and so does this; Pillow before 13 always started with the columns.
+/// When the image shrinks, the kernel widens with the scale. Rows and columns are resized in two
+/// passes. Each pass rounds and clips to u8, so the order of the passes matters where the kernel
+/// overshoots. Like Pillow 13, this resize changes the height first if the height shrinks by more
+/// than twice as many pixels as the width. Pillow before 13 always changed the width first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resize {
     rows: usize,
     columns: usize,
     kernel: Kernel,
-    /// What the shorter side becomes before the centre is cut out; the aspect ratio is kept.
+    /// The length of the shorter side before the centre crop. The aspect ratio is kept. `None` if
+    /// there is no crop.
     shorter: Option<usize>,
 }
 
-/// How samples between pixels are made.
+/// The interpolation kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kernel {
-    /// a = -0.5.
+    /// The cubic convolution kernel with a = -0.5.
     Cubic,
     Triangle,
 }
 
 impl Resize {
-    /// A bicubic resize to `image_size` = (rows, columns) pixels; the aspect ratio is not kept.
+    /// Creates a bicubic resize to `image_size` = (rows, columns) pixels. The aspect ratio is not
+    /// kept.
     ///
     /// # Errors
-    /// [`Error::Config`] unless both are from 1 to 65,535 and their product is at most 178,956,970.
+    /// [`Error::Config`] unless both numbers are from 1 to 65,535 and their product is at most
+    /// 178,956,970.
     pub fn bicubic(image_size: (i64, i64)) -> Result<Self> {
         Self::new(image_size, Kernel::Cubic)
     }
 
-    /// As [`Resize::bicubic`], with the triangle kernel (`BILINEAR` in Pillow).
+    /// Creates a bilinear resize (triangle kernel, `BILINEAR` in Pillow) to `image_size` = (rows,
+    /// columns) pixels. The aspect ratio is not kept.
     ///
     /// # Errors
-    /// As [`Resize::bicubic`].
+    /// The errors of [`Resize::bicubic`].
     pub fn bilinear(image_size: (i64, i64)) -> Result<Self> {
         Self::new(image_size, Kernel::Triangle)
     }
 
-    /// A bicubic resize that makes the shorter side `shorter` pixels and keeps the aspect ratio,
-    /// then the `image_size` = (rows, columns) pixels in the centre: `Resize(shorter)` and
-    /// `CenterCrop` of torchvision. 256 and (224, 224) is the usual test transform.
+    /// Creates a bicubic resize of the shorter side to `shorter` pixels, followed by a crop of the
+    /// `image_size` = (rows, columns) pixels in the centre. The aspect ratio is kept.
+    ///
+    /// This is torchvision's `Resize(shorter)` and `CenterCrop(image_size)`. The usual test
+    /// transform is 256 and (224, 224).
     ///
     /// # Errors
-    /// As [`Resize::bicubic`], and [`Error::Config`] for a crop larger than `shorter`.
+    /// The errors of [`Resize::bicubic`]; [`Error::Config`] if the crop is larger than `shorter`.
     pub fn center_crop(shorter: i64, image_size: (i64, i64)) -> Result<Self> {
         let resize = Self::bicubic(image_size)?;
         let largest = resize.rows.max(resize.columns);
@@ -71,10 +79,10 @@ impl Resize {
         }
     }
 
-    /// The resize that a [`Preprocessing`] says.
+    /// Creates the resize that a [`Preprocessing`] describes.
     ///
     /// # Errors
-    /// As [`Resize::center_crop`].
+    /// The errors of [`Resize::center_crop`].
     pub fn of(preprocessing: &Preprocessing) -> Result<Self> {
         let size = preprocessing.image_size;
         let resize = match preprocessing.resize {
@@ -102,16 +110,16 @@ impl Resize {
         Ok(Self { rows, columns, kernel, shorter: None })
     }
 
-    /// (rows, columns) of what [`Resize::apply`] returns.
+    /// Returns (rows, columns) of the images that [`Resize::apply`] returns.
     pub fn image_size(&self) -> (i64, i64) {
         (self.rows as i64, self.columns as i64)
     }
 
-    /// `[H, W, 3]` RGB u8 to `[rows, columns, 3]`.
+    /// Resizes an RGB u8 image `[H, W, 3]` to `[rows, columns, 3]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the image has no pixel or another number of channels, or is so long and
-    /// thin that it would have more than 178,956,970 pixels before its centre is cut out.
+    /// [`Error::Input`] if the image has no pixels or not 3 channels, or if it is so elongated that
+    /// it would have more than 178,956,970 pixels before the centre crop.
     pub fn apply(&self, image: ArrayView3<u8>) -> Result<Array3<u8>> {
         let (rows, columns, channels) = image.dim();
         let refuse = |expected: &str| Error::Input {
@@ -120,7 +128,7 @@ impl Resize {
             found: format!("{:?}", image.shape()),
         };
         if rows == 0 || columns == 0 || channels != 3 {
-            return Err(refuse("[H, W, 3], H and W not 0"));
+            return Err(refuse("[H, W, 3] with H, W >= 1"));
         }
         let Some(shorter) = self.shorter else {
             return self.resize(image, (self.rows, self.columns));
@@ -128,10 +136,10 @@ impl Resize {
         let scaled = |side: usize| shorter.saturating_mul(side) / rows.min(columns);
         let (scaled_rows, scaled_columns) = (scaled(rows), scaled(columns));
         if scaled_rows.saturating_mul(scaled_columns) > MAX_PIXELS {
-            return Err(refuse("sides that are more alike"));
+            return Err(refuse("a less elongated image"));
         }
         let scaled = self.resize(image, (scaled_rows, scaled_columns))?;
-        // As Python rounds: of two that are as near, the even one.
+        // Python rounds halves to even.
         let margin = |from: usize, to: usize| ((from - to) as f64 / 2.0).round_ties_even() as usize;
         let (top, left) = (margin(scaled_rows, self.rows), margin(scaled_columns, self.columns));
         Ok(scaled.slice(s![top..top + self.rows, left..left + self.columns, ..]).to_owned())
@@ -146,8 +154,7 @@ impl Resize {
         };
         let image = image.as_standard_layout();
         let pixels = image.as_slice().ok_or_else(refuse)?;
-        // In the order chosen, what is between the passes is never larger than both the image and
-        // the output.
+        // In this order, the intermediate image is never larger than both the input and the output.
         let resized = if rows_first((rows, columns), to) {
             let between = resize_rows(self.kernel, pixels, (rows, columns), to.0);
             resize_columns(self.kernel, &between, columns, to.1)
@@ -159,14 +166,14 @@ impl Resize {
     }
 }
 
-/// Whether the height is resized before the width; sizes are (rows, columns).
+/// Returns whether the height is resized before the width. Sizes are (rows, columns).
 fn rows_first(from: (usize, usize), to: (usize, usize)) -> bool {
     let shrinks_by = |from: usize, to: usize| from as i64 - to as i64;
     let rows = shrinks_by(from.0, to.0);
     rows > 0 && rows > 2 * shrinks_by(from.1, to.1)
 }
 
-/// `[H, W, 3]` to `[H, columns, 3]`.
+/// Resizes the width: `[H, from, 3]` to `[H, columns, 3]`.
 fn resize_columns(kernel: Kernel, pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
     if from == columns {
         return pixels.to_vec();
@@ -177,7 +184,7 @@ fn resize_columns(kernel: Kernel, pixels: &[u8], from: usize, columns: usize) ->
     resized
 }
 
-/// `[H, W, 3]` with (H, W) = `from` to `[rows, W, 3]`.
+/// Resizes the height: `[H, W, 3]` with (H, W) = `from` to `[rows, W, 3]`.
 fn resize_rows(kernel: Kernel, pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
     if from.0 == rows {
         return pixels.to_vec();
@@ -188,13 +195,13 @@ fn resize_rows(kernel: Kernel, pixels: &[u8], from: (usize, usize), rows: usize)
     resized
 }
 
-/// Rows that are resized across at a time.
+/// The number of rows whose width is resized together.
 const STRIP: usize = 16;
 
-/// Rows of `from` pixels to rows of as many as `windows` has.
+/// Resizes rows of `from` pixels to rows with one pixel for each window.
 ///
-/// A strip of rows is laid on its side first, so that all of their samples in one column lie side
-/// by side, as those of one row do when rows are summed: the same loop then serves both passes.
+/// A strip of rows is transposed first. The samples of one column are then adjacent in memory, as
+/// the samples of one row are in [`sum_rows`], and both passes use the same loop.
 #[multiversion(targets("x86_64+avx2"))]
 fn sum_columns(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]) {
     let columns = windows.starts.len();
@@ -223,12 +230,12 @@ fn sum_columns(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]
     }
 }
 
-/// Rows of `stride` samples to as many as `windows` has.
+/// Resizes rows of `stride` samples to one row for each window.
 #[multiversion(targets("x86_64+avx2"))]
 fn sum_rows(windows: &Windows, pixels: &[u8], stride: usize, resized: &mut [u8]) {
     for ((start, weights), output) in windows.iter().zip(resized.chunks_exact_mut(stride)) {
         let rows = pixels[start * stride..].chunks_exact(stride);
-        // Blocks of a length known to the compiler, so that the sums stay in registers.
+        // The compiler knows the block length, so the sums stay in registers.
         let (blocks, rest) = output.as_chunks_mut::<32>();
         let offset = blocks.len() * 32;
         for (index, block) in blocks.iter_mut().enumerate() {
@@ -242,7 +249,7 @@ fn sum_rows(windows: &Windows, pixels: &[u8], stride: usize, resized: &mut [u8])
     }
 }
 
-/// N samples of each line, summed over the lines with their weights.
+/// Returns the weighted sum of the lines, each with N samples.
 #[inline(always)]
 fn weighted_sum<'a, const N: usize>(
     weights: &[i32],
@@ -251,7 +258,7 @@ fn weighted_sum<'a, const N: usize>(
     let mut sums = [HALF; N];
     for (weight, line) in weights.iter().zip(lines) {
         for (sum, &sample) in sums.iter_mut().zip(line) {
-            // Never wraps; checked, it would be done one by one.
+            // The sum never overflows. With checked arithmetic the loop is not vectorized.
             *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(sample)));
         }
     }
@@ -262,13 +269,13 @@ fn weighted_sum<'a, const N: usize>(
     samples
 }
 
-/// One half, where sums start, so that dropping the fraction rounds.
+/// One half in units of the weights. Sums start from it, so that truncation rounds to nearest.
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// For each sample of the output: where its window in the input starts, and the weights there.
+/// The input window of each output sample: its start and its weights.
 struct Windows {
     starts: Vec<usize>,
-    /// Where each window's weights end in `weights`.
+    /// The end of each window's weights in `weights`.
     ends: Vec<usize>,
     weights: Vec<i32>,
 }
@@ -285,7 +292,7 @@ impl Windows {
         let mut windows = Self { starts: Vec::new(), ends: Vec::new(), weights: Vec::new() };
         for index in 0..to {
             let center = (index as f64 + 0.5) * scale;
-            // A negative number becomes 0.
+            // The cast turns a negative number into 0.
             let start = (center - radius + 0.5) as usize;
             let end = ((center + radius + 0.5) as usize).min(from);
             let at = |sample: usize| (sample as f64 - center + 0.5) * (1.0 / widening);
@@ -324,7 +331,7 @@ fn cubic(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// The definition in floating point, without rounding between the passes.
+    /// The resize by its definition in floating point, without rounding between the passes.
     fn naive(image: &Array3<u8>, to: (usize, usize)) -> Array3<f64> {
         let weights = |from: usize, to: usize| {
             let scale = from as f64 / to as f64;
@@ -347,7 +354,7 @@ mod tests {
         })
     }
 
-    /// Either pass in the same integers, one sum at a time: `to` lines out of those of `from`.
+    /// One pass in the same integer arithmetic, one sum at a time: `from` samples to `to` samples.
     fn plain_pass(from: usize, to: usize, sample: impl Fn(usize) -> u8) -> Vec<u8> {
         let sum = |(start, weights): (usize, &[i32])| {
             let terms = weights.iter().zip(start..).map(|(w, at)| w * i32::from(sample(at)));

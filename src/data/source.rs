@@ -1,4 +1,4 @@
-//! Where the images of a dataset come from.
+//! The source of the images of a dataset: memory or files.
 
 use std::borrow::Cow;
 
@@ -10,17 +10,17 @@ use super::image::decode_image;
 use super::resize::Resize;
 use crate::error::{Error, Result};
 
-/// Where images come from.
+/// The source of images.
 #[derive(Debug)]
 pub(super) enum Source {
     /// `[N, H, W, 3]`, in standard layout.
     Memory(Array4<u8>),
-    /// Decoded when they are asked for.
+    /// Files that are decoded on each access.
     Files { list: FileList, resize: Resize },
 }
 
 impl Source {
-    /// (rows, columns) of each image.
+    /// Returns (rows, columns) of each image.
     pub(super) fn image_size(&self) -> (i64, i64) {
         match self {
             Self::Memory(images) => (images.dim().1 as i64, images.dim().2 as i64),
@@ -28,7 +28,7 @@ impl Source {
         }
     }
 
-    /// The pixels of one image, row by row.
+    /// Returns the pixels of one image, row by row.
     pub(super) fn pixels(&self, index: usize) -> Result<Cow<'_, [u8]>> {
         match self {
             Self::Memory(images) => {
@@ -45,7 +45,7 @@ impl Source {
         }
     }
 
-    /// The same after `augment`, as (seed, epoch) have it.
+    /// Returns the pixels of one image, augmented for (seed, epoch).
     fn augmented(
         &self,
         index: usize,
@@ -68,7 +68,7 @@ impl Source {
         Ok(image.into_raw_vec_and_offset().0)
     }
 
-    /// Either of the two.
+    /// Returns the pixels of one image, augmented for `pass` = (seed, epoch) if `augment` is given.
     pub(super) fn read(
         &self,
         index: usize,
@@ -90,7 +90,8 @@ fn beyond(count: usize, index: usize) -> Error {
     Error::Input { argument: "index", expected: format!("below {count}"), found: index.to_string() }
 }
 
-/// One image, resized by `resize`; an error says which line of which list asked for it.
+/// Decodes one image and resizes it with `resize`. An error names the list and the line of the
+/// image.
 pub(super) fn decode_entry(
     list: &FileList,
     entry: &FileEntry,
@@ -101,7 +102,7 @@ pub(super) fn decode_entry(
         Ok(image) => return Ok(image),
         Err(Error::Image { reason, .. }) => reason,
         Err(Error::Io { source, .. }) => source.to_string(),
-        // Of the augmentation, not of the image.
+        // This error is about the augmentation, not about the image.
         Err(error @ Error::Config { .. }) => return Err(error),
         Err(other) => other.to_string(),
     };

@@ -1,4 +1,4 @@
-//! u8 pixels to the numbers that a backbone was trained on.
+//! Normalization: converts u8 pixels to the floating-point range that a backbone was trained on.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,22 +9,23 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::preprocessing::{Preprocessing, PreprocessingSource};
 
-/// How pixels in [0, 1] are shifted and scaled, `(x - mean) / std` a channel.
+/// A normalization of pixels in [0, 1]: `(x - mean) / std` for each channel.
 ///
-/// All of them circulate for the same backbones and change the numbers, so there is no default: it
-/// is named with each run and recorded with each result.
+/// Checkpoints of the same architecture are trained with different normalizations, and the choice
+/// changes the results. Therefore there is no default: each run names its normalization, and each
+/// result records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
-    /// The mean and deviation of ImageNet-1k: `imagenet`.
+    /// The mean and standard deviation of ImageNet-1k. Its name is `imagenet`.
     #[serde(rename = "imagenet")]
     ImageNet,
-    /// Mean and deviation 0.5, which is [-1, 1]: `half`. What Google's ViT checkpoints were trained
-    /// with.
+    /// Mean 0.5 and standard deviation 0.5, which gives values in [-1, 1]. Its name is `half`.
+    /// Google's ViT checkpoints were trained with it.
     Half,
-    /// [0, 1] as it is: `unit`.
+    /// No change: values stay in [0, 1]. Its name is `unit`.
     Unit,
-    /// The mean and deviation of CLIP's training images: `clip`.
+    /// The mean and standard deviation of CLIP's training images. Its name is `clip`.
     Clip,
 }
 
@@ -32,7 +33,7 @@ impl Normalization {
     /// Every normalization.
     pub const ALL: [Self; 4] = [Self::ImageNet, Self::Half, Self::Unit, Self::Clip];
 
-    /// The name in files and on the command line.
+    /// Returns the name that is used in files and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ImageNet => "imagenet",
@@ -51,7 +52,7 @@ impl Normalization {
         })
     }
 
-    /// Mean of red, green and blue, pixels in [0, 1].
+    /// Returns the mean of red, green and blue, for pixels in [0, 1].
     pub const fn mean(self) -> [f32; 3] {
         match self {
             Self::ImageNet => [0.485, 0.456, 0.406],
@@ -61,7 +62,7 @@ impl Normalization {
         }
     }
 
-    /// Standard deviation of red, green and blue, pixels in [0, 1].
+    /// Returns the standard deviation of red, green and blue, for pixels in [0, 1].
     pub const fn std(self) -> [f32; 3] {
         match self {
             Self::ImageNet => [0.229, 0.224, 0.225],
@@ -71,10 +72,11 @@ impl Normalization {
         }
     }
 
-    /// `[B, H, W, 3]` u8 to `[B, 3, H, W]` f32, contiguous, on the device of the input.
+    /// Normalizes u8 images `[B, H, W, 3]`. Returns a contiguous f32 tensor `[B, 3, H, W]` on the
+    /// same device.
     ///
     /// # Errors
-    /// [`Error::Input`] for another shape or element type.
+    /// [`Error::Input`] if the tensor has another shape or dtype.
     pub fn normalize(self, images: &Tensor) -> Result<Tensor> {
         let (kind, size) = (images.f_kind()?, images.size());
         if kind != Kind::Uint8 || !matches!(size[..], [_, _, _, 3]) {
@@ -89,9 +91,9 @@ impl Normalization {
         };
         let [mean, std] = [channel(self.mean())?, channel(self.std())?];
         let planes = images.f_permute([0, 3, 1, 2])?;
-        // Divided by 255 first, then shifted, then scaled: the order of the published pipelines,
-        // and so their rounding. The whole batch at a time: on a machine that has other work, each
-        // call may wait for a thread.
+        // The order (divide by 255, subtract the mean, divide by the deviation) is that of the
+        // published pipelines, so the rounding is the same. The whole batch is processed in few
+        // calls, because each call may wait for a thread on a busy machine.
         let mut x = Tensor::f_empty(planes.size(), (Kind::Float, images.device()))?;
         x.f_copy_(&planes)?;
         x = x.f_divide_scalar_(255.0)?;
@@ -104,7 +106,7 @@ impl Normalization {
 }
 
 impl Preprocessing {
-    /// The same preprocessing with the mean and standard deviation of `normalization`.
+    /// Returns this preprocessing with the mean and standard deviation of `normalization`.
     pub fn with_normalization(mut self, normalization: Normalization) -> Self {
         if Normalization::of(&self) != Some(normalization) {
             (self.mean, self.std) = (normalization.mean(), normalization.std());

@@ -1,8 +1,8 @@
-//! VTAB-1k: its 19 tasks as a table, and its folder layout.
+//! VTAB-1k: a table of its 19 tasks, and its folder layout.
 //!
-//! The layout is `<root>/<task>/{train800.txt, val200.txt, train800val200.txt, test.txt}`, each
-//! line a `relative/path label`, relative to the task's folder. A folder of one's own in that
-//! layout works alike.
+//! The layout is `<root>/<task>/{train800.txt, val200.txt, train800val200.txt, test.txt}`. Each
+//! line of a list is a `relative/path label`, with the path relative to the task's folder. Other
+//! tasks in this layout can be opened too.
 
 use std::fmt;
 use std::io;
@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use super::file_list::FileList;
 use crate::error::{Error, Result};
 
-/// The three groups; the published average is the mean of the three group means.
+/// The group of a task. The published average is the mean of the means of the three groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VtabGroup {
-    /// Photos of everyday things.
+    /// Photos of everyday objects and scenes.
     Natural,
-    /// Images of a special device: microscope, satellite, retina camera.
+    /// Images of a special device: a microscope, a satellite, a retina camera.
     Specialized,
-    /// Counting, distance, position, orientation; mostly rendered.
+    /// Mostly rendered images, for tasks of counting, distance, position and orientation.
     Structured,
 }
 
@@ -32,17 +32,17 @@ impl fmt::Display for VtabGroup {
     }
 }
 
-/// How the published run of a task initialized the 3x3 convolution. The names in a configuration
-/// are those of the method's own `ConvInit`, which this module cannot import.
+/// The initialization of the 3x3 convolution in the published run of a task. It corresponds to the
+/// method's `ConvInit`, which this module cannot import; the names in a configuration are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PublishedInit {
-    /// Centre tap the identity, zero elsewhere: `identity`.
+    /// The centre tap is the identity and the other taps are zero. Its name is `identity`.
     Identity,
-    /// Xavier uniform: `xavier_uniform`.
+    /// Xavier uniform. Its name is `xavier_uniform`.
     XavierUniform,
 }
 
-/// The per-task choices of a published run (arXiv 2207.07039, its code).
+/// The per-task settings of a published run, from the code of arXiv 2207.07039.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PublishedChoice {
     /// The scale s of the bypass.
@@ -51,23 +51,23 @@ pub struct PublishedChoice {
     pub conv_init: PublishedInit,
 }
 
-/// One task of VTAB-1k, with what was published for ViT-B/16.
+/// A task of VTAB-1k, with the settings and the accuracy published for ViT-B/16.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct VtabTask {
-    /// The name, which is the folder's.
+    /// The name of the task and of its folder.
     pub name: &'static str,
-    /// The group it is averaged in.
+    /// The group of the task.
     pub group: VtabGroup,
     /// The number of classes.
     pub num_classes: i64,
     /// The number of test images.
     pub test_size: usize,
-    /// Bypasses beside both sub-layers.
+    /// The settings of bypasses beside both sub-layers.
     pub convpass: PublishedChoice,
-    /// Bypasses beside attention only.
+    /// The settings of bypasses beside attention only.
     pub convpass_attention: PublishedChoice,
-    /// Top-1 in percent with bypasses beside both sub-layers, seed 42.
+    /// Top-1 accuracy in percent with bypasses beside both sub-layers, seed 42.
     pub convpass_top1: f64,
 }
 
@@ -88,7 +88,7 @@ const fn row(
     VtabTask { name, group, num_classes, test_size, convpass, convpass_attention, convpass_top1 }
 }
 
-/// The 19 tasks, in the order in which results are published.
+/// The 19 tasks, in the order of the published results.
 #[rustfmt::skip]
 pub const TASKS: [VtabTask; 19] = [
     // name, group, classes, test images; s and init beside both sub-layers; beside attention only;
@@ -114,7 +114,7 @@ pub const TASKS: [VtabTask; 19] = [
     row(("smallnorb_ele", STRUCTURED, 9, 12_150), (1.0, XAVIER), (1.0, XAVIER), 44.44),
 ];
 
-/// The row of that name.
+/// Returns the task with this name.
 pub fn task(name: &str) -> Option<&'static VtabTask> {
     TASKS.iter().find(|task| task.name == name)
 }
@@ -122,11 +122,11 @@ pub fn task(name: &str) -> Option<&'static VtabTask> {
 /// One of the four lists of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VtabSplit {
-    /// 800 images to train on while choosing.
+    /// 800 images for training while hyperparameters are chosen.
     Train800,
-    /// 200 images to choose on.
+    /// 200 images for choosing hyperparameters.
     Val200,
-    /// Both together: what a final run trains on.
+    /// Both together: the training images of a final run.
     Train800Val200,
     /// The test images.
     Test,
@@ -136,7 +136,7 @@ impl VtabSplit {
     /// Every split.
     pub const ALL: [Self; 4] = [Self::Train800, Self::Val200, Self::Train800Val200, Self::Test];
 
-    /// The name of the list.
+    /// Returns the file name of the list.
     pub const fn file_name(self) -> &'static str {
         match self {
             Self::Train800 => "train800.txt",
@@ -147,7 +147,7 @@ impl VtabSplit {
     }
 }
 
-/// A task's folder with its four lists read and checked; no image is opened yet.
+/// The folder of a task. Its four lists are read and checked; the images are not opened.
 #[derive(Debug, Clone)]
 pub struct VtabFolder {
     name: String,
@@ -158,12 +158,12 @@ pub struct VtabFolder {
 }
 
 impl VtabFolder {
-    /// Opens `<root>/<task>`. A task of [`TASKS`] has the number of classes of its row; any other
-    /// has 1 + the highest label of its four lists.
+    /// Opens `<root>/<task>`. The number of classes of a task in [`TASKS`] comes from the table.
+    /// For another task it is the highest label of the four lists plus 1.
     ///
     /// # Errors
-    /// [`Error::Io`], which names what is expected, where the folder or one of its lists is
-    /// missing, and the errors of [`FileList::read`].
+    /// [`Error::Io`] if the folder or one of its lists is missing, with the expected layout; also
+    /// the errors of [`FileList::read`].
     pub fn open(root: impl AsRef<Path>, task: &str) -> Result<Self> {
         let path = root.as_ref().join(task);
         check_layout(&path)?;
@@ -179,28 +179,28 @@ impl VtabFolder {
         Ok(Self { name: task.to_string(), path, num_classes, lists })
     }
 
-    /// The task's name.
+    /// Returns the name of the task.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The task's folder.
+    /// Returns the folder of the task.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The number of classes, the same for each split.
+    /// Returns the number of classes, which is the same for each split.
     pub fn num_classes(&self) -> i64 {
         self.num_classes
     }
 
-    /// The list of a split.
+    /// Returns the list of a split.
     pub fn split(&self, split: VtabSplit) -> &FileList {
         &self.lists[split as usize]
     }
 }
 
-/// Says what a folder lacks, and what it should hold.
+/// Checks that the folder of a task contains its four lists.
 fn check_layout(path: &Path) -> Result<()> {
     let names = VtabSplit::ALL.map(VtabSplit::file_name);
     let missing: Vec<_> = names.into_iter().filter(|name| !path.join(name).is_file()).collect();
@@ -261,7 +261,7 @@ mod tests {
         assert!(matches!(refused, Err(Error::ListLine { line: 1, .. })), "{refused:?}");
     }
 
-    /// An error with its source, as programs print it.
+    /// Returns the text of an error and of its source, as programs print them.
     fn told(error: Error) -> String {
         let source = std::error::Error::source(&error).map(ToString::to_string);
         format!("{error}: {}", source.unwrap_or_default())

@@ -1,4 +1,4 @@
-//! Top-1 and loss over a dataset.
+//! Top-1 accuracy and loss of a model over a dataset.
 
 use std::ops::ControlFlow;
 
@@ -13,29 +13,30 @@ use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch}
 use crate::error::{Error, Result};
 use crate::model::PetlModel;
 
-/// Sums over evaluated images.
+/// The result of an evaluation: counts and the summed loss over the evaluated images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Images evaluated.
+    /// The number of evaluated images.
     pub images: usize,
-    /// Images whose highest logit is their label's.
+    /// The number of images whose highest logit is that of their label.
     pub correct: usize,
     #[serde(deserialize_with = "number")]
     loss: f64,
 }
 
 impl Evaluation {
-    /// Share of correct images in percent.
+    /// Returns the top-1 accuracy in percent.
     pub fn top1(&self) -> f64 {
         100.0 * self.correct as f64 / self.images.max(1) as f64
     }
 
-    /// Mean cross entropy.
+    /// Returns the mean cross entropy.
     pub fn loss(&self) -> f64 {
         self.loss / self.images.max(1) as f64
     }
 
-    /// Counts logits `[B, K]` against labels `[B]`, whose mean cross entropy is `loss`.
+    /// Adds a batch with logits `[B, K]` and labels `[B]`. `loss` is the mean cross entropy of the
+    /// batch.
     pub(crate) fn add(&mut self, logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Result<()> {
         let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
         self.loss += loss.f_double_value(&[])? * labels.numel() as f64;
@@ -45,39 +46,43 @@ impl Evaluation {
     }
 }
 
-/// A number as JSON has it, which writes `null` for one that is none: the loss of a model that
-/// diverged.
+/// Deserializes a number and reads `null` as NaN. JSON has no NaN and writes the loss of a diverged
+/// model as `null`.
 pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Mean cross entropy of logits `[B, K]` against labels `[B]`.
+/// Returns the mean cross entropy of logits `[B, K]` and labels `[B]`.
 pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let (weight, ignored, smoothing) = (None::<&Tensor>, -100, 0.0);
     Ok(logits.f_cross_entropy_loss(labels, weight, Reduction::Mean, ignored, smoothing)?)
 }
 
-/// Checks that the head has a row for every label: on a GPU one beyond it ends the process.
+/// Checks that the head has a row for every label. On a GPU, a label beyond the head ends the
+/// process.
 pub(crate) fn check_classes<B: Backbone>(
     model: &PetlModel<B>,
     dataset: &ImageDataset,
 ) -> Result<()> {
     let (classes, needed) = (model.config().num_classes, dataset.num_classes());
     if needed > classes {
-        let expected = format!("at least the data's {needed}");
+        let expected = format!("at least {needed}, the number of classes of the data");
         return Err(Error::config("num_classes", expected, classes));
     }
     Ok(())
 }
 
-/// Evaluates `model` on every image of `dataset`, `batch_size` at a time. `watch` is told how many
-/// images are done, of how many, and may end the evaluation: the sums are then of those alone.
-/// Images of a streamed dataset are decoded while the model works on those before.
+/// Evaluates `model` on every image of `dataset`, in batches of `batch_size`.
+///
+/// After each batch, `watch` is called with the number of evaluated images and the number of all
+/// images. If it returns `Break`, the evaluation ends and the result covers the images evaluated so
+/// far. The images of a streamed dataset are decoded while the model works on earlier batches.
 ///
 /// # Errors
 /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone;
-/// [`Error::Config`](crate::Error::Config) for a batch size of 0 or labels beyond the head;
-/// [`Error::Image`](crate::Error::Image) for an image of a streamed dataset that cannot be decoded.
+/// [`Error::Config`](crate::Error::Config) if the batch size is 0 or the dataset has more classes
+/// than the head; [`Error::Image`](crate::Error::Image) if an image of a streamed dataset cannot be
+/// decoded.
 pub fn evaluate<B: Backbone>(
     model: &PetlModel<B>,
     dataset: &ImageDataset,
@@ -97,7 +102,7 @@ pub fn evaluate<B: Backbone>(
     evaluate_logits(logits, dataset, None, config, watch)
 }
 
-/// As [`evaluate`], on images or on features computed before.
+/// Evaluates `model` like [`evaluate`], on images or on tokens or features computed earlier.
 #[cfg(feature = "train")]
 pub(crate) fn evaluate_inputs<B: Backbone>(
     model: &PetlModel<B>,

@@ -1,4 +1,4 @@
-//! What a step over a dataset reads: images, or features computed once.
+//! The inputs of a pass over a dataset: images, or tokens or features that are computed once.
 
 use std::ops::ControlFlow;
 
@@ -10,27 +10,30 @@ use crate::data::{Augment, BatchConfig, Batches, ImageDataset, Order, PartialBat
 use crate::error::Result;
 use crate::model::PetlModel;
 
-/// The inputs of a run. Where images are not augmented and nothing in front of the head is trained or drawn, each image's
-/// features are computed once and stand for it; in front of a block, its tokens, if they are kept.
+/// The inputs of a run.
+///
+/// Without augmentation, the frozen part at the beginning of a model needs to run only once for
+/// each image. If everything in front of the head is frozen and deterministic, the features replace
+/// the images. If only the first blocks are, and a [`PrefixCache`] is given, the tokens behind
+/// these blocks replace the images.
 pub(crate) enum Inputs<'a> {
-    /// Changed by the augmentation at each pass, if there is one.
+    /// Images. Each pass applies the augmentation, if there is one.
     Images(&'a ImageDataset, Option<&'a Augment>),
-    Tokens {
-        prefix: Prefix,
-        labels: Tensor,
-    },
-    Features {
-        features: Tensor,
-        labels: Tensor,
-    },
+    /// The tokens behind the frozen blocks.
+    Tokens { prefix: Prefix, labels: Tensor },
+    /// The features in front of the head.
+    Features { features: Tensor, labels: Tensor },
 }
 
-/// One batch after the other: images, tokens or features, and labels.
+/// An iterator over batches. An item is (images, tokens or features; labels).
 type BatchIter<'a> = Box<dyn Iterator<Item = Result<(Tensor, Tensor)>> + 'a>;
 
 impl<'a> Inputs<'a> {
-    /// `config` says how images are normalized and how many are run at a time. `watch` is told
-    /// how many images are done, of how many; `None` if it ends the work.
+    /// Creates the inputs, and computes the tokens or features of every image if they are used.
+    ///
+    /// The computation uses the normalization, batch size and device of `config`. `watch` is called
+    /// with the number of processed images and the number of all images. Returns `None` if it
+    /// returns `Break`.
     pub(crate) fn new<B: Backbone>(
         model: &PetlModel<B>,
         dataset: &'a ImageDataset,
@@ -68,7 +71,7 @@ impl<'a> Inputs<'a> {
         }))
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub(crate) fn len(&self) -> usize {
         match self {
             Inputs::Images(dataset, _) => dataset.len(),
@@ -76,7 +79,7 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// One pass, in the order and the batches that `config` says.
+    /// Returns the batches of one pass, in the order and of the size given by `config`.
     pub(crate) fn batches(&self, config: BatchConfig) -> Result<BatchIter<'_>> {
         type Select<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
         let (labels, select): (_, Select) = match self {
@@ -102,7 +105,7 @@ impl<'a> Inputs<'a> {
         })))
     }
 
-    /// Logits of a batch that [`Inputs::batches`] gave.
+    /// Returns the logits of a batch from [`Inputs::batches`].
     pub(crate) fn logits<B: Backbone>(
         &self,
         model: &PetlModel<B>,
@@ -116,7 +119,8 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// Adds the gradients of a batch's `loss` to the trainables'; logits and loss, detached.
+    /// Computes the `loss` of a batch and adds its gradients to those of the trainable parameters.
+    /// Returns the logits and the loss, both detached.
     #[cfg(feature = "train")]
     pub(crate) fn backward<B: Backbone>(
         &self,

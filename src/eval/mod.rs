@@ -1,4 +1,4 @@
-//! Evaluation.
+//! Evaluation of models on datasets.
 
 mod evaluate;
 #[cfg(feature = "train")]

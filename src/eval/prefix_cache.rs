@@ -1,4 +1,4 @@
-//! What leaves the frozen blocks of a model, computed once for each image of a dataset.
+//! The tokens behind the frozen blocks of a model, computed once for each image of a dataset.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,33 +15,37 @@ use crate::ffi::autocast::Autocast;
 use crate::model::PetlModel;
 use crate::seam::TokenLayout;
 
-/// Where that is kept, `[N, T, C]` for N images.
+/// Where and in which dtype the tokens behind the frozen blocks are kept, `[N, T, C]` for N images.
 ///
-/// For ViT-B/16 at 224x224 an image takes 605 kB in f32. Tokens computed in a batch of other images
-/// may differ in the last bit from those of a pass over whole images.
+/// For ViT-B/16 at 224x224, an image takes 605 kB in f32. Cached tokens are computed in other
+/// batches than those of a pass over the images, so they may differ from it in the last bit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixCache {
-    /// A folder for files that are memory-mapped and that later runs find again: of the same
-    /// backbone, blocks, pixels, normalization and kind, autocast's too. In memory if none.
+    /// The folder of the cache files, which are memory-mapped. A later run uses a file again if it
+    /// has the same backbone, frozen blocks, pixels, normalization, dtype and autocast dtype. If
+    /// `None`, the tokens are kept in memory.
     pub folder: Option<PathBuf>,
-    /// Keeps tokens in bf16: half the size, and rounded. Else as the backbone computes them.
+    /// Keeps the tokens rounded to bf16, which halves their size compared to f32. If `false`, they
+    /// keep the dtype that the backbone computes in.
     pub bf16: bool,
 }
 
-/// The tokens of a dataset.
+/// The tokens behind the frozen blocks, for every image of a dataset.
 #[derive(Debug)]
 pub(crate) struct Prefix {
     /// `[N, T, C]` on the CPU.
     tokens: Tensor,
     layout: TokenLayout,
-    /// That the backbone computes in.
+    /// The dtype that the backbone computes in.
     kind: Kind,
 }
 
 impl Prefix {
-    /// Computes the tokens of every image, or finds them. `None` if `watch`, which is told how many
-    /// images are done of how many, ends the work; nothing is left of it then.
+    /// Computes the tokens of every image, or opens the file in which an earlier run left them.
+    ///
+    /// `watch` is called with the number of processed images and the number of all images. If it
+    /// returns `Break`, the result is `None` and no file is left behind.
     pub(crate) fn new<B: Backbone>(
         model: &PetlModel<B>,
         dataset: &ImageDataset,
@@ -81,22 +85,23 @@ impl Prefix {
         Ok(Some(Prefix { tokens: store.finish()?, layout, kind: own }))
     }
 
-    /// Those of some images, on `device`.
+    /// Returns the tokens of the images `index` on `device`, in the dtype that the backbone
+    /// computes in.
     pub(crate) fn select(&self, index: &Tensor, device: Device) -> Result<Tensor> {
         let tokens = self.tokens.f_index_select(0, &index.f_to_device(Device::Cpu)?)?;
         Ok(tokens.f_to_device(device)?.f_to_kind(self.kind)?)
     }
 
-    /// What [`Prefix::select`] gave, for a pass.
+    /// Wraps tokens from [`Prefix::select`] as the input of the first block that is not frozen.
     pub(crate) fn stream(&self, tokens: &Tensor) -> Stream {
         Stream { tokens: tokens.shallow_clone(), layout: self.layout }
     }
 }
 
-/// Tokens that are being computed.
+/// The output buffer of tokens that are being computed: in memory, or a memory-mapped file.
 struct Store {
     tokens: Tensor,
-    /// The file under its temporary name, and its own.
+    /// The file under its temporary name, and its final path.
     file: Option<(TempPath, PathBuf)>,
 }
 
@@ -112,7 +117,7 @@ impl Store {
         Ok(Store { tokens, file: Some((file.into_temp_path(), path)) })
     }
 
-    /// The tokens; a file gets its own name, and is whole.
+    /// Renames a complete file to its final path and returns the tokens.
     fn finish(self) -> Result<Tensor> {
         if let Some((file, path)) = self.file {
             file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
@@ -121,7 +126,8 @@ impl Store {
     }
 }
 
-/// The tokens that an earlier run left at `path`.
+/// Returns the tokens that an earlier run left at `path`; `None` if there is no file of the right
+/// size.
 fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
     let expected = shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64;
     match std::fs::metadata(path) {
@@ -132,8 +138,8 @@ fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
     }
 }
 
-/// The bytes of a file as a tensor. Writing to a `shared` one writes to the file, which grows to
-/// the size of the tensor.
+/// Maps a file into memory as a tensor. If `shared`, the file grows to the size of the tensor, and
+/// writing to the tensor writes to the file.
 fn map(path: &Path, shape: &[i64], kind: Kind, shared: bool) -> Result<Tensor> {
     let Some(name) = path.to_str() else {
         return Err(Error::config("folder", "a path in UTF-8", path.display()));
@@ -143,7 +149,7 @@ fn map(path: &Path, shape: &[i64], kind: Kind, shared: bool) -> Result<Tensor> {
     Ok(flat.f_view(shape)?)
 }
 
-/// The name of the file for these tokens: of all that they depend on.
+/// Returns the name of the cache file: a hash of everything that the tokens depend on.
 fn file_name<B: Backbone>(
     model: &PetlModel<B>,
     dataset: &ImageDataset,

@@ -1,4 +1,4 @@
-//! Domain generalization: a model on other sets of images of its classes, or of some of them.
+//! Domain generalization: evaluation on other datasets that have all or some of a model's classes.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -11,27 +11,29 @@ use crate::clip::read_class_names;
 use crate::data::{BatchConfig, Batches, ImageDataset};
 use crate::error::{Error, Result};
 
-/// Which of a model's classes a set of images has: of each label of the set, the model's class.
+/// A subset of a model's classes: maps each label of a dataset to a class of the model.
 ///
-/// ImageNet-A and -R, for instance, have 200 of ImageNet's 1,000. A model is measured on such a set
-/// by the logits of its classes alone.
+/// For example, ImageNet-A and ImageNet-R have 200 of ImageNet's 1,000 classes. On such a dataset,
+/// the prediction is the highest logit among the classes of the dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassSubset {
     classes: Vec<i64>,
     num_classes: i64,
 }
 
-/// What is wrong with the class of a label.
+/// An invalid entry: its label, and the value expected in its place.
 type Wrong = (usize, String);
 
 impl ClassSubset {
-    /// The model's `classes` in the order of the set's labels; the model has `num_classes`.
+    /// Creates a subset of the classes of a model with `num_classes` classes. `classes[label]` is
+    /// the model's class of a label.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is none, one is outside `0..num_classes` or there twice.
+    /// [`Error::Config`] if `classes` is empty or if a class is outside `0..num_classes` or
+    /// repeated.
     pub fn new(classes: Vec<i64>, num_classes: i64) -> Result<Self> {
         if classes.is_empty() {
-            return Err(Error::config("classes", "at least one", 0));
+            return Err(Error::config("classes", "at least one class", 0));
         }
         let found = |at: usize| classes[at];
         check(&classes, num_classes)
@@ -39,10 +41,12 @@ impl ClassSubset {
         Ok(ClassSubset { classes, num_classes })
     }
 
-    /// The classes of these `names` among the names of `all` of the model's classes.
+    /// Creates a subset from the class `names` of the dataset, in the order of its labels. `all`
+    /// are the names of the model's classes.
     ///
     /// # Errors
-    /// [`Error::Config`] for a name that `all` does not have, or has twice; as [`ClassSubset::new`].
+    /// [`Error::Config`] if a name is missing from `all` or occurs there twice; also the errors of
+    /// [`ClassSubset::new`].
     pub fn by_name<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Self> {
         let classes = find(names, all).map_err(|(at, wrong)| {
             Error::config(format!("names[{at}]"), wrong, names[at].as_ref())
@@ -50,24 +54,24 @@ impl ClassSubset {
         Self::new(classes, all.len() as i64)
     }
 
-    /// Reads a file of one class a line, in the order of the set's labels: all by name, or all by
-    /// index from 0.
+    /// Reads a file with one class a line, in the order of the dataset's labels. Either every line
+    /// is a name in `all`, the names of the model's classes, or every line is an index from 0.
     ///
     /// # Errors
-    /// As [`read_class_names`]; [`Error::ListLine`] for a class that the model does not have, has
-    /// twice under that name, or that another line names.
+    /// The errors of [`read_class_names`]; [`Error::ListLine`] if a line is not a class of the
+    /// model, names several classes of the model, or repeats the class of an earlier line.
     pub fn read<S: AsRef<str>>(path: impl AsRef<Path>, all: &[S]) -> Result<Self> {
         let (path, num_classes) = (path.as_ref(), all.len() as i64);
         let lines = read_class_names(path)?;
         let is_name = |line: &String| all.iter().any(|name| name.as_ref() == line);
         let indices: Option<Vec<i64>> = lines.iter().map(|line| line.parse().ok()).collect();
         let classes = match indices {
-            // Names of digits ("0" to "9") are names.
+            // Class names may be numbers, such as the digits "0" to "9".
             Some(indices) if !lines.iter().all(is_name) => Ok(indices),
             _ => find(&lines, all),
         };
         let checked = classes.and_then(|classes| check(&classes, num_classes).map(|()| classes));
-        // No line before the last is blank.
+        // No line before the last name is blank, so an entry's position gives its line.
         let classes = checked.map_err(|(at, wrong)| Error::ListLine {
             file: path.to_path_buf(),
             line: at + 1,
@@ -76,16 +80,16 @@ impl ClassSubset {
         Ok(ClassSubset { classes, num_classes })
     }
 
-    /// The model's class of each label.
+    /// Returns the model's class of each label.
     pub fn classes(&self) -> &[i64] {
         &self.classes
     }
 
-    /// Logits of the model, `[B, K]`, to those of the classes, `[B, len]`, in the order of the
-    /// labels.
+    /// Selects the logits of the subset, `[B, len]` in the order of the labels, from the logits
+    /// `[B, K]` of the model.
     ///
     /// # Errors
-    /// [`Error::Input`] if the model has another number of classes.
+    /// [`Error::Input`] if K is not the `num_classes` of the subset.
     pub fn select(&self, logits: &Tensor) -> Result<Tensor> {
         let size = size(logits);
         if size.len() != 2 || size[1] != self.num_classes {
@@ -100,7 +104,7 @@ impl ClassSubset {
     }
 }
 
-/// What each class has to be that is none of `num_classes`, or there a second time.
+/// Checks that every class is in `0..num_classes` and occurs once.
 fn check(classes: &[i64], num_classes: i64) -> Result<(), Wrong> {
     let mut seen = HashMap::new();
     for (label, class) in classes.iter().enumerate() {
@@ -108,29 +112,32 @@ fn check(classes: &[i64], num_classes: i64) -> Result<(), Wrong> {
             return Err((label, format!("a class within 0..{num_classes}")));
         }
         if let Some(other) = seen.insert(*class, label) {
-            return Err((label, format!("another class than that of label {other}")));
+            return Err((label, format!("a class that label {other} does not have")));
         }
     }
     Ok(())
 }
 
-/// The places of `names` in `all`.
+/// Returns the position of each of `names` in `all`.
 fn find<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Vec<i64>, Wrong> {
-    // -1 for a name of several classes.
+    // -1 marks a name of several classes.
     let mut places: HashMap<&str, i64> = HashMap::new();
     for (class, name) in all.iter().enumerate() {
         places.entry(name.as_ref()).and_modify(|place| *place = -1).or_insert(class as i64);
     }
     let place = |(label, name): (usize, &S)| match places.get(name.as_ref()) {
-        Some(-1) => Err((label, "a name of one class alone (indices tell them apart)".to_owned())),
+        Some(-1) => Err((label, "the name of only one class (indices are unique)".to_owned())),
         Some(&class) => Ok(class),
         None => Err((label, "the name of one of the model's classes".to_owned())),
     };
     names.iter().enumerate().map(place).collect()
 }
 
-/// As [`evaluate`](crate::eval::evaluate), of whatever gives `logits` `[B, K]` of images `[B, 3, H, W]`,
-/// and over a subset of the classes: a zero-shot classifier, or one model on several sets.
+/// Evaluates a function that returns the logits `[B, K]` of images `[B, 3, H, W]`, on every image
+/// of `dataset`.
+///
+/// Use it instead of [`evaluate`](crate::eval::evaluate) for a zero-shot classifier, or for
+/// datasets that have only a `subset` of the model's classes. `watch` works as in `evaluate`.
 ///
 /// ```no_run
 /// # use convpass::data::BatchConfig;
@@ -146,8 +153,9 @@ fn find<S: AsRef<str>, T: AsRef<str>>(names: &[S], all: &[T]) -> Result<Vec<i64>
 /// ```
 ///
 /// # Errors
-/// [`Error::Config`] for a batch size of 0 or labels beyond the classes; [`Error::Input`] if the
-/// logits are not of the classes that the subset is one of; as `logits`.
+/// [`Error::Config`] if the batch size is 0 or there are fewer logits than classes in the dataset;
+/// [`Error::Input`] if the logits are not `[B, K]` with the K of the subset; also the errors of
+/// `logits` and of decoding an image.
 pub fn evaluate_logits(
     logits: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     dataset: &ImageDataset,
@@ -171,18 +179,19 @@ pub fn evaluate_logits(
     Ok(sum)
 }
 
-/// The dimensions of logits of the caller's; none where they are not defined.
+/// Returns the dimensions of the logits, or an empty list if the tensor is undefined.
 fn size(logits: &Tensor) -> Vec<i64> {
     if logits.defined() { logits.size() } else { Vec::new() }
 }
 
-/// Checks that there is a logit for every label: on a GPU one beyond them ends the process.
+/// Checks that there is a logit for every class of the dataset. On a GPU, a label beyond the logits
+/// ends the process.
 fn check_logits(logits: &Tensor, labels: &Tensor, needed: i64) -> Result<()> {
     let (size, count) = (size(logits), labels.numel() as i64);
     match size[..] {
         [images, classes] if images == count && classes >= needed => Ok(()),
         [images, classes] if images == count => {
-            Err(Error::config("classes", format!("at least the data's {needed}"), classes))
+            Err(Error::config("classes", format!("at least the dataset's {needed}"), classes))
         }
         _ => Err(Error::Input {
             argument: "logits",
@@ -242,14 +251,14 @@ mod tests {
         }
     }
 
-    /// Images of one pixel, whose red is the highest class of the "model".
+    /// The images have one pixel. Its red value is the class with the highest logit.
     #[test]
     fn a_set_is_measured_over_its_own_classes() {
         let reds = [3u8, 1, 0, 3];
         let pixels = reds.iter().flat_map(|&red| [red, 0, 0]).collect();
         let pixels = ndarray::Array4::from_shape_vec((4, 1, 1, 3), pixels).unwrap();
         let images = ImageDataset::from_arrays(pixels, vec![0, 1, 1, 1], 2).unwrap();
-        // Class 0 is out of the subset, and next to it comes 1.
+        // Class 0 is not in the subset, and the next highest logit is that of class 1.
         let mut logits = |images: &Tensor| {
             let red = (images.select(1, 0).flatten(0, -1) * 255.0).round().unsqueeze(1);
             Ok(-(red - Tensor::arange(4, (Kind::Float, Device::Cpu))).abs())

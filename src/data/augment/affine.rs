@@ -1,23 +1,25 @@
-//! Affine maps of an image, in the arithmetic of Pillow.
+//! Affine transforms of an image, in the arithmetic of Pillow.
 
 use ndarray::Array3;
 
 use super::op::Canvas;
 
-/// What is between pixels.
+/// The interpolation between pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sampling {
     Bilinear,
-    /// a = -1.
+    /// The cubic kernel with a = -1.
     Bicubic,
 }
 
-/// [a, b, c, d, e, f]: pixel (x, y) comes from (a x + b y + c, d x + e y + f), centres at halves.
+/// An affine map [a, b, c, d, e, f]: the output at (x, y) is the input at (a x + b y + c, d x + e y
+/// + f). Pixel centres have half-integer coordinates.
 type Matrix = [f64; 6];
 
-/// The matrix that turns an image of (rows, columns) = `size` about its centre, counter-clockwise.
+/// Returns the matrix that rotates an image of (rows, columns) = `size` around its centre,
+/// counter-clockwise.
 pub(super) fn rotation(degrees: f64, size: (usize, usize)) -> Matrix {
-    // To 15 decimals, so that right angles are exact.
+    // Sine and cosine are rounded to 15 decimals, so that right angles are exact.
     let round = |x: f64| format!("{x:.15}").parse().unwrap_or(x);
     let angle = -degrees.rem_euclid(360.0).to_radians();
     let (cos, sin) = (round(angle.cos()), round(angle.sin()));
@@ -25,7 +27,8 @@ pub(super) fn rotation(degrees: f64, size: (usize, usize)) -> Matrix {
     [cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y]
 }
 
-/// The image under the inverse of `matrix`, of the same size.
+/// Transforms an image by `matrix`, which maps output coordinates to input coordinates. The output
+/// has the same size.
 pub(super) fn affine(image: &Array3<u8>, matrix: Matrix, canvas: Canvas) -> Array3<u8> {
     let (rows, columns, _) = image.dim();
     let [a, b, c, d, e, f] = matrix;
@@ -46,7 +49,7 @@ pub(super) fn affine(image: &Array3<u8>, matrix: Matrix, canvas: Canvas) -> Arra
     output
 }
 
-/// The image that samples are taken of.
+/// The input image.
 struct Source<'a> {
     pixels: &'a [[u8; 3]],
     rows: usize,
@@ -67,8 +70,9 @@ impl Source<'_> {
         })
     }
 
-    /// N by N pixels, `before` of them in front of (x, y), between which `curve` goes; the border
-    /// goes on outside.
+    /// Interpolates at (x, y) with `curve` between N by N pixels. In each direction the window
+    /// starts `before` pixels before the one at or below (x, y). The border pixels are repeated
+    /// outside the image.
     #[inline(always)]
     fn sample<const N: usize>(
         &self,

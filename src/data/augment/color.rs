@@ -1,20 +1,20 @@
-//! Colours, in the arithmetic of Pillow.
+//! Colour operations, in the arithmetic of Pillow.
 
 use ndarray::Array3;
 
-/// `from + factor * (to - from)` in single precision, without its fraction and clipped.
+/// Returns `from + factor * (to - from)`, computed in f32, truncated and clipped to 0..=255.
 pub(super) fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let difference = i32::from(to) - i32::from(from);
     (f32::from(from) + factor * difference as f32) as u8
 }
 
-/// The grey value of a pixel (ITU-R 601-2 luma).
+/// Returns the grey value of a pixel (ITU-R 601-2 luma).
 pub(super) fn grey([red, green, blue]: [u8; 3]) -> u8 {
     let weighted = u32::from(red) * 19_595 + u32::from(green) * 38_470 + u32::from(blue) * 7_471;
     ((weighted + 0x8000) >> 16) as u8
 }
 
-/// The image under the kernel [1 1 1; 1 5 1; 1 1 1] / 13; its border as it was.
+/// Smooths an image with the kernel [1 1 1; 1 5 1; 1 1 1] / 13. The border pixels stay the same.
 pub(super) fn smooth(image: &Array3<u8>) -> Array3<u8> {
     const EDGE: f32 = 1.0 / 13.0;
     const CENTER: f32 = 5.0 / 13.0;
@@ -32,7 +32,8 @@ pub(super) fn smooth(image: &Array3<u8>) -> Array3<u8> {
                 let value = |at: usize| f32::from(line[at]);
                 value(at - 3) * EDGE + value(at) * center + value(at + 3) * EDGE
             };
-            // One half, so that dropping the fraction rounds; the line below first, as Pillow does.
+            // The sum starts from one half, so that truncation rounds to nearest. It adds the line
+            // below first, as Pillow does.
             let sum = 0.5 + sum(below, EDGE) + sum(here, CENTER) + sum(above, EDGE);
             to[row * stride + at] = sum as u8;
         }
@@ -40,11 +41,11 @@ pub(super) fn smooth(image: &Array3<u8>) -> Array3<u8> {
     smoothed
 }
 
-/// Turns the hue by `turns` of its circle, in steps of 1/255 and in u8 HSV: what torchvision makes
-/// of a Pillow image.
+/// Shifts the hue by `turns` of the hue circle, in u8 HSV and in steps of 1/255, as torchvision
+/// does for a Pillow image.
 pub(super) fn shift_hue(pixel: [u8; 3], turns: f64) -> [u8; 3] {
     let [hue, saturation, value] = to_hsv(pixel);
-    // The cast wraps, as in `uint8` arithmetic; the first saturates only on what is no number.
+    // The cast to i32 truncates. The cast to u8 wraps, as `uint8` arithmetic does.
     let shifted = hue.wrapping_add((turns * 255.0) as i32 as u8);
     from_hsv([shifted, saturation, value])
 }

@@ -1,4 +1,4 @@
-//! A random part of an image, resized.
+//! The random resized crop.
 
 use ndarray::{Array3, ArrayView3, s};
 use rand::Rng;
@@ -8,19 +8,19 @@ use super::Interpolation;
 use crate::data::resize::Resize;
 use crate::error::{Error, Result};
 
-/// Sizes that are tried before the centre is taken.
+/// The number of random sizes that are tried before the central crop is used.
 const ATTEMPTS: usize = 10;
 
-/// A part of random area, shape and place, resized to the input's size: timm's
-/// `RandomResizedCropAndInterpolation`, whose sampling is torchvision's.
+/// A crop of random area, aspect ratio and position, resized to the size of the model's input. It
+/// is timm's `RandomResizedCropAndInterpolation`, which draws the crop as torchvision does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandomResizedCrop {
-    /// Bounds of its share of the image's area, uniform.
+    /// The bounds of the crop's share of the image's area. The share is uniform.
     pub scale: (f64, f64),
-    /// Bounds of width through height, uniform in the logarithm.
+    /// The bounds of the crop's width divided by its height. The logarithm of the ratio is uniform.
     pub ratio: (f64, f64),
-    /// How it is resized.
+    /// The interpolation of the resize.
     pub interpolation: Interpolation,
 }
 
@@ -34,7 +34,7 @@ impl Default for RandomResizedCrop {
     }
 }
 
-/// A part of an image.
+/// A rectangular part of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     pub(super) top: usize,
@@ -44,8 +44,11 @@ pub(super) struct Window {
 }
 
 impl RandomResizedCrop {
+    /// Checks the bounds.
+    ///
     /// # Errors
-    /// [`Error::Config`] for bounds out of order, an area of 0 or above 1, or a ratio of 0.
+    /// [`Error::Config`] if a lower bound is above its upper bound, or if an area or a ratio is out
+    /// of its range.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("RandomResizedCrop"))
     }
@@ -61,7 +64,7 @@ impl RandomResizedCrop {
         Ok(())
     }
 
-    /// A part of an image of (rows, columns) = `size`.
+    /// Draws a crop of an image of (rows, columns) = `size`.
     pub(super) fn draw(&self, size: (usize, usize), rng: &mut impl Rng) -> Window {
         let (rows, columns) = size;
         let area = rows as f64 * columns as f64;
@@ -79,7 +82,7 @@ impl RandomResizedCrop {
         self.central(size)
     }
 
-    /// The largest part in the centre whose shape is within the bounds.
+    /// Returns the largest crop in the centre whose aspect ratio is within the bounds.
     fn central(&self, (rows, columns): (usize, usize)) -> Window {
         let ratio = columns as f64 / rows as f64;
         let (r, c) = if ratio < self.ratio.0 {
@@ -92,7 +95,7 @@ impl RandomResizedCrop {
         Window { top: (rows - r) / 2, left: (columns - c) / 2, rows: r, columns: c }
     }
 
-    /// A part of `image`, resized to `image_size`.
+    /// Draws a crop of `image` and resizes it to `image_size`.
     pub(super) fn apply(
         &self,
         image: ArrayView3<u8>,
@@ -110,7 +113,7 @@ impl RandomResizedCrop {
     }
 }
 
-/// As Python rounds: of two that are as near, the even one.
+/// Rounds to the nearest integer, and halves to even, as Python does.
 fn pixels(length: f64) -> usize {
     length.round_ties_even() as usize
 }

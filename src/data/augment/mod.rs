@@ -1,7 +1,8 @@
-//! Random changes of training images, as timm 1.0.31 defines them and as Pillow computes them.
+//! Augmentation: random changes of training images, as timm 1.0.31 defines them and Pillow computes
+//! them.
 //!
-//! Chance and arithmetic are apart: what is drawn for an image is an [`ImageOp`], a part to cut
-//! out, or a flip, and each of them is a function of the image alone.
+//! Drawing and computing are separate. First a crop, a flip or an [`ImageOp`] is drawn for an
+//! image. Each of them is then a deterministic function of the image.
 
 mod affine;
 mod color;
@@ -25,7 +26,7 @@ pub use rand_augment::RandAugment;
 use affine::Sampling;
 use op::Canvas;
 
-/// How values between pixels are made.
+/// The interpolation between pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interpolation {
@@ -34,7 +35,7 @@ pub enum Interpolation {
     /// Pillow's `BICUBIC`.
     #[default]
     Bicubic,
-    /// One or the other, as likely.
+    /// Bilinear or bicubic, each with probability 0.5.
     Random,
 }
 
@@ -48,31 +49,35 @@ impl Interpolation {
     }
 }
 
-/// Brightness, contrast, saturation and hue, each by a factor of its own and in random order:
-/// torchvision's `ColorJitter`.
+/// Random changes of brightness, contrast, saturation and hue, in random order: torchvision's
+/// `ColorJitter`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ColorJitter {
-    /// The factor is uniform from 1 minus this (at least 0) to 1 plus this.
+    /// The range of the brightness factor, which is uniform from `1 - brightness` (at least 0) to
+    /// `1 + brightness`.
     pub brightness: f64,
-    /// As of brightness.
+    /// The range of the contrast factor, as for brightness.
     pub contrast: f64,
-    /// As of brightness.
+    /// The range of the saturation factor, as for brightness.
     pub saturation: f64,
-    /// Turns of the hue circle, uniform either way; at most 0.5.
+    /// The range of the hue shift, which is uniform from `-hue` to `hue` turns of the hue circle.
+    /// At most 0.5.
     pub hue: f64,
 }
 
 impl Default for ColorJitter {
-    /// timm's `color_jitter = 0.4`, which leaves the hue.
+    /// Returns timm's `color_jitter = 0.4`, which does not change the hue.
     fn default() -> Self {
         ColorJitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.0 }
     }
 }
 
 impl ColorJitter {
+    /// Checks the ranges.
+    ///
     /// # Errors
-    /// [`Error::Config`] for a value that is negative or no number, or a hue above 0.5.
+    /// [`Error::Config`] if a value is negative, infinite or NaN, or if `hue` is above 0.5.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ColorJitter"))
     }
@@ -93,7 +98,7 @@ impl ColorJitter {
         Ok(())
     }
 
-    /// The operations for one image.
+    /// Draws the operations for one image.
     fn draw(&self, rng: &mut impl Rng) -> Vec<ImageOp> {
         let mut between = |from: f64, to: f64| from + (to - from) * rng.random::<f64>();
         let mut factor = |range: f64| between((1.0 - range).max(0.0), 1.0 + range);
@@ -115,27 +120,29 @@ impl ColorJitter {
     }
 }
 
-/// What is done to each training image, in this order; by default nothing.
+/// The augmentation of training images. Its steps are applied in the order of the fields; by
+/// default there are none.
 ///
-/// What an image becomes is settled by (seed, epoch, index of the image) alone: it is the same on
-/// any number of threads and in a run that is taken up again.
+/// The result depends only on the image and on (seed, epoch, index of the image). It is the same on
+/// any number of threads and in a resumed run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
-    /// A random part in place of the whole image. It is cut out of what the dataset holds: of the
-    /// file's image where images are decoded at each pass, of the resized one where they are kept.
+    /// A random crop in place of the whole image. A streamed dataset crops the image of the file. A
+    /// dataset in memory crops the resized image.
     pub crop: Option<RandomResizedCrop>,
-    /// Probability of a flip from left to right.
+    /// The probability of a horizontal flip.
     pub flip: f64,
-    /// Operations drawn from a table.
+    /// Operations that are drawn at random.
     pub rand_augment: Option<RandAugment>,
-    /// Colours.
+    /// Random changes of the colours.
     pub color_jitter: Option<ColorJitter>,
 }
 
 impl Augment {
-    /// The paper's for few-shot learning: RandAugment and colour jitter. (timm's
-    /// `create_transform` leaves out the second where the first is asked for, unless forced.)
+    /// Returns the paper's augmentation for few-shot learning: RandAugment and colour jitter.
+    /// timm's `create_transform` leaves out colour jitter if RandAugment is set, unless it is
+    /// forced.
     pub fn few_shot() -> Self {
         Augment {
             rand_augment: Some(RandAugment::default()),
@@ -144,14 +151,16 @@ impl Augment {
         }
     }
 
-    /// The paper's for domain generalization: a random resized crop and a flip of every second
-    /// image.
+    /// Returns the paper's augmentation for domain generalization: a random resized crop, and a
+    /// horizontal flip with probability 0.5.
     pub fn domain_generalization() -> Self {
         Augment { crop: Some(RandomResizedCrop::default()), flip: 0.5, ..Augment::default() }
     }
 
+    /// Checks every value.
+    ///
     /// # Errors
-    /// [`Error::Config`] for a value that is out of its range.
+    /// [`Error::Config`] if a value is out of its range.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("Augment"))
     }
@@ -163,11 +172,13 @@ impl Augment {
         self.color_jitter.as_ref().map_or(Ok(()), ColorJitter::validate)
     }
 
-    /// What image `index` of a dataset becomes in `epoch` of the run of `seed`: `[H, W, 3]` RGB u8
-    /// to the size that `resize` has, with its resize where there is no crop.
+    /// Augments an RGB u8 image `[H, W, 3]`, which is image `index` of a dataset in `epoch` of a
+    /// run with `seed`.
+    ///
+    /// The output has the size of `resize`. Without a crop, the image is resized with `resize`.
     ///
     /// # Errors
-    /// Those of [`Augment::validate`] and [`Resize::apply`].
+    /// The errors of [`Augment::validate`] and [`Resize::apply`].
     pub fn apply(
         &self,
         image: ArrayView3<u8>,
@@ -187,7 +198,7 @@ impl Augment {
         for (op, canvas) in self.rand_augment.iter().flat_map(|ops| ops.draw(&mut rng)) {
             image = op.of(image, canvas);
         }
-        // Moves nothing.
+        // Colour operations do not move pixels, so they do not use the canvas.
         let canvas = Canvas { sampling: Sampling::Bilinear, fill: [0; 3] };
         for op in self.color_jitter.iter().flat_map(|jitter| jitter.draw(&mut rng)) {
             image = op.of(image, canvas);
@@ -204,7 +215,7 @@ fn check_probability(field: &str, value: f64) -> Result<()> {
     }
 }
 
-/// A generator of its own for each image of each epoch.
+/// Creates the random generator of one image in one epoch.
 fn generator(seed: i64, epoch: i64, index: usize) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

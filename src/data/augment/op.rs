@@ -1,4 +1,4 @@
-//! One change of an image, without chance: the operations of `RandAugment` and `ColorJitter`.
+//! The deterministic image operations of `RandAugment` and `ColorJitter`.
 
 use ndarray::{Array3, ArrayView3};
 
@@ -6,69 +6,76 @@ use super::affine::{Sampling, affine, rotation};
 use super::color::{blend, grey, shift_hue, smooth};
 use crate::error::{Error, Result};
 
-/// A change of a u8 image, with its argument: what Pillow 13 makes of it, bit for bit on one
-/// machine and the same libm.
+/// An operation on a u8 image, with its argument. On one machine with the same libm, the result
+/// equals that of Pillow 13 bit for bit.
 ///
-/// Factors are of Pillow's `ImageEnhance`: 1 leaves the image as it is, 0 gives what the operation
-/// takes away from. Angles turn counter-clockwise.
+/// Factors are those of Pillow's `ImageEnhance`, which blends two images. A factor of 1 returns the
+/// image, and 0 returns the other image (for example the grey one). A factor above 1 moves away
+/// from the other image. Rotations are counter-clockwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum ImageOp {
     /// Stretches each channel's values to 0..=255.
     AutoContrast,
-    /// Makes each channel's histogram flat.
+    /// Equalizes each channel's histogram.
     Equalize,
-    /// 255 minus each value.
+    /// Replaces each value by 255 minus the value.
     Invert,
-    /// Degrees about the centre.
+    /// Rotates around the centre by degrees.
     Rotate(f64),
-    /// Keeps the high bits of each value. At 0 all is black, as in Pillow before its version 13,
-    /// which refuses it; 8 and more change nothing.
+    /// Keeps this number of high bits of each value. With 0 the image is black, as in Pillow before
+    /// 13; Pillow 13 rejects 0. With 8 or more the image does not change.
     Posterize(u32),
-    /// Inverts the values from the threshold on.
+    /// Inverts the values at or above the threshold.
     Solarize(u16),
-    /// Adds to the values below 128, up to 255.
+    /// Adds the argument to the values below 128. The sum is at most 255.
     SolarizeAdd(u8),
-    /// Towards (0) and away from (above 1) grey.
+    /// Blends with the grey image by a factor, which changes the saturation.
     Color(f64),
-    /// Towards and away from the mean grey of the image.
+    /// Blends with the mean grey of the image by a factor.
     Contrast(f64),
-    /// Towards and away from black.
+    /// Blends with black by a factor.
     Brightness(f64),
-    /// Towards and away from the image smoothed by a 3x3 kernel.
+    /// Blends with the image smoothed by a 3x3 kernel by a factor.
     Sharpness(f64),
-    /// Columns an output row moves by per row.
+    /// Shears horizontally: each row is shifted left by this number of columns more than the row
+    /// above.
     ShearX(f64),
-    /// Rows an output column moves by per column.
+    /// Shears vertically: each column is shifted up by this number of rows more than the column to
+    /// its left.
     ShearY(f64),
-    /// Share of the width; what is outside comes from the right for a positive one.
+    /// Translates horizontally by a share of the width. A positive share shifts the image to the
+    /// left, so that the fill appears on the right.
     TranslateX(f64),
-    /// Share of the height.
+    /// Translates vertically by a share of the height. A positive share shifts the image up.
     TranslateY(f64),
-    /// Turns of the hue circle, from -0.5 to 0.5.
+    /// Shifts the hue by turns of the hue circle, from -0.5 to 0.5.
     Hue(f64),
 }
 
-/// How an [`ImageOp`] that moves pixels fills the image.
+/// The interpolation and the fill of an [`ImageOp`] that moves pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Canvas {
     pub(super) sampling: Sampling,
-    /// Of pixels from outside.
+    /// The value of pixels that come from outside the image.
     pub(super) fill: [u8; 3],
 }
 
 impl ImageOp {
-    /// `[H, W, 3]` RGB u8 to the same shape. Where pixels move, those between the source's are
-    /// bicubic (a = -1, Pillow's of `transform`) or else bilinear, and `fill` comes from outside.
+    /// Applies the operation to an RGB u8 image `[H, W, 3]` and returns an image of the same shape.
+    ///
+    /// An operation that moves pixels interpolates between them: with the bicubic kernel of
+    /// Pillow's `transform` (a = -1) if `bicubic` is `true`, otherwise bilinearly. Pixels from
+    /// outside the image get the value `fill`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the image has no pixel or another number of channels.
+    /// [`Error::Input`] if the image has no pixels or not 3 channels.
     pub fn apply(self, image: ArrayView3<u8>, bicubic: bool, fill: [u8; 3]) -> Result<Array3<u8>> {
         let (rows, columns, channels) = image.dim();
         if rows == 0 || columns == 0 || channels != 3 {
             return Err(Error::Input {
                 argument: "image",
-                expected: "[H, W, 3], H and W not 0".into(),
+                expected: "[H, W, 3] with H, W >= 1".into(),
                 found: format!("{:?}", image.shape()),
             });
         }
@@ -76,7 +83,7 @@ impl ImageOp {
         Ok(self.of(image.as_standard_layout().into_owned(), Canvas { sampling, fill }))
     }
 
-    /// Of an image in standard layout that has pixels.
+    /// Applies the operation to an image that has pixels and is in standard layout.
     pub(super) fn of(self, mut image: Array3<u8>, canvas: Canvas) -> Array3<u8> {
         let (rows, columns, _) = image.dim();
         let moved = |matrix| affine(&image, matrix, canvas);
@@ -133,14 +140,14 @@ fn pixels(image: &mut Array3<u8>) -> impl Iterator<Item = &mut [u8; 3]> {
     image.as_slice_mut().unwrap_or_default().as_chunks_mut().0.iter_mut()
 }
 
-/// The mean of the grey values, rounded.
+/// Returns the rounded mean of the grey values.
 fn mean_grey(image: &Array3<u8>) -> u8 {
     let pixels = image.as_slice().unwrap_or_default().as_chunks().0;
     let sum: u64 = pixels.iter().map(|&pixel| u64::from(grey(pixel))).sum();
     (sum as f64 / pixels.len() as f64 + 0.5) as u8
 }
 
-/// Maps each channel by the table that is made of its histogram.
+/// Maps each channel by a table that `table` computes from the channel's histogram.
 fn map_channels(image: &mut Array3<u8>, table: impl Fn([u64; 256]) -> [u8; 256]) {
     for mut channel in image.axis_iter_mut(ndarray::Axis(2)) {
         let mut histogram = [0; 256];

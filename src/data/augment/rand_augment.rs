@@ -10,40 +10,42 @@ use super::affine::Sampling;
 use super::op::{Canvas, ImageOp};
 use crate::error::{Error, Result};
 
-/// At this magnitude an operation has the argument that its range ends with.
+/// The magnitude at which the argument of an operation reaches the end of its range.
 const FULL: f64 = 10.0;
-/// From here on a standard deviation means a uniform magnitude from 0, as in timm.
+/// A standard deviation above this value selects a uniform magnitude that starts at 0, as in timm.
 const UNIFORM_STD: f64 = 100.0;
-/// timm's fill with the mean of ImageNet.
+/// The fill of timm: the mean of ImageNet.
 const IMAGENET_FILL: [u8; 3] = [124, 116, 104];
 
-/// `num_ops` operations an image, each drawn from 15 and applied with probability `prob`
-/// (Cubuk et al., arXiv 1909.13719, in the form of timm 1.0.31).
+/// RandAugment (Cubuk et al., arXiv 1909.13719) as timm 1.0.31 implements it. For each image,
+/// `num_ops` of 15 operations are drawn, and each is applied with probability `prob`.
 ///
-/// The default is timm's `rand-m9-mstd0.5-inc1`; such a text can be parsed. The operations are
+/// The default is timm's `rand-m9-mstd0.5-inc1`. Such a text can be parsed. The operations are
 /// [`ImageOp::AutoContrast`], `Equalize`, `Invert`, `Rotate`, `Posterize`, `Solarize`,
 /// `SolarizeAdd`, `Color`, `Contrast`, `Brightness`, `Sharpness`, `ShearX`, `ShearY`, `TranslateX`
 /// and `TranslateY`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandAugment {
-    /// The mean of the magnitude of an operation; 10 is its full range.
+    /// The mean magnitude of an operation. 10 is the full range.
     pub magnitude: f64,
-    /// The magnitude's standard deviation; above 100 it is uniform from 0 to `magnitude`.
+    /// The standard deviation of the magnitude. If it is above 100, the magnitude is uniform from 0
+    /// to `magnitude`.
     pub magnitude_std: f64,
-    /// A magnitude drawn above this becomes this.
+    /// The largest magnitude. A larger one that is drawn is reduced to it.
     pub magnitude_max: f64,
-    /// Operations an image, drawn with replacement.
+    /// The number of operations for each image, drawn with replacement.
     pub num_ops: usize,
-    /// Probability that one drawn is applied.
+    /// The probability that a drawn operation is applied.
     pub prob: f64,
-    /// Whether every operation changes more at a higher magnitude: without it, posterize and
-    /// solarize change less, and an enhancement factor goes from 0.1 to 1.9.
+    /// Whether every operation changes the image more at a higher magnitude. If `false`, posterize
+    /// and solarize change the image less at a higher magnitude, and an enhancement factor grows
+    /// from 0.1 to 1.9.
     pub increasing: bool,
-    /// What comes into an image that is moved. The default is 255 times ImageNet's mean, as timm's
-    /// `create_transform` takes it.
+    /// The value of pixels that come from outside the image. The default is 255 times ImageNet's
+    /// mean, as in timm's `create_transform`.
     pub fill: [u8; 3],
-    /// How an image that is moved is sampled.
+    /// The interpolation of operations that move pixels.
     pub interpolation: Interpolation,
 }
 
@@ -62,34 +64,35 @@ impl Default for RandAugment {
     }
 }
 
-/// How far an operation goes.
+/// The strength of an operation.
 #[derive(Clone, Copy)]
 struct Level {
-    /// 1 at the magnitude 10.
+    /// The magnitude divided by 10.
     share: f64,
     sign: f64,
     increasing: bool,
 }
 
 impl Level {
-    /// Up to `full` either way.
+    /// Returns an argument from `-full` to `full`.
     fn signed(self, full: f64) -> f64 {
         self.sign * self.share * full
     }
 
-    /// A factor of an enhancement.
+    /// Returns an enhancement factor.
     fn factor(self) -> f64 {
         if self.increasing { (1.0 + self.signed(0.9)).max(0.1) } else { self.share * 1.8 + 0.1 }
     }
 
-    /// A whole number, `full` at 1; counted from there where the change grows with the magnitude.
+    /// Returns an integer that grows from 0 to `full` with the magnitude; if `increasing`, one that
+    /// falls from `full` to 0.
     fn steps(self, full: u16) -> u16 {
         let steps = (self.share * f64::from(full)) as u16;
         if self.increasing { full.saturating_sub(steps) } else { steps }
     }
 }
 
-/// Each operation at a level, in timm's order.
+/// The operations as functions of the level, in timm's order.
 const OPS: [fn(Level) -> ImageOp; 15] = [
     |_| ImageOp::AutoContrast,
     |_| ImageOp::Equalize,
@@ -109,8 +112,10 @@ const OPS: [fn(Level) -> ImageOp; 15] = [
 ];
 
 impl RandAugment {
+    /// Checks every value.
+    ///
     /// # Errors
-    /// [`Error::Config`] for a value that is out of its range.
+    /// [`Error::Config`] if a value is out of its range.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("RandAugment"))
     }
@@ -133,7 +138,7 @@ impl RandAugment {
         Ok(())
     }
 
-    /// The operations for one image.
+    /// Draws the operations for one image.
     pub(super) fn draw(&self, rng: &mut impl Rng) -> Vec<(ImageOp, Canvas)> {
         (0..self.num_ops).filter_map(|_| self.draw_one(rng)).collect()
     }
@@ -160,7 +165,7 @@ impl RandAugment {
     }
 }
 
-/// A number from the standard normal distribution (Box and Muller).
+/// Draws a number from the standard normal distribution with the Box-Muller transform.
 fn gaussian(rng: &mut impl Rng) -> f64 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
@@ -169,10 +174,14 @@ fn gaussian(rng: &mut impl Rng) -> f64 {
 impl FromStr for RandAugment {
     type Err = Error;
 
-    /// timm's text: `rand`, then after hyphens `m` magnitude (10), `n` operations (2), `p`
-    /// probability (0.5), `mstd` (0), `mmax` (10), `inc` 0 or 1 (0).
+    /// Parses timm's format: `rand`, then settings separated by hyphens, such as
+    /// `rand-m9-mstd0.5-inc1`.
+    ///
+    /// The settings, with their defaults in parentheses, are: `m` magnitude (10), `n` number of
+    /// operations (2), `p` probability (0.5), `mstd` standard deviation of the magnitude (0),
+    /// `mmax` largest magnitude (10), `inc` increasing, 0 or 1 (0).
     fn from_str(text: &str) -> Result<Self> {
-        let refuse = || Error::config("rand_augment", "as in rand-m9-mstd0.5-inc1", text);
+        let refuse = || Error::config("rand_augment", "like rand-m9-mstd0.5-inc1", text);
         let mut parts = text.split('-');
         if parts.next() != Some("rand") {
             return Err(refuse());

@@ -1,4 +1,4 @@
-//! What is drawn, against what timm draws.
+//! Compares the distribution of the drawn operations with that of timm.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn golden() -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Its name, and its argument or 0.
+/// Returns the name of an operation, and its argument, or 0 if it has none.
 fn parts(op: ImageOp) -> (String, f64) {
     let text = format!("{op:?}");
     let (name, rest) = text.split_once('(').unwrap_or((&text, "0)"));
@@ -47,7 +47,8 @@ fn operations_are_drawn_as_often_and_as_strong_as_in_timm() {
         assert_eq!(seen.keys().collect::<Vec<_>>(), rows.keys().collect::<Vec<_>>());
         for (name, values) in &seen {
             let expected = |key: &str| rows[name][key].as_f64().unwrap();
-            // Six standard errors; the golden values come from 5 times as many draws.
+            // The tolerance is six standard errors. The golden values come from 5 times as many
+            // draws.
             let near = |what: &str, found: f64, key: &str, spread: f64| {
                 let allowed = 6.0 * spread / (values.len() as f64).sqrt() + 1e-9;
                 let off = (found - expected(key)).abs();
@@ -60,10 +61,11 @@ fn operations_are_drawn_as_often_and_as_strong_as_in_timm() {
             near("mean of the size", mean(&absolute), "mean_abs", std(&absolute));
             let (spread, center) = (std(values), mean(values));
             let fourth: Vec<f64> = values.iter().map(|v| (v - center).powi(4)).collect();
-            // A standard deviation's own error: large where one value in many is another.
+            // The standard error of the standard deviation. It is large if a rare value differs
+            // from all others.
             let error = (mean(&fourth) - spread.powi(4)).max(0.0).sqrt() / 2.0 / spread.max(1e-9);
             near("standard deviation", spread, "std", error);
-            // Of fewer draws the rarest are missing; none goes further.
+            // Fewer draws may miss the rarest values, but no value may be outside the golden range.
             let allowed = 0.05 * (expected("max") - expected("min"));
             let low = values.iter().copied().fold(f64::INFINITY, f64::min);
             let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -94,7 +96,8 @@ fn parts_are_drawn_as_in_timm() {
             [column(|w| w.top), column(|w| w.left), column(|w| w.rows), column(|w| w.columns)];
         for (at, values) in found.iter().enumerate() {
             let golden = |key: &str| expected[key][at].as_f64().unwrap();
-            // Six standard errors of the difference of two means of as many draws.
+            // The tolerance is six standard errors of the difference of two means over the same
+            // number of draws.
             let allowed = 6.0 * std(values) * (2.0 / DRAWS as f64).sqrt() + 1e-9;
             assert!((mean(values) - golden("mean")).abs() <= allowed, "{size:?} {at}");
             assert!(
@@ -140,7 +143,7 @@ fn seed_epoch_and_image_decide() {
     for other in [(8, 3, 5), (7, 4, 5), (7, 3, 6), (3, 7, 5), (5, 3, 7)] {
         assert_ne!(first, apply(other), "{other:?}");
     }
-    // Written down, so that a new version of a dependency cannot change runs unnoticed.
+    // The value is fixed here so that a new version of a dependency cannot change runs unnoticed.
     let sum: u64 = first.iter().zip(1..).map(|(&value, place)| u64::from(value) * place).sum();
     assert_eq!(sum, 42_372_456);
 }

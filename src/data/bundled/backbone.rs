@@ -1,4 +1,4 @@
-//! The bundled ViT, compiled in.
+//! The bundled ViT, which is compiled into the crate.
 
 use std::fs;
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
-/// 1.0 M weights in f16 under timm's names; `assets/README.md` says how they came about.
+/// 1.0 M weights in f16 with timm's names. `assets/README.md` describes how they were trained.
 const WEIGHTS: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vit_fashion_mnist.safetensors"));
 
-/// Writes the bundled ViT to `file`, in place of another file if there is one; a file that holds
-/// the same bytes is left as it is. The file appears whole or not at all.
+/// Writes the bundled ViT to `file`. An existing file is replaced, unless it has the same content.
+/// The file is written atomically.
 ///
 /// The network has 1.0 M weights: 32x32 images, 4x4 patches, C = 128, 5 blocks, 2 heads. It was
-/// pretrained on Fashion-MNIST, with pixels normalized by a mean and a deviation of 0.5
+/// pretrained on Fashion-MNIST, with pixels normalized by a mean and a standard deviation of 0.5
 /// ([`Normalization::Half`](crate::data::Normalization::Half)).
 ///
 /// # Errors

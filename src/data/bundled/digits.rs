@@ -1,4 +1,4 @@
-//! The handwritten digits of `assets/`: one sheet of 8x8 tiles and a text of labels.
+//! The handwritten digits in `assets/`: an image of 8x8 tiles and a text file of labels.
 
 use ndarray::{Array3, s};
 use rand::SeedableRng;
@@ -13,18 +13,18 @@ const LABELS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/d
 const COLUMNS: usize = 42;
 const SIDE: usize = 8;
 
-/// Every digit, `[8, 8, 3]`, with its label, shuffled from the seed: the source has them writer by
-/// writer.
+/// Returns every digit, `[8, 8, 3]`, with its label. They are shuffled with the seed, because the
+/// source sorts them by writer.
 pub(super) fn all(seed: i64) -> Result<Vec<(Array3<u8>, i64)>> {
     let sheet = decode(SHEET).map_err(|reason| Error::corrupt("assets/digits.png", reason))?;
     let mut digits = Vec::new();
     for (i, label) in LABELS.trim_end().chars().enumerate() {
         let label = label
             .to_digit(10)
-            .ok_or_else(|| Error::corrupt("assets/digits.txt", format!("label {label:?}")))?;
+            .ok_or_else(|| Error::corrupt("assets/digits.txt", format!("bad label {label:?}")))?;
         let (y, x) = (i / COLUMNS * SIDE, i % COLUMNS * SIDE);
         if y + SIDE > sheet.dim().0 || x + SIDE > sheet.dim().1 {
-            return Err(Error::corrupt("assets/digits.png", "fewer tiles than labels"));
+            return Err(Error::corrupt("assets/digits.png", "it has fewer tiles than labels"));
         }
         let tile = sheet.slice(s![y..y + SIDE, x..x + SIDE, ..]).to_owned();
         digits.push((tile, i64::from(label)));

@@ -1,9 +1,9 @@
-//! A small backbone and four small tasks that come with the crate (feature `bundled`).
+//! A small backbone and four small tasks that are part of the crate (feature `bundled`).
 //!
-//! [`write`](fn@write) writes a task in the VTAB layout: three are rendered in the manner of VTAB's
-//! structured group, one consists of real images. [`write_backbone`] writes a ViT that was
-//! pretrained on Fashion-MNIST. All of it is compiled in, so that a program that was moved or
-//! installed still finds it.
+//! [`write`](fn@write) writes a task in the VTAB layout. Three tasks have rendered images, similar
+//! to VTAB's structured group; one has real images. [`write_backbone`] writes a ViT that was
+//! pretrained on Fashion-MNIST. The data is compiled into the crate, so a program still has it
+//! after it was moved or installed.
 
 mod backbone;
 mod digits;
@@ -24,24 +24,24 @@ use crate::error::{Error, Result};
 
 pub use backbone::write_backbone;
 
-/// Holds what a folder was made with.
+/// The name of the file that records the parameters of a task's folder.
 const RECORD: &str = "task.json";
-/// Counts up when the images of a task change.
+/// The version of the tasks. Increase it when the images of a task change.
 const VERSION: u32 = 1;
 
-/// A task that comes with the crate.
+/// A task that is part of the crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BundledTask {
-    /// How many shapes there are, 1 to 8; their kinds, colours and sizes vary.
+    /// The number of shapes in the image, 1 to 8. Their forms, colours and sizes vary.
     Count,
-    /// In which cell of a 4x4 grid (not drawn) the one shape is, row by row.
+    /// The cell of a 4x4 grid that contains the only shape, counted row by row. The grid is not
+    /// drawn.
     Location,
-    /// In which of 16 directions, 22.5 degrees apart, an arrow points; direction 0 is right, 4 is
-    /// down.
+    /// The direction that a shape points in, one of 16 at steps of 22.5 degrees. Direction 0 is
+    /// right and direction 4 is down.
     Orientation,
-    /// Handwritten digits, real ones: 1,797 of UCI's *Optical Recognition of Handwritten Digits*,
-    /// CC BY 4.0.
+    /// Real images: 1,797 digits from UCI's *Optical Recognition of Handwritten Digits*, CC BY 4.0.
     Digits,
 }
 
@@ -49,7 +49,7 @@ impl BundledTask {
     /// Every task.
     pub const ALL: [Self; 4] = [Self::Count, Self::Location, Self::Orientation, Self::Digits];
 
-    /// The name, which is the folder's.
+    /// Returns the name of the task and of its folder.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Count => "count",
@@ -59,7 +59,7 @@ impl BundledTask {
         }
     }
 
-    /// The number of classes.
+    /// Returns the number of classes.
     pub const fn num_classes(self) -> i64 {
         match self {
             Self::Count => 8,
@@ -68,7 +68,7 @@ impl BundledTask {
         }
     }
 
-    /// Images to train on, to choose on, and to test on.
+    /// Returns the number of training, validation and test images.
     pub const fn split_sizes(self) -> [usize; 3] {
         match self {
             Self::Digits => [800, 200, 797],
@@ -95,7 +95,7 @@ impl FromStr for BundledTask {
     }
 }
 
-/// What decides every byte of a task's folder.
+/// The parameters that determine every byte of a task's folder.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     version: u32,
@@ -104,17 +104,16 @@ struct Record {
     seed: i64,
 }
 
-/// Writes `task` into `<root>/<task>` in the VTAB layout, `side` x `side` PNG files, and returns
-/// that folder, which [`VtabFolder::open`](super::vtab::VtabFolder::open) reads. A folder that is
-/// there already, made with the same values, is left as it is.
+/// Writes `task` into the folder `<root>/<task>` in the VTAB layout, with PNG files of `side` x
+/// `side` pixels. Returns the folder, which [`VtabFolder::open`](super::vtab::VtabFolder::open)
+/// reads. A folder that was written earlier with the same parameters is not changed.
 ///
-/// `seed` decides everything drawn, and for digits which image is in which split. The folder
-/// appears under its name only when it is complete, so that an interrupted run leaves no half of a
-/// task.
+/// `seed` determines the rendered images and, for digits, the split of each image. The folder gets
+/// its name only when it is complete, so an interrupted run does not leave an incomplete task.
 ///
 /// # Errors
-/// [`Error::Config`] unless `side` is from 16 to 1,024; [`Error::Io`], also where the folder exists
-/// and was not made with the same values.
+/// [`Error::Config`] unless `side` is from 16 to 1,024; [`Error::Io`] if the folder cannot be
+/// written or exists and was written with other parameters.
 pub fn write(root: impl AsRef<Path>, task: BundledTask, side: i64, seed: i64) -> Result<PathBuf> {
     let root = root.as_ref();
     let folder = root.join(task.name());
@@ -127,14 +126,14 @@ pub fn write(root: impl AsRef<Path>, task: BundledTask, side: i64, seed: i64) ->
         return check_record(&folder, &record).map(|()| folder);
     }
     fs::create_dir_all(root).map_err(Error::io(root))?;
-    // A sibling, because a rename is atomic only within one file system.
+    // The draft is in the same folder, because a rename is atomic only within one file system.
     let draft = tempfile::Builder::new().prefix(".draft-").tempdir_in(root);
     let draft = draft.map_err(Error::io(root))?;
     let contents = draft.path().join(task.name());
     write_contents(&contents, &record)?;
     match fs::rename(&contents, &folder) {
         Ok(()) => Ok(folder),
-        // Another process was faster; what it wrote is the same or is refused.
+        // Another process was faster. Its folder is the same or is refused.
         Err(_) if folder.exists() => check_record(&folder, &record).map(|()| folder),
         Err(source) => Err(Error::io(&folder)(source)),
     }
@@ -147,10 +146,10 @@ fn check_record(folder: &Path, wanted: &Record) -> Result<()> {
         return Ok(());
     }
     let found = match found {
-        Some(found) => format!("made with {found:?}, wanted is {wanted:?}"),
-        None => format!("not made by this program: it has no readable {RECORD}"),
+        Some(found) => format!("was written with {found:?} instead of {wanted:?}"),
+        None => format!("has no readable {RECORD}, so this program did not write it"),
     };
-    let reason = format!("the folder exists and was {found}; remove it or choose another root");
+    let reason = format!("the folder exists and {found}; remove it or choose another root");
     Err(Error::io(folder)(io::Error::new(io::ErrorKind::AlreadyExists, reason)))
 }
 
@@ -178,7 +177,7 @@ fn write_contents(folder: &Path, record: &Record) -> Result<()> {
     write_file(&folder.join(RECORD), &text)
 }
 
-/// Writes `00000.png` and so on, and returns the label of each.
+/// Writes the images as `00000.png`, `00001.png` and so on, and returns their labels.
 fn write_images(folder: &Path, record: &Record) -> Result<Vec<i64>> {
     let path = |index: usize| folder.join(format!("{index:05}.png"));
     let side = record.side;
@@ -199,7 +198,7 @@ fn write_images(folder: &Path, record: &Record) -> Result<Vec<i64>> {
     Ok(labels)
 }
 
-/// `[H, W, 3]` RGB u8 to a PNG file.
+/// Writes an RGB u8 image `[H, W, 3]` as a PNG file.
 fn write_png(path: &Path, pixels: ArrayView3<u8>) -> Result<()> {
     let (height, width, _) = pixels.dim();
     let pixels: Vec<u8> = pixels.iter().copied().collect();

@@ -1,4 +1,4 @@
-//! Drawing of the rendered tasks: one image from a task, a label, an index and a seed.
+//! Renders the images of the synthetic tasks. Task, label, index and seed determine an image.
 
 use std::f32::consts::{PI, TAU};
 
@@ -11,21 +11,23 @@ use tiny_skia::{Color, FillRule, Paint, Path, PathBuilder, Pixmap, Transform};
 use super::BundledTask;
 use crate::error::{Error, Result};
 
-/// Cells a side of the location task's grid.
+/// The number of rows and of columns of the grid in the location task.
 const GRID: i64 = 4;
-/// Directions of the orientation task.
+/// The number of directions in the orientation task.
 const DIRECTIONS: i64 = 16;
 
-/// `count` labels, each class equally often (to one), in random order.
+/// Returns `count` labels in random order. The numbers of labels of two classes differ by at most
+/// 1.
 pub(super) fn labels(task: BundledTask, count: usize, seed: i64) -> Vec<i64> {
     let mut labels: Vec<i64> = (0..count as i64).map(|i| i % task.num_classes()).collect();
     labels.shuffle(&mut stream(task, seed, 0));
     labels
 }
 
-/// Image `index` of a task, `[side, side, 3]` RGB u8. What the label does not decide (kind, colour,
-/// size, place, shade of the background) is drawn from the seed, the same for an image whatever was
-/// drawn before it.
+/// Renders image `index` of a task, `[side, side, 3]` RGB u8.
+///
+/// Everything that the label does not determine (form, colour, size, position, background) is
+/// random. It depends on the seed and the index, not on the images rendered before.
 pub(super) fn draw(
     task: BundledTask,
     label: i64,
@@ -41,13 +43,13 @@ pub(super) fn draw(
         BundledTask::Orientation => orientation_scene(label, rng),
         BundledTask::Digits => Vec::new(),
     };
-    let no_room = || Error::config("side", "an image that fits in memory", side);
+    let no_room = || Error::config("side", "that of an image that fits in memory", side);
     let mut canvas = Pixmap::new(side, side).ok_or_else(no_room)?;
     canvas.fill(rgb(background));
     for shape in shapes {
         let mut paint = Paint::default();
         paint.set_color(rgb(contrasting_color(background, rng)));
-        // Scenes are laid out in the unit square.
+        // Shapes have coordinates in the unit square.
         let scale = side as f32;
         let place = Transform::from_scale(shape.radius * scale, shape.radius * scale)
             .post_rotate(shape.angle.to_degrees())
@@ -60,14 +62,14 @@ pub(super) fn draw(
     Array3::from_shape_vec((side as usize, side as usize, 3), pixels).map_err(|_| no_room())
 }
 
-/// The random numbers of one image; stream 0 is that of the labels.
+/// Creates the random generator of one image. Stream 0 is used for the labels.
 fn stream(task: BundledTask, seed: i64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
     rng.set_stream(((task as u64) << 48) | stream);
     rng
 }
 
-/// A shape inside a circle; lengths in units of the image side.
+/// A shape inside a circle. Lengths are in units of the side of the image.
 struct Shape {
     kind: Kind,
     x: f32,
@@ -81,7 +83,7 @@ enum Kind {
     Disc,
     Square,
     Triangle,
-    /// A head and a shaft.
+    /// An arrow with a head and a shaft.
     Arrow,
     /// A kite with one long end.
     Kite,
@@ -93,7 +95,7 @@ const PLAIN: [Kind; 3] = [Kind::Disc, Kind::Square, Kind::Triangle];
 const POINTING: [Kind; 3] = [Kind::Arrow, Kind::Kite, Kind::Drop];
 
 impl Kind {
-    /// The outline within the unit circle, pointing right where it points.
+    /// Returns the outline within the unit circle. A pointing shape points to the right.
     fn path(self) -> Option<Path> {
         let polygon = |points: &[(f32, f32)]| {
             let mut path = PathBuilder::new();
@@ -104,7 +106,8 @@ impl Kind {
             path.finish()
         };
         match self {
-            // A little smaller, so that the three cover about the same area.
+            // The disc is smaller than the unit circle, so that the three plain shapes have similar
+            // areas.
             Self::Disc => PathBuilder::from_circle(0.0, 0.0, 0.8),
             Self::Square => polygon(&[(0.7, 0.7), (-0.7, 0.7), (-0.7, -0.7), (0.7, -0.7)]),
             Self::Triangle => polygon(&[(1.0, 0.0), (-0.5, 0.866), (-0.5, -0.866)]),
@@ -123,7 +126,8 @@ impl Kind {
     }
 }
 
-/// A circle of radius 0.45 about (-0.5, 0) and its two tangents through (1, 0).
+/// Returns the outline of a circle of radius 0.45 around (-0.5, 0) and its two tangents through (1,
+/// 0).
 fn drop_path() -> Option<Path> {
     let (center, radius): (f32, f32) = (-0.5, 0.45);
     let touch = f32::acos(radius / (1.0 - center));
@@ -138,8 +142,8 @@ fn drop_path() -> Option<Path> {
     path.finish()
 }
 
-/// `count` shapes that do not touch, each within the image. Where they find no room they are all
-/// made smaller and placed anew, so that this ends.
+/// Returns `count` shapes that do not touch, each within the image. If there is no room for a
+/// shape, all shapes are made smaller and placed again, so that the loop ends.
 fn count_scene(count: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     const GAP: f32 = 0.035;
     const TRIES: usize = 100;
@@ -169,7 +173,8 @@ fn count_scene(count: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     }
 }
 
-/// One shape with its centre in the cell, clear of the cell's borders and within the image.
+/// Returns one shape within the image. Its centre is in the cell of the label, at a distance from
+/// the borders of the cell.
 fn location_scene(label: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     const CLEAR: f32 = 0.02;
     let radius = rng.random_range(0.07..0.12);
@@ -183,7 +188,8 @@ fn location_scene(label: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     vec![Shape { kind: one_of(PLAIN, rng), x, y, radius, angle }]
 }
 
-/// One pointing shape, up to 4 degrees off its direction.
+/// Returns one pointing shape. Its angle differs by up to 4 degrees from the direction of the
+/// label.
 fn orientation_scene(label: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     const OFF: f32 = 4.0 / 180.0 * PI;
     let radius = rng.random_range(0.27..0.42);
@@ -192,7 +198,7 @@ fn orientation_scene(label: i64, rng: &mut ChaCha8Rng) -> Vec<Shape> {
     vec![Shape { kind: one_of(POINTING, rng), x, y, radius, angle }]
 }
 
-/// One coordinate of a centre, such that `radius` around it stays within the image.
+/// Draws one coordinate of a centre, such that a circle of `radius` around it is within the image.
 fn within(radius: f32, rng: &mut ChaCha8Rng) -> f32 {
     rng.random_range(radius..1.0 - radius)
 }
@@ -211,13 +217,13 @@ fn luma([r, g, b]: Rgb) -> f32 {
     0.299 * r + 0.587 * g + 0.114 * b
 }
 
-/// Grey with a slight tint, from black to white.
+/// Draws a grey between black and white, with a slight tint.
 fn random_shade(rng: &mut ChaCha8Rng) -> Rgb {
     let shade: f32 = rng.random_range(0.05..0.95);
     [(); 3].map(|()| (shade + rng.random_range(-0.05..0.05)).clamp(0.0, 1.0))
 }
 
-/// A colour that is clearly lighter or darker than the background.
+/// Draws a colour that is clearly lighter or darker than the background.
 fn contrasting_color(background: Rgb, rng: &mut ChaCha8Rng) -> Rgb {
     const CONTRAST: f32 = 0.3;
     loop {
