@@ -39,7 +39,7 @@ pub struct FactConfig {
     pub form: FactForm,
     /// r, the rank.
     pub rank: i64,
-    /// s, the factor on the update.
+    /// s, the factor of the update.
     pub scale: f64,
     /// Dropout rate between the core and V, in training.
     pub dropout: f64,

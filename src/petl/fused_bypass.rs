@@ -17,7 +17,8 @@ use crate::ffi::{Backward, Fresh, attach, floats, for_each};
 use crate::nn::Branch;
 use crate::seam::{NormOf, TokenLayout};
 
-/// The widest bottleneck to accept. With a wider one, libtorch's matrix products are as fast.
+/// The widest bottleneck to accept. With a wider one, libtorch's matrix products are at least as
+/// fast.
 const MAX_BOTTLENECK: i64 = 64;
 /// The largest number of pairs of a token and a tap. The kernel lists each pair in 12 bytes.
 const MAX_TAPS: i64 = 1 << 24;

@@ -48,7 +48,7 @@ impl LinearTarget {
         match shape.layer(layer) {
             Some(layer) => Ok((layer.inputs, layer.outputs / share)),
             None => {
-                let expected = "a list of linear layers that the backbone has";
+                let expected = "linear layers that the backbone has";
                 Err(Error::config("targets", expected, format!("{layer:?}")))
             }
         }

@@ -23,13 +23,13 @@ use crate::seam::{BackboneShape, Seam};
 #[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Method {
-    /// Only the head.
+    /// Trains only the head.
     LinearProbe,
-    /// Every weight of a copy of the backbone.
+    /// Trains every weight of a copy of the backbone.
     Full,
-    /// BitFit: every bias of a copy of the backbone.
+    /// BitFit: trains every bias of a copy of the backbone.
     BitFit,
-    /// Scale and shift of every layer norm of a copy of the backbone.
+    /// Trains scale and shift of every layer norm in a copy of the backbone.
     LayerNorm,
     /// Convolutional bypasses.
     ConvBypass(ConvBypassConfig),
