@@ -1,7 +1,7 @@
 //! The contract between methods and backbones, as checks (feature `testing`).
 //!
-//! Every built-in method keeps this contract with every backbone that it supports. Check a method or
-//! a backbone of your own in a test:
+//! Every built-in method keeps this contract with every backbone that it supports. Check a method
+//! or a backbone of your own in a test:
 //!
 //! ```
 //! use convpass::testing::check_method;
