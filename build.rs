@@ -1,15 +1,15 @@
-//! Makes programs find libtorch at run time, refuses a libtorch that `tch` was not written for, and
-//! compiles src/ffi/torch.cpp.
+//! Build script: passes the folder of libtorch on to the linker, the loader and dependent crates,
+//! rejects a libtorch that this version of `tch` does not support, and compiles src/ffi/torch.cpp.
 //!
-//! torch-sys locates libtorch and links it; this script only reads what torch-sys hands on.
+//! torch-sys finds and links libtorch; this script reads the folder that torch-sys exports.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-/// Each `tch` (and torch-sys) minor release beside the libtorch it binds.
+/// Each minor release of `tch` and torch-sys with the libtorch release that it binds.
 pub(crate) const PAIRS: [(&str, &str); 3] = [("0.24", "2.11"), ("0.25", "2.12"), ("0.26", "2.13")];
 
-/// Set, to anything, by those who know better; torch-sys reads the same variable.
+/// Disables the version check if it is set to any value. torch-sys reads the same variable.
 pub(crate) const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
 fn main() {
@@ -18,7 +18,8 @@ fn main() {
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    // Exported by torch-sys on Linux and macOS. Windows has no rpath: its loader searches PATH.
+    // torch-sys exports this variable on Linux and macOS. Windows has no rpath: its loader searches
+    // PATH.
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let Some(lib) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -31,7 +32,8 @@ fn main() {
     compile(lib.parent().unwrap_or(&lib));
 }
 
-/// What of libtorch only C++ can reach; torch-sys needs the same compiler and headers.
+/// Compiles the code that uses parts of libtorch with a C++ interface only. torch-sys needs the
+/// same compiler and headers.
 pub(crate) fn compile(libtorch: &Path) {
     const SOURCE: &str = "src/ffi/torch.cpp";
     println!("cargo:rerun-if-changed={SOURCE}");
@@ -48,17 +50,18 @@ pub(crate) fn compile(libtorch: &Path) {
         .compile("convpass_torch");
 }
 
-/// Tells the linker, the loader and dependent crates where libtorch is.
+/// Passes the folder of libtorch on to the linker, the loader and dependent crates.
 pub(crate) fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
     let lib = lib.canonicalize().map_err(|e| not_found(lib, &e))?;
-    // Readable by a direct dependent's build.rs as DEP_CONVPASS_LIBTORCH_LIB.
+    // The build.rs of a direct dependent reads this as DEP_CONVPASS_LIBTORCH_LIB.
     println!("cargo:libtorch_lib={}", lib.display());
-    // Our own tests, examples and benches, which thus start outside cargo too.
+    // For this crate's own tests, examples and benches, so that they also start outside cargo.
     for path in run_paths(&lib) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{path}");
     }
-    // Link arguments do not reach dependents. Cargo does put every link-search folder inside the target folder
-    // on the loader's path for `cargo run` and `cargo test`, and a symlink counts as inside.
+    // Link arguments do not reach dependents. However, for `cargo run` and `cargo test`, cargo puts
+    // every link-search folder inside the target folder on the loader's path, and a symlink counts
+    // as inside.
     let link = out_dir.join("libtorch");
     let root = lib.parent().unwrap_or(&lib);
     symlink(root, &link).map_err(|e| format!("{}: cannot create: {e}", link.display()))?;
@@ -67,15 +70,16 @@ pub(crate) fn hand_on(lib: &Path, out_dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the loader of a program of this checkout looks for libtorch: relative to the program if
-/// libtorch lies inside the checkout, so that a checkout that is moved still works; else, and after
-/// that, where libtorch is now.
+/// Returns the folders in which the loader searches for libtorch when a program of this checkout
+/// starts. If libtorch lies inside the checkout, paths relative to the program come first, so that
+/// a checkout can be moved. The last entry is the current absolute path of libtorch.
 pub(crate) fn run_paths(lib: &Path) -> Vec<String> {
     let checkout = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let mut paths = Vec::new();
     let checkout = checkout.canonicalize().ok().filter(|_| cfg!(target_os = "linux"));
     if let Some(inside) = checkout.and_then(|checkout| lib.strip_prefix(checkout).ok()) {
-        // target/release, target/release/examples and target/TRIPLE/release/examples.
+        // Relative paths for target/release, target/release/examples and
+        // target/TRIPLE/release/examples.
         let up = ["../..", "../../..", "../../../.."];
         paths.extend(up.map(|up| format!("$ORIGIN/{up}/{}", inside.display())));
     }
@@ -83,7 +87,7 @@ pub(crate) fn run_paths(lib: &Path) -> Vec<String> {
     paths
 }
 
-/// Points `link` at `target`, whatever it pointed at before.
+/// Makes `link` a symlink to `target` and replaces an older link.
 pub(crate) fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     match fs::remove_file(link) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -94,9 +98,9 @@ pub(crate) fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Compares libtorch's version with the one that the torch-sys of this build binds.
+/// Compares the version of libtorch with the version that torch-sys binds in this build.
 ///
-/// A libtorch that does not state its version, as a distribution's may not, passes.
+/// A libtorch that does not state its version passes; those of distributions may not state it.
 pub(crate) fn check_version(lib: &Path, out_dir: &Path, is_bypassed: bool) -> Result<(), String> {
     let root = lib.parent().unwrap_or(lib);
     let Some((file, found)) = version_found(root) else { return Ok(()) };
@@ -108,7 +112,8 @@ pub(crate) fn check_version(lib: &Path, out_dir: &Path, is_bypassed: bool) -> Re
     Err(wrong_version(&file, &found, &wanted))
 }
 
-/// The file that states libtorch's version and what it says: a wheel's `version.py`, a zip's `build-version`.
+/// Returns the file that states the version of libtorch, and the version: `version.py` of a wheel
+/// or `build-version` of a zip file.
 pub(crate) fn version_found(root: &Path) -> Option<(PathBuf, String)> {
     ["version.py", "build-version"].iter().find_map(|name| {
         let file = root.join(name);
@@ -117,20 +122,22 @@ pub(crate) fn version_found(root: &Path) -> Option<(PathBuf, String)> {
     })
 }
 
-/// `2.13.0+cpu` from `__version__ = '2.13.0+cpu'`, or from a file that holds the version alone.
+/// Returns `2.13.0+cpu` from the line `__version__ = '2.13.0+cpu'`, or from a file that holds only
+/// the version.
 pub(crate) fn parse_version(text: &str) -> Option<String> {
     let assigned = text.lines().find_map(|l| l.strip_prefix("__version__ = "));
     let version = assigned.unwrap_or(text).trim().trim_matches(['\'', '"']);
     version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_string())
 }
 
-/// `2.13` of `2.13.0+cpu`.
+/// Returns the major and minor part of a version, such as `2.13` of `2.13.0+cpu`.
 pub(crate) fn minor(version: &str) -> &str {
     let end = version.match_indices('.').nth(1).map_or(version.len(), |(i, _)| i);
     &version[..end]
 }
 
-/// The libtorch that each of `torch_sys` binds; all known ones where none is recognized.
+/// Returns the libtorch releases that the versions in `torch_sys` bind, or all known releases if no
+/// version is known.
 pub(crate) fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
     let of = |keep: &dyn Fn(&str) -> bool| -> Vec<&'static str> {
         PAIRS.iter().filter(|(sys, _)| keep(sys)).map(|(_, torch)| *torch).collect()
@@ -139,10 +146,10 @@ pub(crate) fn versions_wanted(torch_sys: &[String]) -> Vec<&'static str> {
     if known.is_empty() { of(&|_| true) } else { known }
 }
 
-/// The torch-sys versions in the Cargo.lock nearest above the build folder.
+/// Returns the torch-sys versions in the nearest Cargo.lock above the build folder.
 ///
-/// Cargo tells a build script nothing of its dependencies' versions. With a target folder elsewhere there is
-/// no lock file above it, and the answer is empty.
+/// Cargo does not tell a build script the versions of its dependencies. If the target folder is
+/// outside of the workspace, there is no lock file above it, and the result is empty.
 pub(crate) fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
     let lock = out_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|file| file.is_file());
     let Some(lock) = lock else { return Vec::new() };
@@ -150,7 +157,7 @@ pub(crate) fn locked_torch_sys(out_dir: &Path) -> Vec<String> {
     torch_sys_versions(&fs::read_to_string(lock).unwrap_or_default())
 }
 
-/// The `version` lines that follow `name = "torch-sys"` in the text of a Cargo.lock.
+/// Returns the `version` lines that follow `name = "torch-sys"` in the text of a Cargo.lock.
 pub(crate) fn torch_sys_versions(lock: &str) -> Vec<String> {
     let lines: Vec<&str> = lock.lines().map(str::trim).collect();
     lines
@@ -163,7 +170,7 @@ pub(crate) fn torch_sys_versions(lock: &str) -> Vec<String> {
 
 pub(crate) fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String {
     format!(
-        "libtorch {found} found ({}), {} wanted\n{}\nor set {BYPASS}=1 to build against it all the same",
+        "found libtorch {found} ({}), {} wanted\n{}\nor set {BYPASS}=1 to build against it anyway",
         file.display(),
         wanted.iter().map(|w| format!("{w}.x")).collect::<Vec<_>>().join(" or "),
         ways(wanted.last().unwrap_or(&"")),
@@ -171,13 +178,13 @@ pub(crate) fn wrong_version(file: &Path, found: &str, wanted: &[&str]) -> String
 }
 
 pub(crate) fn not_found(lib: &Path, e: &io::Error) -> String {
-    format!("{}: no libtorch here: {e}\n{}", lib.display(), ways(PAIRS[PAIRS.len() - 1].1))
+    format!("{}: cannot find libtorch here: {e}\n{}", lib.display(), ways(PAIRS[PAIRS.len() - 1].1))
 }
 
-/// How to get a libtorch that fits.
+/// Describes how to get libtorch `version`.
 pub(crate) fn ways(version: &str) -> String {
     format!(
-        "Get it in one of three ways:\n\
+        "Get libtorch in one of three ways:\n\
          - in a checkout of convpass, unset LIBTORCH and run `make libtorch`;\n\
          - set LIBTORCH to the folder of an unpacked libtorch {version}.x, or to the `torch` folder that \
          `pip install torch=={version}.0` makes;\n\

@@ -1,7 +1,7 @@
-//! The seam: the one trait through which a method acts on a backbone.
+//! The seam: the trait [`Seam`], through which a method acts on a backbone.
 //!
-//! A backbone calls it at fixed places and knows no method; a method implements the places it
-//! needs and knows no backbone.
+//! A backbone calls the seam at fixed places and does not know the method. A method implements the
+//! places that it needs and does not know the backbone.
 
 use std::fmt::Debug;
 
@@ -11,8 +11,8 @@ use tch::Tensor;
 use crate::error::{Error, Result};
 use crate::nn::Branch;
 
-/// How tokens lie in a sequence `[B, P + N, C]`: prefix tokens (class, registers, prompts) first,
-/// then the patches, row by row.
+/// The order of tokens in a sequence `[B, P + N, C]`: first the prefix tokens (class, registers,
+/// prompts), then the patches, row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TokenLayout {
     /// P, the number of prefix tokens.
@@ -22,12 +22,12 @@ pub struct TokenLayout {
 }
 
 impl TokenLayout {
-    /// N, the number of patches.
+    /// Returns N, the number of patches.
     pub fn num_patches(&self) -> i64 {
         self.grid.0.saturating_mul(self.grid.1)
     }
 
-    /// P + N.
+    /// Returns P + N, the number of tokens.
     pub fn num_tokens(&self) -> i64 {
         self.prefix.saturating_add(self.num_patches())
     }
@@ -38,7 +38,7 @@ impl TokenLayout {
         if self.prefix < 0 || rows < 0 || cols < 0 {
             return Err(Error::Input {
                 argument: "layout",
-                expected: "no negative number of tokens".into(),
+                expected: "no negative size".into(),
                 found: format!("{self:?}"),
             });
         }
@@ -67,49 +67,51 @@ pub enum SubLayer {
     Mlp,
 }
 
-/// A sub-layer of a numbered block.
+/// One sub-layer of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site {
     /// Index of the block, from 0.
     pub block: usize,
-    /// Which of its sub-layers.
+    /// The sub-layer within the block.
     pub sub_layer: SubLayer,
 }
 
-/// A layer with weights, as the seam names it; blocks count from 0 through the whole backbone.
+/// A layer with weights. Blocks count from 0 through the whole backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Layer {
-    /// Images `[B, 3, H, W]` to patches `[B, N, C]`, before positions and prefix tokens join.
+    /// The patch embedding, from images `[B, 3, H, W]` to patches `[B, N, C]`, before position
+    /// embeddings and prefix tokens are added.
     PatchEmbed,
     /// The norm between the embedding and the first block.
     PreNorm,
-    /// The norm of the patch merging into a stage, from 1 on: four patches side by side, `[.., 4C]`.
+    /// The norm of the patch merging at the start of a stage, from stage 1 on. Its input `[.., 4C]`
+    /// holds the channels of four patches.
     MergeNorm(usize),
-    /// The reduction of that patch merging: `[.., 4C]` to the width of the stage.
+    /// The linear layer of that patch merging: `[.., 4C]` to the embedding dim of the stage.
     Merge(usize),
-    /// The norm in front of attention.
+    /// The norm before attention.
     Norm1(usize),
     /// The fused query, key and value projection: `[.., C]` to `[.., 3C]`.
     Qkv(usize),
-    /// The queries' third of [`Layer::Qkv`], in a last block that computes the class token alone.
+    /// The query third of [`Layer::Qkv`], in a last block that computes only the class token.
     Q(usize),
-    /// The other two thirds of [`Layer::Qkv`], keys then values, in such a block: of all tokens.
+    /// The key and value thirds of [`Layer::Qkv`] in such a block, keys first, for all tokens.
     Kv(usize),
     /// The projection after attention.
     Proj(usize),
-    /// The norm in front of the MLP.
+    /// The norm before the MLP.
     Norm2(usize),
     /// The first linear layer of the MLP.
     Fc1(usize),
     /// The second linear layer of the MLP.
     Fc2(usize),
-    /// The norm before the features. Its output is `[B, C]` where one token alone is read.
+    /// The norm before the features. Its output is `[B, C]` if the backbone reads only one token.
     FinalNorm,
 }
 
 impl Layer {
-    /// Whether this is a layer norm; the others multiply by a matrix.
+    /// Returns whether this layer is a layer norm. Every other layer multiplies by a matrix.
     pub fn is_norm(self) -> bool {
         use Layer::*;
         matches!(self, PreNorm | MergeNorm(_) | Norm1(_) | Norm2(_) | FinalNorm)
@@ -120,66 +122,69 @@ impl Layer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayerShape {
-    /// Which layer.
+    /// The layer.
     pub layer: Layer,
-    /// Inputs of each output: the columns of its matrix, or the width of a norm.
+    /// Number of inputs of each output: the columns of the matrix, or the width of a norm.
     pub inputs: i64,
-    /// Outputs: the rows of its matrix, or the width of a norm.
+    /// Number of outputs: the rows of the matrix, or the width of a norm.
     pub outputs: i64,
-    /// Whether it has a bias.
+    /// Whether the layer has a bias.
     pub bias: bool,
 }
 
 impl LayerShape {
-    /// A layer that multiplies by a matrix `[outputs, inputs]`: a linear layer, the patch embedding.
+    /// Describes a layer that multiplies by a matrix `[outputs, inputs]`, such as a linear layer or
+    /// the patch embedding.
     pub fn linear(layer: Layer, inputs: i64, outputs: i64, bias: bool) -> Self {
         LayerShape { layer, inputs, outputs, bias }
     }
 
-    /// A layer norm over `dim` channels, with weight and bias.
+    /// Describes a layer norm over `dim` channels, with weight and bias.
     pub fn norm(layer: Layer, dim: i64) -> Self {
         LayerShape { layer, inputs: dim, outputs: dim, bias: true }
     }
 
-    /// Number of weights, the bias among them where there is one.
+    /// Returns the number of weights, including the bias if the layer has one.
     pub fn num_params(&self) -> i64 {
         let matrix = if self.layer.is_norm() { self.outputs } else { self.inputs * self.outputs };
         matrix + if self.bias { self.outputs } else { 0 }
     }
 }
 
-/// Something that a method acts on and not every backbone has.
+/// A part of a backbone that some methods need and some backbones do not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Place {
-    /// Pre-norm blocks of attention and MLP, with every place of [`Seam`] around their layers.
+    /// Pre-norm blocks of attention and MLP that call every place of [`Seam`] around their layers.
     Blocks,
-    /// Prefix tokens that attention reads: [`Seam::entering`] may change the layout.
+    /// Prefix tokens that attention reads. [`Seam::entering`] may change the layout.
     Prefix,
 }
 
-/// What a method has to know of a backbone to make its variables.
+/// The properties of a backbone from which a method creates its variables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackboneShape {
-    /// What people call the family.
+    /// The usual name of the backbone family.
     pub family: &'static str,
-    /// The places that it lacks, each with the reason, worded as the end of the error that a method
-    /// which needs the place gets.
+    /// The places that the backbone does not have, each with a reason. The reason is the end of the
+    /// error message for a method that needs the place.
     pub lacks: &'static [(Place, &'static str)],
-    /// Width of the tokens in each block, in order.
+    /// Embedding dim of each block, in order.
     pub block_dims: Vec<i64>,
-    /// Every layer at which [`Seam::after_layer`] is called, in the order of the forward pass;
-    /// [`Layer::Qkv`] stands for its parts too.
+    /// Every layer at which the backbone calls [`Seam::after_layer`], in the order of the forward
+    /// pass. [`Layer::Qkv`] also stands for its parts.
     pub layers: Vec<LayerShape>,
     /// Number of weights.
     pub num_params: i64,
-    /// Number of weights that the features depend on. CLIP's projection, for one, comes after.
+    /// Number of weights that the features depend on. For example, CLIP's projection comes after
+    /// the features.
     pub num_feature_params: i64,
 }
 
 impl BackboneShape {
-    /// A backbone that lacks no place, whose features depend on all of its `num_params` weights.
+    /// Creates the shape of a backbone that has every place and whose features depend on all of its
+    /// `num_params` weights.
     pub fn new(
         family: &'static str,
         block_dims: Vec<i64>,
@@ -191,17 +196,17 @@ impl BackboneShape {
         BackboneShape { family, lacks, block_dims, layers, num_params, num_feature_params }
     }
 
-    /// The same backbone, which lacks these places, each for the reason beside it.
+    /// Returns the shape without the places in `lacks`, each with its reason.
     pub fn lacking(self, lacks: &'static [(Place, &'static str)]) -> Self {
         BackboneShape { lacks, ..self }
     }
 
-    /// The same backbone, whose features depend on `num_feature_params` of its weights.
+    /// Returns the shape with `num_feature_params` weights that the features depend on.
     pub fn with_feature_params(self, num_feature_params: i64) -> Self {
         BackboneShape { num_feature_params, ..self }
     }
 
-    /// The size of `layer`, if the backbone has one.
+    /// Returns the size of `layer`, or `None` if the backbone does not have this layer.
     pub fn layer(&self, layer: Layer) -> Option<LayerShape> {
         self.layers.iter().copied().find(|shape| shape.layer == layer)
     }
@@ -218,31 +223,31 @@ pub struct NormOf<'a> {
     pub eps: f64,
 }
 
-/// Where [`Seam::beside`] is called, and what is there to read.
+/// The arguments of [`Seam::beside`].
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Beside<'a> {
-    /// Which sub-layer.
+    /// The sub-layer.
     pub site: Site,
-    /// The residual stream as it entered the sub-layer, `[B, T, C]`.
+    /// The residual stream before the sub-layer, `[B, T, C]`.
     pub raw: &'a Tensor,
-    /// The residual stream after the layer norm: what the sub-layer itself reads.
+    /// The layer norm of `raw`, which is also the input of the sub-layer.
     pub normed: &'a Tensor,
     /// `Some(norm)` if `normed == norm(raw)`; a method that needs `normed` in backward can then
     /// recompute it from `raw` instead of saving both.
     pub norm: Option<NormOf<'a>>,
-    /// How the tokens lie.
+    /// The order of the tokens.
     pub layout: &'a TokenLayout,
-    /// Which samples of the batch take part (drop path).
+    /// The samples of the batch that the branch is computed for (drop path).
     pub branch: &'a Branch,
     /// Whether dropout is on.
     pub train: bool,
 }
 
 impl<'a> Beside<'a> {
-    /// What is beside the sub-layer at `site`, for a backbone that calls [`Seam::beside`] itself
-    /// ([`BlockPass::sub_layer`](crate::backbone::BlockPass::sub_layer) does it otherwise): the
-    /// residual stream before and after the norm.
+    /// Creates the arguments from the residual stream before (`raw`) and after (`normed`) the norm.
+    /// Only a backbone that calls [`Seam::beside`] itself needs this function;
+    /// [`BlockPass::sub_layer`](crate::backbone::BlockPass::sub_layer) calls it for the others.
     pub fn new(
         site: Site,
         raw: &'a Tensor,
@@ -255,7 +260,7 @@ impl<'a> Beside<'a> {
     }
 }
 
-/// Weight and bias of a layer, for a method that can be folded into them.
+/// Weight and bias of a layer, into which a method can be merged.
 #[derive(Debug)]
 pub struct LayerWeights {
     /// `[out, in, ..]`, or `[out]` for a norm.
@@ -264,13 +269,16 @@ pub struct LayerWeights {
     pub bias: Option<Tensor>,
 }
 
-/// What a method may do to a backbone's forward pass. Every place defaults to nothing.
+/// The changes that a method makes to a backbone's forward pass. By default every place changes
+/// nothing.
 ///
-/// `layout` describes the tokens of that call. In the last block of a backbone that reads its
-/// class token alone, the block passes that token alone: one prefix token and an empty grid.
+/// `layout` describes the tokens of that call. In the last block of a backbone that reads only its
+/// class token, the block passes only that token, with a layout of one prefix token and an empty
+/// grid.
 pub trait Seam: Debug + Send {
-    /// Entering a block: its tokens `[B, P + N, C]`. A method may add tokens at the end of the
-    /// prefix and take its own away again, and says so in the layout that it returns.
+    /// Called with the tokens `[B, P + N, C]` that enter a block. Returns the tokens and their
+    /// layout. A method may append tokens to the prefix and remove its own tokens again; it then
+    /// returns the changed layout.
     fn entering(
         &self,
         _block: usize,
@@ -281,9 +289,12 @@ pub trait Seam: Debug + Send {
         Ok((tokens, layout))
     }
 
-    /// After a linear layer or a norm: its input and its output, `[.., in]` and `[.., out]`, three
-    /// dimensions but for the features' norm; [`Layer::Qkv`] may be called on windows. What it
-    /// makes of a norm's output is what the sub-layer and [`Seam::beside`] read.
+    /// Called after a linear layer or a norm with its input `[.., in]` and its output `[.., out]`.
+    /// Returns the output to use.
+    ///
+    /// Both have three dimensions, except at the norm of the features. [`Layer::Qkv`] may be called
+    /// on windows. The sub-layer and [`Seam::beside`] read what this function returns for the
+    /// output of a norm.
     fn after_layer(
         &self,
         _layer: Layer,
@@ -294,25 +305,29 @@ pub trait Seam: Debug + Send {
         Ok(output)
     }
 
-    /// In front of a sub-layer: what it alone reads, `[B', T', C]`, the kept samples' normed
-    /// tokens. Attention within windows reads `[B' * windows, tokens of a window, C]`, zero where
-    /// a window stands over the edge of the grid.
+    /// Called before a sub-layer with its input `[B', T', C]`: the normed tokens of the kept
+    /// samples. Returns the input to use, which only the sub-layer reads.
+    ///
+    /// The input of attention within windows is `[B' * windows, tokens of a window, C]`. It is zero
+    /// where a window extends beyond the edge of the grid.
     fn before_sub_layer(&self, _site: Site, input: Tensor, _train: bool) -> Result<Tensor> {
         Ok(input)
     }
 
-    /// Beside a sub-layer: adds a branch into the residual stream `[B, T, C]`, in which the
-    /// sub-layer's own output is already.
+    /// Called with the residual stream `[B, T, C]` after the output of the sub-layer is added to
+    /// it. Returns the stream plus the output of the method's parallel branch.
     fn beside(&self, _at: &Beside, residual: Tensor) -> Result<Tensor> {
         Ok(residual)
     }
 
-    /// Whether [`Seam::beside`] does anything at `site`; a block draws drop path for it only then.
+    /// Returns whether [`Seam::beside`] does anything at `site`. Only then does a block draw drop
+    /// path for the branch.
     fn is_beside(&self, _site: Site) -> bool {
         false
     }
 
-    /// After a sub-layer: its output `[B, T, C]`, before it joins the residual stream.
+    /// Called after a sub-layer with its output `[B, T, C]`, before it is added to the residual
+    /// stream. Returns the output to use.
     fn after_sub_layer(
         &self,
         _site: Site,
@@ -323,13 +338,14 @@ pub trait Seam: Debug + Send {
         Ok(output)
     }
 
-    /// Whether all that the method does in evaluation can be folded into the backbone's weights.
+    /// Returns whether everything that the method does in evaluation can be merged into the
+    /// backbone's weights.
     fn can_merge(&self) -> bool {
         false
     }
 
-    /// The weights with which `layer` alone does what it does together with the method; only
-    /// called where [`Seam::can_merge`].
+    /// Returns weights with which `layer` alone computes what `layer` and the method compute
+    /// together. It is only called if [`Seam::can_merge`] returns true.
     fn merge(&self, _layer: Layer, weights: LayerWeights) -> Result<LayerWeights> {
         Ok(weights)
     }

@@ -1,4 +1,4 @@
-//! A global allocator for the unit tests that remembers the largest request of a thread.
+//! A global allocator for the unit tests. It records the largest allocation that a thread requests.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,11 +10,11 @@ thread_local! {
 }
 
 fn note(size: usize) {
-    // Fails only while the thread ends, when nobody asks any more.
+    // The access fails only while the thread ends. Nothing reads the value after that.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: every call is passed on to the system allocator with its arguments as they came.
+// SAFETY: every call goes to the system allocator with its arguments unchanged.
 unsafe impl GlobalAlloc for Probe {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
@@ -34,7 +34,8 @@ unsafe impl GlobalAlloc for Probe {
 #[global_allocator]
 static PROBE: Probe = Probe;
 
-/// The largest single allocation that `f` asks for on this thread, in bytes, and its result.
+/// Runs `f`; returns the size in bytes of the largest single allocation that `f` requests on this
+/// thread, and the result of `f`.
 pub(crate) fn largest_allocation<T>(f: impl FnOnce() -> T) -> (usize, T) {
     LARGEST.set(0);
     let result = f();

@@ -8,13 +8,14 @@ use tch::{Device, Kind};
 use super::autograd::take;
 use crate::error::{Error, Result};
 
-/// Autocast for as long as it lives, on this thread: libtorch computes products in bf16 or f16
-/// and what needs the range in f32, and weights stay as they are.
+/// A guard that turns autocast on for this thread until it is dropped. Under autocast, libtorch
+/// computes matrix products in bf16 or f16 and computes operations that need a wider range in f32.
+/// Weights keep their dtype.
 ///
-/// It may live through many steps: casts of weights that are trained are not kept.
+/// The guard may live through many training steps, because casts of trained weights are not cached.
 ///
-/// Whatever way the guard goes out of scope (an early return, an error, a panic), autocast is as it
-/// was before. Guards are dropped in the reverse order of their making.
+/// Dropping the guard restores the previous state of autocast, also after an early return, an error
+/// or a panic. Guards have to be dropped in the reverse order of their creation.
 ///
 /// ```
 /// use convpass::Autocast;
@@ -35,27 +36,28 @@ use crate::error::{Error, Result};
 pub struct Autocast {
     cuda: bool,
     before: State,
-    /// The state is a thread's own.
+    /// Makes the guard `!Send`, because each thread has a state of its own.
     _thread: PhantomData<*const ()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct State {
     enabled: bool,
-    /// [`HALF`], [`BFLOAT16`].
+    /// [`HALF`] or [`BFLOAT16`].
     kind: c_int,
     cache: bool,
 }
 
-/// As libtorch numbers them.
+/// The numbers that libtorch gives these dtypes.
 const HALF: c_int = 5;
 const BFLOAT16: c_int = 15;
 
 impl Autocast {
-    /// Turns autocast to `kind` on for devices like `device`, a CPU or a CUDA GPU.
+    /// Turns autocast to the dtype `kind` on for the type of `device`, which is a CPU or a CUDA
+    /// GPU.
     ///
     /// # Errors
-    /// [`Error::Config`] for a kind other than bf16 and f16 and for other devices.
+    /// Returns [`Error::Config`] for a dtype other than bf16 and f16, and for other devices.
     pub fn enter(device: Device, kind: Kind) -> Result<Self> {
         let kind = match kind {
             Kind::BFloat16 => BFLOAT16,
@@ -68,15 +70,16 @@ impl Autocast {
             _ => return Err(Error::config("device", "a CPU or a CUDA GPU", format!("{device:?}"))),
         };
         let before = State::get(cuda)?;
-        // The cache holds the casts of trained weights until the guard is gone: across a step of the
-        // optimizer they would be the old ones. Frozen weights it does not hold at all.
+        // The cache keeps casts of trained weights until the guard is dropped, so after a step of
+        // the optimizer they would be stale. It does not keep casts of frozen weights at all.
         State { enabled: true, kind, cache: false }.set(cuda, 1)?;
         Ok(Autocast { cuda, before, _thread: PhantomData })
     }
 
-    /// What libtorch computes products in at present, on this thread and devices like `device`;
-    /// `None` without autocast. A result under it depends on it as on a weight.
-    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "for what keeps results"))]
+    /// Returns the dtype in which libtorch computes products on this thread and on devices of the
+    /// type of `device`, or `None` if autocast is off. A result computed under autocast depends on
+    /// this dtype as it depends on a weight.
+    #[cfg_attr(not(feature = "train"), allow(dead_code, reason = "for code that caches results"))]
     pub(crate) fn active(device: Device) -> Result<Option<&'static str>> {
         let State { enabled, kind, .. } = State::get(matches!(device, Device::Cuda(_)))?;
         Ok(match kind {
@@ -90,7 +93,7 @@ impl Autocast {
 
 impl Drop for Autocast {
     fn drop(&mut self) {
-        // Nothing in it fails but memory; there is no one to tell here.
+        // `set` fails only if memory is short, and `drop` cannot report an error.
         let _ = self.before.set(self.cuda, -1);
     }
 }
@@ -99,13 +102,13 @@ impl State {
     fn get(cuda: bool) -> Result<Self> {
         let mut state = State { enabled: false, kind: 0, cache: false };
         let State { enabled, kind, cache } = &mut state;
-        // SAFETY: writes to the three.
+        // SAFETY: the call writes to these three variables only.
         take(unsafe { convpass_autocast_get(cuda, enabled, kind, cache) })?;
         Ok(state)
     }
 
     fn set(self, cuda: bool, deeper: c_int) -> Result<()> {
-        // SAFETY: takes values alone.
+        // SAFETY: the call receives plain values only.
         take(unsafe { convpass_autocast_set(cuda, self.enabled, self.kind, self.cache, deeper) })
     }
 }

@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 
 /// The backward half of an operation on tensors.
 pub(crate) trait Backward: Send + 'static {
-    /// The gradient of each input, from that of the output, in the order in which
-    /// [`attach`] was given them; where one is not `wanted` it may be `None`. `saved` are the
-    /// tensors given for it.
+    /// Returns the gradient of each input, in the order in which [`attach`] received the inputs,
+    /// from the gradient of the output. The gradient of an input that is not `wanted` may be
+    /// `None`. `saved` holds the tensors that [`attach`] received as `saved`.
     fn backward(
         &self,
         saved: &[Tensor],
@@ -22,14 +22,14 @@ pub(crate) trait Backward: Send + 'static {
     ) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// Makes `output`, computed without libtorch's keeping track, the result of an operation on
-/// `inputs` whose gradient is `backward`'s. It may be none of the inputs.
+/// Makes `output` the result of an operation on `inputs` whose gradient `backward` computes.
+/// `output` has to be computed without gradient tracking, and it may not be one of the inputs.
 ///
-/// libtorch frees `saved` as it frees what its own operations save, and refuses them in backward
-/// if they were written into in between. There is no second derivative.
+/// libtorch frees `saved` when it frees the tensors that its own operations save. Backward fails if
+/// one of them was written to in between. There is no second derivative.
 ///
 /// # Errors
-/// What libtorch says.
+/// Returns the error that libtorch reports.
 pub(crate) fn attach<B: Backward>(
     output: Tensor,
     inputs: &[&Tensor],
@@ -41,8 +41,8 @@ pub(crate) fn attach<B: Backward>(
     let (inputs, saved) = (pointers(inputs), pointers(saved));
     let state = Box::into_raw(Box::new(backward)).cast();
     // SAFETY: the tensors outlive the call, which copies what it keeps of them. `state` is a
-    // `Box<B>`, and the node that owns it from here on gives it to `call::<B>` and `discard::<B>`
-    // alone, the latter once.
+    // `Box<B>`. From here on the node owns it and passes it only to `call::<B>` and, once, to
+    // `discard::<B>`.
     let message = unsafe {
         convpass_node(
             output.as_mut_ptr(),
@@ -58,18 +58,18 @@ pub(crate) fn attach<B: Backward>(
     take(message).map(|()| output)
 }
 
-/// Whether `a` is the very tensor `b`, and nothing was written into it since it was made.
+/// Returns whether `a` is the same tensor as `b` and was not written to since it was created.
 pub(crate) fn untouched(a: &Tensor, b: &Tensor) -> bool {
-    // SAFETY: both are tensors.
+    // SAFETY: both pointers come from live tensors.
     unsafe { convpass_untouched(a.as_ptr(), b.as_ptr()) }
 }
 
-/// What a call of `torch.cpp` returns.
+/// Converts the return value of a function of `torch.cpp` into a result and frees the message.
 pub(super) fn take(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a message is a C string from `strdup`, this side's to free.
+    // SAFETY: a message is a C string from `strdup`, and this side frees it.
     let text = unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         libc::free(message.cast());
@@ -103,8 +103,8 @@ unsafe extern "C" {
 }
 
 unsafe extern "C" fn discard<B>(state: *mut c_void) {
-    // SAFETY: `attach` made it from a `Box<B>`, and the node drops it once. A panic while it is
-    // dropped must not unwind into C++.
+    // SAFETY: `attach` made `state` from a `Box<B>`, and the node drops it once. A panic during the
+    // drop must not unwind into C++.
     let boxed = unsafe { Box::from_raw(state.cast::<B>()) };
     let _ = catch_unwind(AssertUnwindSafe(|| drop(boxed)));
 }
@@ -119,8 +119,8 @@ unsafe extern "C" fn call<B: Backward>(
     num_inputs: usize,
 ) -> *mut c_char {
     let run = || -> Result<()> {
-        // SAFETY: the node calls this with its own state, with arrays of these lengths, and with
-        // tensors that outlive the call; `gradients` is for this side to write to.
+        // SAFETY: the node passes its own state, arrays of these lengths, and tensors that outlive
+        // the call. This side may write to `gradients`.
         let (state, saved, gradient, wanted, gradients) = unsafe {
             let saved = std::slice::from_raw_parts(saved, num_saved);
             (
@@ -142,11 +142,11 @@ unsafe extern "C" fn call<B: Backward>(
         Err(_) => "the gradient of an operation panicked".to_owned(),
     };
     let text = CString::new(message.replace('\0', " ")).unwrap_or_default();
-    // SAFETY: a C string; C++ frees the copy.
+    // SAFETY: `text` is a C string; C++ frees the copy.
     unsafe { libc::strdup(text.as_ptr()) }
 }
 
-/// The tensor's pointer, for C++ to delete.
+/// Returns the tensor's pointer; C++ deletes the tensor.
 fn into_ptr(tensor: Tensor) -> *mut C_tensor {
     std::mem::ManuallyDrop::new(tensor).as_mut_ptr()
 }

@@ -1,15 +1,19 @@
 //! Loads `libtorch_cuda` before `main`.
 //!
-//! No program refers to a symbol of libtorch_cuda, so the linker drops it, and linking it by force would keep
-//! the program from starting where the CUDA libraries are absent. Loading it by name serves both. It has to
-//! happen before the first tensor exists, because ATen looks for its CUDA hooks once and keeps the answer.
+//! No program refers to a symbol of libtorch_cuda, so the linker drops the library. If it were
+//! linked by force, a program could not start on a machine without the CUDA libraries. Loading the
+//! library by name avoids both problems. It has to happen before the first tensor exists, because
+//! ATen looks for its CUDA hooks once and keeps the answer.
 
-/// Why `Device::Cuda` cannot work in this process, or `None` where libtorch's CUDA half was loaded.
+/// Returns the reason why `Device::Cuda` cannot work in this process, or `None` if the CUDA part of
+/// libtorch is loaded.
 ///
-/// With the feature `cuda`, on Linux, the text is what the dynamic loader said when it was asked for
-/// `libtorch_cuda.so`: the library that is missing, by name. Without it, that the feature is off.
+/// With the feature `cuda` on Linux, the reason is the message of the dynamic loader for
+/// `libtorch_cuda.so`; it names the missing library. Without the feature `cuda`, the reason is that
+/// the feature is off.
 ///
-/// `None` says that the libraries are there, not that a GPU is: for that ask `tch::Cuda::is_available()`.
+/// `None` means that the libraries are there, not that there is a GPU; `tch::Cuda::is_available()`
+/// tells that.
 pub fn cuda_load_error() -> Option<&'static str> {
     imp::error()
 }
@@ -22,16 +26,17 @@ mod imp {
 
     static ERROR: OnceLock<Option<String>> = OnceLock::new();
 
-    /// The loader runs this after the constructors of every library the program is linked with, and before
-    /// `main`. `used` keeps it through LTO and in programs that depend on this crate.
+    /// The loader calls this function after the constructors of every library that the program is
+    /// linked with, and before `main`. `used` keeps it through LTO and in programs that depend on
+    /// this crate.
     #[used]
-    // SAFETY: `.init_array` is an array of pointers to functions of the C ABI, which `on_load` is. The loader
-    // passes (argc, argv, envp), which a C function may leave unread.
+    // SAFETY: `.init_array` is an array of pointers to functions of the C ABI, and `on_load` is
+    // one. The loader passes (argc, argv, envp), which a C function may ignore.
     #[unsafe(link_section = ".init_array")]
     static ON_LOAD: extern "C" fn() = on_load;
 
     extern "C" fn on_load() {
-        // Nothing may unwind into the loader; a panic here is reported like any failure to load.
+        // A panic must not unwind into the loader; it is reported like any other failure to load.
         let outcome = std::panic::catch_unwind(load);
         let _ =
             ERROR.set(outcome.unwrap_or_else(|_| Some("loading libtorch_cuda panicked".into())));
@@ -41,18 +46,18 @@ mod imp {
         ERROR.get_or_init(load).as_deref()
     }
 
-    /// Loads libtorch_cuda for the life of the process; the loader's words where it cannot.
+    /// Loads libtorch_cuda for the life of the process. Returns the loader's message on failure.
     fn load() -> Option<String> {
         let name =
             CString::new(beside_libtorch_cpu().into_os_string().into_encoded_bytes()).ok()?;
-        // SAFETY: `name` is a C string that outlives the call. The constructors that run are libtorch's own,
-        // the same that would run if the program were linked with the library.
+        // SAFETY: `name` is a C string that outlives the call. The constructors that run belong to
+        // libtorch and would also run if the program were linked with the library.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         if !handle.is_null() {
             return None;
         }
-        // SAFETY: dlerror returns null or a C string that stays valid until this thread's next dl call; it is
-        // copied before one.
+        // SAFETY: dlerror returns null or a C string that stays valid until the next dl call of
+        // this thread. The string is copied before any such call.
         let text = unsafe {
             let text = libc::dlerror();
             if text.is_null() {
@@ -64,8 +69,8 @@ mod imp {
         Some(text.unwrap_or_else(|| "dlopen failed without a reason".into()))
     }
 
-    /// The path of `libtorch_cuda.so` in the folder that libtorch_cpu was loaded from; its bare name, for the
-    /// loader to search, where that folder cannot be told.
+    /// Returns the path of `libtorch_cuda.so` in the folder that libtorch_cpu was loaded from. If
+    /// that folder is unknown, returns the bare file name, for which the loader searches.
     fn beside_libtorch_cpu() -> PathBuf {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         let cpu = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"));
@@ -78,7 +83,7 @@ mod imp {
 mod imp {
     pub(super) fn error() -> Option<&'static str> {
         if cfg!(feature = "cuda") {
-            None // Windows and macOS: libtorch is linked as a whole, or has no CUDA half.
+            None // On Windows and macOS, libtorch is linked as a whole or has no CUDA part.
         } else {
             Some("convpass was built without its feature `cuda`")
         }
@@ -89,8 +94,8 @@ mod imp {
 mod tests {
     use super::*;
 
-    /// Holds on any machine: either there is a reason, which names what is missing, or libtorch's
-    /// CUDA half is part of this process and works on every GPU that it reports.
+    /// This test holds on any machine: either the reason names what is missing, or the CUDA part of
+    /// libtorch is loaded and works on every GPU that it reports.
     #[test]
     fn cuda_is_loaded_or_the_reason_is_named() {
         let Some(reason) = cuda_load_error() else {
@@ -110,8 +115,8 @@ mod tests {
         };
         let named = if cfg!(feature = "cuda") { ".so" } else { "feature `cuda`" };
         assert!(reason.contains(named), "{reason}");
-        assert!(!tch::Cuda::is_available(), "CUDA works, yet: {reason}");
-        assert_eq!(tch::Cuda::device_count(), 0, "GPUs are found, yet: {reason}");
+        assert!(!tch::Cuda::is_available(), "CUDA works, but the reason is: {reason}");
+        assert_eq!(tch::Cuda::device_count(), 0, "GPUs are found, but the reason is: {reason}");
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! What the C library does with memory that libtorch frees.
+//! Settings of the C library's allocator.
 
-/// Asks glibc to keep freed memory for the next step, in the whole process; call it once, early in
-/// `main`. Does nothing with another C library.
+/// Asks glibc to keep freed memory for the next training step. The setting applies to the whole
+/// process; call this function once, early in `main`. With another C library it does nothing.
 ///
-/// By default glibc hands blocks as large as activations back to the kernel, and each step gets
-/// them again page by page: for one bypass forward and backward that is two fifths of the time.
-/// The process then stays as large as it once was.
+/// By default glibc returns freed blocks of the size of activations to the kernel, and every step
+/// requests them again page by page. For the forward and backward pass of one bypass this costs two
+/// fifths of the time. With this setting the process keeps its peak memory until it ends.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: both are limits of the allocator that may be set at any time.
+    // SAFETY: `mallopt` sets two limits of the allocator, which may be set at any time.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, libc::c_int::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);

@@ -11,7 +11,7 @@ use memmap2::UncheckedAdvice;
 
 /// A whole file, mapped read-only.
 ///
-/// The file must not be changed or cut short by anyone while it is mapped.
+/// No one may change or truncate the file while it is mapped.
 #[derive(Debug)]
 pub(crate) struct FileMap(Mmap);
 
@@ -19,33 +19,35 @@ impl FileMap {
     /// Maps the regular file at `path`.
     ///
     /// # Errors
-    /// An I/O error; also for a directory, a pipe or a device, which cannot be mapped as a whole.
+    /// Returns an I/O error if the file cannot be opened or mapped, and for a directory, a pipe or
+    /// a device, because these cannot be mapped as a whole.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        // Asked before opening: to open a pipe would block.
+        // The check comes before the file is opened, because opening a pipe would block.
         if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let file = File::open(path)?;
-        // SAFETY: the map is private and read-only, and lives as long as the bytes lent from it.
-        // What remains is another process that changes the file meanwhile. The readers check each
-        // offset against the map and copy tensors out of it, so new bytes can give wrong numbers
-        // or an error but no invalid value (every bit pattern of the element types is one); a
-        // file cut short raises SIGBUS. No reader of a map can prevent that, so it is documented
-        // as the caller's part.
+        // SAFETY: the map is private and read-only, and it lives as long as the bytes borrowed from
+        // it. The remaining risk is that another process changes the file while it is mapped. The
+        // readers check each offset against the map and copy tensors out of it, so changed bytes
+        // can give wrong numbers or an error, but no invalid value: every bit pattern of the
+        // element types is valid. A truncated file raises SIGBUS. No reader of a map can prevent
+        // that, so the docs make it the caller's responsibility.
         unsafe { Mmap::map(&file) }.map(FileMap)
     }
 
-    /// Takes the pages of `range` out of the process's resident memory, where the system can. They
-    /// stay in the page cache, and come back when they are read again.
+    /// Removes the pages of `range` from the resident memory of the process, on systems that
+    /// support it. The pages stay in the page cache and are mapped again at the next read.
     pub(crate) fn release(&self, range: &Range<usize>) {
         #[cfg(unix)]
         if !range.is_empty() && range.end <= self.len() {
-            // SAFETY: the pages are a file's and were never written to, so what comes back on the
-            // next read, from whichever thread, is the same bytes.
+            // SAFETY: the pages belong to a file and were never written to, so the next read, from
+            // any thread, returns the same bytes.
             let released = unsafe {
                 self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
             };
-            // Without it more memory counts as the process's own; that is all.
+            // A failure has no effect except that the process keeps these pages in its resident
+            // memory.
             drop(released);
         }
     }

@@ -1,4 +1,4 @@
-//! All unsafe code of the crate.
+//! All `unsafe` code of the crate.
 #![allow(unsafe_code)]
 
 #[cfg(test)]

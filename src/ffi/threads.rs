@@ -1,4 +1,4 @@
-//! Loops on libtorch's own threads.
+//! Loops that run on libtorch's threads.
 
 use std::any::Any;
 use std::ffi::{c_char, c_void};
@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use super::autograd::take;
 use crate::error::Result;
 
-/// Calls `f` with each of `0..count`, on as many threads as libtorch computes on.
+/// Calls `f` with each index in `0..count`, on as many threads as libtorch computes on.
 ///
 /// # Errors
-/// What libtorch says.
+/// Returns the error that libtorch reports.
 ///
 /// # Panics
-/// As `f` does.
+/// Panics if `f` panics.
 pub(crate) fn for_each(count: usize, f: impl Fn(usize) + Sync) -> Result<()> {
     struct Loop<F> {
         f: F,
@@ -30,7 +30,7 @@ pub(crate) fn for_each(count: usize, f: impl Fn(usize) + Sync) -> Result<()> {
     }
     fn start<F: Fn(usize) + Sync>(count: usize, state: &Loop<F>) -> Result<()> {
         let pointer = std::ptr::from_ref(state).cast_mut().cast();
-        // SAFETY: `call::<F>` reads the state alone, and `F` may be shared between threads.
+        // SAFETY: `call::<F>` only reads the state, and `F: Sync` allows threads to share it.
         take(unsafe { convpass_for_each(count as i64, call::<F>, pointer) })
     }
     let state = Loop { f, panic: Mutex::new(None) };

@@ -1,13 +1,13 @@
-//! Activations that libtorch has no kernel for.
+//! Activations for which libtorch has no kernel.
 
 use tch::Tensor;
 
 use crate::error::Result;
 
-/// QuickGELU, `x * sigmoid(1.702 x)`.
+/// Returns QuickGELU of `x`, `x * sigmoid(1.702 x)`.
 ///
-/// Written as `silu(1.702 x) / 1.702`, which keeps one tensor for backward where the product
-/// with a sigmoid keeps two.
+/// The code computes `silu(1.702 x) / 1.702`, which saves one tensor for backward; the product with
+/// a sigmoid saves two.
 pub(crate) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     const SLOPE: f64 = 1.702;
     Ok(x.f_mul_scalar(SLOPE)?.f_silu()?.f_mul_scalar_(SLOPE.recip())?)

@@ -1,35 +1,37 @@
-//! Multi-head self-attention in three steps: project, place, attend.
+//! Multi-head self-attention in three steps: projection, position, attention.
 //!
-//! The first step is [`Projected`], made by whoever holds the projection and calls the seam after
-//! it. The second tells tokens apart by where they are: today it is a bias on the scores between
-//! the tokens of a window, or nothing. The third is softmax attention.
+//! The first step creates [`Projected`]. The code that holds the projection does it and calls the
+//! seam after it. The second step adds positions: it returns a bias for the scores between the
+//! tokens of a window, or nothing. The third step is softmax attention.
 
 use tch::Tensor;
 
 use super::{Linear, WindowBias, self_attention};
 use crate::error::Result;
 
-/// Self-attention. The projection `qkv` is `[3C, C]`: queries first, then keys, then values.
+/// Multi-head self-attention. The weight of the projection `qkv` is `[3C, C]`: queries, then keys,
+/// then values.
 ///
-/// Three separate projections are the same as this one over their rows, and a part without a bias
-/// as one with a bias of zeros, so that every method acts on one layer whatever a file has.
+/// A checkpoint with three separate projections is stored as this one layer, because three
+/// projections equal one over their stacked rows. A part without a bias gets a bias of zeros. So
+/// every method acts on one layer, whatever the file contains.
 #[derive(Clone, Debug)]
 pub(crate) struct Attention {
     pub(crate) qkv: Linear,
     pub(crate) proj: Linear,
     pub(crate) num_heads: i64,
-    /// Whether a token attends to itself and those before it alone.
+    /// Whether a token attends only to itself and to the tokens before it.
     pub(crate) causal: bool,
-    /// What tells the tokens apart by their place, beside what the embedding added to them.
+    /// Position information that attention adds to what the embedding put into the tokens.
     pub(crate) positions: Positions,
 }
 
-/// How attention knows where tokens are.
+/// How attention uses the positions of tokens.
 #[derive(Clone, Debug)]
 pub(crate) enum Positions {
-    /// It does not: positions are in the tokens already, if anywhere.
+    /// Attention adds nothing; the tokens hold their positions already, if the model uses any.
     InTokens,
-    /// Tokens attend within windows, with a learned bias for each offset between two of them.
+    /// Tokens attend within windows, with a learned bias for each offset between two tokens.
     Windows(WindowBias),
 }
 
@@ -37,12 +39,12 @@ pub(crate) enum Positions {
 pub(crate) enum Projected {
     /// `[B, T, 3C]`.
     Fused(Tensor),
-    /// Fewer queries than keys: `[B, count, C]`, and keys and values `[B, T, 2C]`.
+    /// `[B, count, C]` and `[B, T, 2C]`: fewer queries than keys, and the keys and values.
     Split(Tensor, Tensor),
 }
 
 impl Attention {
-    /// The windows that tokens attend within, if they do.
+    /// Returns the windows within which tokens attend, or `None` if attention is global.
     pub(crate) fn windows(&self) -> Option<&WindowBias> {
         match &self.positions {
             Positions::InTokens => None,
@@ -50,8 +52,9 @@ impl Attention {
         }
     }
 
-    /// Everything between the two projections: `[B, T, C]`, or `[B, count, C]` for fewer queries.
-    /// `batch` is the number of images, each of which may be several sequences (windows).
+    /// Computes everything between the two projections: `[B, T, C]`, or `[B, count, C]` for fewer
+    /// queries. `batch` is the number of images; an image may consist of several sequences
+    /// (windows).
     pub(crate) fn mix(&self, projected: &Projected, batch: i64) -> Result<Tensor> {
         let bias = self.place(projected, batch)?;
         if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
@@ -63,7 +66,7 @@ impl Attention {
         self.attend(&q, &k, &v, bias.as_ref())
     }
 
-    /// What the places of the tokens add to the scores.
+    /// Returns the bias that positions add to the scores, if any.
     fn place(&self, projected: &Projected, batch: i64) -> Result<Option<Tensor>> {
         match (&self.positions, projected) {
             (Positions::Windows(bias), Projected::Fused(qkv)) => {
@@ -73,7 +76,7 @@ impl Attention {
         }
     }
 
-    /// Queries, keys and values, each `[B, heads, T, C / heads]`.
+    /// Returns queries, keys and values, each `[B, heads, T, C / heads]`.
     fn split(&self, projected: &Projected) -> Result<[Tensor; 3]> {
         let c = self.proj.weight.size()[1];
         let part = |x: &Tensor, index: i64| x.f_narrow(-1, index * c, c);
@@ -85,7 +88,7 @@ impl Attention {
         Ok([heads(&parts[0])?, heads(&parts[1])?, heads(&parts[2])?])
     }
 
-    /// Softmax attention; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
+    /// Computes softmax attention; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (dropout, causal, scale, grouped) = (0.0, self.causal, None::<f64>, false);
         let x =
@@ -101,7 +104,8 @@ mod tests {
     use crate::nn::InitRng;
     use tch::Kind;
 
-    /// Three separate projections, the keys' without a bias, against the fused one over their rows.
+    /// Compares three separate projections, the keys' without a bias, with the fused one over their
+    /// rows.
     #[test]
     fn separate_projections_are_rows_of_the_fused_one() {
         let (c, heads) = (8, 2);
@@ -131,7 +135,7 @@ mod tests {
         let naive = scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2).reshape([3, 5, c]);
         assert!(found.allclose(&naive, 1e-5, 1e-5, false));
 
-        // And of the first token alone.
+        // The same for the queries of the first token only.
         let first = attention.qkv.rows(0, c).unwrap().forward(&x.narrow(1, 0, 1)).unwrap();
         let rest = attention.qkv.rows(c, 2 * c).unwrap().forward(&x).unwrap();
         let first = attention.mix(&Projected::Split(first, rest), 3).unwrap();

@@ -1,13 +1,13 @@
-//! Tables of relative position bias for another window.
+//! Resampling of relative position bias tables.
 
 use tch::Tensor;
 
 use crate::error::Result;
 
-/// Resamples a table `[(2 rows - 1) * (2 cols - 1), heads]` from windows of `from` to windows of
-/// `to`, as timm's `resize_rel_pos_bias_table` does: along each axis the known offsets are taken to
-/// lie ever farther apart, in a geometric progression that ends where the new ones do, and what is
-/// between two of them is interpolated linearly.
+/// Resamples a table `[(2 rows - 1) * (2 cols - 1), heads]` for windows of size `from` to one for
+/// windows of size `to`, like timm's `resize_rel_pos_bias_table`. Along each axis, the positions of
+/// the known offsets grow in a geometric progression that ends at the largest new offset. Values
+/// between two known offsets are interpolated linearly.
 pub(crate) fn resize_bias_table(
     table: &Tensor,
     from: (i64, i64),
@@ -23,8 +23,8 @@ pub(crate) fn resize_bias_table(
     Ok(x.f_reshape([-1, heads])?)
 }
 
-/// `[2 to - 1, 2 from - 1]`: the share of each known offset in each new one, along one axis of a
-/// window.
+/// Returns the interpolation weights along one axis, `[2 to - 1, 2 from - 1]`: the share of each
+/// known offset in each new offset.
 fn axis(from: i64, to: i64) -> Result<Tensor> {
     let known = known_offsets(from, to);
     let mut shares = vec![0f32; known.len() * (2 * to - 1) as usize];
@@ -44,7 +44,8 @@ fn axis(from: i64, to: i64) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&shares)?.f_reshape([-1, known.len() as i64])?)
 }
 
-/// Where the offsets of a window of `from` lie among those of one of `to`, ascending.
+/// Returns the positions of the offsets of a window of side `from` among the offsets of a window of
+/// side `to`, in ascending order.
 fn known_offsets(from: i64, to: i64) -> Vec<f32> {
     let count = (from - 1) as i32;
     let (mut low, mut high, mut ratio) = (1.01f64, 1.5f64, 1.01f64);

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::stored::widened;
 use crate::error::Result;
 
-/// A convolution: weight `[out, in / groups, k, k]`, bias `[out]`. `Clone` shares both.
+/// A convolution: weight `[out, in / groups, k, k]`, bias `[out]`. `Clone` shares both tensors.
 #[derive(Debug)]
 pub struct Conv {
     pub(crate) weight: Tensor,
@@ -15,14 +15,14 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Applies the convolution: `[B, in, H, W] -> [B, out, H', W']`. The number of groups follows
-    /// from the channels of `x` and of the weight.
+    /// Applies the convolution: `[B, in, H, W] -> [B, out, H', W']`. The number of groups is `in`
+    /// divided by the input channels of the weight.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if `x` does not fit the weight.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if `x` does not fit the weight.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, padding, dilation) = ([self.stride; 2], [self.padding; 2], [1; 2]);
-        // Of a map without channels libtorch says what is wrong.
+        // libtorch reports the error for an `x` without channels.
         let channels = x.size().get(1).copied().unwrap_or_default();
         let groups = (channels / self.weight.size()[1]).max(1);
         let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);

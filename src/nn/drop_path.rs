@@ -1,17 +1,18 @@
-//! Drop path (stochastic depth), computed for the kept samples only.
+//! Drop path (stochastic depth) that computes only the kept samples.
 
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Which samples of a batch a residual branch is computed for, and what its output is multiplied
-/// by: drop path with rate `r` keeps each sample with probability `1 - r` and divides by it.
+/// The samples of a batch that a residual branch is computed for, and the factor of its output.
+/// Drop path with rate `r` keeps each sample with probability `1 - r` and divides the output by `1
+/// - r`.
 #[derive(Debug)]
 pub enum Branch {
-    /// Every sample, unscaled.
+    /// Every sample is kept, without scaling.
     All,
-    /// The samples at `index` (`[K]`, i64, on the tokens' device), multiplied by `scale`. Each is
-    /// within `0..B`, and none is there twice.
+    /// The samples at `index` (`[K]`, i64, on the device of the tokens) are kept, and their output
+    /// is multiplied by `scale`. The entries of `index` are within `0..B`, each at most once.
     Kept {
         /// Positions in the batch.
         index: Tensor,
@@ -21,12 +22,12 @@ pub enum Branch {
 }
 
 impl Branch {
-    /// Whether no sample is kept, so that there is nothing to compute.
+    /// Returns whether no sample is kept. There is nothing to compute then.
     pub fn is_empty(&self) -> bool {
         matches!(self, Branch::Kept { index, .. } if index.numel() == 0)
     }
 
-    /// What the branch's output is multiplied by.
+    /// Returns the factor by which the branch's output is multiplied.
     pub fn scale(&self) -> f64 {
         match self {
             Branch::All => 1.0,
@@ -34,7 +35,7 @@ impl Branch {
         }
     }
 
-    /// The kept samples of `x`: `[B, ..] -> [K, ..]`.
+    /// Returns the kept samples of `x`: `[B, ..] -> [K, ..]`.
     pub fn select(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.kept_of(x.size().first().copied().unwrap_or_default()) {
             None => x.shallow_clone(),
@@ -42,7 +43,7 @@ impl Branch {
         })
     }
 
-    /// Kept samples back at their places in a batch of zeros: `[K, ..] -> [B, ..]`.
+    /// Puts the kept samples at their positions in a batch of zeros: `[K, ..] -> [B, ..]`.
     pub(crate) fn spread(&self, x: &Tensor, batch: i64) -> Result<Tensor> {
         let Some(index) = self.kept_of(batch) else { return Ok(x.shallow_clone()) };
         let mut shape = x.size();
@@ -50,7 +51,7 @@ impl Branch {
         Ok(x.f_new_zeros(shape, (x.kind(), x.device()))?.f_index_copy(0, index, x)?)
     }
 
-    /// Where in the batch the kept ones are, if some are not.
+    /// Returns the positions of the kept samples, or `None` if all are kept.
     fn kept_of(&self, batch: i64) -> Option<&Tensor> {
         match self {
             Branch::Kept { index, .. } if index.numel() as i64 != batch => Some(index),
@@ -70,7 +71,7 @@ impl Branch {
                     output.f_new_full([0i64; 0], scale, (output.kind(), output.device()))?;
                 residual.f_addcmul(output, &scale)?
             }
-            // Under autocast the two may be of different kinds.
+            // Under autocast the dtypes of `output` and `residual` may differ.
             Some(index) => {
                 let scaled = output.f_mul_scalar(scale)?.f_to_kind(residual.kind())?;
                 residual.f_index_add(0, index, &scaled)?
@@ -79,7 +80,7 @@ impl Branch {
     }
 }
 
-/// Draws which samples of a batch a branch is computed for ([`Branch`]), from libtorch's CPU
+/// Draws the samples of a batch that a branch is computed for ([`Branch`]). It uses libtorch's CPU
 /// generator.
 #[derive(Clone, Copy, Debug)]
 pub struct DropPath {
@@ -87,23 +88,24 @@ pub struct DropPath {
 }
 
 impl DropPath {
-    /// `rate` at the last of `depth` blocks, linear from 0 at the first.
+    /// Creates the drop path of block `block`. The rate grows linearly from 0 at the first of
+    /// `depth` blocks to `rate` at the last.
     pub(crate) fn linear(rate: f64, block: usize, depth: usize) -> Self {
         DropPath { rate: rate * block as f64 / (depth.max(2) - 1) as f64 }
     }
 
-    /// Draws for a batch like `x` (`[B, ..]`). Outside training all samples are kept, and nothing
-    /// is drawn.
+    /// Draws the kept samples for a batch of the size of `x` (`[B, ..]`). Outside training it keeps
+    /// all samples and draws nothing.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
     pub fn draw(&self, x: &Tensor, train: bool) -> Result<Branch> {
         if !train || self.rate == 0.0 {
             return Ok(Branch::All);
         }
         let keep = 1.0 - self.rate;
-        // On the CPU whatever the device: which samples are kept decides shapes, and reading that
-        // back from a GPU would wait for it.
+        // The draw runs on the CPU even if `x` is on a GPU. The kept samples determine shapes, and
+        // reading them back from a GPU would wait for the GPU.
         let batch = x.size().first().copied().unwrap_or_default();
         let uniform = Tensor::f_rand([batch], (Kind::Double, tch::Device::Cpu))?;
         let index = uniform.f_lt(keep)?.f_nonzero()?.f_flatten(0, -1)?;

@@ -1,5 +1,5 @@
-//! Random initial values from a generator of our own, so that they do not change with libtorch's
-//! version and drawing them leaves libtorch's generator alone.
+//! Random initial values from the crate's own generator. They do not change with the version of
+//! libtorch, and drawing them does not advance libtorch's generator.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -7,32 +7,32 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// How a weight starts. The values come from the crate's own generator, so that a seed gives the same
-/// ones with every version of libtorch.
+/// The initial values of a weight. Random values come from the crate's own generator, so a seed
+/// gives the same values with every version of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Init {
-    /// Every entry the same.
+    /// Every entry has the same value.
     Constant(f64),
     /// Uniform on `[-bound, bound)`.
     Uniform {
-        /// Where the interval ends.
+        /// End of the interval.
         bound: f64,
     },
     /// Xavier (Glorot) uniform with gain 1 for a weight `[out, in, ..]`.
     XavierUniform,
-    /// Kaiming (He) uniform with PyTorch's `a = sqrt(5)` for a weight `[out, in]`: bound
-    /// `1 / sqrt(in)`, what its linear layers start from.
+    /// Kaiming (He) uniform with `a = sqrt(5)` for a weight `[out, in]`: the bound is `1 /
+    /// sqrt(in)`. PyTorch initializes its linear layers this way.
     KaimingUniform,
-    /// Normal.
+    /// Normal distribution.
     Normal {
         /// Mean.
         mean: f64,
         /// Standard deviation.
         std: f64,
     },
-    /// For a convolution `[h, h / groups, k, k]` with odd k, which then leaves an image as it is:
-    /// one at the centre tap of each channel's own filter, zero elsewhere.
+    /// The identity, for a convolution `[h, h / groups, k, k]` with odd k: the filter of each
+    /// channel is one at its centre tap for that channel and zero elsewhere.
     IdentityKernel,
 }
 
@@ -45,13 +45,13 @@ impl InitRng {
         InitRng(ChaCha8Rng::seed_from_u64(seed as u64))
     }
 
-    /// Seeded by libtorch's CPU generator, hence by `tch::manual_seed`.
+    /// Draws the seed from libtorch's CPU generator, so `tch::manual_seed` determines it.
     pub(crate) fn from_libtorch() -> Result<Self> {
         let seed = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
         Ok(InitRng::from_seed(seed.f_int64_value(&[0])?))
     }
 
-    /// A weight of this shape, in f32 on the CPU.
+    /// Returns a weight of shape `shape` in f32 on the CPU.
     pub(crate) fn draw(&mut self, init: Init, shape: &[i64]) -> Result<Tensor> {
         match init {
             Init::Constant(value) => Ok(Tensor::f_full(shape, value, (Kind::Float, Device::Cpu))?),
@@ -76,7 +76,7 @@ impl InitRng {
         self.fill(shape, |rng| (2.0 * rng.unit() - 1.0) * bound)
     }
 
-    /// Normal with mean 0 (Box-Muller).
+    /// Draws from the normal distribution with mean 0 (Box-Muller).
     pub(crate) fn normal(&mut self, shape: &[i64], std: f64) -> Result<Tensor> {
         let std = std as f32;
         let mut spare = None;
@@ -90,7 +90,7 @@ impl InitRng {
         })
     }
 
-    /// Uniform on `[0, 1)` in steps of 2^-24.
+    /// Draws from the uniform distribution on `[0, 1)`, in steps of 2^-24.
     fn unit(&mut self) -> f32 {
         (self.0.next_u32() >> 8) as f32 * (-24f32).exp2()
     }
@@ -108,7 +108,7 @@ impl InitRng {
     }
 }
 
-/// [`Init::IdentityKernel`], on the CPU.
+/// Returns [`Init::IdentityKernel`] on the CPU.
 pub(crate) fn identity_kernel(shape: &[i64]) -> Result<Tensor> {
     let &[outputs, inputs, rows, cols] = shape else { return Err(no_identity(shape)) };
     if inputs < 1 || outputs % inputs != 0 || rows != cols || rows % 2 == 0 {

@@ -6,17 +6,18 @@ use super::stored::{is_narrower, widened};
 use crate::error::{Error, Result};
 use crate::ffi::{Backward, attach};
 
-/// A linear layer, `x W^T + b`: weight `[out, in]`, bias `[out]` or none. `Clone` shares both.
+/// A linear layer, `x W^T + b`: weight `[out, in]`, bias `[out]` or none. `Clone` shares both
+/// tensors.
 #[derive(Debug)]
 pub struct Linear {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
-    /// `[out]`, what each row of a weight in int8 is multiplied by.
+    /// `[out]`, the factor of each row of an int8 weight; `None` for other dtypes.
     pub(crate) scale: Option<Tensor>,
 }
 
 impl Linear {
-    /// A layer whose weight holds its values as they are.
+    /// Creates a layer whose weight needs no scale.
     pub(crate) fn plain(weight: Tensor, bias: Option<Tensor>) -> Self {
         Linear { weight, bias, scale: None }
     }
@@ -24,7 +25,7 @@ impl Linear {
     /// Applies the layer: `[.., in] -> [.., out]`.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if `x` is of another width, kind or device.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if `x` has another width, dtype or device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (weight, is_trained) = (&self.weight, self.weight.requires_grad());
         if self.scale.is_some() || is_narrower(weight, x) && !is_trained {
@@ -34,12 +35,12 @@ impl Linear {
         Ok(x.f_linear(&widened(weight, x)?, bias.as_ref())?)
     }
 
-    /// The weight `[out, in]` in numbers of `kind`.
+    /// Returns the weight `[out, in]` in the dtype `kind`, multiplied by the scale if there is one.
     pub(crate) fn values(&self, kind: Kind) -> Result<Tensor> {
         expand(&self.weight, self.scale.as_ref(), kind)
     }
 
-    /// The layer that computes the outputs `start..start + len` only.
+    /// Returns a layer that computes only the outputs `start..start + len`.
     pub(crate) fn rows(&self, start: i64, len: i64) -> Result<Linear> {
         let rows = |t: &Tensor| t.f_narrow(0, start, len);
         Ok(Linear {
@@ -49,11 +50,12 @@ impl Linear {
         })
     }
 
-    /// The weight, in int8 or f16, is expanded for the one product and gone after it, in both
-    /// directions. libtorch's own product with int8 weights (`_weight_int8pack_mm`) has no gradient,
-    /// and on a CPU takes 35 times as long with the rows of a batch of 8 in f32 (3 times in bf16).
+    /// Expands the weight from int8 or f16 for the product and frees the expanded copy after it, in
+    /// forward and in backward. libtorch's own product with int8 weights (`_weight_int8pack_mm`)
+    /// has no gradient. On a CPU it takes 35 times as long for the rows of a batch of 8 in f32, and
+    /// 3 times as long in bf16.
     fn forward_expanded(&self, x: &Tensor) -> Result<Tensor> {
-        // A bias may be trained.
+        // The bias may be trained although the weight is frozen.
         let (trained, frozen) = match &self.bias {
             Some(bias) if bias.requires_grad() => (Some(bias), None),
             bias => (None, bias.as_ref()),
@@ -82,7 +84,8 @@ impl Clone for Linear {
     }
 }
 
-/// The way back through [`Linear::forward_expanded`]; saved are the weight and its scale, if any.
+/// The backward half of [`Linear::forward_expanded`]. It saves the weight and, if there is one, its
+/// scale.
 struct ExpandedProduct;
 
 impl Backward for ExpandedProduct {
@@ -97,12 +100,12 @@ impl Backward for ExpandedProduct {
     }
 }
 
-/// `weight [out, in]` in int8, and what each of its rows is multiplied by, `[out]` in f32: the
-/// largest value of a row becomes 127.
+/// Quantizes `weight [out, in]` to int8. Returns the int8 weight and the factor of each of its
+/// rows, `[out]` in f32. The largest absolute value of a row becomes 127.
 pub(crate) fn quantize(weight: &Tensor) -> Result<(Tensor, Tensor)> {
     let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
     let scale = weight.f_abs()?.f_amax([1i64], true)?.f_div_scalar(127.0)?;
-    // A row of zeros stays one.
+    // The minimum keeps a row of zeros at zero.
     let divisor = scale.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
     let rounded = weight.f_div(&divisor)?.f_round()?.f_clamp(-127.0, 127.0)?;
     Ok((rounded.f_to_kind(Kind::Int8)?, scale.f_squeeze_dim(1)?))
@@ -122,7 +125,7 @@ mod tests {
     use crate::nn::InitRng;
     use tch::Device;
 
-    /// Against the plain layer over the weight that int8 stands for.
+    /// Compares with a plain layer over the weight that the int8 values stand for.
     #[test]
     fn int8_is_the_plain_layer_over_rounded_weights() {
         let mut rng = InitRng::from_seed(3);

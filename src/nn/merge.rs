@@ -1,12 +1,12 @@
-//! Four patches as one.
+//! Merging of two by two patches.
 
 use tch::Tensor;
 
 use crate::error::Result;
 
-/// Patches on a grid, each two by two of them side by side: `[B, N, C] -> [B, N / 4, 4C]`, upper
-/// left, lower left, upper right, lower right. A side of an odd number of patches gets a row of
-/// zeros.
+/// Concatenates the channels of each two by two patches of a grid: `[B, N, C] -> [B, N / 4, 4C]`,
+/// in the order upper left, lower left, upper right, lower right. A side with an odd number of
+/// patches is padded with one row or column of zeros.
 pub(crate) fn side_by_side(tokens: &Tensor, grid: (i64, i64)) -> Result<Tensor> {
     let (rows, cols) = grid;
     let mut x = tokens.f_unflatten(1, [rows, cols])?;

@@ -6,21 +6,22 @@ use tch::Tensor;
 use super::{Linear, quick_gelu};
 use crate::error::Result;
 
-/// What the MLP sub-layer computes between its two linear layers.
+/// The activation between the two linear layers of the MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MlpActivation {
     /// The exact (erf) GELU of ViT, DINOv2 and most open_clip models.
     Gelu,
-    /// `x * sigmoid(1.702 x)`, of OpenAI's CLIP.
+    /// `x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP.
     QuickGelu,
-    /// `silu(gate) * value`, of DINOv2 ViT-g: `fc1` packs gate then value, `[2 * mlp_dim, C]`.
+    /// `silu(gate) * value`, the activation of DINOv2 ViT-g. The weight of `fc1` is `[2 * mlp_dim,
+    /// C]`: first the rows of gate, then those of value.
     SwiGlu,
 }
 
 impl MlpActivation {
-    /// How many times `mlp_dim` the first layer is wide.
+    /// Returns the output width of the first layer divided by `mlp_dim`.
     pub(crate) fn halves(self) -> i64 {
         if self == MlpActivation::SwiGlu { 2 } else { 1 }
     }
@@ -35,8 +36,7 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// What stands between the two linear layers: `[B, T, hidden] -> [B, T, hidden]`, of half the
-    /// width for SwiGLU.
+    /// Applies the activation: `[B, T, hidden] -> [B, T, hidden]`. SwiGLU halves the width.
     pub(crate) fn activate(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.activation {
             MlpActivation::Gelu => x.f_gelu("none")?,

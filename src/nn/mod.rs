@@ -1,5 +1,5 @@
-//! Layers over plain tensors, one a file. None of them owns a `VarStore`, so the same layer serves
-//! frozen and trained weights.
+//! Layers over plain tensors, one in each file. No layer owns a `VarStore`, so the same layer works
+//! with frozen and with trained weights.
 
 mod activation;
 mod attention;

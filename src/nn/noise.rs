@@ -1,11 +1,11 @@
-//! Where the random numbers of a pass come from.
+//! Seeds for the random numbers of a pass.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 
-/// The seed of a pass in training. Each block starts libtorch's generator from a seed of its own,
-/// so that one computed a second time draws the same dropout and drop path.
+/// The seed of a training pass. Each block seeds libtorch's generator with its own number, so a
+/// block that is computed a second time draws the same dropout and drop path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Noise {
     seed: i64,
@@ -13,32 +13,33 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// The noise of this seed.
+    /// Creates the noise that `seed` determines.
     pub fn from_seed(seed: i64) -> Self {
         Noise { seed, after: seed_of(seed, 0) }
     }
 
-    /// Seeded by libtorch's CPU generator, hence by `tch::manual_seed`.
+    /// Draws the seed from libtorch's CPU generator, so `tch::manual_seed` determines it.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Returns the error that libtorch reports.
     pub fn from_libtorch() -> Result<Self> {
         let seed = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
         Ok(Noise::from_seed(seed.f_int64_value(&[0])?))
     }
 
-    /// Starts the generator for a block.
+    /// Seeds libtorch's generator for a block.
     pub(crate) fn enter(self, block: usize) {
         tch::manual_seed(seed_of(self.seed, 1 + block as u64));
     }
 
-    /// Leaves the generator where another pass draws other numbers, whatever was computed twice.
+    /// Seeds libtorch's generator so that the next pass draws other numbers. The state is the same
+    /// however many blocks were computed twice.
     pub(crate) fn leave(self) {
         tch::manual_seed(self.after);
     }
 }
 
-/// A seed of its own for each number (SplitMix64).
+/// Returns a different seed for each `number` (SplitMix64).
 pub(crate) fn seed_of(seed: i64, number: u64) -> i64 {
     let step = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut z = (seed as u64).wrapping_add(step);

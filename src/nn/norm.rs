@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::stored::widened;
 use crate::error::Result;
 
-/// Layer norm over the last dimension, with a learned weight and bias `[C]`; `Clone` shares them.
+/// Layer norm over the last dimension. Its weight and bias are `[C]`, and `Clone` shares them.
 ///
 /// `eps` has no default: it differs between model families.
 #[derive(Debug)]
@@ -19,18 +19,19 @@ impl LayerNorm {
     /// Applies the norm: `[.., C] -> [.., C]`.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if `x` is of another width or device.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if `x` has another width or device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.beside(x)?.apply(x)
     }
 
-    /// The norm in a dtype that libtorch accepts beside the dtype of `x`.
+    /// Returns the norm in a dtype that libtorch accepts together with the dtype of `x`.
     pub(crate) fn beside(&self, x: &Tensor) -> Result<LayerNorm> {
         let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
         Ok(LayerNorm { weight, bias, eps: self.eps })
     }
 
-    /// [`LayerNorm::forward`] of a norm that [`LayerNorm::beside`] returned for `x`.
+    /// Applies the norm without a conversion; `self` is the result of [`LayerNorm::beside`] for
+    /// `x`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, cudnn) = (self.weight.size(), false);
         Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)

@@ -1,12 +1,12 @@
-//! Images to patch tokens.
+//! The patch embedding.
 
 use tch::Tensor;
 
 use super::stored::widened;
 use crate::error::Result;
 
-/// A convolution whose stride is its kernel: weight `[C, 3, p, p]`, bias `[C]` or none.
-/// `Clone` shares both.
+/// A convolution whose stride equals its kernel size: weight `[C, 3, p, p]`, bias `[C]` or none.
+/// `Clone` shares both tensors.
 #[derive(Debug)]
 pub struct PatchEmbed {
     pub(crate) weight: Tensor,
@@ -14,11 +14,11 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Cuts images into patches: `[B, 3, H, W] -> [B, N, C]`, row by row.
+    /// Cuts images into patches and embeds each one: `[B, 3, H, W] -> [B, N, C]`, row by row.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if the images are smaller than a patch or of another
-    /// kind or device.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if the images are smaller than a patch, or
+    /// have another dtype or device than the weights.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let patch = self.weight.size()[2];
         let (stride, padding, dilation, groups) = ([patch; 2], [0; 2], [1; 2], 1);

@@ -1,12 +1,12 @@
-//! Position tables for another patch grid.
+//! Resampling of position embedding tables.
 
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Resamples a position table `[1, prefix + rows * cols, C]` from the grid `from` to the grid
-/// `to`: bicubic (a = -0.75) with antialiasing in f32, the prefix rows kept, as timm's
-/// `resample_abs_pos_embed` does.
+/// Resamples a position embedding table `[1, prefix + rows * cols, C]` from the patch grid `from`
+/// to the patch grid `to`, like timm's `resample_abs_pos_embed`: bicubic (a = -0.75) with
+/// antialiasing, computed in f32. The rows of the prefix tokens stay as they are.
 pub(crate) fn resize_pos_embed(
     table: &Tensor,
     prefix: i64,

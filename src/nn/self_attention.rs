@@ -7,23 +7,23 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Result;
 use crate::ffi::{Backward, attach, for_each};
 
-/// Whether [`attend`] serves this tensor: on a CPU, with a gradient to come, in a dtype in which it
-/// is as exact as libtorch's own function.
+/// Returns whether [`attend`] supports `qkv`: a tensor on a CPU that needs a gradient, in a dtype
+/// in which `attend` is as exact as libtorch's own function.
 pub(super) fn can_attend(qkv: &Tensor) -> bool {
     let kind_fits = matches!(qkv.kind(), Kind::Float | Kind::Double);
     kind_fits && qkv.device() == Device::Cpu && qkv.requires_grad() && qkv.numel() > 0
 }
 
-/// Softmax attention of each token to all: `[B, T, 3C] -> [B, T, C]`, queries, keys, values in
-/// thirds, `heads` heads.
+/// Computes softmax attention between all tokens: `[B, T, 3C] -> [B, T, C]`. The last dimension of
+/// `qkv` holds queries, keys and values in thirds; `heads` is the number of heads.
 ///
-/// Forward is libtorch's. Backward saves no output: with the probabilities at hand it needs only
-/// what each of their rows sums to with its gradient, which it can sum itself. And it writes the
-/// three gradients side by side, where libtorch makes each one a tensor of zeros of all three and
-/// adds them up.
+/// The forward pass is libtorch's. Backward does not save the output. The softmax gradient needs
+/// the row sums of the output times its gradient, and these equal the row sums of the probabilities
+/// times their gradient, which backward computes anyway. Backward writes the three gradients into
+/// one tensor. libtorch pads each of them with zeros to the size of all three and adds the results.
 ///
 /// # Errors
-/// What libtorch says.
+/// Returns the error that libtorch reports.
 pub(super) fn attend(qkv: &Tensor, heads: i64) -> Result<Tensor> {
     let output = tch::no_grad(|| {
         let [q, k, v] = split(qkv, heads)?;
@@ -35,13 +35,13 @@ pub(super) fn attend(qkv: &Tensor, heads: i64) -> Result<Tensor> {
     attach(output, &[qkv], &[qkv], SelfAttention { heads })
 }
 
-/// `[B, T, 3C]` to three of `[B, heads, T, C / heads]`.
+/// Splits `[B, T, 3C]` into queries, keys and values, each `[B, heads, T, C / heads]`.
 fn split(qkv: &Tensor, heads: i64) -> Result<[Tensor; 3], tch::TchError> {
     let thirds = qkv.f_unflatten(-1, [3, heads, -1])?.f_permute([2, 0, 3, 1, 4])?;
     Ok([thirds.f_select(0, 0)?, thirds.f_select(0, 1)?, thirds.f_select(0, 2)?])
 }
 
-/// The way back; saved are the queries, keys and values.
+/// The backward half of [`attend`]. It saves `qkv`.
 struct SelfAttention {
     heads: i64,
 }
@@ -67,7 +67,7 @@ impl Backward for SelfAttention {
                 outcome: Ok(()),
             }));
         }
-        // A thread has samples of its own: their scores stay in its cache.
+        // Each thread computes whole samples, so that their scores stay in its cache.
         for_each(samples.len(), |index| {
             let mut sample = samples[index].lock().unwrap_or_else(PoisonError::into_inner);
             sample.outcome = tch::no_grad(|| sample.differentiate());
@@ -79,20 +79,20 @@ impl Backward for SelfAttention {
     }
 }
 
-/// One of a batch.
+/// One sample of a batch.
 struct Sample {
     /// Queries, keys and values, `[heads, T, d]`.
     qkv: [Tensor; 3],
-    /// Of the output.
+    /// Gradient of the output, `[heads, T, d]`.
     gradient: Tensor,
-    /// Where the gradients of queries, keys and values go.
+    /// Views that receive the gradients of queries, keys and values.
     into: [Tensor; 3],
     outcome: Result<(), tch::TchError>,
 }
 
 impl Sample {
-    /// With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV = P^T D`, `dP = D V^T`,
-    /// and of the scores `P * (dP - rowsum(P * dP))`.
+    /// Computes the gradients. With `P = softmax(s Q K^T)` and `D` the gradient of the output: `dV
+    /// = P^T D`, `dP = D V^T`, and the gradient of the scores is `P * (dP - rowsum(P * dP))`.
     fn differentiate(&mut self) -> Result<(), tch::TchError> {
         let ([q, k, v], gradient) = (&self.qkv, &self.gradient);
         let scale = (q.size()[2] as f64).sqrt().recip();
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::nn::InitRng;
 
-    /// Against libtorch's own node, whatever the sizes.
+    /// Compares with libtorch's own node for several sizes.
     #[test]
     fn equals_libtorchs() {
         let mut rng = InitRng::from_seed(5);

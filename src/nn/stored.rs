@@ -1,7 +1,8 @@
-//! Weights that are kept in f16 beside activations of another dtype.
+//! Weights in f16 used with activations of another dtype.
 //!
-//! libtorch's products in f16 have no fast path on a CPU: a step takes ten times as long as in f32.
-//! There a backbone keeps its weights in f16, and each is widened for the operation that reads it.
+//! libtorch has no fast path for products in f16 on a CPU: a step takes ten times as long as in
+//! f32. A backbone on a CPU therefore keeps f16 weights in f16 and widens each one for the
+//! operation that reads it.
 
 use std::ops::Deref;
 
@@ -9,13 +10,14 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Whether an operation on `x` needs a wider `weight`. Other dtypes meet only under autocast, which
-/// casts the operands of products, and layer norm accepts f32 weights beside any dtype.
+/// Returns whether an operation on `x` needs a wider `weight`. Other pairs of dtypes need no
+/// conversion: they occur only under autocast, which casts the operands of products, and layer norm
+/// accepts f32 weights with any dtype.
 pub(super) fn is_narrower(weight: &Tensor, x: &Tensor) -> bool {
     weight.kind() == Kind::Half && x.kind() != Kind::Half
 }
 
-/// `weight` as an operation on `x` reads it.
+/// Returns `weight` in the dtype that an operation on `x` needs.
 pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     if is_narrower(weight, x) {
         return Ok(weight.f_to_kind(Kind::Float)?);
@@ -23,18 +25,18 @@ pub(crate) fn widened(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(weight.shallow_clone())
 }
 
-/// A weight that is no part of a [`Linear`](super::Linear) or a norm: a token, a table, a factor.
-/// It is used as the tensor that it holds, by [`Weight::beside`] where it meets activations, and
-/// `Clone` shares that tensor.
+/// A weight outside of a [`Linear`](super::Linear) or a norm: a token, a table or a factor. It
+/// dereferences to its tensor; [`Weight::beside`] returns it for use with activations. `Clone`
+/// shares the tensor.
 #[derive(Debug)]
 pub struct Weight(pub(crate) Tensor);
 
 impl Weight {
-    /// The weight in the dtype that an operation on `x` needs: weights in f16 stand beside
-    /// activations in f32 on a CPU.
+    /// Returns the weight in the dtype that an operation on `x` needs: a weight in f16 is widened
+    /// to f32 if `x` is not in f16.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if libtorch cannot allocate the result.
     pub fn beside(&self, x: &Tensor) -> Result<Tensor> {
         widened(self, x)
     }

@@ -4,10 +4,12 @@ use tch::{Tensor, nn};
 
 use crate::error::{Error, Result};
 
-/// Creates the variable `name`, its parts separated by dots, with the value `init`.
+/// Creates the variable `name` with the value `init` and returns it. Dots in `name` separate the
+/// parts of the path.
 ///
 /// # Errors
-/// [`Error::DuplicateVariable`] where tch would silently rename it to `name__1`.
+/// Returns [`Error::DuplicateVariable`] if the name exists; tch would silently rename it to
+/// `name__1`.
 pub(crate) fn variable(vs: &nn::Path, name: &str, init: &Tensor) -> Result<Tensor> {
     let mut parts: Vec<&str> = name.split('.').collect();
     let leaf = parts.pop().unwrap_or_default();

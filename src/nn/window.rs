@@ -1,4 +1,4 @@
-//! Windows over the patch grid, in which a Swin block attends (Liu et al., arXiv 2103.14030).
+//! Windows over the patch grid, within which a Swin block attends (Liu et al., arXiv 2103.14030).
 
 use std::cell::OnceCell;
 
@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::stored::widened;
 use crate::error::Result;
 
-/// A grid of tokens cut into windows, rolled by `shift` before the cut and padded with zero rows
-/// and columns where windows do not divide it.
+/// The division of a token grid into windows. The grid is first rolled by `shift`, and then padded
+/// with rows and columns of zeros if windows do not divide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Windows {
     grid: (i64, i64),
@@ -16,13 +16,14 @@ pub(crate) struct Windows {
     shift: (i64, i64),
 }
 
-/// What is added to the scores between tokens that the roll brought together, as in Swin's code.
+/// The value added to the scores between tokens that are neighbours only because of the roll, as in
+/// Swin's code.
 const APART: f64 = -100.0;
 
 impl Windows {
-    /// Windows of at most `size`, rolled by half of it if `shifted`. Along a side of the grid
-    /// that one window covers it is as long as that side, and nothing is rolled; timm decides so
-    /// for each side alone.
+    /// Creates windows of at most `size`, rolled by half of it if `shifted`. If one window covers a
+    /// side of the grid, the window is as long as that side and nothing is rolled along it. timm
+    /// decides this for each side separately, too.
     pub(crate) fn new(grid: (i64, i64), size: (i64, i64), shifted: bool) -> Self {
         let side = |grid: i64, size: i64| match (grid <= size, shifted) {
             (true, _) => (grid, 0),
@@ -33,12 +34,12 @@ impl Windows {
         Windows { grid, size: (rows.0, cols.0), shift: (rows.1, cols.1) }
     }
 
-    /// Rows and columns of a window.
+    /// Returns the rows and columns of one window.
     pub(crate) fn size(&self) -> (i64, i64) {
         self.size
     }
 
-    /// Rows and columns of windows.
+    /// Returns how many windows lie below each other and side by side.
     fn count(&self) -> (i64, i64) {
         let count = |grid: i64, size: i64| (grid + size - 1) / size;
         (count(self.grid.0, self.size.0), count(self.grid.1, self.size.1))
@@ -49,7 +50,7 @@ impl Windows {
         (count.0 * self.size.0, count.1 * self.size.1)
     }
 
-    /// `[B, N, C] -> [B * windows, A, C]` for A tokens in a window.
+    /// Cuts tokens into windows: `[B, N, C] -> [B * windows, A, C]` with A tokens in a window.
     pub(crate) fn partition(&self, tokens: &Tensor) -> Result<Tensor> {
         let (grid, padded) = (self.grid, self.padded());
         let mut x = tokens.f_unflatten(1, [grid.0, grid.1])?;
@@ -63,7 +64,7 @@ impl Windows {
         self.cut(&x)
     }
 
-    /// `[B, rows, cols, C]` of the padded grid to `[B * windows, A, C]`.
+    /// Cuts the padded grid `[B, rows, cols, C]` into `[B * windows, A, C]`.
     fn cut(&self, x: &Tensor) -> Result<Tensor> {
         let ((down, across), (rows, cols)) = (self.count(), self.size);
         // [B, down, rows, across, cols, C] -> [B, down, across, rows, cols, C]
@@ -71,7 +72,7 @@ impl Windows {
         Ok(x.f_permute([0, 1, 3, 2, 4, 5])?.f_flatten(3, 4)?.f_flatten(0, 2)?)
     }
 
-    /// [`Windows::partition`] taken back, the padding dropped.
+    /// Reverses [`Windows::partition`] and drops the padding.
     pub(crate) fn reverse(&self, windows: &Tensor) -> Result<Tensor> {
         let ((down, across), (rows, cols)) = (self.count(), self.size);
         // [B, down, across, rows, cols, C] -> [B, down, rows, across, cols, C]
@@ -84,17 +85,18 @@ impl Windows {
         Ok(x.f_flatten(1, 2)?)
     }
 
-    /// Rows of a table with one for each offset between two tokens of a window.
+    /// Returns the number of rows of a table with one row for each offset between two tokens of a
+    /// window.
     pub(crate) fn table_rows(&self) -> i64 {
         (2 * self.size.0 - 1) * (2 * self.size.1 - 1)
     }
 
-    /// `[A * A]`: the row of the table for each pair of tokens.
+    /// Returns the row of the table for each pair of tokens, `[A * A]`.
     fn pairs(&self) -> Result<Tensor> {
         let (rows, cols) = self.size;
         let int = (Kind::Int64, Device::Cpu);
         let cells = Tensor::f_arange(rows * cols, int)?;
-        // From the second token of a pair to the first, counted from 0: [A, A].
+        // Offset from the second token of a pair to the first, shifted to start at 0: [A, A].
         let offset = |place: Tensor, side: i64| -> Result<Tensor> {
             let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
             Ok(offset.f_add_scalar(side - 1)?)
@@ -104,8 +106,8 @@ impl Windows {
         Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?.f_flatten(0, -1)?)
     }
 
-    /// `[windows, 1, A, A]`: [`APART`] between tokens that are no neighbours before the roll, else
-    /// zero; `None` where nothing is rolled.
+    /// Returns `[windows, 1, A, A]`: [`APART`] between tokens that were not neighbours before the
+    /// roll, zero otherwise. Returns `None` if nothing is rolled.
     fn mask(&self) -> Result<Option<Tensor>> {
         if self.shift == (0, 0) {
             return Ok(None);
@@ -120,7 +122,8 @@ impl Windows {
     }
 }
 
-/// `[side]`: which of the parts that a roll by `shift` brings together each place is of.
+/// Returns, for each position of a side, the number of its region, `[side]`. A roll by `shift`
+/// brings several regions together in one window.
 fn regions(side: i64, size: i64, shift: i64) -> Result<Tensor> {
     let places = Tensor::f_arange(side, (Kind::Int64, Device::Cpu))?;
     if shift == 0 {
@@ -130,13 +133,14 @@ fn regions(side: i64, size: i64, shift: i64) -> Result<Tensor> {
     Ok(behind(side - size)?.f_add(&behind(side - shift)?)?)
 }
 
-/// What a block adds to the scores between the tokens of each of its windows.
+/// The bias that a block adds to the scores between the tokens of each window.
 #[derive(Debug)]
 pub(crate) struct WindowBias {
     pub(crate) windows: Windows,
-    /// `[(2 rows - 1) * (2 cols - 1), heads]`: for each offset between two tokens.
+    /// `[(2 rows - 1) * (2 cols - 1), heads]`: one row for each offset between two tokens.
     pub(crate) table: Tensor,
-    /// The same in every pass: made in the first, and larger than the weights.
+    /// The rows of [`Windows::pairs`] and the mask. They are the same in every pass, so the first
+    /// pass computes them. They are larger than the weights.
     fixed: OnceCell<(Tensor, Option<Tensor>)>,
 }
 
@@ -145,18 +149,18 @@ impl WindowBias {
         WindowBias { windows, table, fixed: OnceCell::new() }
     }
 
-    /// `[B * windows, A, C]`: the windows of `tokens [B, N, C]`.
+    /// Cuts `tokens [B, N, C]` into windows: `[B * windows, A, C]`.
     pub(crate) fn partition(&self, tokens: &Tensor) -> Result<Tensor> {
         self.windows.partition(tokens)
     }
 
-    /// [`WindowBias::partition`] taken back.
+    /// Reverses [`WindowBias::partition`].
     pub(crate) fn reverse(&self, windows: &Tensor) -> Result<Tensor> {
         self.windows.reverse(windows)
     }
 
-    /// `[B * windows, heads, A, A]` for a batch of B, or `[1, heads, A, A]` where it is the same in
-    /// each window; to be added to scores of `qkv`.
+    /// Returns the bias for the scores of `qkv`: `[B * windows, heads, A, A]` for a batch of B, or
+    /// `[1, heads, A, A]` if it is the same in each window.
     pub(crate) fn for_batch(&self, batch: i64, qkv: &Tensor) -> Result<Tensor> {
         let (pairs, mask) = self.fixed()?;
         let (rows, cols) = self.windows.size;
@@ -193,7 +197,7 @@ impl Clone for WindowBias {
         let fixed = OnceCell::new();
         if let Some((pairs, mask)) = self.fixed.get() {
             let mask = mask.as_ref().map(Tensor::shallow_clone);
-            // The cell is new, so that it takes the value.
+            // `set` cannot fail, because the cell is new.
             let _set = fixed.set((pairs.shallow_clone(), mask));
         }
         WindowBias { windows: self.windows, table: self.table.shallow_clone(), fixed }
@@ -232,7 +236,7 @@ mod tests {
         assert_eq!((one_side.size, one_side.shift), ((3, 4), (0, 2)));
     }
 
-    /// Against a loop over tokens: which were neighbours before the roll.
+    /// Compares with a loop over tokens that tests which tokens were neighbours before the roll.
     #[test]
     fn pairs_and_mask_are_those_of_a_loop() {
         let windows = Windows::new((5, 4), (2, 3), true);

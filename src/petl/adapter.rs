@@ -1,4 +1,4 @@
-//! Adapter: a bottleneck with a residual of its own after a sub-layer (Houlsby et al., arXiv
+//! Adapter: a bottleneck with its own residual connection after a sub-layer (Houlsby et al., arXiv
 //! 1902.00751; Pfeiffer et al., arXiv 2005.00247).
 
 use serde::{Deserialize, Serialize};
@@ -13,30 +13,30 @@ use crate::error::Result;
 use crate::nn::{Branch, Init};
 use crate::seam::{BackboneShape, Place, Seam, Site, SubLayer, TokenLayout};
 
-/// The choices of Adapter: `Y + s * (act(Y W_down) W_up)` over the output Y of a sub-layer, layer
-/// scale included, before it joins the residual stream.
+/// Config of Adapter: `Y + s * (act(Y W_down) W_up)`. Y is the output of a sub-layer, after layer
+/// scale and before it is added to the residual stream.
 ///
-/// The default is the one that Convpass is compared with: Pfeiffer's, after the MLP alone, with
-/// GELU. `sub_layers: SubLayers::Both` is Houlsby's; with `channel_scale` it is Adapter+. The
-/// first matrix starts Xavier uniform and the second at zero, so that an adapter starts as the
-/// identity; Houlsby draws both from a narrow normal instead, and NOAH's code both from Xavier
-/// with QuickGELU.
+/// The default is the Adapter of the comparison with Convpass: Pfeiffer's, only after the MLP, with
+/// GELU. `sub_layers: SubLayers::Both` gives Houlsby's; together with `channel_scale` it gives
+/// Adapter+. The first matrix starts Xavier uniform and the second at zero, so an adapter starts as
+/// the identity. Houlsby draws both from a narrow normal distribution instead, and NOAH's code
+/// starts both Xavier uniform and uses QuickGELU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdapterConfig {
-    /// h, the width between the two matrices.
+    /// h, the bottleneck dim.
     pub bottleneck_dim: i64,
-    /// Which sub-layers get an adapter.
+    /// The sub-layers that get an adapter.
     pub sub_layers: SubLayers,
-    /// What stands between the matrices.
+    /// The activation between the two matrices.
     pub activation: BottleneckActivation,
-    /// Dropout rate before the second matrix, in training; none in Houlsby's and NOAH's.
+    /// Dropout rate before the second matrix, in training; Houlsby and NOAH use none.
     pub dropout: f64,
-    /// s, the factor on the branch; one in both papers.
+    /// s, the factor of the branch; 1 in both papers.
     pub scale: f64,
-    /// Whether s is trained, one per channel, from `scale` on.
+    /// Whether s is trained, with one value per channel that starts at `scale`.
     pub channel_scale: bool,
-    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    /// h of each block in place of `bottleneck_dim`; 0 leaves the block without an adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -56,10 +56,10 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Checks that adapters of this shape can exist.
+    /// Checks that the adapters can be created.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// Returns [`Error::Config`](crate::Error::Config) for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("AdapterConfig"))
     }
@@ -106,7 +106,8 @@ impl PetlMethod for AdapterConfig {
 pub(super) struct Adapters(Vec<[Option<Bottleneck>; 2]>);
 
 impl Adapters {
-    /// Weights `blocks.N.{attn,mlp}.adapter.{down,up}.{weight,bias}`, perhaps `...scale`.
+    /// Creates the weights `blocks.N.{attn,mlp}.adapter.{down,up}.{weight,bias}`, and `...scale` if
+    /// `channel_scale` is set.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,

@@ -1,4 +1,4 @@
-//! AdaptFormer: a scaled bottleneck beside the MLP (Chen et al., arXiv 2205.13535).
+//! AdaptFormer: a scaled bottleneck parallel to the MLP (Chen et al., arXiv 2205.13535).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,38 +12,39 @@ use crate::error::Result;
 use crate::nn::Init;
 use crate::seam::{BackboneShape, Beside, Place, Seam, Site, SubLayer};
 
-/// What the branch of AdaptFormer reads.
+/// The input of AdaptFormer's branch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdaptFormerInput {
-    /// The residual stream as it enters the sub-layer: its published code, whose runs set
+    /// The residual stream before the sub-layer, as in the published code, whose runs set
     /// `ffn_adapter_layernorm_option` to none.
     #[default]
     Raw,
-    /// The same after the layer norm that the MLP reads: the equations of its paper.
+    /// The layer norm of the residual stream, which the MLP reads too, as in the equations of the
+    /// paper.
     Normed,
 }
 
-/// The choices of AdaptFormer: `X + MLP(LN(X)) + s * (relu(X W_down) W_up)`.
+/// Config of AdaptFormer: `X + MLP(LN(X)) + s * (relu(X W_down) W_up)`.
 ///
-/// The default follows its published code: raw input, s = 0.1, dropout 0.1, the first matrix
-/// Kaiming uniform (a = sqrt(5), as LoRA's) and the second zero; h is the comparison's 8. One
-/// difference remains: the branch takes part in drop path like every branch here, where the code
-/// leaves it out.
+/// The default follows the published code: raw input, s = 0.1, dropout 0.1. The first matrix starts
+/// Kaiming uniform (a = sqrt(5), like LoRA's) and the second at zero. h is 8, as in the comparison
+/// of the Convpass paper. One difference remains: drop path applies to this branch as to every
+/// branch of this crate, but not to the branch of the published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdaptFormerConfig {
-    /// h, the width between the two matrices.
+    /// h, the bottleneck dim.
     pub bottleneck_dim: i64,
-    /// s, the factor on the branch.
+    /// s, the factor of the branch.
     pub scale: f64,
-    /// Whether s is trained, one per channel, from `scale` on (Adapter+).
+    /// Whether s is trained, with one value per channel that starts at `scale` (Adapter+).
     pub channel_scale: bool,
     /// Dropout rate before the second matrix, in training.
     pub dropout: f64,
-    /// What the branch reads.
+    /// The input of the branch.
     pub input: AdaptFormerInput,
-    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    /// h of each block in place of `bottleneck_dim`; 0 leaves the block without a branch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -62,10 +63,10 @@ impl Default for AdaptFormerConfig {
 }
 
 impl AdaptFormerConfig {
-    /// Checks that branches of this shape can exist.
+    /// Checks that the branches can be created.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// Returns [`Error::Config`](crate::Error::Config) for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("AdaptFormerConfig"))
     }
@@ -115,8 +116,8 @@ pub(super) struct AdaptMlps {
 }
 
 impl AdaptMlps {
-    /// Weights `blocks.N.adaptmlp.{down,up}_proj.{weight,bias}`, the published names, and
-    /// perhaps `blocks.N.adaptmlp.scale`.
+    /// Creates the weights `blocks.N.adaptmlp.{down,up}_proj.{weight,bias}`, which are the
+    /// published names, and `blocks.N.adaptmlp.scale` if `channel_scale` is set.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,

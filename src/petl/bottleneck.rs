@@ -1,4 +1,4 @@
-//! Two linear layers with a bottleneck between them: what Adapter and AdaptFormer add.
+//! Two linear layers with a bottleneck between them, which Adapter and AdaptFormer use.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -20,7 +20,8 @@ pub enum BottleneckActivation {
     Relu,
 }
 
-/// `s * (dropout(act(x W_down + b_down)) W_up + b_up)`; W_up and both biases start at zero.
+/// The branch `s * (dropout(act(x W_down + b_down)) W_up + b_up)`. W_up and both biases start at
+/// zero.
 #[derive(Debug)]
 pub(super) struct Bottleneck {
     down: Linear,
@@ -29,10 +30,10 @@ pub(super) struct Bottleneck {
     up: UpProjection,
 }
 
-/// What a [`Bottleneck`] is made from.
+/// The properties of a [`Bottleneck`].
 pub(super) struct Options<'a> {
     pub(super) names: (&'a str, &'a str),
-    /// Of the first matrix.
+    /// Initial values of the first matrix.
     pub(super) down_init: Init,
     pub(super) activation: BottleneckActivation,
     pub(super) dropout: f64,
@@ -41,7 +42,8 @@ pub(super) struct Options<'a> {
 }
 
 impl Bottleneck {
-    /// The two layers under `options.names`, and perhaps `scale`, for tokens of width `c`.
+    /// Creates the two layers under `options.names`, and `scale` if `channel_scale` is set, for
+    /// tokens of width `c`.
     pub(super) fn new(params: &mut Params, (c, h): (i64, i64), options: &Options) -> Result<Self> {
         let (down, up) = options.names;
         Ok(Bottleneck {
@@ -52,7 +54,7 @@ impl Bottleneck {
         })
     }
 
-    /// Adds its output for the kept samples of `x` into `residual`, both `[B, T, C]`.
+    /// Adds the output for the kept samples of `x` to `residual`; both are `[B, T, C]`.
     pub(super) fn add_into(
         &self,
         residual: &Tensor,

@@ -1,51 +1,52 @@
-//! One sample through a bypass on a CPU, forward and backward, over plain slices.
+//! The forward and backward pass of one sample through a bypass on a CPU, over plain slices.
 //!
-//! Each pass reads the tokens once, while they are in the cache: as separate operations the same
-//! arithmetic is bound by memory, by products with 8 columns, and by the start of each.
+//! Each pass reads the tokens once, while they are in the cache. As separate operations, the same
+//! arithmetic is limited by memory bandwidth, by matrix products with only 8 columns, and by the
+//! start of each operation.
 
 use pulp::{Simd, WithSimd};
 
 use super::lanes::{GROUP, Lanes};
 
-/// The sizes of a bypass and of the tokens beside it.
+/// The sizes of a bypass and of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// P.
+    /// P, the number of prefix tokens.
     pub(super) prefix: usize,
     /// Rows and columns of the patch grid.
     pub(super) grid: (usize, usize),
-    /// C, a multiple of [`GROUP`].
+    /// C, the embedding dim, a multiple of [`GROUP`].
     pub(super) c: usize,
-    /// h.
+    /// h, the bottleneck dim.
     pub(super) h: usize,
-    /// Side of the kernel.
+    /// Side of the convolution kernel.
     pub(super) k: usize,
 }
 
 impl Sizes {
-    /// P + N.
+    /// Returns P + N, the number of tokens.
     pub(super) fn tokens(&self) -> usize {
         self.prefix + self.grid.0 * self.grid.1
     }
 
-    /// h in whole groups: what is above h stays zero.
+    /// Returns h rounded up to whole groups. The values above h stay zero.
     pub(super) fn width(&self) -> usize {
         self.h.next_multiple_of(GROUP)
     }
 
-    /// Numbers of each part of [`Gradients`], in its order.
+    /// Returns the length of each part of [`Gradients`], in the order of its fields.
     pub(super) fn gradient_parts(&self) -> [usize; 6] {
         let (w, c) = (self.width(), self.c);
         [w * c, w, self.k * self.k * w * w, w, w * c, c]
     }
 
-    /// Numbers that [`Gradients::split`] wants.
+    /// Returns the length of the slice for [`Gradients::split`].
     pub(super) fn num_gradients(&self) -> usize {
         self.gradient_parts().iter().sum()
     }
 }
 
-/// The weights of a bypass as the kernels read them; w is [`Sizes::width`].
+/// The weights of a bypass in the layout that the kernels read; w is [`Sizes::width`].
 #[derive(Debug)]
 pub(super) struct Packed {
     /// `[w, C]`.
@@ -53,7 +54,7 @@ pub(super) struct Packed {
     down_bias: Vec<f32>,
     /// `[k * k, w inputs, w outputs]`.
     taps: Vec<f32>,
-    /// The same for the way back: mirrored, `[k * k, w outputs, w inputs]`.
+    /// The taps for backward: mirrored, `[k * k, w outputs, w inputs]`.
     taps_back: Vec<f32>,
     conv_bias: Vec<f32>,
     /// `[w, C]`, times s.
@@ -63,8 +64,8 @@ pub(super) struct Packed {
     reach: Vec<Tap>,
 }
 
-/// The weights of a bypass as they are stored: `[h, C]`, `[h]`, `[h, h, k, k]`, `[h]`, `[C, h]` and
-/// `[C]`.
+/// The weights of a bypass in the layout of their tensors: `[h, C]`, `[h]`, `[h, h, k, k]`, `[h]`,
+/// `[C, h]` and `[C]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stored<'a> {
     pub(super) down: &'a [f32],
@@ -76,7 +77,7 @@ pub(super) struct Stored<'a> {
 }
 
 impl Packed {
-    /// `scale` is what the output is multiplied by.
+    /// Packs the weights. The output is multiplied by `scale`.
     pub(super) fn new(sizes: &Sizes, stored: &Stored, scale: f32) -> Self {
         let Sizes { c, h, k, .. } = *sizes;
         let w = sizes.width();
@@ -113,7 +114,8 @@ impl Packed {
     }
 }
 
-/// Gradients of the weights, in the layout of [`Packed`]; those of `up` are without s.
+/// Gradients of the weights, in the layout of [`Packed`]. The gradients of `up` and `up_bias` do
+/// not contain the factor s.
 #[derive(Debug)]
 pub(super) struct Gradients<'a> {
     pub(super) down: &'a mut [f32],
@@ -125,7 +127,7 @@ pub(super) struct Gradients<'a> {
 }
 
 impl<'a> Gradients<'a> {
-    /// The parts of `all`, which is [`Sizes::num_gradients`] long.
+    /// Splits `all`, which has the length [`Sizes::num_gradients`], into the parts.
     pub(super) fn split(sizes: &Sizes, all: &'a mut [f32]) -> Self {
         let [down, down_bias, taps, conv_bias, up, _] = sizes.gradient_parts();
         let (down, rest) = all.split_at_mut(down);
@@ -137,7 +139,7 @@ impl<'a> Gradients<'a> {
     }
 }
 
-/// The layer norm that the tokens came out of.
+/// The layer norm whose output is the input of the bypass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norm<'a> {
     pub(super) weight: &'a [f32],
@@ -145,21 +147,23 @@ pub(super) struct Norm<'a> {
     pub(super) eps: f32,
 }
 
-/// What the forward pass keeps of a sample, `[T, w]` each: the inputs of the two activations.
+/// The tensors that the forward pass keeps of a sample, `[T, w]` each: the inputs of the two
+/// activations.
 #[derive(Debug)]
 pub(super) struct Kept<T> {
     pub(super) down: T,
     pub(super) conv: T,
 }
 
-/// `output = residual + s * Convpass(tokens)`, `[T, C]`; without a residual, without the sum.
+/// Computes `output = residual + s * Convpass(tokens)`, `[T, C]`. Without a residual, computes only
+/// the second term.
 #[derive(Debug)]
 pub(super) struct Forward<'a> {
     pub(super) sizes: &'a Sizes,
     pub(super) weights: &'a Packed,
     pub(super) tokens: &'a [f32],
     pub(super) residual: Option<&'a [f32]>,
-    /// What dropout multiplies by, `[T, h]`.
+    /// Dropout mask, `[T, h]`.
     pub(super) mask: Option<&'a [f32]>,
     pub(super) output: &'a mut [f32],
     pub(super) kept: Kept<&'a mut [f32]>,
@@ -194,20 +198,20 @@ impl WithSimd for Forward<'_> {
     }
 }
 
-/// Adds the gradients of the weights to `gradients`, and writes that of the tokens.
+/// Adds the gradients of the weights to `gradients` and writes the gradient of the tokens.
 #[derive(Debug)]
 pub(super) struct Backward<'a> {
     pub(super) sizes: &'a Sizes,
     pub(super) weights: &'a Packed,
-    /// The layer norm that makes what the bypass read of `tokens`, where one does.
+    /// The layer norm to apply to `tokens`, if the bypass reads normed tokens.
     pub(super) norm: Option<Norm<'a>>,
     pub(super) tokens: &'a [f32],
-    /// As in [`Forward`].
+    /// Dropout mask, `[T, h]`, as in [`Forward`].
     pub(super) mask: Option<&'a [f32]>,
     pub(super) kept: Kept<&'a [f32]>,
-    /// That of the output, `[T, C]`.
+    /// Gradient of the output, `[T, C]`.
     pub(super) gradient: &'a [f32],
-    /// That of what the bypass read, `[T, C]`, where it is wanted.
+    /// Receives the gradient of the input of the bypass, `[T, C]`; `None` if it is not needed.
     pub(super) token_gradient: Option<&'a mut [f32]>,
     pub(super) gradients: Gradients<'a>,
 }
@@ -265,13 +269,14 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// Rows that are normed at a time, so that they are used while they are in the cache.
+/// The number of rows that are normed at once, so that they are still in the cache when they are
+/// used.
 const NORMED: usize = 4;
 
-/// A token, one that is within the kernel's reach from it, and the number of the tap between them.
+/// A token, a token within the kernel's reach of it, and the index of the tap between them.
 type Tap = [u32; 3];
 
-/// A range of the tokens that lies on a grid of its own.
+/// A range of tokens that forms its own grid.
 struct Grid {
     start: usize,
     rows: usize,
@@ -279,8 +284,8 @@ struct Grid {
 }
 
 impl Sizes {
-    /// The grids that the convolution treats as separate images: each prefix token is one, and the
-    /// patches are one if there are any.
+    /// Returns the grids that the convolution treats as separate images. Each prefix token is one
+    /// grid, and the patches are one grid if there are any.
     fn grids(&self) -> impl Iterator<Item = Grid> {
         let prefix = (0..self.prefix).map(|start| Grid { start, rows: 1, cols: 1 });
         let (rows, cols) = self.grid;
@@ -288,7 +293,7 @@ impl Sizes {
         prefix.chain((rows > 0 && cols > 0).then_some(patches))
     }
 
-    /// Every tap at every token, token by token.
+    /// Returns every tap of every token, ordered by token.
     fn taps(&self) -> Vec<Tap> {
         let mut taps = Vec::new();
         for grid in self.grids() {
@@ -307,7 +312,8 @@ impl Sizes {
         taps
     }
 
-    /// The taps that reach within a grid's `length` from `at`, and where the first one is.
+    /// Returns the range of taps that stay within a side of `length` from position `at`, and the
+    /// position that the first of them reads.
     fn reach(&self, at: usize, length: usize) -> (std::ops::Range<usize>, usize) {
         let half = self.k / 2;
         let first = half.saturating_sub(at);
@@ -316,7 +322,7 @@ impl Sizes {
     }
 }
 
-/// The kxk convolution of `input [T, w]` into `output [T, w]`.
+/// Computes the kxk convolution of `input [T, w]` into `output [T, w]`.
 #[inline(always)]
 fn convolve<S: Simd>(
     lanes: Lanes<S>,
@@ -339,8 +345,8 @@ fn convolve<S: Simd>(
     }
 }
 
-/// Adds the gradient of the taps, from the input of the convolution and the gradient of its
-/// output.
+/// Adds the gradient of the taps, computed from the input of the convolution and the gradient of
+/// its output.
 #[inline(always)]
 fn add_taps<S: Simd>(
     lanes: Lanes<S>,
@@ -372,13 +378,13 @@ mod tests {
     use super::*;
     use pulp::{Arch, Scalar, Scalar128b, Scalar256b};
 
-    /// A sample and the weights beside it: random, and always the same.
+    /// A sample and weights with fixed random values.
     struct Case {
         sizes: Sizes,
-        /// The parts of [`Stored`] in its order.
+        /// The parts of [`Stored`], in the order of its fields.
         weights: [Vec<f32>; 6],
         scale: f32,
-        /// Weight and bias of the layer norm that gives the tokens, if one does.
+        /// Weight and bias of the layer norm that computes the tokens, if there is one.
         norm: Option<[Vec<f32>; 2]>,
         raw: Vec<f32>,
         residual: Option<Vec<f32>>,
@@ -416,7 +422,7 @@ mod tests {
             }
         }
 
-        /// What the bypass reads: the tokens, or their layer norm.
+        /// Returns the input of the bypass: the tokens or their layer norm.
         fn tokens(&self) -> Vec<f64> {
             let c = self.sizes.c;
             let raw = self.raw.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
@@ -433,7 +439,7 @@ mod tests {
             normed
         }
 
-        /// The six weights and the tokens, in f64.
+        /// Returns the six weights and the tokens in f64.
         fn leaves(&self) -> [Vec<f64>; 7] {
             let wide = |values: &Vec<f32>| values.iter().map(|&x| f64::from(x)).collect();
             let [down, down_bias, conv, conv_bias, up, up_bias] = self.weights.each_ref().map(wide);
@@ -441,7 +447,7 @@ mod tests {
         }
     }
 
-    /// The plain twin: the equations in f64, a number at a time.
+    /// The naive twin: the equations in f64, one value at a time.
     fn naive(case: &Case, leaves: &[Vec<f64>; 7]) -> Vec<f64> {
         let Sizes { prefix, grid: (rows, cols), c, h, k } = case.sizes;
         let [down, down_bias, conv, conv_bias, up, up_bias, tokens] = leaves;
@@ -479,7 +485,8 @@ mod tests {
         output
     }
 
-    /// The output of the twin and, by central differences, the gradients of its seven leaves.
+    /// Returns the output of the twin, and the gradients of its seven leaves by central
+    /// differences.
     fn expected(case: &Case) -> Vec<Vec<f64>> {
         let mut leaves = case.leaves();
         let loss = |leaves: &[Vec<f64>; 7]| {
@@ -503,8 +510,8 @@ mod tests {
         all
     }
 
-    /// Both kernels on a case, in the instructions of `simd`. The output and the gradients are
-    /// those of [`expected`].
+    /// Runs both kernels on a case with the instructions of `simd`. Returns the output and the
+    /// gradients in the order of [`expected`].
     struct BothWays<'a>(&'a Case);
 
     impl WithSimd for BothWays<'_> {
@@ -519,7 +526,7 @@ mod tests {
             let stored = Stored { down, down_bias, conv, conv_bias, up, up_bias };
             let packed = Packed::new(sizes, &stored, case.scale);
             let read: Vec<f32> = case.tokens().iter().map(|&x| x as f32).collect();
-            // Not zeros: what the kernels write must not depend on what was there.
+            // The buffers hold NaN, because the kernels must not depend on their previous content.
             let mut output = vec![f32::NAN; t * c];
             let [mut kept_down, mut kept_conv] = [vec![f32::NAN; t * w], vec![f32::NAN; t * w]];
             let mut token_gradient = vec![f32::NAN; t * c];
@@ -569,8 +576,8 @@ mod tests {
         Sizes { prefix, grid, c, h, k }
     }
 
-    /// Scalars are what an old processor runs, vectors of 128 bits are those of Arm's, and the last
-    /// is whatever this processor offers.
+    /// Compares several vector widths: scalars run on old processors, 128 bits is the vector width
+    /// of Arm, and the last case is the best that this processor supports.
     #[test]
     fn every_width_of_vectors_agrees_with_the_plain_twin() {
         let cases = [

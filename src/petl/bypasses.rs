@@ -1,4 +1,4 @@
-//! Convpass beside a whole backbone, and its variants.
+//! Convpass for a whole backbone, and its variants.
 
 use std::collections::BTreeMap;
 
@@ -16,20 +16,20 @@ use crate::error::Result;
 use crate::nn::Branch;
 use crate::seam::{BackboneShape, Beside, Place, Seam, Site, SubLayer, TokenLayout};
 
-/// Choices beyond the paper's main method.
+/// Config of Convpass with options beyond the paper's main method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConvBypassVariant {
-    /// The bypass itself. A kernel of side 1 mixes no neighbours: the language-oriented bypass of
-    /// the paper's ablation.
+    /// The config of each bypass. A kernel of side 1 does not mix neighbours; this is the
+    /// language-oriented bypass of the paper's ablation.
     pub base: ConvBypassConfig,
-    /// The side of the kernel beside the MLP, where it is not `base.kernel_size` too.
+    /// Side of the kernel of the bypasses for the MLP, if it differs from `base.kernel_size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp_kernel_size: Option<i64>,
-    /// Whether s is trained, one per channel, from `base.scale` on (Adapter+): one configuration
-    /// for all tasks.
+    /// Whether s is trained, with one value per channel that starts at `base.scale` (Adapter+). One
+    /// config then fits all tasks.
     pub channel_scale: bool,
-    /// h of each block in place of `base.bottleneck_dim`; 0 leaves a block without.
+    /// h of each block in place of `base.bottleneck_dim`; 0 leaves the block without bypasses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -41,10 +41,10 @@ impl From<ConvBypassConfig> for ConvBypassVariant {
 }
 
 impl ConvBypassVariant {
-    /// Checks that bypasses of this shape can exist.
+    /// Checks that the bypasses can be created.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// Returns [`Error::Config`](crate::Error::Config) for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ConvBypassVariant"))
     }
@@ -55,7 +55,8 @@ impl ConvBypassVariant {
         check_kernel("mlp_kernel_size", self.mlp_kernel_size.unwrap_or(1))
     }
 
-    /// The bypass at one place, where its bottleneck is `h` wide, if there is one.
+    /// Returns the config of the bypass for one sub-layer, with bottleneck dim `h`, or `None` if
+    /// there is no bypass.
     fn at(&self, sub_layer: SubLayer, h: i64) -> Option<ConvBypassConfig> {
         let kernel_size = match sub_layer {
             SubLayer::Attention => self.base.kernel_size,
@@ -126,7 +127,8 @@ impl PetlMethod for ConvBypassVariant {
     }
 }
 
-/// The bypasses of a whole backbone: [`PetlModel::bypasses`](crate::PetlModel::bypasses).
+/// The bypasses of a whole backbone, as returned by
+/// [`PetlModel::bypasses`](crate::PetlModel::bypasses).
 #[derive(Debug)]
 pub struct Bypasses {
     blocks: Vec<BlockBypasses>,
@@ -140,7 +142,8 @@ struct BlockBypasses {
 }
 
 impl Bypasses {
-    /// Weights `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, the published names.
+    /// Creates the weights `blocks.N.adapter_attn.*` and `blocks.N.adapter_mlp.*`, which are the
+    /// published names.
     fn new(params: &mut Params, shape: &BackboneShape, config: &ConvBypassVariant) -> Result<Self> {
         let dims = &shape.block_dims;
         let widths = widths::resolve(config.base.bottleneck_dim, &config.blocks, dims.len())?;
@@ -158,7 +161,8 @@ impl Bypasses {
         Ok(Bypasses { blocks, placement: config.base.placement })
     }
 
-    /// Over the values of variables as a pass of `backbone` computes with them now.
+    /// Creates bypasses over the current values of `variables`, in the dtype in which `backbone`
+    /// computes.
     pub(crate) fn of_variables<B: Backbone>(
         variables: &BTreeMap<String, Tensor>,
         backbone: &B,
@@ -172,7 +176,7 @@ impl Bypasses {
         Ok(bypasses)
     }
 
-    /// The bypass at `site`, beside the sub-layer or after it.
+    /// Returns the bypass of the sub-layer at `site`, whether it is parallel or sequential.
     pub fn bypass(&self, site: Site) -> Option<&ConvBypass> {
         self.at(site, self.placement)
     }

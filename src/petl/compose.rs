@@ -1,4 +1,4 @@
-//! Several methods at once: their places are called in order.
+//! Several methods as one: each place calls them in order.
 
 use serde_json::Value;
 use tch::Tensor;
@@ -10,11 +10,11 @@ use super::unfreeze::Unfrozen;
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, Beside, Layer, LayerWeights, Place, Seam, Site, TokenLayout};
 
-/// Lists of methods are at most this deep within each other: a config that is much deeper could be
-/// written to a file and not read again.
+/// The largest permitted nesting of lists of methods. A much deeper config could be written to a
+/// file but not be read again.
 const MAX_NESTING: usize = 16;
 
-/// How many lists of methods are within each other, this one counted.
+/// Returns how many lists of methods are nested within each other, including this one.
 pub(super) fn nesting(methods: &[Method]) -> usize {
     1 + methods.iter().map(Method::nesting).max().unwrap_or_default()
 }
@@ -35,13 +35,13 @@ impl PetlMethod for Vec<Method> {
         }
         let nesting = nesting(self);
         if nesting > MAX_NESTING {
-            let expected = format!("at most {MAX_NESTING} lists within each other");
+            let expected = format!("at most {MAX_NESTING} nested lists");
             return Err(Error::config("methods", expected, nesting).in_config("Method::Compose"));
         }
         self.iter().try_for_each(Method::validate)
     }
 
-    /// Each part is asked for its own.
+    /// `build` checks the needs of each method.
     fn needs(&self) -> &[Place] {
         &[]
     }
@@ -58,7 +58,8 @@ impl PetlMethod for Vec<Method> {
     fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>> {
         let built = self.iter().map(|method| method.build_over(params, shape));
         let methods = built.collect::<Result<Vec<_>>>()?;
-        // What folds into the layer behind its place loses what another method does in between.
+        // A method that merges into the layer after its place would lose the change that another
+        // method makes between the place and the layer.
         let together = self.len() == 1 || self.folds_beside_others();
         let can_merge = together && methods.iter().all(|method| method.can_merge());
         Ok(Box::new(Composed { methods, can_merge }))
@@ -77,8 +78,8 @@ impl PetlMethod for Vec<Method> {
     }
 }
 
-/// What one method makes of a place's tokens, the next one reads; branches beside one sub-layer
-/// share a draw of drop path.
+/// Passes the tokens that one method returns at a place to the next method. Branches parallel to
+/// one sub-layer share one draw of drop path.
 #[derive(Debug)]
 struct Composed {
     methods: Vec<Box<dyn Seam>>,

@@ -1,4 +1,4 @@
-//! Convpass: a bypass of convolutions beside a sub-layer (arXiv 2207.07039, section 3).
+//! Convpass: a convolutional bypass of a sub-layer (arXiv 2207.07039, section 3).
 
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
@@ -11,46 +11,46 @@ use crate::error::{Error, Result};
 use crate::nn::{Branch, Init, InitRng, Linear, quick_gelu};
 use crate::seam::{Beside, TokenLayout};
 
-/// How the 3x3 convolution starts.
+/// The initial values of the middle convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvInit {
-    /// Each channel passes through the centre tap; all else is zero.
+    /// The centre tap passes each channel through; all other weights are zero.
     #[default]
     Identity,
     /// Xavier (Glorot) uniform.
     XavierUniform,
 }
 
-/// Where a bypass takes its input from.
+/// The position of a bypass relative to its sub-layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
-    /// Beside the sub-layer: `X + f(LN(X)) + s * Convpass(LN(X))`.
+    /// Parallel to the sub-layer: `X + f(LN(X)) + s * Convpass(LN(X))`.
     #[default]
     Parallel,
-    /// After it: `X + Y + s * Convpass(Y)` with `Y = f(LN(X))`.
+    /// After the sub-layer: `X + Y + s * Convpass(Y)` with `Y = f(LN(X))`.
     Sequential,
 }
 
-/// The choices of Convpass; the default is the paper's.
+/// Config of Convpass. The default is the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConvBypassConfig {
-    /// h, the channels between the 1x1 convolutions.
+    /// h, the number of channels between the 1x1 convolutions.
     pub bottleneck_dim: i64,
-    /// Side of the middle convolution's kernel; odd. A side of 1 mixes no neighbours: the
-    /// language-oriented bypass of the paper's ablation.
+    /// Side of the kernel of the middle convolution; odd. A kernel of side 1 does not mix
+    /// neighbours; this is the language-oriented bypass of the paper's ablation.
     pub kernel_size: i64,
-    /// s, the factor on the output; the paper chooses it for each task from 0.01 to 100.
+    /// s, the factor of the output. The paper chooses it for each task from 0.01 to 100.
     pub scale: f64,
     /// Dropout rate before the up convolution, in training.
     pub dropout: f64,
-    /// How the middle convolution starts.
+    /// The initial values of the middle convolution.
     pub conv_init: ConvInit,
-    /// Which sub-layers get a bypass.
+    /// The sub-layers that get a bypass.
     pub sub_layers: SubLayers,
-    /// Beside a sub-layer or after it.
+    /// Whether the bypass is parallel to its sub-layer or after it.
     pub placement: Placement,
 }
 
@@ -69,10 +69,10 @@ impl Default for ConvBypassConfig {
 }
 
 impl ConvBypassConfig {
-    /// Checks that a bypass of this shape can exist.
+    /// Checks that the bypass can be created.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ConvBypassConfig"))
     }
@@ -84,7 +84,8 @@ impl ConvBypassConfig {
         checks::dropout(self.dropout)
     }
 
-    /// Weights of one bypass beside tokens of width C: `(2h + 1)C + h^2 k^2 + 2h`.
+    /// Returns the number of weights of one bypass for tokens of width C: `(2h + 1)C + h^2 k^2 +
+    /// 2h`.
     pub fn num_params(&self, embed_dim: i64) -> i64 {
         let (h, k) = (self.bottleneck_dim, self.kernel_size);
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
@@ -104,9 +105,8 @@ pub(super) fn check_kernel(field: &str, side: i64) -> Result<()> {
 /// One bypass: 1x1 convolution `C -> h`, QuickGELU, kxk convolution `h -> h` on the patch grid,
 /// QuickGELU, dropout, 1x1 convolution `h -> C`.
 ///
-/// The 1x1 convolutions are kept as matrices, `adapter_down.weight [h, C]` and
-/// `adapter_up.weight [C, h]`, as the published files have them; `adapter_conv.weight` is
-/// `[h, h, k, k]`.
+/// The 1x1 convolutions are stored as matrices, `adapter_down.weight [h, C]` and `adapter_up.weight
+/// [C, h]`, as in the published files. `adapter_conv.weight` is `[h, h, k, k]`.
 #[derive(Debug)]
 pub struct ConvBypass {
     down: Linear,
@@ -117,19 +117,21 @@ pub struct ConvBypass {
 }
 
 impl ConvBypass {
-    /// Creates the six variables of a bypass under `vs`, beside tokens of width `embed_dim`: down
-    /// Xavier uniform, up zero, biases zero. libtorch's generator (`tch::manual_seed`) seeds them.
+    /// Creates the six variables of a bypass under `vs`, for tokens of width `embed_dim`. The down
+    /// matrix starts Xavier uniform; the up matrix and all biases start at zero. libtorch's
+    /// generator (`tch::manual_seed`) supplies the seed.
     ///
     /// # Errors
-    /// [`Error::Config`] on a config or width that no bypass has; [`Error::DuplicateVariable`]
-    /// if `vs` holds a bypass already.
+    /// Returns [`Error::Config`] for an invalid config or width, and [`Error::DuplicateVariable`]
+    /// if `vs` already holds a bypass.
     pub fn new(vs: &nn::Path, embed_dim: i64, config: &ConvBypassConfig) -> Result<Self> {
         let rng = &mut InitRng::from_libtorch()?;
         let mut variables = NewVariables { vs, rng, low_bit: Default::default() };
         Self::build(&mut Params::new(&mut variables), embed_dim, config, false)
     }
 
-    /// As [`ConvBypass::new`]; with `channel_scale`, s is a trained value per channel.
+    /// Creates a bypass like [`ConvBypass::new`]. If `channel_scale`, s is a trained value per
+    /// channel.
     pub(super) fn build(
         params: &mut Params,
         embed_dim: i64,
@@ -154,12 +156,12 @@ impl ConvBypass {
         })
     }
 
-    /// `s * Convpass(tokens)`: `[B, P + N, C] -> [B, P + N, C]`.
+    /// Computes `s * Convpass(tokens)`: `[B, P + N, C] -> [B, P + N, C]`.
     ///
-    /// Each prefix token is convolved as a 1x1 image of its own.
+    /// Each prefix token is convolved as a separate 1x1 image.
     ///
     /// # Errors
-    /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
+    /// Returns [`Error::Input`] if the shape of `tokens` does not match `layout`.
     pub fn forward(&self, tokens: &Tensor, layout: &TokenLayout, train: bool) -> Result<Tensor> {
         layout.check(tokens, self.up.weight.size()[0])?;
         let input = BypassInput {
@@ -175,11 +177,12 @@ impl ConvBypass {
         }
     }
 
-    /// What the kxk convolution reads and what it gives, before its activation, of the patches:
-    /// tokens `[B, P + N, C]` to two maps `[B, h, rows, cols]`, in evaluation.
+    /// Returns the input and the output of the kxk convolution on the patches, in evaluation. The
+    /// output is taken before its activation. The tokens are `[B, P + N, C]`, and the two maps are
+    /// `[B, h, rows, cols]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if `tokens` does not have the shape that `layout` says.
+    /// Returns [`Error::Input`] if the shape of `tokens` does not match `layout`.
     pub fn maps(&self, tokens: &Tensor, layout: &TokenLayout) -> Result<(Tensor, Tensor)> {
         layout.check(tokens, self.up.weight.size()[0])?;
         let before = quick_gelu(&self.down.forward(tokens)?)?;
@@ -192,18 +195,18 @@ impl ConvBypass {
         Ok((grid(&before)?, grid(&after)?))
     }
 
-    /// This bypass as a tch module over tokens of one layout.
+    /// Converts this bypass into a tch module for tokens of the layout `layout`.
     pub fn with_layout(self, layout: TokenLayout) -> FixedLayout {
         FixedLayout { bypass: self, layout }
     }
 
-    /// `residual + s * Convpass(normed)` for the kept samples.
+    /// Returns `residual + s * Convpass(normed)` for the kept samples.
     pub(super) fn add_into(&self, residual: &Tensor, at: &Beside) -> Result<Tensor> {
         at.layout.check(at.normed, self.up.weight.size()[0])?;
         if residual.size() != at.normed.size() {
             return Err(Error::Input {
                 argument: "residual",
-                expected: format!("{:?}, as the tokens", at.normed.size()),
+                expected: format!("{:?}, the shape of the tokens", at.normed.size()),
                 found: format!("{:?}", residual.size()),
             });
         }
@@ -220,14 +223,14 @@ impl ConvBypass {
         }
     }
 
-    /// The same from libtorch's operations: on every device and in every kind.
+    /// Computes the same with libtorch's operations, on every device and in every dtype.
     fn add_plainly(&self, residual: &Tensor, input: &BypassInput) -> Result<Tensor> {
         let tokens = &input.branch.select(input.tokens)?;
         let hidden = self.hidden(&BypassInput { tokens, ..*input })?;
         self.up.add_into(residual, &hidden, input.branch)
     }
 
-    /// The weights for [`fused_bypass`], where it takes them.
+    /// Returns the weights for [`fused_bypass`] if it supports them.
     fn fused(&self, input: &BypassInput, residual: Option<&Tensor>) -> Option<BypassWeights<'_>> {
         let Scale::Fixed(scale) = self.up.scale else { return None };
         let weights = BypassWeights {
@@ -239,15 +242,16 @@ impl ConvBypass {
         fused_bypass::can_add(&weights, input, residual).then_some(weights)
     }
 
-    /// Everything before the up convolution, of all samples: `[B, P + N, C] -> [B, P + N, h]`.
+    /// Computes everything before the up convolution, for all samples: `[B, P + N, C] -> [B, P + N,
+    /// h]`.
     fn hidden(&self, input: &BypassInput) -> Result<Tensor> {
         let x = quick_gelu(&self.down.forward(input.tokens)?)?;
         let x = quick_gelu(&self.convolve(&x, input.layout)?)?;
         Ok(if input.dropout > 0.0 { x.f_dropout(input.dropout, true)? } else { x })
     }
 
-    /// The kxk convolution, `[B, P + N, h] -> [B, P + N, h]`: patches on their grid, each prefix
-    /// token through the centre tap alone.
+    /// Computes the kxk convolution, `[B, P + N, h] -> [B, P + N, h]`. Patches are convolved on
+    /// their grid; a prefix token uses only the centre tap.
     fn convolve(&self, x: &Tensor, layout: &TokenLayout) -> Result<Tensor> {
         let (prefix, patches, (rows, cols)) = (layout.prefix, layout.num_patches(), layout.grid);
         let half = self.conv_weight.size()[2] / 2;
@@ -279,7 +283,7 @@ impl ConvBypass {
     }
 }
 
-/// A [`ConvBypass`] over tokens of one layout, usable wherever tch wants a module.
+/// A [`ConvBypass`] for tokens of one layout, as a tch module.
 #[derive(Debug)]
 pub struct FixedLayout {
     bypass: ConvBypass,
@@ -288,9 +292,9 @@ pub struct FixedLayout {
 
 impl nn::ModuleT for FixedLayout {
     /// # Panics
-    /// As tch's own modules do, on tokens of another shape.
+    /// Panics if the tokens have another shape, as tch's own modules do.
     fn forward_t(&self, tokens: &Tensor, train: bool) -> Tensor {
-        self.bypass.forward(tokens, &self.layout, train).expect("tokens fit the layout")
+        self.bypass.forward(tokens, &self.layout, train).expect("the tokens fit the layout")
     }
 }
 
@@ -305,7 +309,7 @@ mod tests {
 
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-    /// A bypass in f64 whose six variables are all random.
+    /// Creates a bypass in f64 whose six variables are all random.
     fn random_bypass(
         c: i64,
         config: &ConvBypassConfig,
@@ -338,7 +342,7 @@ mod tests {
         normal(&mut InitRng::from_seed(seed), &shape, 1.0).to_kind(Kind::Double)
     }
 
-    /// The equations of the module, one number at a time.
+    /// Computes the equations of the module, one value at a time.
     fn naive(bypass: &ConvBypass, tokens: &Tensor, layout: &TokenLayout) -> Vec<f64> {
         let get = |t: &Tensor| Vec::<f64>::try_from(t.flatten(0, -1)).unwrap();
         let [batch, t, c] = tokens.size()[..] else { panic!("three dimensions") };
@@ -361,7 +365,7 @@ mod tests {
                 act(dot + bd[j as usize])
             };
             for token in 0..t {
-                // Neighbours of this token on its own grid: a prefix token has none.
+                // The neighbours of this token on its own grid; a prefix token has none.
                 let (rows, cols, start) = if token < layout.prefix {
                     (1, 1, token)
                 } else {
@@ -389,7 +393,7 @@ mod tests {
         out
     }
 
-    /// The bypass on these tokens, without dropout.
+    /// Returns the input of the bypass for these tokens, without dropout.
     fn input<'a>(
         tokens: &'a Tensor,
         layout: &'a TokenLayout,
@@ -424,7 +428,7 @@ mod tests {
             let forward = bypass.forward(&x, &layout, false).unwrap();
             prop_assert!(max_gap(&forward, &expected) < 1e-12);
 
-            // The path into the residual stream is the same sum, whole and for kept samples.
+            // The sum with the residual stream has to agree, for all samples and for kept samples.
             let residual = tokens(batch, &layout, c, seed ^ 2);
             let add = |branch| bypass.add_plainly(&residual, &input(&x, &layout, branch)).unwrap();
             let all = add(&Branch::All);
@@ -484,9 +488,9 @@ mod tests {
         }
     }
 
-    /// The bypass in f32 on normed tokens, fused or from libtorch's operations: its output, then
-    /// the gradients of the weights in the order of their names, of the raw tokens and of the
-    /// residual stream.
+    /// Runs the bypass in f32 on normed tokens, fused or with libtorch's operations. Returns its
+    /// output, then the gradients of the weights in the order of their names, of the raw tokens,
+    /// and of the residual stream.
     fn in_f32(case: &Fused, fused: bool) -> Vec<Tensor> {
         let Fused { config, layout, branch, c, seed, normed, batch } = case;
         let (mut vs, bypass) = random_bypass(*c, config, false, *seed);
@@ -576,7 +580,8 @@ mod tests {
         }
     }
 
-    /// Bypasses in f32 run fused, those in f64 do not: both answer alike.
+    /// Bypasses in f32 use the fused path and those in f64 do not. Both have to return the same
+    /// error.
     #[test]
     fn a_layout_that_does_not_fit_is_an_error_on_both_paths() {
         let config = ConvBypassConfig { dropout: 0.0, ..Default::default() };
@@ -614,7 +619,7 @@ mod tests {
                 }
                 assert!(matches!(bypass.maps(&x, &layout), Err(Error::Input { .. })), "{layout:?}");
             }
-            // No patches, on a grid that has as many rows as there can be.
+            // A grid without patches that has the largest possible number of rows.
             let endless = TokenLayout { prefix: 6, grid: (i64::MAX, 0) };
             let alone = TokenLayout { prefix: 6, grid: (0, 0) };
             let [found, expected] =

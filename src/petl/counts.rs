@@ -1,10 +1,10 @@
-//! Numbers of weights as formulas, against the declarations that build the methods.
+//! Compares numbers of weights from formulas with those that the methods declare.
 
 use super::*;
 use crate::backbone::{BackboneConfig, SwinConfig, ViTConfig};
 use crate::seam::{BackboneShape, Layer};
 
-/// A ViT, and a Swin with blocks of several widths.
+/// Returns the shapes of a ViT and of a Swin whose blocks have several widths.
 fn shapes() -> Vec<BackboneShape> {
     let vit =
         ViTConfig { embed_dim: 24, depth: 3, num_heads: 2, mlp_dim: 48, ..Default::default() };
@@ -14,7 +14,7 @@ fn shapes() -> Vec<BackboneShape> {
     vec![vit.shape().unwrap(), swin.shape().unwrap()]
 }
 
-/// Sum over the blocks of what `count` makes of width and bottleneck, where there is one.
+/// Sums `count` of the embedding dim and the bottleneck dim over the blocks that have a bottleneck.
 fn sum(shape: &BackboneShape, widths: &[i64], count: impl Fn(i64, i64) -> i64) -> i64 {
     let blocks = shape.block_dims.iter().zip(widths).filter(|(_, h)| **h > 0);
     blocks.map(|(&c, &h)| count(c, h)).sum()
@@ -33,7 +33,7 @@ fn assert_declares(method: Method, formula: impl Fn(&BackboneShape) -> i64) {
     }
 }
 
-/// Every block alike, and one block without.
+/// The same width in every block, and a list in which one block has none.
 const WIDTHS: [[i64; 3]; 2] = [[8; 3], [4, 0, 6]];
 
 fn blocks(widths: [i64; 3]) -> Option<Vec<i64>> {
@@ -92,7 +92,7 @@ fn low_rank_products() {
     }
     let (vit, r) = (&shapes()[0], 3);
     let count = |form| Method::Fact(FactConfig { rank: r, form, ..Default::default() });
-    // Slots of width C: 4 of attention, 2 of each layer of the MLP.
+    // Slots of width C in 3 blocks: 4 of attention and 2 of each layer of the MLP.
     let slots = 3 * (4 + 2 + 2);
     let train = count(FactForm::TensorTrain).num_params(vit).unwrap();
     assert_eq!(train, 2 * r * 24 + slots * r * r);

@@ -1,4 +1,4 @@
-//! A method of another crate among the built-in ones.
+//! A method of another crate.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::unfreeze::Unfrozen;
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, Place, Seam};
 
-/// A method from outside of this crate: [`Method::Custom`](super::Method::Custom).
+/// A method from another crate, for [`Method::Custom`](super::Method::Custom).
 ///
-/// It is compared and serialized by name and config. What serde reads has no code behind it until
-/// a [`MethodReader`] makes the method: it can be shown and compared, and a model of it is an
-/// error that says so.
+/// It is compared and serialized by its name and config. A method that serde deserialized does not
+/// have code until a [`MethodReader`] creates it. It can be shown and compared before that, but
+/// creating a model with it returns an error.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CustomMethod {
@@ -25,43 +25,44 @@ pub struct CustomMethod {
     code: Option<Arc<dyn PetlMethod>>,
 }
 
-/// Makes a method from the name and the config that a file has of it.
+/// Creates a method from the name and the config that a file holds.
 ///
-/// Return an error for a name that you do not know. `Arc::new(serde_json::from_value::<Yours>(
-/// config.clone())?)` is the usual answer for one that you do.
+/// Return an error for an unknown name. For a known name, the usual result is
+/// `Arc::new(serde_json::from_value::<Yours>(config.clone())?)`.
 pub type MethodReader<'a> = dyn Fn(&str, &Value) -> Result<Arc<dyn PetlMethod>, Box<dyn std::error::Error + Send + Sync>>
     + 'a;
 
 impl CustomMethod {
-    /// A method of your own, ready to be built.
+    /// Wraps a method of your own.
     pub fn new(method: Arc<dyn PetlMethod>) -> Self {
         let (name, config) = (method.name().to_owned(), method.config());
         CustomMethod { method: name, config, code: Some(method) }
     }
 
-    /// [`PetlMethod::name`].
+    /// Returns [`PetlMethod::name`].
     pub fn name(&self) -> &str {
         &self.method
     }
 
-    /// [`PetlMethod::config`].
+    /// Returns [`PetlMethod::config`].
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// The method itself; `None` after serde has read it and until a reader has made it.
+    /// Returns the method itself, or `None` if serde deserialized it and no reader has created it
+    /// yet.
     pub fn code(&self) -> Option<&Arc<dyn PetlMethod>> {
         self.code.as_ref()
     }
 
-    /// Makes the method, if it was not made before. The error is the reason.
+    /// Creates the method if this is not done yet. The error is the reason of a failure.
     pub(super) fn read(&mut self, reader: &MethodReader) -> Result<(), String> {
         if self.code.is_some() {
             return Ok(());
         }
         let made = reader(&self.method, &self.config).map_err(|error| error.to_string())?;
         if made.name() != self.method {
-            return Err(format!("the reader made {} of it", made.name()));
+            return Err(format!("the reader returned the method {}", made.name()));
         }
         *self = CustomMethod::new(made);
         Ok(())
@@ -70,7 +71,7 @@ impl CustomMethod {
     fn made(&self) -> Result<&dyn PetlMethod> {
         self.code.as_deref().ok_or_else(|| {
             let expected =
-                "made by a reader (PetlModel::load_adapter_with), as it is no method of this crate";
+                "created by a reader (PetlModel::load_adapter_with), because it is not built in";
             Error::config("method", expected, &self.method)
         })
     }

@@ -12,34 +12,36 @@ use crate::error::{Error, Result};
 use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam};
 
-/// How FacT factors the tensor of all updates.
+/// The way in which FacT factors the tensor of all updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FactForm {
-    /// FacT-TT: each layer has a core of its own between two factors that all share.
+    /// FacT-TT: each layer has its own core between two factors that all layers share.
     #[default]
     TensorTrain,
-    /// FacT-TK (Tucker): each core is a trained mixture of the slices of one that all share.
+    /// FacT-TK (Tucker): each core is a trained mixture of the slices of one core that all layers
+    /// share.
     Tucker,
 }
 
-/// The choices of FacT: `s * x U^T S V^T` beside every linear layer, where U `[r, C]` and
-/// V `[C, r]` are shared by all layers and blocks. The MLP's layers count as several of width C.
+/// Config of FacT: `s * x U^T S V^T` parallel to every linear layer. All layers and blocks share U
+/// `[r, C]` and V `[C, r]`. Each layer of the MLP counts as several layers of width C.
 ///
-/// It follows its published code in all that the paper leaves open: dropout after the core,
-/// V at zero, U and the tensor train's cores uniform with bound `1 / sqrt(in)`, Tucker's factors
-/// Xavier uniform, and the order in which Tucker's mixtures lie (queries, keys, values,
-/// projection, then the MLP's layers, block after block). Its r and s are chosen for each task.
+/// Where the paper leaves a choice open, this follows the published code. Dropout comes after the
+/// core. V starts at zero, U and the cores of the tensor train start uniform with bound `1 /
+/// sqrt(in)`, and Tucker's factors start Xavier uniform. Tucker's mixtures are ordered by block,
+/// and within a block as queries, keys, values, projection and the layers of the MLP. The published
+/// code chooses r and s for each task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FactConfig {
-    /// Which factors.
+    /// The form of the factors.
     pub form: FactForm,
     /// r, the rank.
     pub rank: i64,
-    /// s, the factor on the update.
+    /// s, the factor of the update.
     pub scale: f64,
-    /// Dropout rate between core and V, in training.
+    /// Dropout rate between the core and V, in training.
     pub dropout: f64,
 }
 
@@ -49,7 +51,7 @@ impl Default for FactConfig {
     }
 }
 
-/// How many layers of width C the parts of a block count as.
+/// The number of layers of width C that each layer of the MLP counts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slots {
     c: i64,
@@ -63,25 +65,29 @@ impl Slots {
         for (block, &c) in shape.block_dims.iter().enumerate() {
             let wide = |width: i64| match width % c {
                 0 => Ok(width / c),
-                _ => Err(Error::config("fact", "an MLP of a multiple of C wide", width)),
+                _ => Err(Error::config("fact", "used with MLP widths that C divides", width)),
             };
             let (fc1, fc2) =
                 (LinearTarget::Fc1.size(shape, block)?.1, LinearTarget::Fc2.size(shape, block)?.0);
             let slots = Slots { c, fc1: wide(fc1)?, fc2: wide(fc2)? };
             if all.is_some_and(|all| all != slots) {
-                return Err(Error::config("fact", "blocks of one width", format!("{slots:?}")));
+                return Err(Error::config(
+                    "fact",
+                    "used with blocks of one width",
+                    format!("{slots:?}"),
+                ));
             }
             all = Some(slots);
         }
-        all.ok_or_else(|| Error::config("fact", "beside a backbone with blocks", "none"))
+        all.ok_or_else(|| Error::config("fact", "used with a backbone that has blocks", "none"))
     }
 
-    /// Queries, keys, values, projection, and the MLP's.
+    /// Returns the slots of a block: queries, keys, values, projection and the layers of the MLP.
     fn per_block(self) -> i64 {
         4 + self.fc1 + self.fc2
     }
 
-    /// Start and number of the slots of a map within its block.
+    /// Returns the first slot of a map within its block and its number of slots.
     fn range(self, target: LinearTarget) -> (i64, i64) {
         match target {
             LinearTarget::Q => (0, 1),
@@ -104,17 +110,17 @@ const TARGETS: [LinearTarget; 6] = [
 ];
 
 impl FactConfig {
-    /// Checks that such factors can exist.
+    /// Checks that the factors can be created.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("FactConfig"))
     }
 
     fn check(&self) -> Result<()> {
         widths::validate("rank", self.rank, &None)?;
-        // Its core has r^3 entries.
+        // The core has r^3 entries.
         if self.form == FactForm::Tucker && self.rank > 1 << 10 {
             return Err(Error::config("rank", "within 1..=1024 for Tucker's form", self.rank));
         }
@@ -172,14 +178,14 @@ pub(super) struct Fact {
 
 #[derive(Debug)]
 enum Cores {
-    /// For each block and target: `[out r, in r]`.
+    /// The core of each block and target, `[out r, in r]`.
     TensorTrain(Vec<Vec<Tensor>>),
     /// `[r, slots]` and `[r, r, r]`.
     Tucker { mixtures: Tensor, core: Tensor },
 }
 
 impl Fact {
-    /// Weights under the published names: `FacTu.weight`, `FacTv.weight`, and
+    /// Creates the weights under the published names: `FacTu.weight`, `FacTv.weight`, and
     /// `blocks.N.attn.q_FacTs.weight` and so on, or `FacTp` and `FacTc`.
     pub(super) fn new(
         params: &mut Params,
@@ -211,7 +217,7 @@ impl Fact {
         Ok(Fact { u, v, cores, slots, scale: config.scale, dropout: config.dropout })
     }
 
-    /// The core of a map, `[out r, in r]`.
+    /// Returns the core of a map, `[out r, in r]`.
     fn core(&self, block: usize, target: LinearTarget) -> Result<Tensor> {
         match &self.cores {
             Cores::TensorTrain(blocks) => {
@@ -221,7 +227,7 @@ impl Fact {
             Cores::Tucker { mixtures, core } => {
                 let (start, n) = self.slots.range(target);
                 let first = block as i64 * self.slots.per_block() + start;
-                // [r, r, r] x [r, n] -> [r, r, n] -> [r, r n]: the code's own order of entries.
+                // [r, r, r] x [r, n] -> [r, r, n] -> [r, r n], in the order of the published code.
                 let mixed = core.f_matmul(&mixtures.f_narrow(1, first, n)?)?.f_flatten(1, 2)?;
                 match target {
                     LinearTarget::Fc2 => Ok(mixed),
@@ -231,7 +237,8 @@ impl Fact {
         }
     }
 
-    /// Adds the update of the maps whose outputs `output` is made of, `[B, T, k C]`.
+    /// Adds the updates of `targets` to `output`, `[B, T, k C]`, which concatenates the outputs of
+    /// these maps.
     fn add(
         &self,
         block: usize,

@@ -1,8 +1,9 @@
 //! A bypass on a CPU as one node of the autograd graph.
 //!
-//! It computes what the tensor operations of [`ConvBypass`](super::ConvBypass) compute, one sample
-//! at a time. The tensors that it saves for backward are as narrow as the bottleneck: its tokens are
-//! the layer norm of a tensor that the backbone saves anyway, and backward recomputes them.
+//! The result equals that of the tensor operations of [`ConvBypass`](super::ConvBypass), computed
+//! one sample at a time. The tensors that it saves for backward are as narrow as the bottleneck.
+//! The input tokens are not saved if they are the layer norm of a tensor that the backbone saves
+//! anyway; backward recomputes them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,9 +17,10 @@ use crate::ffi::{Backward, Fresh, attach, floats, for_each};
 use crate::nn::Branch;
 use crate::seam::{NormOf, TokenLayout};
 
-/// With a wider bottleneck libtorch's matrix products are no slower.
+/// The widest bottleneck to accept. With a wider one, libtorch's matrix products are at least as
+/// fast.
 const MAX_BOTTLENECK: i64 = 64;
-/// The most pairs of a token and a tap, which the kernel lists in 12 bytes each.
+/// The largest number of pairs of a token and a tap. The kernel lists each pair in 12 bytes.
 const MAX_TAPS: i64 = 1 << 24;
 
 /// The weights of a bypass.
@@ -40,7 +42,7 @@ impl<'a> BypassWeights<'a> {
     }
 }
 
-/// What a bypass reads.
+/// The input of a bypass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BypassInput<'a> {
     /// `[B, T, C]`.
@@ -48,16 +50,16 @@ pub(super) struct BypassInput<'a> {
     /// `Some((x, norm))` if `tokens == norm(x)`; backward then recomputes `tokens` instead of
     /// saving them.
     pub(super) norm: Option<(&'a Tensor, NormOf<'a>)>,
-    /// How the tokens lie; checked by the caller.
+    /// The order of the tokens. The caller checks it.
     pub(super) layout: &'a TokenLayout,
-    /// The samples that take part.
+    /// The samples that the bypass is computed for.
     pub(super) branch: &'a Branch,
     /// Dropout rate.
     pub(super) dropout: f64,
 }
 
-/// Whether [`add`] accepts these weights and tokens: a full convolution over a square odd kernel,
-/// and everything in f32 on a CPU.
+/// Returns whether [`add`] supports these weights and tokens. It needs a full convolution with a
+/// square odd kernel, and every tensor in f32 on a CPU.
 pub(super) fn can_add(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -75,8 +77,8 @@ pub(super) fn can_add(
         && tensors.into_iter().all(fits)
 }
 
-/// Whether the weights are those of a full convolution of h channels between projections of width
-/// c. The kernel would read a grouped convolution wrongly.
+/// Returns whether the weights have the shapes of a full convolution of h channels between
+/// projections of width c. The kernel would read the weight of a grouped convolution wrongly.
 fn have_shapes(weights: &BypassWeights, h: i64, c: i64) -> bool {
     let is_full = match weights.conv.0.size()[..] {
         [outputs, inputs, rows, cols] => {
@@ -92,16 +94,16 @@ fn have_shapes(weights: &BypassWeights, h: i64, c: i64) -> bool {
         && is_vector(weights.up.1, c)
 }
 
-/// Whether a norm over c channels of `raw` can have given `tokens`.
+/// Returns whether the shapes of `tokens` and `raw` fit a norm over c channels.
 fn is_norm_of((raw, norm): (&Tensor, NormOf), tokens: &Tensor, c: i64) -> bool {
     raw.size() == tokens.size() && norm.weight.size() == [c] && norm.bias.size() == [c]
 }
 
-/// `residual + s * Convpass(tokens)` for the samples of the branch, `[B, T, C]`; without a
-/// residual the second term alone, for every sample. Only where [`can_add`].
+/// Returns `residual + s * Convpass(tokens)` for the samples of the branch, `[B, T, C]`. Without a
+/// residual, returns only the second term, for every sample. [`can_add`] has to be true.
 ///
 /// # Errors
-/// What libtorch says.
+/// Returns the error that libtorch reports.
 pub(super) fn add(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -113,7 +115,7 @@ pub(super) fn add(
     add_masked(weights, input, residual, samples, mask)
 }
 
-/// [`add`] with what dropout multiplies the kept samples by, `[K, T, h]`.
+/// [`add`] with a given dropout mask `[K, T, h]`, the factors of the kept samples.
 fn add_masked(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -132,8 +134,8 @@ fn add_masked(
     }
 }
 
-/// The output of the bypass, the node of the graph that computes its gradients, and the tensors
-/// that the node needs.
+/// Computes the output of the bypass. Returns it with the node that computes the gradients and the
+/// tensors that the node saves.
 fn forward(
     weights: &BypassWeights,
     input: &BypassInput,
@@ -173,7 +175,7 @@ fn sizes(weights: &BypassWeights, layout: &TokenLayout) -> Sizes {
     }
 }
 
-/// What dropout multiplies by, drawn as libtorch's own dropout draws it.
+/// Draws a dropout mask in the same way as libtorch's own dropout.
 fn mask(shape: &[i64], rate: f64) -> Result<Option<Tensor>> {
     if rate == 0.0 {
         return Ok(None);
@@ -200,10 +202,10 @@ fn pack(weights: &BypassWeights, sizes: &Sizes, scale: f32) -> Result<Packed> {
     Ok(Packed::new(sizes, &stored, scale))
 }
 
-/// The samples of a batch that take part.
+/// The samples of a batch that the bypass is computed for.
 #[derive(Debug)]
 struct Samples {
-    /// For each of the batch, its number among those that do.
+    /// For each sample of the batch, its index among the kept samples, or `None` if it is dropped.
     slots: Vec<Option<usize>>,
     kept: usize,
 }
@@ -222,7 +224,7 @@ impl Samples {
                 _ => {
                     return Err(Error::Input {
                         argument: "branch",
-                        expected: format!("positions within 0..{batch}, each once"),
+                        expected: format!("positions within 0..{batch}, each at most once"),
                         found: sample.to_string(),
                     });
                 }
@@ -232,7 +234,7 @@ impl Samples {
     }
 }
 
-/// One thread's part of an output at a time.
+/// The part of an output that one thread writes at a time.
 type Share<'a> = Mutex<&'a mut [f32]>;
 
 fn shares(all: &mut [f32], count: usize) -> Vec<Share<'_>> {
@@ -244,14 +246,15 @@ fn lock<'a, 'b>(share: &'b Share<'a>) -> std::sync::MutexGuard<'b, &'a mut [f32]
     share.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The numbers of one of `count` samples.
+/// Returns the values of one of `count` samples.
 fn sample_of(all: &[f32], sample: usize, count: usize) -> &[f32] {
     let length = all.len() / count;
     &all[sample * length..][..length]
 }
 
-/// The way back. Saved are the two [`Kept`], the mask if there is one, and the tokens; where those
-/// are from before the norm, its weight and bias too.
+/// The backward half of [`add`]. It saves the two tensors of [`Kept`], then the mask if there is
+/// one, then the tokens. If the saved tokens are those before the norm, it also saves the weight
+/// and bias of the norm.
 #[derive(Debug)]
 struct FusedBypass {
     sizes: Sizes,
@@ -284,11 +287,11 @@ impl Backward for FusedBypass {
 }
 
 impl FusedBypass {
-    /// Where the tokens stand among the inputs, after the six weights, and the residual.
+    /// Index of the tokens among the inputs, after the six weights, and index of the residual.
     const TOKENS: usize = 6;
     const RESIDUAL: usize = 7;
 
-    /// The output, and the two [`Kept`] of every sample that takes part.
+    /// Returns the output and the two tensors of [`Kept`] for all kept samples.
     fn run_forward(
         &self,
         tokens: &Tensor,
@@ -327,7 +330,8 @@ impl FusedBypass {
         Ok((output.done(), [down.done(), conv.done()]))
     }
 
-    /// Fills `parts` with each kept sample's gradients of the weights, and `token_gradients`.
+    /// Writes the gradients of the weights, one part per kept sample, to `parts`, and the gradients
+    /// of the tokens to `token_gradients`.
     fn run_backward(
         &self,
         saved: &[Tensor],
@@ -368,7 +372,7 @@ impl FusedBypass {
         })
     }
 
-    /// The sum of `parts` as the gradients of the six weights, in their shapes.
+    /// Sums `parts` over the samples and returns the gradients of the six weights in their shapes.
     fn unpack(&self, parts: &Tensor) -> Result<[Tensor; 6]> {
         let (h, w, c) = (self.sizes.h as i64, self.sizes.width() as i64, self.sizes.c as i64);
         let lengths = self.sizes.gradient_parts().map(|length| length as i64);
@@ -394,8 +398,8 @@ impl FusedBypass {
 pub(super) mod tests {
     use super::*;
 
-    /// [`add`] with a mask of the caller's: libtorch's generator is the whole process's, and other
-    /// tests draw from it meanwhile.
+    /// [`add`] with a mask from the caller. The whole process shares libtorch's generator, so other
+    /// tests may draw from it at the same time.
     pub(crate) fn add_with_mask(
         weights: &BypassWeights,
         input: &BypassInput,
@@ -416,8 +420,9 @@ pub(super) mod tests {
         assert!((share - 0.75).abs() < 0.03, "{share}");
     }
 
-    /// The shape of a weight that no bypass of `[h, C]` = `[4, 8]` with a 3x3 kernel has would be
-    /// read wrongly, without an error: the plain path serves it, or refuses it.
+    /// The kernel would read weights of these shapes wrongly, without an error. `can_add` must
+    /// return false, so that the plain path handles or rejects them. The shapes are wrong for a
+    /// bypass of `[h, C]` = `[4, 8]` with a 3x3 kernel.
     #[test]
     fn weights_of_other_shapes_are_not_accepted() {
         let new = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));

@@ -1,20 +1,21 @@
-//! Loops over f32 in the widest vectors of the processor at hand.
+//! Loops over f32 with the widest vectors of the processor.
 //!
-//! Slices are as long as a multiple of [`GROUP`], which every vector divides.
+//! The length of every slice is a multiple of [`GROUP`], which is a multiple of every vector
+//! length.
 
 use pulp::Simd;
 
-/// Rows that [`Lanes::dots`] and [`Lanes::combine`] take side by side.
+/// The number of rows that [`Lanes::dots`] and [`Lanes::combine`] process side by side.
 pub(super) const GROUP: usize = 8;
-/// Rows that [`Lanes::add_products`] takes at a time.
+/// The number of rows that [`Lanes::add_products`] processes at once.
 const ROWS: usize = 4;
 
-/// The instructions of one processor.
+/// The vector instructions of a processor.
 #[derive(Clone, Copy)]
 pub(super) struct Lanes<S>(pub(super) S);
 
-// Everything is inlined into the one function that is compiled for the processor: a closure or a
-// call of its own would be compiled for the oldest.
+// Everything is inlined into the one function that is compiled for the processor. A closure or a
+// function that is not inlined would be compiled for the oldest supported processor.
 impl<S: Simd> Lanes<S> {
     #[inline(always)]
     fn of(values: &[f32]) -> &[S::f32s] {
@@ -26,7 +27,7 @@ impl<S: Simd> Lanes<S> {
         S::as_mut_simd_f32s(values).0
     }
 
-    /// `sums += values`.
+    /// Computes `sums += values`.
     #[inline(always)]
     pub(super) fn add(self, sums: &mut [f32], values: &[f32]) {
         for (sum, value) in Self::of_mut(sums).iter_mut().zip(Self::of(values)) {
@@ -34,7 +35,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// `sum += factor * values`.
+    /// Computes `sum += factor * values`.
     #[inline(always)]
     pub(super) fn add_scaled(self, sum: &mut [f32], factor: f32, values: &[f32]) {
         let factor = self.0.splat_f32s(factor);
@@ -43,7 +44,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// `row [C]` times each row of `matrix [w, C]`, into `products [w]`.
+    /// Computes the dot products of `row [C]` with each row of `matrix [w, C]` into `products [w]`.
     #[inline(always)]
     pub(super) fn dots(self, row: &[f32], matrix: &[f32], products: &mut [f32]) {
         let c = row.len();
@@ -64,7 +65,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// `row [C] += factors [w] x matrix [w, C]`.
+    /// Computes `row [C] += factors [w] x matrix [w, C]`.
     #[inline(always)]
     pub(super) fn combine(self, factors: &[f32], matrix: &[f32], row: &mut [f32]) {
         let c = row.len();
@@ -85,7 +86,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// `sums [w, C] += left^T x right`, `left` being `[T, w]` and `right` `[T, C]`.
+    /// Computes `sums [w, C] += left^T x right` from `left [T, w]` and `right [T, C]`.
     #[inline(always)]
     pub(super) fn add_products(self, c: usize, left: &[f32], right: &[f32], sums: &mut [f32]) {
         let w = sums.len() / c;
@@ -102,8 +103,8 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// [`Lanes::add_products`] of [`ROWS`] rows, two sums at a time: each number that is loaded is
-    /// used more than once.
+    /// Computes [`Lanes::add_products`] for [`ROWS`] rows, two sums at a time, so that each loaded
+    /// value is used more than once.
     #[inline(always)]
     fn add_product_of_rows(self, c: usize, left: &[f32], right: &[f32], sums: &mut [f32]) {
         let w = sums.len() / c;
@@ -128,8 +129,8 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// The first N rows of a matrix of width C, each of `length` vectors, which the compiler then
-    /// knows.
+    /// Returns the first N rows of a matrix of width C, each with `length` vectors. This way the
+    /// compiler knows the length.
     #[inline(always)]
     fn rows<const N: usize>(matrix: &[f32], c: usize, length: usize) -> [&[S::f32s]; N] {
         let mut rows: [&[S::f32s]; N] = [&[]; N];
@@ -139,7 +140,7 @@ impl<S: Simd> Lanes<S> {
         rows
     }
 
-    /// The layer norm of one token.
+    /// Computes the layer norm of one token.
     #[inline(always)]
     pub(super) fn norm(
         self,
@@ -169,7 +170,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// `x * sigmoid(1.702 x)`, in place.
+    /// Computes `x * sigmoid(1.702 x)` in place.
     #[inline(always)]
     pub(super) fn quick_gelu(self, values: &mut [f32]) {
         let steepness = self.0.splat_f32s(1.702);
@@ -179,7 +180,7 @@ impl<S: Simd> Lanes<S> {
         }
     }
 
-    /// Multiplies each gradient by the slope of QuickGELU at its input.
+    /// Multiplies each gradient by the derivative of QuickGELU at its input.
     #[inline(always)]
     pub(super) fn scale_by_slope(self, inputs: &[f32], gradients: &mut [f32]) {
         let simd = self.0;
@@ -198,14 +199,14 @@ impl<S: Simd> Lanes<S> {
         self.0.div_f32s(one, self.0.add_f32s(one, self.exp(self.0.neg_f32s(x))))
     }
 
-    /// The exponential within 2 units in the last place: `2^n * e^r` with `|r| <= ln 2 / 2`, and a
-    /// Taylor polynomial for `e^r`. Beyond what f32 holds it stays at its largest and smallest
-    /// value; NaN stays NaN.
+    /// Computes the exponential within 2 units in the last place, as `2^n * e^r` with `|r| <= ln 2
+    /// / 2` and a Taylor polynomial for `e^r`. Inputs are clamped to `-87..=88`, so that the result
+    /// stays within the range of f32. NaN stays NaN.
     #[inline(always)]
     fn exp(self, x: S::f32s) -> S::f32s {
-        /// Adding it rounds to an integer, which the low bits of the sum then hold.
+        /// Adding this number rounds to an integer, which is then in the low bits of the sum.
         const ROUND: f32 = 12_582_912.0;
-        /// ln 2 in two parts, of which the first has few bits.
+        /// ln 2 as a sum of two parts. The first part has few bits.
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         const POLYNOMIAL: [f32; 7] =
             [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];

@@ -1,4 +1,4 @@
-//! The linear probe: the head alone is trained.
+//! The linear probe, which trains only the head.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::petl_method::{ActsFrom, PetlMethod};
 use crate::error::Result;
 use crate::seam::{BackboneShape, NoMethod, Place, Seam};
 
-/// [`Method::LinearProbe`](super::Method::LinearProbe).
+/// The implementation of [`Method::LinearProbe`](super::Method::LinearProbe).
 #[derive(Debug)]
 pub(super) struct LinearProbe;
 

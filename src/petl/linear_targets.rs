@@ -10,22 +10,22 @@ use crate::seam::{BackboneShape, Layer, LayerWeights};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinearTarget {
-    /// The queries' projection.
+    /// The query projection.
     Q,
-    /// The keys' projection.
+    /// The key projection.
     K,
-    /// The values' projection.
+    /// The value projection.
     V,
     /// The projection after attention.
     Proj,
     /// The first linear layer of the MLP.
     Fc1,
-    /// The second.
+    /// The second linear layer of the MLP.
     Fc2,
 }
 
 impl LinearTarget {
-    /// Its place below `blocks.N`.
+    /// Returns the path of the map below `blocks.N`.
     pub(crate) fn path(self) -> &'static str {
         match self {
             LinearTarget::Q => "attn.q",
@@ -37,7 +37,7 @@ impl LinearTarget {
         }
     }
 
-    /// Inputs and outputs of this map in a block of the backbone.
+    /// Returns the numbers of inputs and outputs of this map in a block of the backbone.
     pub(crate) fn size(self, shape: &BackboneShape, block: usize) -> Result<(i64, i64)> {
         let (layer, share) = match self {
             LinearTarget::Q | LinearTarget::K | LinearTarget::V => (Layer::Qkv(block), 3),
@@ -55,7 +55,8 @@ impl LinearTarget {
     }
 }
 
-/// The block of a layer and the maps whose outputs, side by side, are its output.
+/// Returns the block of `layer` and the maps whose concatenated outputs are the output of the
+/// layer.
 pub(super) fn targets_of(layer: Layer) -> Option<(usize, &'static [LinearTarget])> {
     use LinearTarget::{Fc1, Fc2, K, Proj, Q, V};
     Some(match layer {
@@ -69,13 +70,13 @@ pub(super) fn targets_of(layer: Layer) -> Option<(usize, &'static [LinearTarget]
     })
 }
 
-/// Folds a linear map `add`, from inputs and outputs `[.., in]`, `[.., out]` to the outputs with
-/// its own added, into the weight of the layer.
+/// Merges a linear map into the weight of a layer. `add` receives inputs `[.., in]` and outputs
+/// `[.., out]` and returns the outputs plus those of the map.
 pub(super) fn merge_linear(
     weights: LayerWeights,
     add: impl FnOnce(&Tensor, Tensor) -> Result<Tensor>,
 ) -> Result<LayerWeights> {
-    // Rows of the identity as inputs: what comes out is the transposed matrix.
+    // The rows of the identity as inputs give the transposed matrix as output.
     let (kind, device) = (weights.weight.kind(), weights.weight.device());
     let identity =
         Tensor::f_eye(weights.weight.size()[1], (Kind::Float, device))?.f_unsqueeze(0)?;

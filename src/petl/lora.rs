@@ -1,4 +1,4 @@
-//! LoRA: a low-rank product beside a linear layer (Hu et al., arXiv 2106.09685).
+//! LoRA: a low-rank product parallel to a linear layer (Hu et al., arXiv 2106.09685).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,11 +12,12 @@ use crate::error::{Error, Result};
 use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam};
 
-/// The choices of LoRA: `x W^T + alpha / r * x A^T B^T`.
+/// Config of LoRA: `x W^T + alpha / r * x A^T B^T`.
 ///
-/// The default acts on queries and values with r = alpha = 8, the comparison's. A starts Kaiming
-/// uniform (a = sqrt(5): bound `1 / sqrt(in)`) and B at zero, as in its published code and in
-/// Hugging Face PEFT; the paper's text draws A from a normal.
+/// The default acts on queries and values with r = alpha = 8, as in the comparison of the Convpass
+/// paper. A starts Kaiming uniform (a = sqrt(5), so the bound is `1 / sqrt(in)`) and B starts at
+/// zero, as in LoRA's published code and in Hugging Face PEFT. The text of the LoRA paper draws A
+/// from a normal distribution instead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
@@ -24,10 +25,10 @@ pub struct LoraConfig {
     pub rank: i64,
     /// The product is multiplied by `alpha / r`.
     pub alpha: f64,
-    /// The linear layers it acts on; each at most once.
+    /// The linear layers that the method acts on, each at most once.
     pub targets: Vec<LinearTarget>,
-    /// r of each block in place of `rank`; 0 leaves a block without. The factor is `alpha` over
-    /// the block's own rank.
+    /// r of each block in place of `rank`; 0 leaves the block without LoRA. The factor is then
+    /// `alpha` divided by the rank of the block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -40,10 +41,10 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Checks that products of this shape can exist.
+    /// Checks that the products can be created.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("LoraConfig"))
     }
@@ -56,7 +57,7 @@ impl LoraConfig {
         let repeated = |i: usize| self.targets[..i].contains(&self.targets[i]);
         if self.targets.is_empty() || (0..self.targets.len()).any(repeated) {
             let found = format!("{:?}", self.targets);
-            return Err(Error::config("targets", "a list without repetition", found));
+            return Err(Error::config("targets", "a non-empty list without repetition", found));
         }
         Ok(())
     }
@@ -96,7 +97,7 @@ impl PetlMethod for LoraConfig {
     }
 }
 
-/// The products of a whole backbone.
+/// The low-rank products of a whole backbone, by block.
 #[derive(Debug)]
 pub(super) struct Lora(Vec<Vec<Product>>);
 
@@ -111,8 +112,8 @@ struct Product {
 }
 
 impl Lora {
-    /// Weights `blocks.N.attn.q.lora_A.weight [r, in]`, `...lora_B.weight [out, r]`, and so on
-    /// for each target.
+    /// Creates the weights `blocks.N.attn.q.lora_A.weight [r, in]`, `...lora_B.weight [out, r]` and
+    /// so on, for each target.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,
@@ -138,8 +139,8 @@ impl Lora {
         Ok(Lora(blocks))
     }
 
-    /// The products of a layer, one place for each map that its output is made of; none at all
-    /// where the method does nothing.
+    /// Returns one entry for each linear map of which the output of `layer` consists: its product,
+    /// or `None` if the map has no product. Returns `None` if no map of the layer has one.
     fn at(&self, layer: Layer) -> Option<Vec<Option<&Product>>> {
         let (block, targets) = targets_of(layer)?;
         let products = self.0.get(block)?;
@@ -149,8 +150,8 @@ impl Lora {
     }
 }
 
-/// Adds every product of a layer into its output with two small products in all: the matrices A
-/// stacked, the matrices B on a diagonal of blocks.
+/// Adds every product of a layer to its output with only two small matrix products: it stacks the
+/// matrices A and puts the matrices B on a block diagonal.
 fn add(products: &[Option<&Product>], input: &Tensor, output: Tensor) -> Result<Tensor> {
     let downs: Vec<&Tensor> = products.iter().flatten().map(|product| &product.a).collect();
     let hidden = input.f_linear(&Tensor::f_cat(&downs, 0)?, None::<&Tensor>)?;

@@ -1,6 +1,6 @@
-//! Weights at 8, 4, 2 or 1 bit: a codebook for all, a mean and a deviation for each tensor (Jie,
-//! Wang and Deng, "Revisiting the Parameter Efficiency of Adapters from the Perspective of
-//! Precision Redundancy", arXiv 2307.16867).
+//! Weights at 8, 4, 2 or 1 bit. All tensors share one codebook; each tensor has its own mean and
+//! standard deviation (Jie, Wang and Deng, "Revisiting the Parameter Efficiency of Adapters from
+//! the Perspective of Precision Redundancy", arXiv 2307.16867).
 
 use std::sync::OnceLock;
 
@@ -15,19 +15,21 @@ use crate::error::{Error, Result};
 use crate::nn::identity_kernel;
 use crate::seam::{BackboneShape, Place, Seam};
 
-/// A method whose weights are stored at few bits and trained for it.
+/// Another method whose weights are trained to be stored at few bits.
 ///
-/// Each pass computes with `std * level + mean`, where the level is the one nearest to the
-/// weight once its tensor is normalized by mean and (population) deviation; the gradient goes
-/// straight through to the weight. The levels are those that lose least on a normal distribution
-/// (Lloyd and Max), the paper's assumption about trained adapters; a kernel that starts as the
-/// identity is coded as its difference from it. The head stays in f32.
+/// Each pass replaces a weight by `std * level + mean`. The level is the one nearest to the weight
+/// after its tensor is normalized by its mean and (population) standard deviation. The gradient
+/// passes unchanged to the weight (straight-through estimator).
+///
+/// The levels have the least mean square error on a normal distribution (Lloyd and Max), because
+/// the paper assumes that trained adapter weights are normal. A kernel that starts as the identity
+/// is coded as its difference from the identity. The head stays in f32.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LowBitConfig {
-    /// Bits a weight: 1, 2, 4 or 8.
+    /// Bits per weight: 1, 2, 4 or 8.
     pub bits: i64,
-    /// Whose weights; none that trains the backbone itself.
+    /// The method whose weights are stored at few bits. It may not train weights of the backbone.
     pub method: Box<Method>,
 }
 
@@ -42,7 +44,7 @@ impl LowBitConfig {
     /// Checks the bits and the method.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("LowBitConfig"))
     }
@@ -52,7 +54,7 @@ impl LowBitConfig {
             return Err(Error::config("bits", "1, 2, 4 or 8", self.bits));
         }
         if !self.method.inner().can_be_low_bit() {
-            let expected = "one beside the backbone, in f32 until here";
+            let expected = "a method that trains only its own weights, in f32";
             return Err(Error::config("method", expected, self.method.name()));
         }
         self.method.validate()
@@ -72,7 +74,7 @@ impl PetlMethod for LowBitConfig {
         self.validate()
     }
 
-    /// The method within is asked for its own.
+    /// `build` checks the needs of the inner method.
     fn needs(&self) -> &[Place] {
         &[]
     }
@@ -98,39 +100,41 @@ impl PetlMethod for LowBitConfig {
     }
 }
 
-/// How a tensor is coded.
+/// The coding of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Coding {
-    /// 1, 2, 4 or 8.
+    /// Bits per weight: 1, 2, 4 or 8.
     pub(crate) bits: i64,
-    /// Whether what is coded is the difference from an identity kernel. A few ones among zeros
-    /// are far from a normal distribution.
+    /// Whether the difference from an identity kernel is coded. Without this, a few ones among
+    /// zeros would be far from a normal distribution.
     pub(crate) around_identity: bool,
 }
 
-/// A tensor on its codebook.
+/// A tensor as indices into the codebook.
 #[derive(Debug)]
 pub(crate) struct Coded {
-    /// Of the tensor, `[]`, in f32.
+    /// Mean of the tensor, `[]`, in f32.
     pub(crate) mean: Tensor,
-    /// Its population deviation, `[]`, in f32.
+    /// Population standard deviation of the tensor, `[]`, in f32.
     pub(crate) std: Tensor,
-    /// Index of each weight's level, in the tensor's shape, i64.
+    /// Index of each weight's level, in the shape of the tensor, i64.
     pub(crate) codes: Tensor,
 }
 
 impl Coding {
-    /// Bytes in a file of a tensor of `count` weights: codes, mean and deviation.
+    /// Returns the bytes that a file needs for a tensor of `count` weights: codes, mean and
+    /// standard deviation.
     pub(crate) fn stored_bytes(self, count: i64) -> i64 {
         self.code_bytes(count).saturating_add(8)
     }
 
-    /// Bytes of the codes of `count` weights.
+    /// Returns the bytes of the codes of `count` weights.
     pub(crate) fn code_bytes(self, count: i64) -> i64 {
         count.saturating_mul(self.bits).saturating_add(7) / 8
     }
 
-    /// The nearest level of each weight; a weight halfway takes the lower one.
+    /// Codes each weight as its nearest level. A weight halfway between two levels gets the lower
+    /// one.
     pub(crate) fn code(self, weight: &Tensor) -> Result<Coded> {
         let weight = weight.f_detach()?.f_to_kind(Kind::Float)?;
         let weight = match self.base(&weight)? {
@@ -140,7 +144,7 @@ impl Coding {
         let mean = weight.f_mean(Kind::Float)?;
         let centred = weight.f_sub(&mean)?;
         let std = centred.f_square()?.f_mean(Kind::Float)?.f_sqrt()?;
-        // A constant tensor is its mean, whatever the level.
+        // Every level of a constant tensor has the same value, the mean.
         let normed = centred.f_div(&std.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let levels = levels(self.bits)?;
         let midpoints: Vec<f32> = levels.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
@@ -149,7 +153,7 @@ impl Coding {
         Ok(Coded { mean, std, codes })
     }
 
-    /// `std * level + mean` for each code.
+    /// Returns `std * level + mean` for each code.
     pub(crate) fn value(self, coded: &Coded) -> Result<Tensor> {
         let levels = Tensor::f_from_slice(levels(self.bits)?)?.f_to_device(coded.codes.device())?;
         let value = levels.f_take(&coded.codes)?.f_mul(&coded.std)?.f_add(&coded.mean)?;
@@ -159,14 +163,16 @@ impl Coding {
         }
     }
 
-    /// The value of each weight's level, with the gradient of the weight itself.
+    /// Returns the value of each weight's level. Backward passes its gradient unchanged to the
+    /// weight.
     pub(crate) fn straight_through(self, weight: &Tensor) -> Result<Tensor> {
         let value = tch::no_grad(|| self.value(&self.code(weight)?))?;
-        // Exactly `value`: what is added is zero.
+        // The sum equals `value`, because the added difference is zero.
         Ok(value.f_add(&weight.f_sub(&weight.f_detach()?)?)?)
     }
 
-    /// What the coded difference is from, beside a tensor like `weight`.
+    /// Returns the tensor that is subtracted before coding, in the shape and on the device of
+    /// `weight`.
     fn base(self, weight: &Tensor) -> Result<Option<Tensor>> {
         if self.around_identity {
             Ok(Some(identity_kernel(&weight.size())?.f_to_device(weight.device())?))
@@ -176,7 +182,7 @@ impl Coding {
     }
 }
 
-/// The `2^bits` levels that weights are rounded to, in rising order.
+/// Returns the `2^bits` levels of the codebook in ascending order.
 fn levels(bits: i64) -> Result<&'static [f32]> {
     static LEVELS: [OnceLock<Vec<f32>>; 4] = [const { OnceLock::new() }; 4];
     let slot = match bits {
@@ -195,10 +201,12 @@ fn levels(bits: i64) -> Result<&'static [f32]> {
     }
 }
 
-/// The `count` levels that have the least mean square error on a standard normal distribution,
-/// each the mean of its bin: some rounds of Lloyd's iteration, from levels as dense as the cube
-/// root of the density, which is the limit of many levels, and then Newton's method. Lloyd's alone
-/// is far from the end after thousands of rounds where levels are many.
+/// Computes the `count` levels with the least mean square error on a standard normal distribution.
+/// Each level is the mean of its bin.
+///
+/// The first levels are as dense as the cube root of the density, which is the limit for many
+/// levels. Some rounds of Lloyd's iteration follow, and then Newton's method. With many levels,
+/// Lloyd's iteration alone is far from the result even after thousands of rounds.
 fn lloyd_max(count: i64) -> Result<Vec<f32>> {
     const LLOYD: usize = 10;
     const NEWTON: usize = 10;
@@ -213,20 +221,22 @@ fn lloyd_max(count: i64) -> Result<Vec<f32>> {
             Tensor::f_linalg_solve(&bins.derivatives()?, &bins.excess, true)?
         };
         levels = levels.f_sub(&step)?;
-        // Symmetric, and so it stays.
+        // The levels are symmetric; this removes rounding errors.
         levels = levels.f_sub(&levels.f_flip([0])?)?.f_mul_scalar(0.5)?;
     }
     let levels = levels.f_to_kind(Kind::Float)?;
     Ok(Vec::<f32>::try_from(&levels)?)
 }
 
-/// The bins of a codebook on a standard normal distribution: what is nearest to each level.
+/// The bins of a codebook on a standard normal distribution. A bin holds the values nearest to one
+/// level.
 struct Bins {
-    /// `[count]`: the probability of each.
+    /// `[count]`: the probability of each bin.
     mass: Tensor,
-    /// `[count]`: how far each level is above the mean of its bin, times the mass.
+    /// `[count]`: the difference between each level and the mean of its bin, times the mass of the
+    /// bin.
     excess: Tensor,
-    /// `[count - 1]`: what the excess of a level falls by as the next one rises by one.
+    /// `[count - 1]`: the decrease of a level's excess per unit of increase of the next level.
     slope: Tensor,
 }
 
@@ -243,15 +253,15 @@ impl Bins {
             Ok(x.f_narrow(0, 1, count)?.f_sub(&x.f_narrow(0, 0, count)?)?)
         };
         let mass = over_bins(&edges.f_special_ndtr()?)?;
-        // A bin's mean times its mass is the fall of the density over it.
+        // The mean of a bin times its mass equals the decrease of the density over the bin.
         let excess = levels.f_mul(&mass)?.f_add(&over_bins(&density)?)?;
-        // Half of a level's way moves each edge of its bin.
+        // A change of a level moves each edge of its bin by half of the change.
         let slope = right.f_sub(&left)?.f_mul_scalar(0.25)?;
         let slope = slope.f_mul(&density.f_narrow(0, 1, count - 1)?)?;
         Ok(Bins { mass, excess, slope })
     }
 
-    /// `[count, count]`: of the excess, by the levels.
+    /// Returns the derivatives of the excess by the levels, `[count, count]`.
     fn derivatives(&self) -> Result<Tensor> {
         let slope = &self.slope;
         let beside = slope.f_diag_embed(1, -2, -1)?.f_add(&slope.f_diag_embed(-1, -2, -1)?)?;
@@ -260,7 +270,7 @@ impl Bins {
     }
 }
 
-/// Codes packed from the low end of each byte on; `bits` divides 8.
+/// Packs codes into bytes, beginning at the low bits of each byte. `bits` has to divide 8.
 pub(crate) fn pack(codes: &[u8], bits: i64) -> Vec<u8> {
     let per_byte = (8 / bits) as usize;
     let byte = |chunk: &[u8]| {
@@ -269,7 +279,7 @@ pub(crate) fn pack(codes: &[u8], bits: i64) -> Vec<u8> {
     codes.chunks(per_byte).map(byte).collect()
 }
 
-/// The first `count` codes of what [`pack`] packed.
+/// Returns the first `count` codes from the output of [`pack`].
 pub(crate) fn unpack(bytes: &[u8], bits: i64, count: usize) -> Vec<u8> {
     let mask = u8::MAX >> (8 - bits);
     let codes = bytes
@@ -297,7 +307,7 @@ mod tests {
         let eight = levels(8);
         assert!(eight.len() == 256 && eight.windows(2).all(|pair| pair[0] < pair[1]));
         assert!((eight[255] - 4.603536).abs() < 1e-5, "{}", eight[255]);
-        // Each is the mean of its bin.
+        // Each level is the mean of its bin.
         for bits in [1, 2, 4, 8] {
             let levels = Tensor::from_slice(levels(bits)).to_kind(Kind::Double);
             let Bins { mass, excess, .. } = Bins::between(&levels).unwrap();
@@ -310,7 +320,7 @@ mod tests {
     fn errors_shrink_with_the_bits() {
         let weight = InitRng::from_seed(1).draw(Init::Normal { mean: 0.3, std: 2.0 }, &[100, 100]);
         let weight = weight.unwrap();
-        // Max's distortions, times the variance.
+        // Max's distortions have to be multiplied by the variance.
         for (bits, expected) in [(1, 0.3634), (2, 0.1175), (4, 0.009497), (8, 4.2e-5)] {
             let coding = Coding { bits, around_identity: false };
             let value = coding.value(&coding.code(&weight).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! [`Method`]: every method as data; each variant answers for itself.
+//! [`Method`]: every method as data.
 
 use std::sync::Arc;
 
@@ -18,58 +18,58 @@ use crate::backbone::Backbone;
 use crate::error::Result;
 use crate::seam::{BackboneShape, Seam};
 
-/// What is trained beside, or of, a backbone; the head always is.
+/// The method that trains a model, with its config. The head is always trained in addition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Method {
-    /// Nothing but the head.
+    /// Trains only the head.
     LinearProbe,
-    /// Every weight of a copy of the backbone.
+    /// Trains every weight of a copy of the backbone.
     Full,
-    /// BitFit: every bias of a copy of the backbone.
+    /// BitFit: trains every bias of a copy of the backbone.
     BitFit,
-    /// Scale and shift of every layer norm of a copy of the backbone.
+    /// Trains scale and shift of every layer norm in a copy of the backbone.
     LayerNorm,
     /// Convolutional bypasses.
     ConvBypass(ConvBypassConfig),
-    /// Convolutional bypasses with choices beyond the paper's main method.
+    /// Convolutional bypasses with options beyond the paper's main method.
     ConvBypassVariant(ConvBypassVariant),
     /// Adapters after the sub-layers.
     Adapter(AdapterConfig),
-    /// AdaptFormer: bottlenecks beside the MLP.
+    /// AdaptFormer: bottlenecks parallel to the MLP.
     AdaptFormer(AdaptFormerConfig),
-    /// LoRA: low-rank products beside linear layers.
+    /// LoRA: low-rank products parallel to linear layers.
     Lora(LoraConfig),
     /// VPT: prompt tokens.
     Vpt(VptConfig),
     /// SSF: scales and shifts after every layer.
     Ssf(SsfConfig),
-    /// RepAdapter: linear adapters in front of the sub-layers.
+    /// RepAdapter: linear adapters before the sub-layers.
     RepAdapter(RepAdapterConfig),
     /// FacT: one factored tensor for the updates of all linear layers.
     Fact(FactConfig),
-    /// Another method at 1, 2, 4 or 8 bits a weight.
+    /// Another method, stored at 1, 2, 4 or 8 bits per weight.
     LowBit(LowBitConfig),
-    /// Several methods, called in order at each place: with Adapter, LoRA and VPT and a width for
-    /// each block, a point of NOAH's search space.
+    /// Several methods, called in order at each place. Adapter, LoRA and VPT with a width for each
+    /// block are a point of NOAH's search space.
     Compose {
-        /// The methods; no two may name a variable alike. Lists are at most 16 deep within each
-        /// other.
+        /// The methods. No two of them may use the same variable name. At most 16 lists may be
+        /// nested within each other.
         methods: Vec<Method>,
     },
-    /// A method of another crate: [`Method::custom`].
+    /// A method of another crate, created by [`Method::custom`].
     Custom(CustomMethod),
 }
 
 impl Method {
-    /// A method of your own.
+    /// Creates a method from an implementation of your own.
     pub fn custom(method: impl PetlMethod + 'static) -> Self {
         Method::Custom(CustomMethod::new(Arc::new(method)))
     }
 
-    /// What answers every question about the method. Use it to build a built-in method from within
-    /// one of your own, too.
+    /// Returns the implementation of the method. A method of your own can use it to build a
+    /// built-in method.
     pub fn inner(&self) -> &dyn PetlMethod {
         match self {
             Method::LinearProbe => &LinearProbe,
@@ -91,29 +91,30 @@ impl Method {
         }
     }
 
-    /// The method's name in configs, files and tables.
+    /// Returns the name of the method in configs, files and tables.
     pub fn name(&self) -> &str {
         match self {
-            // Its code may be missing.
+            // `inner` may not know the name: the code may be missing.
             Method::Custom(custom) => custom.name(),
             method => method.inner().name(),
         }
     }
 
-    /// Checks the method's own config.
+    /// Checks the config of the method.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the first field that is wrong.
+    /// Returns [`Error::Config`](crate::Error::Config) for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.inner().validate()
     }
 
-    /// Whether the untrained model has the frozen backbone's features, in evaluation.
+    /// Returns whether the untrained model computes the features of the frozen backbone in
+    /// evaluation.
     pub fn starts_as_identity(&self) -> bool {
         self.inner().starts_as_identity()
     }
 
-    /// How many lists of methods are within each other, itself counted.
+    /// Returns how many lists of methods are nested within each other, including this one.
     pub(super) fn nesting(&self) -> usize {
         match self {
             Method::Compose { methods } => nesting(methods),
@@ -122,21 +123,21 @@ impl Method {
         }
     }
 
-    /// Weights it trains beside a backbone.
+    /// Returns the number of weights that the method trains, including weights of the backbone.
     pub(crate) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
         let mut beside = Sketch { params: 0, bytes: 0, most: i64::MAX };
         self.build(&mut beside, shape)?;
         Ok(beside.params.saturating_add(self.unfrozen_params(shape)))
     }
 
-    /// Weights of the backbone itself that it trains.
+    /// Returns the number of weights of the backbone itself that the method trains.
     fn unfrozen_params(&self, shape: &BackboneShape) -> i64 {
         let own = self.inner().unfreezes().into_iter().map(|part| part.num_params(shape));
         own.fold(0, i64::saturating_add)
     }
 
-    /// Bytes that a file needs for the weights that it trains; `None` as soon as they are more than
-    /// `most`, however long the rest of the method is.
+    /// Returns the bytes that a file needs for the trained weights, or `None` if they exceed
+    /// `most`. The count stops at the limit, however large the rest of the method is.
     pub(crate) fn stored_bytes(&self, shape: &BackboneShape, most: i64) -> Result<Option<i64>> {
         let mut beside = Sketch { params: 0, bytes: 0, most };
         let built = self.build(&mut beside, shape);
@@ -144,12 +145,12 @@ impl Method {
             return Ok(None);
         }
         built?;
-        // The backbone's own weights are kept in f32.
+        // The backbone's own weights are stored in f32.
         let own = self.unfrozen_params(shape).saturating_mul(4);
         Ok(Some(beside.bytes.saturating_add(own)))
     }
 
-    /// Builds the method for a backbone of this shape over the weights that `source` gives.
+    /// Builds the method for a backbone of shape `shape` from the weights of `source`.
     pub(crate) fn build(
         &self,
         source: &mut dyn ParamSource,
@@ -167,7 +168,7 @@ impl Method {
         self.inner().build(params, shape)
     }
 
-    /// The config of the bypasses, if the method is bypasses and nothing else.
+    /// Returns the config of the bypasses if the method consists only of bypasses.
     pub(crate) fn bypasses(&self) -> Option<ConvBypassVariant> {
         match self {
             Method::ConvBypass(config) => Some(config.clone().into()),
@@ -176,16 +177,16 @@ impl Method {
         }
     }
 
-    /// The backbone that the forward pass runs on, if the method trains the backbone itself: the
-    /// trained weights are variables under `vs`, and `backbone` keeps its own.
+    /// Returns the backbone for the forward pass if the method trains weights of the backbone
+    /// itself. Its trained weights are variables under `vs`; `backbone` does not change.
     pub(crate) fn unfreeze<B: Backbone>(&self, vs: &nn::Path, backbone: &B) -> Result<Option<B>> {
         self.inner().unfreezes().into_iter().try_fold(None, |unfrozen: Option<B>, part| {
             part.apply(vs, unfrozen.as_ref().unwrap_or(backbone)).map(Some)
         })
     }
 
-    /// Makes every method of another crate in it that serde read. An error is the name of the one
-    /// that could not be made, and why.
+    /// Creates every contained method of another crate that serde deserialized. The error holds the
+    /// name of the method that could not be created, and the reason.
     pub(crate) fn read_custom(&mut self, reader: &MethodReader) -> Result<(), (String, String)> {
         match self {
             Method::Custom(custom) => {

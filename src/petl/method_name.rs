@@ -1,4 +1,4 @@
-//! Methods as text, for command lines and config files.
+//! Parsing of methods from text, for command lines and config files.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::Method;
 use crate::error::{Error, Result};
 
-/// The short names, beside those that [`Method::name`] returns.
+/// The short names that are accepted in addition to those of [`Method::name`].
 const SHORT: [(&str, &str); 4] = [
     ("linear", "linear_probe"),
     ("bitfit", "bit_fit"),
@@ -18,12 +18,14 @@ const SHORT: [(&str, &str); 4] = [
 impl FromStr for Method {
     type Err = Error;
 
-    /// Parses a method from its name, with its default config (`lora`, `adapt-former`,
-    /// `conv_bypass`, and for short `linear`, `bitfit`, `adaptformer`, `convpass`), or from its
-    /// config as JSON (`{"name": "lora", "rank": 4}`). The config is not validated.
+    /// Parses a method from its name or from its config as JSON.
+    ///
+    /// A name gives the default config: `lora`, `adapt-former`, `conv_bypass`, or one of the short
+    /// names `linear`, `bitfit`, `adaptformer` and `convpass`. An example of a config is `{"name":
+    /// "lora", "rank": 4}`. The config is not validated.
     ///
     /// # Errors
-    /// [`Error::Config`] that lists the names, or says where the JSON is wrong.
+    /// Returns [`Error::Config`], which lists the names or says where the JSON is wrong.
     fn from_str(text: &str) -> Result<Self> {
         let parsed = if text.trim_start().starts_with('{') {
             serde_json::from_str(text)

@@ -1,5 +1,5 @@
-//! Methods, one a file. [`PetlMethod`] is what each tells of itself, [`Method`] the list of them as
-//! data.
+//! Methods, one in each file. A method implements [`PetlMethod`]; [`Method`] is the enum of all
+//! methods as data.
 
 mod adapter;
 mod adaptformer;

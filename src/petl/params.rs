@@ -1,4 +1,5 @@
-//! The weights of a method, as its constructor asks for them: by name, shape and initial value.
+//! The weights of a method. The constructor of the method requests each by name, shape and initial
+//! value.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,12 +10,12 @@ use super::low_bit::Coding;
 use crate::error::{Error, Result};
 use crate::nn::{Init, InitRng, Linear, variable};
 
-/// A weight that a constructor asks for.
+/// A weight that a constructor requests.
 pub(crate) struct Param<'a> {
     pub(super) name: &'a str,
     pub(super) shape: &'a [i64],
     init: Init,
-    /// Bits a weight, where it is quantized.
+    /// Bits per weight, if the weight is quantized.
     bits: Option<i64>,
 }
 
@@ -25,15 +26,15 @@ impl Param<'_> {
     }
 }
 
-/// Where the weights come from.
+/// A source of weights.
 pub(crate) trait ParamSource {
     fn get(&mut self, param: &Param) -> Result<Tensor>;
 }
 
-/// Declares the weights of a method below a path of names; [`PetlMethod::build`] gets one.
+/// Declares the weights of a method below a path of names. [`PetlMethod::build`] receives one.
 ///
-/// The same declaration counts the weights, creates them as variables, and reads them again from
-/// an adapter file, so that the three cannot differ. The crate alone makes a `Params`.
+/// The same declaration counts the weights, creates them as variables, and reads them from an
+/// adapter file, so the three always agree. Only this crate can create a `Params`.
 ///
 /// ```
 /// use convpass::petl::{Init, Params};
@@ -60,39 +61,41 @@ impl<'a> Params<'a> {
         Params { source, path: String::new(), bits: None }
     }
 
-    /// The weights whose names begin with `path` and a dot, below the path of `self`.
+    /// Returns a `Params` for the weights whose names begin with `path` and a dot, below the path
+    /// of `self`.
     pub fn at(&mut self, path: impl Display) -> Params<'_> {
         let path = format!("{}{path}.", self.path);
         Params { source: self.source, path, bits: self.bits }
     }
 
-    /// The same weights at `bits` each.
+    /// Returns a `Params` for the same weights, each stored at `bits` bits.
     pub(super) fn quantized(&mut self, bits: i64) -> Params<'_> {
         Params { source: self.source, path: self.path.clone(), bits: Some(bits) }
     }
 
-    /// Declares the weight `name`, of this shape, that starts as `init` says, and returns it.
+    /// Declares the weight `name` of shape `shape` with the initial values `init`, and returns it.
     ///
-    /// Keep the tensor as it is in the [`Seam`](crate::Seam), and compute everything from it in
-    /// the places of the seam: its values change in place, after each optimizer step. Its dtype is
-    /// the one that the backbone computes in, and gradients reach the f32 variable behind it.
+    /// Keep the returned tensor in the [`Seam`](crate::Seam) without changes, and compute
+    /// everything from it within the methods of the seam: its values change in place after each
+    /// optimizer step. Its dtype is the one in which the backbone computes. Gradients reach the f32
+    /// variable from which its values come.
     ///
-    /// Names are separated by dots. Initial values are drawn in the order of the calls from a
+    /// Dots separate the parts of a name. Initial values are drawn in the order of the calls from a
     /// generator that [`PetlConfig::seed`](crate::PetlConfig::seed) seeds.
     ///
     /// # Errors
-    /// [`Error::DuplicateVariable`] if the name is taken; [`Error::Config`] for a shape that no
-    /// tensor has or that `init` does not fit. Return the error from where you called this.
+    /// Returns [`Error::DuplicateVariable`] if the name is taken. Returns [`Error::Config`] for an
+    /// invalid shape or a shape that does not fit `init`. Pass the error on to your caller.
     pub fn get(&mut self, name: impl Display, shape: &[i64], init: Init) -> Result<Tensor> {
         let name = &format!("{}{name}", self.path);
         if shape.iter().any(|&side| side < 0) {
-            let expected = "without negative sides";
+            let expected = "a shape without negative sizes";
             return Err(Error::config(format!("shape of {name}"), expected, format!("{shape:?}")));
         }
         self.source.get(&Param { name, shape, init, bits: self.bits })
     }
 
-    /// `{name}.weight [out, in]` and a bias `[out]` of zeros.
+    /// Declares `{name}.weight [out, in]`, and a bias `[out]` that starts at zero.
     pub(super) fn linear(
         &mut self,
         name: &str,
@@ -105,11 +108,11 @@ impl<'a> Params<'a> {
     }
 }
 
-/// New variables below `vs`.
+/// Creates new variables below `vs`.
 pub(crate) struct NewVariables<'a, 'b> {
     pub(crate) vs: &'a nn::Path<'b>,
     pub(crate) rng: &'a mut InitRng,
-    /// How each variable of few bits is coded.
+    /// The coding of each variable that is stored at few bits.
     pub(crate) low_bit: BTreeMap<String, Coding>,
 }
 
@@ -122,13 +125,13 @@ impl ParamSource for NewVariables<'_, '_> {
     }
 }
 
-/// Shapes alone: what a method would make, without making it.
+/// Counts weights from their shapes, without creating them.
 pub(super) struct Sketch {
     /// Number of weights.
     pub(super) params: i64,
-    /// Bytes that a file needs for them.
+    /// Bytes that a file needs for the weights.
     pub(super) bytes: i64,
-    /// No more bytes than this are asked for.
+    /// The largest permitted number of bytes; a weight beyond it is an error.
     pub(super) most: i64,
 }
 
@@ -142,10 +145,10 @@ impl ParamSource for Sketch {
         self.params = self.params.saturating_add(count);
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > self.most {
-            let expected = format!("of at most {} bytes of weights", self.most);
-            return Err(Error::config("method", expected, format!("{} and more", self.bytes)));
+            let expected = format!("a method with at most {} bytes of weights", self.most);
+            return Err(Error::config("method", expected, format!("at least {}", self.bytes)));
         }
-        // One zero in memory, whatever the shape.
+        // The tensor is one zero in memory, whatever its shape.
         let zero = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
         Ok(zero.f_expand(param.shape, false)?)
     }

@@ -1,5 +1,5 @@
-//! The values that a pass computes with where they are not the variables themselves: in another
-//! dtype, or on a codebook of few bits.
+//! The values that a pass computes with if they differ from the variables: values in another dtype,
+//! or values rounded to a codebook of few bits.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 
 /// Values of f32 variables in the dtype of a pass.
 ///
-/// A method is built over these tensors once. [`PassValues::refresh`] then writes those anew whose
-/// variable has changed, in place and with a graph that leads to the variable, so that neither the
-/// method nor a value that is still right is made again.
+/// A method is built over these tensors once. After that, [`PassValues::refresh`] rewrites the
+/// values of changed variables. It writes in place and connects each value to its variable in the
+/// autograd graph, so the method and the unchanged values stay as they are.
 #[derive(Debug)]
 pub(crate) struct PassValues {
     kind: Kind,
@@ -26,7 +26,7 @@ struct PassValue {
     variable: Tensor,
     coding: Option<Coding>,
     value: Tensor,
-    /// libtorch's count of writes to the variable when the value was written.
+    /// libtorch's version counter of the variable when the value was written.
     version: Option<i64>,
 }
 
@@ -35,7 +35,7 @@ impl PassValues {
         PassValues { kind, values: Vec::new() }
     }
 
-    /// The tensor that will hold the value of `variable`.
+    /// Adds a value for `variable` and returns the tensor that will hold it.
     pub(crate) fn add(
         &mut self,
         name: &str,
@@ -54,7 +54,7 @@ impl PassValues {
         Ok(tensor)
     }
 
-    /// A source of weights that adds a value for each variable that is asked for.
+    /// Returns a source of weights that adds a value for each requested variable.
     pub(crate) fn of<'a>(
         &'a mut self,
         variables: &'a BTreeMap<String, Tensor>,
@@ -62,13 +62,13 @@ impl PassValues {
         Adding { values: self, variables }
     }
 
-    /// Writes the values anew that are out of date. `is_coded` says whether a variable holds a
-    /// value of its codebook already.
+    /// Rewrites the values that are out of date. `is_coded` returns whether a variable already
+    /// holds a value of its codebook.
     pub(crate) fn refresh(
         &mut self,
         is_coded: impl Fn(&str, &Tensor) -> Result<bool>,
     ) -> Result<()> {
-        // Whether gradients are tracked here: tch has no question for it.
+        // This tests whether gradients are tracked; tch has no function for it.
         let leaf = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
         let tracked = leaf.f_neg()?.requires_grad();
         for value in &mut self.values {
@@ -86,7 +86,7 @@ impl PassValue {
     ) -> Result<()> {
         let version = self.variable.f_internal_version()?;
         let (has_graph, trained) = (self.value.requires_grad(), self.variable.requires_grad());
-        // A graph that this pass does not need does no harm.
+        // A value may keep a graph that this pass does not need.
         let graph_fits = if trained { has_graph || !tracked } else { !has_graph };
         if self.version == Some(version) && graph_fits {
             return Ok(());
@@ -117,7 +117,7 @@ impl ParamSource for Adding<'_> {
             }
             found => Err(Error::Input {
                 argument: "variables",
-                expected: format!("one named {} of shape {:?}", param.name, param.shape),
+                expected: format!("a variable {} of shape {:?}", param.name, param.shape),
                 found: found.map_or("none".to_owned(), |found| format!("{:?}", found.size())),
             }),
         }
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(tch::no_grad(&mut refresh), without_graph);
         let with_graph = refresh();
         assert!(with_graph > without_graph && value.requires_grad());
-        // Two passes over one value, and one without gradients in between.
+        // Two passes use one value, and a pass without gradients runs in between.
         assert_eq!((tch::no_grad(&mut refresh), refresh()), (with_graph, with_graph));
         for _ in 0..2 {
             (&value * 3.0).sum(Kind::Float).backward();

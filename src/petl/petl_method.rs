@@ -1,4 +1,4 @@
-//! [`PetlMethod`]: what a method tells of itself, whichever crate it is from.
+//! [`PetlMethod`]: the trait that every method implements, also a method of another crate.
 
 use std::fmt::Debug;
 
@@ -10,26 +10,26 @@ use super::unfreeze::Unfrozen;
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, Place, Seam};
 
-/// The first part of a backbone that a method acts on. Everything in front of it computes what the
-/// frozen backbone computes, so that a training run may compute it once for each image.
+/// The first part of a backbone that a method changes. The parts before it compute the same as in
+/// the frozen backbone, so a training run may compute them once for each image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ActsFrom {
-    /// The embedding in front of the blocks, or a weight of the backbone itself.
+    /// The embedding before the blocks, or a weight of the backbone itself.
     Embedding,
     /// This block, counted from 0.
     Block(usize),
-    /// The head alone: the features are those of the frozen backbone.
+    /// Only the head. The features are those of the frozen backbone.
     Head,
 }
 
-/// A method of parameter-efficient transfer learning: what it is called, what it needs of a
-/// backbone, which weights it trains, and what it does with them at the places of a [`Seam`].
+/// A method of parameter-efficient transfer learning: its name and config, the places that it needs
+/// of a backbone, its weights, and its changes to the forward pass as a [`Seam`].
 ///
-/// Every built-in method implements it on its config. Implement it on a config of your own, and
-/// [`Method::custom`](super::Method::custom) makes a [`Method`](super::Method) of it, which trains,
-/// saves, is counted by [`audit`](fn@crate::audit), and composes with others like a built-in one.
-/// `examples/own_method.rs` is a complete program; `convpass::testing` (feature `testing`) checks
-/// what this trait promises.
+/// The config of every built-in method implements this trait. Implement it for a config of your own
+/// and pass it to [`Method::custom`](super::Method::custom). The resulting
+/// [`Method`](super::Method) trains, saves, is counted by [`audit`](fn@crate::audit), and composes
+/// with other methods like a built-in one. `examples/own_method.rs` is a complete program.
+/// `convpass::testing` (feature `testing`) checks what an implementation has to promise.
 ///
 /// ```
 /// use convpass::petl::{ActsFrom, Init, Params, PetlMethod};
@@ -93,65 +93,68 @@ pub enum ActsFrom {
 /// assert_eq!(config.method.name(), "mlp_bias");
 /// ```
 pub trait PetlMethod: Debug + Send + Sync {
-    /// The name in configs, files, tables and errors, in `snake_case`.
+    /// Returns the name in configs, files, tables and errors, in `snake_case`.
     fn name(&self) -> &'static str;
 
-    /// The config as JSON, an object. Two methods are equal if name and config are; an adapter
-    /// file keeps both, and whoever loads it makes the method from them.
+    /// Returns the config as a JSON object. Two methods are equal if their names and configs are.
+    /// An adapter file stores both, and a reader creates the method from them.
     fn config(&self) -> Value;
 
-    /// Checks the config, without a backbone at hand.
+    /// Checks the config. It does not need a backbone.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     fn validate(&self) -> Result<()>;
 
-    /// What it acts on that not every backbone has; a backbone that lacks one of these is refused
-    /// with [`Error::Unsupported`]. `&[]` for a method that acts on nothing but layers that it
-    /// finds in [`BackboneShape::layers`].
+    /// Returns the places that the method needs and that some backbones do not have. A backbone
+    /// without one of them is rejected with [`Error::Unsupported`]. Return `&[]` for a method that
+    /// acts only on layers that it finds in [`BackboneShape::layers`].
     fn needs(&self) -> &[Place];
 
-    /// Whether the untrained model has exactly the frozen backbone's features, in evaluation.
+    /// Returns whether the untrained model computes exactly the features of the frozen backbone in
+    /// evaluation.
     fn starts_as_identity(&self) -> bool;
 
-    /// The first part of the backbone whose computation the method changes or may change.
+    /// Returns the first part of the backbone whose computation the method may change.
     fn acts_from(&self, shape: &BackboneShape) -> ActsFrom;
 
-    /// Declares every weight of the method through `params`, in an order of its own that never
-    /// changes, and returns what acts on a backbone of this shape over these weights.
+    /// Declares every weight of the method through `params`, in a fixed order, and returns the seam
+    /// that uses these weights on a backbone of shape `shape`.
     ///
-    /// It is called to count the weights as well: it must not compute anything from them, and its
-    /// cost should not grow with their size.
+    /// It is also called to count the weights. It must therefore not compute anything from them,
+    /// and its cost should not grow with their size.
     ///
     /// # Errors
-    /// What `params` returns, and [`Error::Config`] if the config does not fit the backbone.
+    /// Returns the errors of `params`, and [`Error::Config`] if the config does not fit the
+    /// backbone.
     fn build(&self, params: &mut Params, shape: &BackboneShape) -> Result<Box<dyn Seam>>;
 
-    /// The weights of the backbone itself that it trains, in copies; none for a method that is all
-    /// in [`PetlMethod::build`].
+    /// Returns the weights of the backbone itself that the method trains as copies. The default is
+    /// none, for a method that declares all its weights in [`PetlMethod::build`].
     fn unfreezes(&self) -> Vec<Unfrozen> {
         Vec::new()
     }
 
-    /// Whether [`Method::LowBit`](super::Method::LowBit) may keep its weights at few bits.
+    /// Returns whether [`Method::LowBit`](super::Method::LowBit) may store the weights at few bits.
     fn can_be_low_bit(&self) -> bool {
         self.unfreezes().is_empty()
     }
 
-    /// Whether it still folds into the backbone's weights ([`Seam::can_merge`]) while other methods
-    /// act on the same backbone: no layer's folded weights take into account what is in front of
-    /// that layer.
+    /// Returns whether the method can still be merged into the backbone's weights
+    /// ([`Seam::can_merge`]) while other methods act on the same backbone. This holds if the merged
+    /// weights of each layer do not depend on changes before that layer.
     fn folds_beside_others(&self) -> bool {
         false
     }
 }
 
-/// A config of this crate as JSON: numbers, words and lists of them, which JSON always has.
+/// Converts a config of this crate to JSON. This cannot fail, because a config holds only numbers,
+/// strings and lists of them.
 pub(super) fn json(config: &impl Serialize) -> Value {
     serde_json::to_value(config).unwrap_or_default()
 }
 
-/// Refuses a backbone that lacks what the method needs.
+/// Returns an error if the backbone does not have a place that the method needs.
 pub(super) fn check_places(method: &dyn PetlMethod, shape: &BackboneShape) -> Result<()> {
     let lack = shape.lacks.iter().find(|(place, _)| method.needs().contains(place));
     match lack {

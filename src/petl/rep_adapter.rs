@@ -1,5 +1,5 @@
-//! RepAdapter: a linear adapter in front of a sub-layer, which folds into the layer behind it (Luo
-//! et al., arXiv 2302.08106).
+//! RepAdapter: a linear adapter before a sub-layer, which can be merged into the next layer (Luo et
+//! al., arXiv 2302.08106).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,29 +13,30 @@ use crate::error::{Error, Result};
 use crate::nn::{Branch, Init, Linear};
 use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam, Site, SubLayer};
 
-/// The choices of RepAdapter: `Y + s * (Y A + a) B + b` over the normed input Y of a sub-layer,
-/// with B in groups and no activation; in front of attention and MLP, as its published code's
-/// `repblock`.
+/// Config of RepAdapter: `Y + s * (Y A + a) B + b`. Y is the normed input of a sub-layer, B
+/// consists of groups, and there is no activation. The adapters are placed before attention and
+/// MLP, like `repblock` in the published code.
 ///
-/// On Swin that is in front of the projection of queries, keys and values and behind the cut into
-/// windows, so that it folds into that projection where a window is padded too.
+/// On Swin, the adapter acts after the tokens are cut into windows and before the projection of
+/// queries, keys and values. It can therefore be merged into that projection even if a window is
+/// padded.
 ///
-/// A starts Xavier uniform, the rest at zero. That code chooses s for each task; the paper's count
-/// of 0.22 M for ViT-B leaves the biases out.
+/// A starts Xavier uniform; everything else starts at zero. The published code chooses s for each
+/// task. The paper's count of 0.22 M weights for ViT-B does not include the biases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepAdapterConfig {
-    /// h, the width between the two matrices.
+    /// h, the bottleneck dim.
     pub bottleneck_dim: i64,
-    /// Groups of the second matrix; divides h and C.
+    /// Number of groups of the second matrix; it has to divide h and C.
     pub groups: i64,
-    /// s, the factor on the branch.
+    /// s, the factor of the branch.
     pub scale: f64,
     /// Dropout rate between the matrices, in training.
     pub dropout: f64,
-    /// In front of which sub-layers.
+    /// The sub-layers before which there is an adapter.
     pub sub_layers: SubLayers,
-    /// h of each block in place of `bottleneck_dim`; 0 leaves a block without.
+    /// h of each block in place of `bottleneck_dim`; 0 leaves the block without an adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -54,10 +55,10 @@ impl Default for RepAdapterConfig {
 }
 
 impl RepAdapterConfig {
-    /// Checks that adapters of this shape can exist.
+    /// Checks that the adapters can be created.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("RepAdapterConfig"))
     }
@@ -130,7 +131,8 @@ struct RepAdapter {
 }
 
 impl RepAdapters {
-    /// Weights `blocks.N.adapter_{attn,mlp}.conv_{A,B}.{weight,bias}`, the published names.
+    /// Creates the weights `blocks.N.adapter_{attn,mlp}.conv_{A,B}.{weight,bias}`, which are the
+    /// published names.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,
@@ -170,14 +172,15 @@ impl RepAdapter {
         let hidden = if drop { hidden.f_dropout(self.dropout, true)? } else { hidden };
         let dense = match self.groups {
             1 => self.b_weight.shallow_clone(),
-            // Each group's outputs read their own part of the bottleneck: blocks on a diagonal.
+            // The outputs of each group read only their own part of the bottleneck, which is a
+            // block-diagonal matrix.
             groups => Tensor::f_block_diag(&self.b_weight.f_chunk(groups, 0)?)?,
         };
         add_product(x, &hidden, &dense, &self.b_bias, &Scale::Fixed(self.scale), &Branch::All)
     }
 
-    /// The weights of a linear layer that reads this adapter's output, for one that reads its
-    /// input.
+    /// Converts the weights of a linear layer that reads the output of this adapter into weights of
+    /// a layer that reads the input of the adapter.
     fn merge(&self, weights: LayerWeights) -> Result<LayerWeights> {
         let LayerWeights { weight, bias } = weights;
         let (kind, c) = (weight.kind(), weight.size()[1]);
@@ -186,7 +189,7 @@ impl RepAdapter {
         let offset =
             self.forward(&identity.f_zeros_like()?.f_narrow(0, 0, 1)?.f_unsqueeze(0)?, false)?;
         let offset = offset.f_reshape([c])?;
-        // Row j is what the adapter makes of input j: the transposed matrix.
+        // Row j is the output of the adapter for input j, which gives the transposed matrix.
         let matrix = self.forward(&identity.f_unsqueeze(0)?, false)?.f_squeeze_dim(0)?;
         let matrix = matrix.f_sub(&offset)?;
         let shift = weight.f_mv(&offset)?;

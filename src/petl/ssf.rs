@@ -12,17 +12,21 @@ use crate::error::{Error, Result};
 use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, LayerShape, LayerWeights, Place, Seam};
 
-/// The choices of SSF: `x * scale + shift` after the patch embedding, every linear layer and every
-/// norm, where its published code has them (the patches before the position table joins; CLIP's
-/// norm in front of the first block, which that code does not have, like the other norms; of Swin's
-/// patch merging the norm and not the reduction).
+/// Config of SSF: `x * scale + shift` after the patch embedding, every linear layer and every norm,
+/// as in the published code.
 ///
-/// Scales start normal around 1 and shifts around 0, so that the untrained model is close to the
-/// frozen one and not equal to it.
+/// - Patches are scaled before the position embedding is added.
+/// - CLIP's norm before the first block, which the published code does not have, is treated like
+///   the other norms.
+/// - In Swin's patch merging, SSF acts after the norm but not after the reduction.
+///
+/// Scales start normal around 1 and shifts start normal around 0. The untrained model is therefore
+/// close to the frozen one, but not equal to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SsfConfig {
-    /// Deviation of the initial values; 0.02 in its code. With 0 it starts as the identity.
+    /// Standard deviation of the initial values; 0.02 in the published code. With 0 the method
+    /// starts as the identity.
     pub init_std: f64,
 }
 
@@ -36,7 +40,7 @@ impl SsfConfig {
     /// Checks the field.
     ///
     /// # Errors
-    /// [`Error::Config`] if the deviation is negative or no number.
+    /// Returns [`Error::Config`] if the standard deviation is negative or not finite.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("SsfConfig"))
     }
@@ -84,11 +88,11 @@ impl PetlMethod for SsfConfig {
     }
 }
 
-/// The factors of a whole backbone.
+/// The scales and shifts of a whole backbone.
 #[derive(Debug)]
 pub(super) struct Ssf(HashMap<Layer, Factors>);
 
-/// Both `[out]`.
+/// Scale and shift after one layer, each `[out]`.
 #[derive(Debug)]
 struct Factors {
     scale: Tensor,
@@ -96,7 +100,7 @@ struct Factors {
 }
 
 impl Ssf {
-    /// Weights under the published names: `blocks.N.attn.ssf_scale_1`, and so on.
+    /// Creates the weights under the published names: `blocks.N.attn.ssf_scale_1` and so on.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,
@@ -116,12 +120,13 @@ impl Ssf {
     }
 }
 
-/// The layers with factors after them: all but the reduction of a patch merging.
+/// Returns the layers with factors after them: all except the reduction of a patch merging.
 fn layers(shape: &BackboneShape) -> impl Iterator<Item = &LayerShape> {
     shape.layers.iter().filter(|shape| !matches!(shape.layer, Layer::Merge(_)))
 }
 
-/// Where the published code keeps a layer's factors, and which pair of that place they are.
+/// Returns the path below which the published code keeps the factors of a layer, and their number
+/// there.
 fn place(layer: Layer) -> (String, u8) {
     let block = |i: usize, part: &str| format!("blocks.{i}.{part}");
     match layer {
@@ -140,7 +145,7 @@ fn place(layer: Layer) -> (String, u8) {
 
 impl Seam for Ssf {
     fn after_layer(&self, layer: Layer, _: &Tensor, output: Tensor, _: bool) -> Result<Tensor> {
-        // A part of the fused projection takes its part of the factors.
+        // A part of the fused projection uses its part of the factors.
         let (whole, part) = match layer {
             Layer::Q(block) => (Layer::Qkv(block), Some((0, 1))),
             Layer::Kv(block) => (Layer::Qkv(block), Some((1, 2))),
@@ -165,7 +170,7 @@ impl Seam for Ssf {
         let Some(Factors { scale, shift }) = self.0.get(&layer) else { return Ok(weights) };
         let LayerWeights { weight, bias } = weights;
         let kind = weight.kind();
-        // One factor a row, whatever the weight's other dimensions.
+        // One factor for each row, for any number of dimensions of the weight.
         let mut rows = vec![1; weight.dim()];
         rows[0] = -1;
         let bias = bias.map_or_else(|| shift.f_zeros_like(), Ok)?;

@@ -1,4 +1,4 @@
-//! Which sub-layers a method acts at.
+//! The choice of sub-layers at which a method acts.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +8,12 @@ use crate::seam::SubLayer;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubLayers {
-    /// Attention and MLP: for the bypass, the paper's Convpass; for Adapter, Houlsby's.
+    /// Attention and MLP. For the bypass this is the paper's Convpass, for Adapter it is Houlsby's.
     #[default]
     Both,
-    /// Attention alone: the paper's Convpass-attn.
+    /// Only attention: the paper's Convpass-attn.
     Attention,
-    /// The MLP alone; for Adapter, Pfeiffer's.
+    /// Only the MLP. For Adapter this is Pfeiffer's.
     Mlp,
 }
 

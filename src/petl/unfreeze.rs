@@ -1,5 +1,5 @@
-//! Methods that train weights of the backbone itself: all, the biases (BitFit, Ben Zaken et al.,
-//! arXiv 2106.10199), or the layer norms.
+//! Methods that train weights of the backbone itself: all weights, the biases (BitFit, Ben Zaken et
+//! al., arXiv 2106.10199), or the layer norms.
 
 use serde_json::Value;
 use tch::{Kind, nn};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::variable;
 use crate::seam::{BackboneShape, NoMethod, Place, Seam};
 
-/// Which weights of the backbone itself a method trains.
+/// The weights of the backbone itself that a method trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unfrozen {
@@ -69,7 +69,7 @@ impl PetlMethod for Unfrozen {
 }
 
 impl Unfrozen {
-    /// Whether the weight of that name is trained.
+    /// Returns whether the method trains the weight `name`.
     fn takes(self, name: &str) -> bool {
         let mut segments = name.rsplit('.');
         let (leaf, layer) = (segments.next(), segments.next().unwrap_or_default());
@@ -80,20 +80,21 @@ impl Unfrozen {
         }
     }
 
-    /// A backbone over variables under `vs`, of the weights' own names, in place of those weights;
-    /// `backbone` keeps its own and shares the rest.
+    /// Returns a copy of `backbone` in which variables under `vs`, with the names of the weights,
+    /// replace the trained weights. `backbone` itself does not change, and the copy shares the
+    /// other weights with it.
     pub(super) fn apply<B: Backbone>(self, vs: &nn::Path, backbone: &B) -> Result<B> {
         backbone.map_weights(&mut |name, weight| match self.takes(name) && backbone.is_read(name) {
             true if weight.kind() == Kind::Int8 => {
-                let expected = "one that can be trained: f32, bf16, f16 or f64";
-                Err(Error::config(format!("kind of {name}"), expected, "int8"))
+                let expected = "a trainable dtype: f32, bf16, f16 or f64";
+                Err(Error::config(format!("dtype of {name}"), expected, "int8"))
             }
             true => variable(vs, name, weight),
             false => Ok(weight.shallow_clone()),
         })
     }
 
-    /// Number of weights that are trained.
+    /// Returns the number of trained weights.
     pub(super) fn num_params(self, shape: &BackboneShape) -> i64 {
         let layers = shape.layers.iter();
         match self {

@@ -1,4 +1,4 @@
-//! The way back from a bottleneck into the residual stream.
+//! The projection from a bottleneck back into the residual stream.
 
 use tch::Tensor;
 
@@ -6,17 +6,17 @@ use super::params::Params;
 use crate::error::Result;
 use crate::nn::{Branch, Init};
 
-/// The factor s on what a branch adds.
+/// The factor s of a branch.
 #[derive(Debug)]
 pub(super) enum Scale {
-    /// One number that is not trained.
+    /// One value that is not trained.
     Fixed(f64),
     /// A trained factor per channel, `[C]`: the learned scaling of Adapter+ (Steitz and Roth,
     /// "Adapters Strike Back", CVPR 2024).
     PerChannel(Tensor),
 }
 
-/// `s * (hidden W^T + b)`, `[.., h] -> [.., C]`, which starts at zero.
+/// The projection `s * (hidden W^T + b)`, `[.., h] -> [.., C]`. Its output starts at zero.
 #[derive(Debug)]
 pub(super) struct UpProjection {
     pub(super) weight: Tensor,
@@ -25,8 +25,8 @@ pub(super) struct UpProjection {
 }
 
 impl UpProjection {
-    /// Weights `{name}.weight [C, h]` and `{name}.bias [C]`, zero, and `scale [C]`, every
-    /// channel at `scale`, if `channel_scale`.
+    /// Creates the weights `{name}.weight [C, h]` and `{name}.bias [C]`, which start at zero. If
+    /// `channel_scale`, also creates `scale [C]`, which starts at `scale` in every channel.
     pub(super) fn new(
         params: &mut Params,
         name: &str,
@@ -46,7 +46,7 @@ impl UpProjection {
         })
     }
 
-    /// `[.., h] -> [.., C]`.
+    /// Computes the projection: `[.., h] -> [.., C]`.
     pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let x = hidden.f_linear(&self.weight, Some(&self.bias))?;
         Ok(match &self.scale {
@@ -56,8 +56,8 @@ impl UpProjection {
         })
     }
 
-    /// Adds [`UpProjection::forward`] of the kept samples' `hidden`, `[K, T, h]`, into
-    /// `residual`, `[B, T, C]`.
+    /// Adds the projection of `hidden`, `[K, T, h]`, which holds the kept samples, to `residual`,
+    /// `[B, T, C]`.
     pub(super) fn add_into(
         &self,
         residual: &Tensor,
@@ -68,13 +68,14 @@ impl UpProjection {
     }
 }
 
-/// The columns of the product that [`add_product`] makes are a multiple of this. On a CPU,
-/// products of 8 or 9 columns take up to ten times as long as those of 16; on a GPU, bf16 wants 8.
+/// The number of columns of the left factor in [`add_product`] is a multiple of this. On a CPU,
+/// products of 8 or 9 columns take up to ten times as long as those of 16. On a GPU, products in
+/// bf16 need a multiple of 8 to be fast.
 const ALIGNMENT: i64 = 8;
 
-/// `residual + s * (hidden W^T + b)` for the kept samples, without a pass of its own over
-/// `[B, T, C]` for the bias, the scale, drop path and the sum: one product accumulates into the
-/// residual stream.
+/// Returns `residual + s * (hidden W^T + b)` for the kept samples. One matrix product accumulates
+/// into the residual stream, so the bias, the scale, drop path and the sum do not need separate
+/// passes over `[B, T, C]`.
 pub(super) fn add_product(
     residual: &Tensor,
     hidden: &Tensor,
@@ -83,7 +84,8 @@ pub(super) fn add_product(
     scale: &Scale,
     branch: &Branch,
 ) -> Result<Tensor> {
-    // [B * T, k] x [k, C]: h columns, one of ones that carries the bias, and zeros.
+    // [B * T, k] x [k, C]. The k columns are the h columns of `hidden`, one column of ones for the
+    // bias, and zeros.
     let (h, c) = (weight.size()[1], weight.size()[0]);
     let padding = (-h - 1).rem_euclid(ALIGNMENT);
     let tail = hidden.f_new_zeros([padding + 1], (hidden.kind(), hidden.device()))?;
@@ -91,7 +93,8 @@ pub(super) fn add_product(
     let (samples, tokens) = (hidden.size()[0], hidden.size()[1]);
     let left = Tensor::f_cat(&[hidden, &tail.f_expand([samples, tokens, -1], false)?], 2)?;
     let left = branch.spread(&left, residual.size()[0])?;
-    // Row by row, as its gradient is computed fastest. s goes in here, where it costs nothing.
+    // The matrix is stored row by row, because its gradient is computed fastest this way. It
+    // includes s, because scaling this small matrix costs nothing.
     let zeros = bias.f_new_zeros([padding, c], (bias.kind(), bias.device()))?;
     let right = Tensor::f_cat(&[&weight.f_transpose(0, 1)?, &bias.f_unsqueeze(0)?, &zeros], 0)?;
     let right = match scale {

@@ -1,4 +1,4 @@
-//! VPT: trained prompt tokens beside the patches (Jia et al., arXiv 2203.12119).
+//! VPT: trained prompt tokens in the sequence (Jia et al., arXiv 2203.12119).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,24 +11,26 @@ use crate::error::{Error, Result};
 use crate::nn::Init;
 use crate::seam::{BackboneShape, Layer, Place, Seam, TokenLayout};
 
-/// The choices of VPT; the default is deep, with the number of prompts and the dropout (none) of
-/// its published code.
+/// Config of VPT. The default is VPT-deep, with the number of prompts and the dropout rate (0) of
+/// the published code.
 ///
-/// Prompts are the last prefix tokens: after the class token and the registers, before the
-/// patches. They enter after the position table (and after CLIP's norm in front of the first
-/// block). The features never read them: with average pooling the mean is over the patches alone.
-/// They start uniform with bound `sqrt(6 / (3 p^2 + C))` for patches of side p, as in that code.
+/// Prompts are the last prefix tokens: they come after the class token and the registers and before
+/// the patches. They are inserted after the position embedding is added, and after CLIP's norm
+/// before the first block. The features never read them: average pooling uses only the patches.
+/// Prompts start uniform with bound `sqrt(6 / (3 p^2 + C))` for patches of side p, as in the
+/// published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VptConfig {
-    /// Prompts in front of each block that has some.
+    /// Number of prompts in each block that has prompts.
     pub num_tokens: i64,
-    /// VPT-deep: every block has prompts of its own, in place of the block's before. Otherwise
-    /// the first block's run through all (VPT-shallow).
+    /// If true, every block has its own prompts, which replace those of the previous block
+    /// (VPT-deep). If false, the prompts of the first block pass through all blocks (VPT-shallow).
     pub deep: bool,
     /// Dropout rate on the prompts, in training.
     pub dropout: f64,
-    /// Prompts of each block in place of `num_tokens`, 0 for none; only where `deep`.
+    /// Number of prompts of each block in place of `num_tokens`, 0 for none. Only valid if `deep`
+    /// is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<i64>>,
 }
@@ -40,10 +42,10 @@ impl Default for VptConfig {
 }
 
 impl VptConfig {
-    /// Checks that such prompts can exist.
+    /// Checks that the prompts can be created.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// Returns [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("VptConfig"))
     }
@@ -51,12 +53,12 @@ impl VptConfig {
     fn check(&self) -> Result<()> {
         widths::validate("num_tokens", self.num_tokens, &self.blocks)?;
         if self.blocks.is_some() && !self.deep {
-            return Err(Error::config("blocks", "absent where prompts are not deep", "present"));
+            return Err(Error::config("blocks", "absent unless `deep` is true", "present"));
         }
         checks::dropout(self.dropout)
     }
 
-    /// Prompts of each block's own.
+    /// Returns the number of prompts that each block adds.
     fn tokens(&self, count: usize) -> Result<Vec<i64>> {
         let mut tokens = widths::resolve(self.num_tokens, &self.blocks, count)?;
         if !self.deep {
@@ -99,21 +101,22 @@ impl PetlMethod for VptConfig {
 /// The prompts of a whole backbone.
 #[derive(Debug)]
 pub(super) struct Prompts {
-    /// `[tokens, C]` of each block that has some.
+    /// The prompts of each block, `[tokens, C]`.
     blocks: Vec<Option<Tensor>>,
     deep: bool,
     dropout: f64,
 }
 
 impl Prompts {
-    /// Weights `blocks.N.prompts [tokens, C]`; of the first block alone where not deep.
+    /// Creates the weights `blocks.N.prompts [tokens, C]`; without `deep`, only those of the first
+    /// block.
     pub(super) fn new(
         params: &mut Params,
         shape: &BackboneShape,
         config: &VptConfig,
     ) -> Result<Self> {
         let Some(patch) = shape.layer(Layer::PatchEmbed) else {
-            return Err(Error::config("vpt", "beside a backbone with a patch embedding", "none"));
+            return Err(Error::config("vpt", "used with a patch embedding", "none"));
         };
         let dims = &shape.block_dims;
         let mut prompts = |(index, (&c, tokens)): (usize, (&i64, i64))| {
@@ -129,7 +132,8 @@ impl Prompts {
         Ok(Prompts { blocks, deep: config.deep, dropout: config.dropout })
     }
 
-    /// Prompts that are still among the tokens when a block is entered.
+    /// Returns the number of prompts of the previous block that are still in the sequence when a
+    /// block is entered.
     fn left_by_the_block_before(&self, block: usize) -> i64 {
         let before = block.checked_sub(1).filter(|_| self.deep);
         let prompts = before.and_then(|before| self.blocks.get(before)?.as_ref());

@@ -1,6 +1,7 @@
-//! The contract that every method keeps beside every backbone, as checks (feature `testing`).
+//! The contract between methods and backbones, as checks (feature `testing`).
 //!
-//! Hold a method or a backbone of your own to it in a test:
+//! Every built-in method keeps this contract with every backbone that it supports. Check a method
+//! or a backbone of your own in a test:
 //!
 //! ```
 //! use convpass::testing::check_method;
@@ -17,9 +18,9 @@
 //! # }
 //! ```
 //!
-//! Some checks seed libtorch's generator, of which a process has one. The checks of this module wait
-//! for each other; a test that draws from that generator at the same time on another thread makes
-//! [`recomputes_the_same_gradients`] fail, and belongs into another test binary.
+//! Some checks seed libtorch's generator, which the whole process shares. The checks of this module
+//! wait for each other. A test that draws from that generator on another thread at the same time
+//! makes [`recomputes_the_same_gradients`] fail; put such a test into another test binary.
 
 mod checks;
 mod passes;
@@ -39,10 +40,10 @@ use crate::error::Error;
 use crate::model::{PetlConfig, PetlModel, audit_shape};
 use crate::petl::{Method, MethodReader};
 
-/// Classes of the models that are checked.
+/// The number of classes of the checked models.
 const CLASSES: i64 = 5;
 
-/// What a method or a backbone did not keep, in a sentence.
+/// A sentence that says which part of the contract a method or a backbone breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(String);
 
@@ -57,7 +58,7 @@ impl std::error::Error for Failure {}
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-        Failure(format!("an error where none is due: {error}{}", source.unwrap_or_default()))
+        Failure(format!("unexpected error: {error}{}", source.unwrap_or_default()))
     }
 }
 
@@ -69,40 +70,42 @@ impl From<tch::TchError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Failure(format!("a temporary file: {error}"))
+        Failure(format!("cannot use a temporary file: {error}"))
     }
 }
 
-/// `Ok`, or what was not kept.
+/// `Ok`, or the broken part of the contract.
 pub type Check = Result<(), Failure>;
 
 fn ensure(kept: bool, failure: impl FnOnce() -> String) -> Check {
     if kept { Ok(()) } else { Err(Failure(failure())) }
 }
 
-/// The whole contract, with what is right for most methods; a field says what is not so for yours.
+/// The whole contract. [`Contract::new`] sets defaults that suit most methods; a field states an
+/// exception.
 pub struct Contract<'a> {
-    /// Images `[B, 3, H, W]` in f32 that fit the backbone, at least two, all different.
+    /// Images `[B, 3, H, W]` in f32 that fit the backbone. B is at least 2, and all images differ.
     pub images: &'a Tensor,
-    /// How far gradients of [`PetlModel::backward_recomputed`] may be from those of one pass, over
-    /// the largest of each variable: 0 for the same bits. A weight that several blocks share, and
-    /// attention within windows, sum up in another order; 1e-6 is right for them in f32.
+    /// The largest permitted difference between the gradients of [`PetlModel::backward_recomputed`]
+    /// and those of one pass, relative to the largest gradient entry of each variable. 0 requires
+    /// the same bits. A weight that several blocks share, and attention within windows, sum in
+    /// another order; 1e-6 suits them in f32.
     pub recompute_gap: f64,
-    /// Makes the method from its name and JSON, as [`PetlModel::load_adapter_with`] is given it;
-    /// without one, saving and loading are checked with the very method that was saved.
+    /// Creates the method from its name and JSON, as in [`PetlModel::load_adapter_with`]. If this
+    /// is `None`, the check of saving and loading uses the saved method itself.
     pub reader: Option<&'a MethodReader<'a>>,
 }
 
 impl<'a> Contract<'a> {
-    /// The contract over these images.
+    /// Creates the contract with these images and the default of every other field.
     pub fn new(images: &'a Tensor) -> Self {
         Contract { images, recompute_gap: 0.0, reader: None }
     }
 
-    /// Runs every check on `method` beside `backbone` as it is and in bf16.
+    /// Runs every check on `method` with `backbone`, first as given and then in bf16.
     ///
     /// # Errors
-    /// The first [`Failure`].
+    /// Returns the first [`Failure`].
     pub fn check<B: Backbone>(&self, method: &Method, backbone: &B) -> Check {
         let in_bf16 = backbone.to_kind(Kind::BFloat16)?;
         for (dtype, backbone, gap) in
@@ -111,7 +114,7 @@ impl<'a> Contract<'a> {
             let gap = self.recompute_gap.max(gap);
             self.check_one(method, backbone, gap).map_err(|Failure(text)| {
                 Failure(format!(
-                    "{} beside a {}, {dtype}: {text}",
+                    "{} with a {} backbone, {dtype}: {text}",
                     method.name(),
                     backbone.shape().family
                 ))
@@ -133,24 +136,26 @@ impl<'a> Contract<'a> {
     }
 }
 
-/// In bf16 what is summed up in another order is rounded far sooner.
+/// Returns the gap to permit in bf16, where a sum in another order rounds far more coarsely.
 fn bf16_gap(gap: f64) -> f64 {
     if gap > 0.0 { 2e-2 } else { 0.0 }
 }
 
-/// [`Contract::check`] with the same bits everywhere.
+/// Runs [`Contract::check`] and requires the same bits everywhere.
 ///
 /// # Errors
-/// The first [`Failure`].
+/// Returns the first [`Failure`].
 pub fn check_method<B: Backbone>(method: &Method, backbone: &B, images: &Tensor) -> Check {
     Contract::new(images).check(method, backbone)
 }
 
-/// [`Contract::check`] of the built-in methods that `backbone` has a place for, in their default
-/// configs, and of a list of two: what a backbone of your own is held to.
+/// Runs [`Contract::check`] on the built-in methods in their default configs and on a
+/// [`Method::Compose`] of two of them. It skips the methods that `backbone` does not support.
+///
+/// Use it to test a backbone of your own.
 ///
 /// # Errors
-/// The first [`Failure`].
+/// Returns the first [`Failure`].
 pub fn check_backbone<B: Backbone>(backbone: &B, contract: &Contract) -> Check {
     let (shape, lora) = (backbone.shape(), Method::Lora(Default::default()));
     let bypass = Method::ConvBypass(Default::default());

@@ -1,4 +1,4 @@
-//! Passes of a model, and what they leave.
+//! Forward and backward passes of a model, and their results.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +9,10 @@ use super::{Check, Failure, ensure};
 use crate::backbone::Backbone;
 use crate::model::PetlModel;
 
-/// Moves every variable away from where it starts: no zero is left.
+/// Moves every variable away from its initial value, so that none of them is zero.
 ///
 /// # Errors
-/// What libtorch says.
+/// Returns the error that libtorch reports.
 pub fn disturb<B: Backbone>(model: &PetlModel<B>) -> Check {
     tch::no_grad(|| {
         for (index, mut variable) in variables(model).into_values().enumerate() {
@@ -28,11 +28,11 @@ pub fn disturb<B: Backbone>(model: &PetlModel<B>) -> Check {
 
 pub(super) const SEED: i64 = 7;
 
-/// What one forward and backward pass left.
+/// The results of one forward and backward pass.
 pub(super) struct Backward {
     pub(super) logits: Tensor,
     pub(super) loss: Tensor,
-    /// What libtorch's generator draws next.
+    /// The next numbers that libtorch's generator draws.
     pub(super) next_draw: Tensor,
     pub(super) gradients: BTreeMap<String, Tensor>,
 }
@@ -58,7 +58,8 @@ impl Backward {
     }
 }
 
-/// Only one check at a time may seed libtorch's generator.
+/// Returns a guard that keeps other checks waiting, because only one check at a time may seed
+/// libtorch's generator.
 pub(super) fn alone() -> impl Drop {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,21 +69,21 @@ pub(super) fn variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<String, T
     model.var_store().variables().into_iter().collect()
 }
 
-/// Cross entropy against the classes in turn.
+/// Returns the cross entropy; sample `i` has the label `i` modulo the number of classes.
 pub(super) fn loss(logits: &Tensor) -> crate::error::Result<Tensor> {
     let labels = Tensor::f_arange(logits.size()[0], (Kind::Int64, logits.device()))?;
     let labels = labels.f_remainder(logits.size()[1])?;
     Ok(logits.f_cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)?)
 }
 
-/// The largest difference over the largest value of `expected`.
+/// Returns the largest absolute difference divided by the largest absolute value of `expected`.
 pub(super) fn relative(found: &Tensor, expected: &Tensor) -> Result<f64, Failure> {
     let gap = found.f_sub(expected)?.f_abs()?.f_max()?.f_double_value(&[])?;
     let most = expected.f_abs()?.f_max()?.f_double_value(&[])?;
     Ok(if gap == 0.0 { 0.0 } else { gap / most })
 }
 
-/// A tensor of its own with the same values.
+/// Returns a copy with a storage of its own.
 pub(super) fn copy(tensor: &Tensor) -> Result<Tensor, tch::TchError> {
     let mut copy = tensor.f_detach()?.f_zeros_like()?;
     copy.f_copy_(&tensor.f_detach()?)?;
