@@ -278,7 +278,8 @@ pub struct LayerWeights {
 pub trait Seam: Debug + Send {
     /// Called with the tokens `[B, P + N, C]` that enter a block. Returns the tokens and their
     /// layout. A method may append tokens to the prefix and remove its own tokens again; it then
-    /// returns the changed layout.
+    /// returns the changed layout. Only one method of a `Method::Compose` can do
+    /// so, because it takes the last tokens of the prefix for its own.
     fn entering(
         &self,
         _block: usize,

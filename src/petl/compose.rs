@@ -38,6 +38,11 @@ impl PetlMethod for Vec<Method> {
             let expected = format!("at most {MAX_NESTING} nested lists");
             return Err(Error::config("methods", expected, nesting).in_config("Method::Compose"));
         }
+        let prompts = self.iter().map(Method::prompts).sum::<usize>();
+        if prompts > 1 {
+            return Err(Error::config("methods", "at most one with prompts", prompts)
+                .in_config("Method::Compose"));
+        }
         self.iter().try_for_each(Method::validate)
     }
 

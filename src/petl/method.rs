@@ -123,6 +123,17 @@ impl Method {
         }
     }
 
+    /// Returns how many methods in this one have prompts. Two cannot be composed: each would take the
+    /// other's prompts for its own when it replaces those of the block before.
+    pub(super) fn prompts(&self) -> usize {
+        match self {
+            Method::Vpt(_) => 1,
+            Method::Compose { methods } => methods.iter().map(Method::prompts).sum(),
+            Method::LowBit(config) => config.method.prompts(),
+            _ => 0,
+        }
+    }
+
     /// Returns the number of weights that the method trains, including weights of the backbone.
     pub(crate) fn num_params(&self, shape: &BackboneShape) -> Result<i64> {
         let mut beside = Sketch { params: 0, bytes: 0, most: i64::MAX };

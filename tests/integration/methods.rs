@@ -121,6 +121,9 @@ fn choices_that_do_not_fit_are_told() {
     };
     let lora = LoraConfig::default();
     let two_widths = Some(vec![1, 2]);
+    let prompts = |blocks: [i64; 3]| {
+        Method::Vpt(VptConfig { blocks: Some(blocks.to_vec()), ..Default::default() })
+    };
     let wrong = [
         Method::Lora(LoraConfig { rank: 0, ..lora.clone() }),
         Method::Lora(LoraConfig { targets: vec![], ..lora.clone() }),
@@ -147,13 +150,15 @@ fn choices_that_do_not_fit_are_told() {
         Method::Fact(FactConfig { scale: f64::INFINITY, ..Default::default() }),
         Method::Fact(FactConfig { rank: 1 << 14, form: FactForm::Tucker, ..Default::default() }),
         Method::Compose { methods: vec![] },
+        // No name is in both, but each would remove the other's prompts.
+        Method::Compose { methods: vec![prompts([2, 0, 2]), prompts([0, 3, 0])] },
         Method::Compose { methods: vec![Method::Lora(LoraConfig { rank: 0, ..lora.clone() })] },
     ];
     for method in wrong {
         let error = new(method.clone()).unwrap_err();
         assert!(matches!(error, Error::Config { .. }), "{method:?}: {error}");
     }
-    for twice in [Method::Lora(lora), Method::BitFit, Method::Vpt(VptConfig::default())] {
+    for twice in [Method::Lora(lora), Method::BitFit] {
         let methods = vec![twice.clone(), twice];
         let error = new(Method::Compose { methods }).unwrap_err();
         assert!(matches!(error, Error::DuplicateVariable { .. }), "{error}");
