@@ -26,7 +26,7 @@ pub(super) const TIMM: Family = Family {
         copy("layers.*.downsample.norm.weight", "layers.*.downsample.norm.weight"),
         copy("layers.*.downsample.norm.bias", "layers.*.downsample.norm.bias"),
         copy("layers.*.downsample.reduction.weight", "layers.*.downsample.reduction.weight"),
-        // This crate's own name, for a model whose norm was folded into the reduction.
+        // This crate's own name, for a model into which a method was folded.
         copy("layers.*.downsample.reduction.bias", "layers.*.downsample.reduction.bias"),
     ],
     norm_eps: 1e-5,
