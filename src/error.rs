@@ -1,11 +1,11 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 
 use std::path::{Path, PathBuf};
 
 /// `Result` with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, with the fields a program needs to act on it.
+/// Every error of the crate, with the fields that a program needs to handle it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the text of a variant names its fields")]
@@ -18,45 +18,46 @@ pub enum Error {
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
 
-    /// A value that a field of a config, or an argument, cannot have; [`Error::config`] makes one.
+    /// A field of a config or an argument has a value that is not allowed. [`Error::config`]
+    /// creates this error.
     #[error("{}{field} must be {expected}, found {found}", of_config(config))]
     #[non_exhaustive]
     Config {
-        /// The type of the config, such as `LoraConfig`, if the field is one of a config.
+        /// The type of the config, such as `LoraConfig`; `None` for an argument.
         config: Option<&'static str>,
         /// The field or the argument.
         field: String,
-        /// The values that it can have.
+        /// The allowed values.
         expected: String,
-        /// The value that it has.
+        /// The value that was found.
         found: String,
     },
 
-    /// A method that the backbone has no place for.
+    /// The method cannot be applied to this backbone.
     #[error("{method} cannot act on a {backbone}: {reason}")]
     Unsupported { method: &'static str, backbone: &'static str, reason: &'static str },
 
-    /// A tensor passed by the caller has the wrong shape, kind or device.
+    /// A tensor passed by the caller has the wrong shape, dtype or device.
     #[error("{argument}: expected {expected}, found {found}")]
     Input { argument: &'static str, expected: String, found: String },
 
-    /// A variable of that name is in the `VarStore` already; tch would rename the second one.
+    /// The `VarStore` already has a variable with this name; tch would rename the second one.
     #[error("the VarStore has a variable named {name} already")]
     DuplicateVariable { name: String },
 
-    /// The file is none of the formats that are read here.
+    /// The file is in no supported format.
     #[error("{}: not a format that is read here: {reason}", file.display())]
     UnknownFormat { file: PathBuf, reason: String },
 
-    /// The checkpoint is of another family of backbones.
+    /// The checkpoint holds a backbone of another family.
     #[error("{}: a checkpoint of a {found}, not of a {expected}", file.display())]
     OtherBackbone { file: PathBuf, expected: &'static str, found: &'static str },
 
-    /// The file is cut off, contradicts itself, or asks for more than it holds.
+    /// The file is cut off, contradicts itself, or its header asks for more data than the file has.
     #[error("{}: corrupt: {reason}", file.display())]
     CorruptFile { file: PathBuf, reason: String },
 
-    /// The file's pickle names code that a state dict does not need; it was not run.
+    /// The pickle in the file names code that a state dict does not need. The code was not run.
     #[error("{}: its pickle calls {global}, which is not run here", file.display())]
     PickleGlobal { file: PathBuf, global: String },
 
@@ -64,7 +65,7 @@ pub enum Error {
     #[error("{}: tensor {name} is missing (expected {expected:?})", file.display())]
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },
 
-    /// Tensors in the file that nothing in the model takes.
+    /// The file has tensors that no part of the model uses.
     #[error(
         "{}: tensors with no place in the model: {}{}",
         file.display(),
@@ -75,29 +76,30 @@ pub enum Error {
     UnexpectedTensors {
         /// The file.
         file: PathBuf,
-        /// Every such name, sorted.
+        /// All these names, sorted.
         names: Vec<String>,
-        /// The name that the model has in place of the first one, if a similar one is missing.
+        /// The name that was probably meant by the first one: a missing name of the model that is
+        /// similar.
         nearest: Option<String>,
     },
 
-    /// A tensor of the file has another shape than the model's.
+    /// A tensor in the file has another shape than the model's tensor.
     #[error("{}: tensor {name}: expected {expected:?}, found {found:?}", file.display())]
     ShapeMismatch { file: PathBuf, name: String, expected: Vec<i64>, found: Vec<i64> },
 
-    /// A field of a file that says how its tensors are to be used has a value that is not read here.
+    /// A field of a file that describes the model has a value that is not supported.
     #[error("{}: {field} must be {expected}, found {found}", file.display())]
     FileField { file: PathBuf, field: String, expected: String, found: String },
 
-    /// A tensor of the file has an element type that has no place in a model.
+    /// A tensor in the file has a dtype that no model uses.
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },
 
-    /// A file names a method that is not of this crate, and nothing made it.
+    /// A file names a method of another crate that could not be created.
     #[error("{}: its method {name} is of another crate: {reason}", file.display())]
     OutsideMethod { file: PathBuf, name: String, reason: String },
 
-    /// The adapter was trained beside another backbone.
+    /// The adapter was trained on another backbone.
     #[error(
         "{}: the adapter was trained beside another backbone: {}; the one given is {}",
         file.display(),
@@ -108,19 +110,19 @@ pub enum Error {
     BackboneMismatch {
         /// The adapter file.
         file: PathBuf,
-        /// Digest of the backbone that it was trained beside.
+        /// Digest of the backbone that the adapter was trained on.
         expected: String,
         /// Digest of the backbone that was given.
         found: String,
-        /// What the former is called: family, file, image size, precision. Files of version 0.1 do
-        /// not say it.
+        /// Name of the backbone that the adapter was trained on: family, file, image size,
+        /// precision. It is `None` for files of version 0.1, which do not store it.
         trained_beside: Option<String>,
-        /// What the latter is called.
+        /// Name of the backbone that was given.
         given: String,
     },
 
-    /// The file is the state of another run than the one that was to go on from it; `field` is the
-    /// first one in which the two differ.
+    /// The state file belongs to another run than the one that should resume from it. `field` is
+    /// the first field in which the two runs differ.
     #[error(
         "{}: the state of another run, whose {field} is {found} and not {expected}; \
          remove the file to start anew",
@@ -132,28 +134,29 @@ pub enum Error {
     #[error("{}:{line}: {reason}", file.display())]
     ListLine { file: PathBuf, line: usize, reason: String },
 
-    /// A folder is no dataset with a folder for each class.
+    /// A folder does not contain one folder of images for each class.
     #[error("{}: expected a folder of images for each class: {reason}", folder.display())]
     ClassFolders { folder: PathBuf, reason: String },
 
-    /// A class has fewer images than are to be drawn of it.
+    /// A class has fewer images than the number to draw.
     #[error("{}: class {class} has {found} images, {expected} are asked for", file.display())]
     TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
 
-    /// An image cannot be decoded; `list` and `line` say who asked for it, where a list did.
+    /// An image cannot be decoded. `list` is the file list and the line that name the image, if
+    /// any.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },
 }
 
 impl Error {
-    /// Wraps an I/O error with the path it happened on.
+    /// Returns a function that wraps an I/O error with its path.
     pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { path, source }
     }
 
-    /// An [`Error::Config`]: `field` must be `expected`. Configs of other crates return it from their
-    /// own checks.
+    /// Creates an [`Error::Config`]: `field` must be `expected`. Configs of other crates can return
+    /// it from their own checks.
     ///
     /// ```
     /// use convpass::Error;
@@ -170,8 +173,8 @@ impl Error {
         Error::Config { config: None, field, expected, found }
     }
 
-    /// Says which config the field of an [`Error::Config`] is one of, unless that is said already. Any
-    /// other error stays as it is.
+    /// Sets the config type of an [`Error::Config`] if it is not set yet. Any other error is
+    /// returned unchanged.
     #[must_use]
     pub fn in_config(mut self, name: &'static str) -> Self {
         if let Error::Config { config, .. } = &mut self {
@@ -180,8 +183,8 @@ impl Error {
         self
     }
 
-    /// The error for the tensors `names` of a file, at least one; `missing` are names that the
-    /// model has and the file has not.
+    /// Creates an [`Error::UnexpectedTensors`] for the tensors `names` of a file, at least one.
+    /// `missing` are the names that the model has and the file does not have.
     pub(crate) fn unexpected<'a>(
         file: impl AsRef<Path>,
         names: Vec<String>,
@@ -197,7 +200,7 @@ impl Error {
     }
 }
 
-/// The first ten names, and how many there are where there are more.
+/// Joins the first ten names. If there are more, the text also gives their number.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
@@ -215,7 +218,7 @@ fn meant(names: &[String], nearest: &Option<String>) -> String {
     }
 }
 
-/// A backbone by its name and the start of its digest.
+/// Formats the name of a backbone and the start of its digest.
 fn called(name: &str, digest: &str) -> String {
     format!("{name} (digest {})", digest.chars().take(12).collect::<String>())
 }
@@ -224,8 +227,8 @@ fn of_config(config: &Option<&'static str>) -> String {
     config.map(|name| format!("{name}.")).unwrap_or_default()
 }
 
-/// The one of `known` that is most like `name`: at most three edits away, and at most a third of its
-/// letters.
+/// Returns the name in `known` that is most similar to `name`. It needs at most three edits, and at
+/// most one edit for every three letters of `name`.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let most = 3.min(name.chars().count() / 3);
     let near = known.into_iter().filter(|other| other.len().abs_diff(name.len()) <= 4 * most);
@@ -233,7 +236,7 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
     (edits <= most).then_some(other)
 }
 
-/// How many letters must be inserted, removed or replaced to make `b` of `a`.
+/// Returns the number of letters to insert, remove or replace to turn `a` into `b`.
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

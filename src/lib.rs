@@ -9,7 +9,7 @@
 //! use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // A real one comes from `FrozenViT::open("vit.safetensors", device)`.
+//! // A pretrained backbone comes from `FrozenViT::open("vit.safetensors", device)`.
 //! let vit = ViTConfig { image_size: (32, 32), embed_dim: 64, num_heads: 1, depth: 2, ..ViTConfig::default() };
 //! let backbone = FrozenViT::random(&vit, 0, Device::Cpu)?;
 //! let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 10);

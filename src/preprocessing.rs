@@ -1,47 +1,47 @@
-//! How a backbone expects its images.
+//! The image preprocessing that a backbone expects.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How an image becomes pixels of the size that a backbone accepts, and the numbers that the
-/// backbone was trained on.
+/// How to turn an image into the input of a backbone.
 ///
-/// An image is resized as [`Preprocessing::resize`] says with the filter
-/// [`Preprocessing::interpolation`]; a pixel x in `[0, 1]` then becomes `(x - mean) / std`, channel
-/// by channel.
+/// An image is resized to [`Preprocessing::image_size`] by [`Preprocessing::resize`] with the
+/// filter [`Preprocessing::interpolation`]. A pixel x in `[0, 1]` then becomes `(x - mean) / std`
+/// in each channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocessing {
     /// Height and width in pixels.
     pub image_size: (i64, i64),
-    /// How an image of another size becomes one of this size.
+    /// How to resize an image of another size.
     pub resize: ResizeMode,
-    /// The filter of the resize, with antialiasing, as in Pillow.
+    /// The filter of the resize, with antialiasing as in Pillow.
     pub interpolation: Resampling,
     /// Mean of red, green and blue.
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue.
     pub std: [f32; 3],
-    /// Where these values come from.
+    /// Origin of these values.
     pub source: PreprocessingSource,
 }
 
-/// How an image of another size becomes one of the backbone's size.
+/// How to resize an image to the size of the backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ResizeMode {
-    /// Both sides are resized; the aspect ratio changes. The published Convpass protocol.
+    /// Resizes both sides, which changes the aspect ratio. The published Convpass protocol does
+    /// this.
     Squash,
-    /// The shorter side becomes `shorter_side` pixels, and the centre is cut out.
+    /// Resizes the shorter side to `shorter_side` pixels, then crops the center.
     CenterCrop {
-        /// Pixels of the shorter side before the crop.
+        /// Length of the shorter side in pixels before the crop.
         shorter_side: i64,
     },
 }
 
-/// The filter of a resize.
+/// The interpolation filter of a resize.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -52,16 +52,16 @@ pub enum Resampling {
     Bicubic,
 }
 
-/// Where a [`Preprocessing`] comes from.
+/// The origin of a [`Preprocessing`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PreprocessingSource {
-    /// A file of this name beside the weights, such as `preprocessor_config.json`.
+    /// A file with this name beside the weights, such as `preprocessor_config.json`.
     File(String),
     /// The usual values of the backbone's family.
     Family(String),
-    /// The caller, who set a field.
+    /// The caller, who changed a field.
     Caller,
 }
 

@@ -12,22 +12,22 @@ use crate::error::Result;
 use crate::preprocessing::{CLIP, IMAGENET};
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
-/// The side of the images that a network accepts at any size, unless somebody says another.
+/// The usual image side for a network that accepts images of any size.
 const USUAL_SIDE: i64 = 224;
 
 /// A frozen backbone of any family, with the preprocessing that it was trained with.
 ///
-/// [`AnyBackbone::open`](#method.open) reads one from a checkpoint. `Clone` shares the weights.
+/// [`AnyBackbone::open`](#method.open) opens a checkpoint. `Clone` shares the weights.
 #[derive(Clone, Debug)]
 pub struct AnyBackbone {
     family: AnyFamily,
     preprocessing: Arc<Preprocessing>,
     precision: Precision,
-    /// The checkpoint's file name.
+    /// File name of the checkpoint.
     file: Option<String>,
 }
 
-/// The families that are read.
+/// A backbone of one of the supported families.
 #[derive(Clone, Debug)]
 pub(crate) enum AnyFamily {
     ViT(FrozenViT),
@@ -35,7 +35,7 @@ pub(crate) enum AnyFamily {
     ConvNeXt(FrozenConvNeXt),
 }
 
-/// Evaluates an expression on the backbone of whatever family.
+/// Evaluates an expression on the backbone of any family.
 macro_rules! each {
     ($family:expr, $backbone:ident => $value:expr) => {
         match $family {
@@ -46,7 +46,7 @@ macro_rules! each {
     };
 }
 
-/// Makes a backbone of the same family from an expression that may fail.
+/// Makes a backbone of the same family from a fallible expression.
 macro_rules! map_each {
     ($family:expr, $backbone:ident => $value:expr) => {
         match $family {
@@ -58,9 +58,9 @@ macro_rules! map_each {
 }
 
 impl AnyFamily {
-    /// The preprocessing that backbones of this family usually have: images are squashed to the
-    /// size that the backbone accepts, with CLIP's mean and deviation for a ViT with a norm before
-    /// its blocks and ImageNet's for every other.
+    /// Returns the usual preprocessing of this family. Images are squashed to the size that the
+    /// backbone accepts. A ViT with a norm before its blocks uses CLIP's mean and standard
+    /// deviation; every other backbone uses those of ImageNet.
     pub(crate) fn usual_preprocessing(&self) -> Preprocessing {
         let (name, image_size, (mean, std)) = match self {
             AnyFamily::ViT(vit) if vit.config().pre_norm => {
@@ -96,14 +96,14 @@ impl AnyBackbone {
         self.shape().family
     }
 
-    /// Returns how images are prepared: size, resize, interpolation, mean and standard deviation.
-    /// [`Preprocessing::source`] says where they come from.
+    /// Returns the preprocessing of the images: size, resize, interpolation, mean and standard
+    /// deviation. [`Preprocessing::source`] gives their origin.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
     }
 
-    /// Returns the precision of the weights and of the products with them. With [`Precision::AutocastBf16`],
-    /// passes have to run under [`Precision::guard`].
+    /// Returns the precision of the weights and of the products with them. With
+    /// [`Precision::AutocastBf16`], passes must run under [`Precision::guard`].
     pub fn precision(&self) -> Precision {
         match self.precision {
             Precision::AutocastBf16 => Precision::AutocastBf16,
@@ -111,8 +111,8 @@ impl AnyBackbone {
         }
     }
 
-    /// Computes features `[B, C]` of images `[B, 3, H, W]`, pooled as the config says, and in the
-    /// precision that it was opened with.
+    /// Computes features `[B, C]` of images `[B, 3, H, W]`, pooled according to the config, in the
+    /// precision that was chosen when the backbone was opened.
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone.
@@ -121,8 +121,8 @@ impl AnyBackbone {
         self.forward(images, &NoMethod, Pass::default())
     }
 
-    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens after
-    /// the final norm, or the last map of a ConvNeXt.
+    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens
+    /// after the final norm. For a ConvNeXt it is the last map.
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) if the images do not fit the backbone.
@@ -130,7 +130,7 @@ impl AnyBackbone {
         Backbone::patch_features(self, images)
     }
 
-    /// Returns the backbone as a ViT, if it is one.
+    /// Returns the backbone as a ViT; `None` if it is of another family.
     pub fn as_vit(&self) -> Option<&FrozenViT> {
         match &self.family {
             AnyFamily::ViT(vit) => Some(vit),
@@ -138,7 +138,7 @@ impl AnyBackbone {
         }
     }
 
-    /// Returns the backbone as a Swin, if it is one.
+    /// Returns the backbone as a Swin; `None` if it is of another family.
     pub fn as_swin(&self) -> Option<&FrozenSwin> {
         match &self.family {
             AnyFamily::Swin(swin) => Some(swin),
@@ -146,7 +146,7 @@ impl AnyBackbone {
         }
     }
 
-    /// Returns the backbone as a ConvNeXt, if it is one.
+    /// Returns the backbone as a ConvNeXt; `None` if it is of another family.
     pub fn as_conv_next(&self) -> Option<&FrozenConvNeXt> {
         match &self.family {
             AnyFamily::ConvNeXt(conv_next) => Some(conv_next),
@@ -154,7 +154,7 @@ impl AnyBackbone {
         }
     }
 
-    /// The same backbone over another family's value.
+    /// Returns a copy of this value with another backbone of the same family.
     fn with(&self, family: AnyFamily) -> Self {
         AnyBackbone { family, ..self.clone() }
     }

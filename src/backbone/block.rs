@@ -1,4 +1,4 @@
-//! A pre-norm block of attention and MLP, with the method's places around its layers.
+//! A pre-norm block of attention and MLP that calls the method at the places around its layers.
 
 use tch::Tensor;
 
@@ -11,12 +11,12 @@ use crate::nn::{
 };
 use crate::seam::{Layer, SubLayer, TokenLayout};
 
-/// Which tokens the block computes; the others may still be keys and values.
+/// The tokens that the block computes. All tokens can still be keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queries {
-    /// All of them.
+    /// All tokens.
     All,
-    /// The first alone.
+    /// Only the first token.
     ClassToken,
 }
 
@@ -31,8 +31,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` where the class token alone is read later. The
-    /// stream is one that the method has entered.
+    /// Computes `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` if only the class token is read later. The
+    /// stream must be the result of [`BlockPass::enter`].
     pub(super) fn forward(
         &self,
         stream: Stream,
@@ -63,8 +63,8 @@ impl Block {
         })
     }
 
-    /// Attention over the normed tokens, `[B, T, C] -> [B, T, C]`; of the first token alone,
-    /// `[B, 1, C]`, where it alone is read later.
+    /// Computes attention over the normed tokens, `[B, T, C] -> [B, T, C]`. If only the first token
+    /// is read later, only its output `[B, 1, C]` is computed.
     fn attend(&self, normed: &Tensor, queries: Queries, pass: &BlockPass) -> Result<Tensor> {
         let attention = &self.attention;
         let input = match attention.windows() {
@@ -82,7 +82,7 @@ impl Block {
         pass.hooks.linear(Layer::Proj(pass.block), &attention.proj, &mixed)
     }
 
-    /// Queries of the tokens that are read later, keys and values of all.
+    /// Computes queries of the tokens that are read later, and keys and values of all tokens.
     fn project(&self, input: &Tensor, queries: Queries, pass: &BlockPass) -> Result<Projected> {
         let (qkv, hooks, block) = (&self.attention.qkv, &pass.hooks, pass.block);
         match queries {
@@ -98,7 +98,7 @@ impl Block {
     }
 }
 
-/// `output [B, T, C]` times a factor for each channel, if there is one.
+/// Multiplies `output [B, T, C]` by a factor for each channel, if there is one.
 fn scaled(output: Tensor, gamma: &Option<Weight>) -> Result<Tensor> {
     match gamma {
         Some(gamma) => Ok(output.f_mul(gamma)?),
@@ -106,9 +106,9 @@ fn scaled(output: Tensor, gamma: &Option<Weight>) -> Result<Tensor> {
     }
 }
 
-/// What a block's weights are called, and their sizes.
+/// The names and the sizes of a block's weights.
 pub(super) struct BlockShape {
-    /// In front of the names.
+    /// Prefix of the names, without the dot.
     pub(super) name: String,
     /// C.
     pub(super) dim: i64,
@@ -116,7 +116,7 @@ pub(super) struct BlockShape {
     pub(super) hidden: i64,
     pub(super) num_heads: i64,
     pub(super) activation: MlpActivation,
-    /// Whether tokens attend to themselves and those before them alone: the words of a text do.
+    /// Whether a token attends only to itself and earlier tokens, as the tokens of a text do.
     pub(super) causal: bool,
     pub(super) qkv_bias: bool,
     pub(super) layer_scale: bool,
@@ -124,7 +124,7 @@ pub(super) struct BlockShape {
 }
 
 impl Block {
-    /// A block that attends within `windows`, or to all tokens.
+    /// Builds a block that attends within `windows`, or to all tokens if `None`.
     pub(super) fn build(
         shape: &BlockShape,
         windows: Option<Windows>,

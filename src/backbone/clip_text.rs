@@ -1,7 +1,8 @@
-//! CLIP's text tower (Radford et al., arXiv 2103.00020): token ids to the embedding of a text.
+//! CLIP's text tower (Radford et al., arXiv 2103.00020), which encodes token ids as a text
+//! embedding.
 //!
-//! It is no [`Backbone`](super::Backbone): methods act on the image tower, and the text tower is
-//! dropped once the class names are encoded.
+//! It does not implement [`Backbone`](super::Backbone): methods act on the image tower, and the
+//! text tower is dropped after the class names are encoded.
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -13,35 +14,35 @@ use crate::error::{Error, Result};
 use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
-/// The shape and the choices of a [`ClipText`]. The default is that of CLIP ViT-B/16.
+/// The shape and the settings of a [`ClipText`]. The default is the text tower of CLIP ViT-B/16.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipTextConfig {
-    /// Rows of the token table.
+    /// Number of rows of the token table.
     pub vocab_size: i64,
-    /// The most tokens of a text, those at its start and end counted.
+    /// Maximum number of tokens of a text, including the start and end tokens.
     pub context_length: i64,
     /// C, the width of a token.
     pub embed_dim: i64,
     /// Number of blocks.
     pub depth: i64,
-    /// Attention heads; divides `embed_dim`.
+    /// Number of attention heads, which divides `embed_dim`.
     pub num_heads: i64,
     /// Width between the two linear layers of the MLP.
     pub mlp_dim: i64,
     /// The activation of the MLP.
     pub activation: MlpActivation,
-    /// A learned factor per channel after each sub-layer.
+    /// Whether each sub-layer is followed by a learned factor for each channel.
     pub layer_scale: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
-    /// D, the width that images and texts share; without a projection it is `embed_dim`.
+    /// D, the common width of images and texts. Without a projection it is `embed_dim`.
     pub projection: Option<i64>,
-    /// Whether the learned factor on cosines is there.
+    /// Whether there is a learned factor for the cosines.
     pub logit_scale: bool,
-    /// The id of the token whose first place in a text is read, Hugging Face's `eos_token_id`. None
-    /// for the highest id of the text, as OpenAI and open_clip read it, and Hugging Face where
-    /// `eos_token_id` is 2, which its first CLIP configs wrongly say.
+    /// The id of the end token, Hugging Face's `eos_token_id`. The tower reads the first token with
+    /// this id. `None` stands for the highest id of the text, as in OpenAI's CLIP and in open_clip.
+    /// Hugging Face does the same if `eos_token_id` is 2, a wrong value in its first CLIP configs.
     pub end_token: Option<i64>,
 }
 
@@ -64,17 +65,17 @@ impl Default for ClipTextConfig {
     }
 }
 
-/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+/// The maximum of every dimension. It keeps products of dimensions within `i64`.
 const MAX_DIM: i64 = 1 << 20;
 
 impl ClipTextConfig {
-    /// What people call these files.
+    /// Name of the family in error messages.
     pub(crate) const FAMILY: &'static str = "CLIP text tower";
 
-    /// Checks that a model of this shape can exist.
+    /// Checks that the config is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ClipTextConfig"))
     }
@@ -107,13 +108,13 @@ impl ClipTextConfig {
         Ok(())
     }
 
-    /// D, the width of the features.
+    /// Returns D, the width of the features.
     pub fn feature_dim(&self) -> i64 {
         self.projection.unwrap_or(self.embed_dim)
     }
 }
 
-/// CLIP's text tower, frozen.
+/// The frozen text tower of CLIP.
 #[derive(Debug)]
 pub struct ClipText {
     config: ClipTextConfig,
@@ -128,11 +129,12 @@ pub struct ClipText {
 }
 
 impl ClipText {
-    /// A tower with random weights, for tests: as
-    /// [`FrozenViT::random`](crate::FrozenViT::random), and CLIP's first factor, 1 / 0.07.
+    /// Creates a tower with random weights for tests. They are those of
+    /// [`FrozenViT::random`](crate::FrozenViT::random); the logit scale is CLIP's initial value, 1
+    /// / 0.07.
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` is no model.
+    /// [`Error::Config`] if `config` is invalid.
     pub fn random(config: &ClipTextConfig, seed: i64, device: Device) -> Result<Self> {
         let mut random = random(seed, device);
         Self::from_source(config, &mut |name, shape| match name {
@@ -143,7 +145,7 @@ impl ClipText {
         })
     }
 
-    /// Builds the layers from whatever `source` gives for each weight.
+    /// Builds the layers from the weights that `source` returns.
     pub(crate) fn from_source(config: &ClipTextConfig, source: &mut WeightSource) -> Result<Self> {
         config.validate()?;
         let mut weights = Weights::new(source, false);
@@ -178,31 +180,32 @@ impl ClipText {
         })
     }
 
-    /// The shape and the choices of this tower.
+    /// Returns the config of this tower.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
     }
 
-    /// The learned factor on the cosines of images and texts (100 where CLIP's training ended), if
-    /// the file had it.
+    /// Returns the learned factor for the cosines of images and texts, if the file has it. It is
+    /// 100 at the end of CLIP's training.
     pub fn logit_scale(&self) -> Option<f64> {
         self.logit_scale
     }
 
-    /// Where the weights are.
+    /// Returns the device of the weights.
     pub fn device(&self) -> Device {
         self.token_embed.device()
     }
 
-    /// Texts as token ids `[B, T]`, i64, to features `[B, D]`: the token at the end of each after
-    /// the last norm, projected, not normalized.
+    /// Computes features `[B, D]` of texts, given as token ids `[B, T]` in i64. The feature of a
+    /// text is its end token after the last norm, projected and not normalized.
     ///
-    /// What follows that token is never read, so that it does not matter what a text is padded
-    /// with; where all texts end early, the rest is not computed.
+    /// Tokens after the end token are never read, so the padding of a text does not matter.
+    /// Positions after the last end token of the batch are not computed.
     ///
     /// # Errors
-    /// [`Error::Input`] if the ids are of another kind or rank, more than `context_length` in a
-    /// text, without the end token or beyond the token table.
+    /// [`Error::Input`] if the ids have another dtype or rank, if there are more than
+    /// `context_length` ids in a text, if a text lacks the end token, or if an id is not in the
+    /// token table.
     pub fn features(&self, ids: &Tensor) -> Result<Tensor> {
         let (count, ids) = self.check_ids(ids)?;
         let ends = self.ends(count, &ids)?;
@@ -237,8 +240,8 @@ impl ClipText {
         })
     }
 
-    /// The number of texts and their ids, text by text. On a GPU an id beyond the table would end
-    /// the process.
+    /// Returns the number of texts and the ids of all texts in order. The check matters on a GPU,
+    /// where an id outside the table would end the process.
     fn check_ids(&self, ids: &Tensor) -> Result<(usize, Vec<i64>)> {
         let (longest, vocab) = (self.config.context_length, self.config.vocab_size);
         let refuse = |found: String| Error::Input {
@@ -262,7 +265,7 @@ impl ClipText {
         }
     }
 
-    /// The place in each of `count` texts that is read.
+    /// Returns the position of the end token in each of `count` texts.
     fn ends(&self, count: usize, ids: &[i64]) -> Result<Vec<usize>> {
         let end = |text: &[i64]| {
             let id = self.config.end_token.or(text.iter().max().copied())?;

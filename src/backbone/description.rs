@@ -1,4 +1,4 @@
-//! What a backbone is called, for people and for adapter files.
+//! [`Description`]: what a backbone is, for messages and adapter files.
 
 use std::fmt;
 
@@ -6,25 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{Precision, Preprocessing};
 
-/// What a backbone is called, beside its digest: enough for a person to find it again.
+/// A description of a backbone with which a person can find it again. Its digest is stored
+/// separately.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Description {
     /// The name of the family.
     pub family: String,
-    /// The name of the checkpoint's file, without its folder.
+    /// File name of the checkpoint, without its folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Number of weights.
     pub num_params: usize,
-    /// Height and width of the images, if the backbone accepts one size.
+    /// Height and width of the images, if the backbone accepts only one size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<(i64, i64)>,
-    /// The precision of the weights, if it is one of the named ones.
+    /// The precision of the weights, if it is a variant of [`Precision`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// How images are prepared, if the backbone knows.
+    /// The preprocessing of the images, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Preprocessing>,
 }

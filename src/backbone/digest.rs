@@ -1,11 +1,12 @@
-//! A digest over weights.
+//! The digest of weights.
 
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use crate::error::Result;
 
-/// SHA-256 over `choices` and, in order, each weight's name, kind, shape and bytes; in hex.
+/// Returns the SHA-256, in hex, of `choices` and of each weight's name, dtype, shape and bytes in
+/// order.
 pub(super) fn digest(choices: &str, weights: &[(String, Tensor)]) -> Result<String> {
     let mut hash = Sha256::new();
     let mut bytes = Vec::new();

@@ -1,5 +1,5 @@
-//! [`Forward`]: the forward pass over any backbone. It keeps the promises that a [`Backbone`]'s own
-//! functions know nothing of: seeds, drop path by depth, checks.
+//! [`Forward`]: the forward pass over any backbone. It implements what the functions of a
+//! [`Backbone`] do not deal with: seeds, drop path rates by depth, and checks.
 
 use tch::Tensor;
 
@@ -9,27 +9,29 @@ use crate::error::{Error, Result};
 use crate::nn::DropPath;
 use crate::seam::Seam;
 
-/// The forward pass of a backbone with a method at its places, whole and in parts.
+/// The forward pass of a backbone with a method, as a whole and in parts.
 ///
-/// Every [`Backbone`] has it, and no implementation can change it. It checks images and pass, starts
-/// libtorch's generator anew for each block in training, so that a block that is computed a second
-/// time draws the same dropout and drop path, and gives each block its drop path, linear over depth.
-/// The parts, `run_embed`, `run_block` for each block and `run_pool`, give what the whole gives.
+/// Every [`Backbone`] has it, and no implementation can change it. It checks the images and the
+/// pass. In training it seeds libtorch's generator again for each block, so that a block that is
+/// computed a second time draws the same dropout and drop path. The drop path rate grows linearly
+/// with depth. The parts are `run_embed`, `run_block` for each block, and `run_pool`; together they
+/// give the same result as the whole.
 pub trait Forward: Backbone {
-    /// Images `[B, 3, H, W]` to features `[B, feature_dim]`, with `method` at its places.
+    /// Computes features `[B, feature_dim]` of images `[B, 3, H, W]` with `method`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit; [`Error::Config`] if `pass` is none; what the
-    /// layers and the method return.
+    /// [`Error::Input`] if the images do not fit; [`Error::Config`] if `pass` is invalid; the
+    /// errors of the layers and of the method.
     fn forward(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
         self.forward_from(0, self.run_embed(images, method, pass)?, method, pass)
     }
 
-    /// The rest of [`Forward::forward`], from what enters `block` on. It is pooling alone where
-    /// `block` is the number of blocks.
+    /// Computes the rest of [`Forward::forward`] from `stream`, the input of block `block`. If
+    /// `block` is the number of blocks, only pooling is left.
     ///
     /// # Errors
-    /// [`Error::Config`] for a block beyond that; otherwise as [`Forward::run_block`].
+    /// [`Error::Config`] if `block` is larger than the number of blocks; the errors of
+    /// [`Forward::run_block`].
     fn forward_from(
         &self,
         block: usize,
@@ -46,11 +48,11 @@ pub trait Forward: Backbone {
         self.run_pool(stream, method, pass)
     }
 
-    /// Images `[B, 3, H, W]` to dense features `[B, C, rows, cols]`, with `method` at its places:
-    /// the patch tokens after the last block and the final norm, without prefix tokens.
+    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]` with `method`: the
+    /// patch tokens after the last block and the final norm, without prefix tokens.
     ///
     /// # Errors
-    /// As [`Forward::forward`].
+    /// The errors of [`Forward::forward`].
     fn forward_patches(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
         let stream = self.run_embed(images, method, pass)?;
         let stream = (0..self.num_blocks())
@@ -58,11 +60,12 @@ pub trait Forward: Backbone {
         self.patch_map(stream, &Hooks::new(method, pass.train))
     }
 
-    /// What leaves each of the chosen blocks for images `[B, 3, H, W]`: all tokens, before the
+    /// Returns the outputs of the blocks `blocks` for images `[B, 3, H, W]`: all tokens, before the
     /// final norm, in the order of `blocks`. [`Stream::patches`] makes a map of them.
     ///
     /// # Errors
-    /// [`Error::Config`] for a number that no block has; otherwise as [`Forward::forward`].
+    /// [`Error::Config`] if there is no block with one of these numbers; the errors of
+    /// [`Forward::forward`].
     fn forward_intermediate(
         &self,
         images: &Tensor,
@@ -84,12 +87,12 @@ pub trait Forward: Backbone {
         Ok(taken.into_iter().map(|(_, stream)| stream).collect())
     }
 
-    /// The first part of [`Forward::forward`]: images to what enters block 0, in the kind that the
-    /// backbone computes in.
+    /// Runs the first part of [`Forward::forward`]: computes the input of block 0 from images, in
+    /// the dtype that the backbone computes in.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit; [`Error::Config`] if `pass` is none; what the
-    /// layers and the method return.
+    /// [`Error::Input`] if the images do not fit; [`Error::Config`] if `pass` is invalid; the
+    /// errors of the layers and of the method.
     fn run_embed(&self, images: &Tensor, method: &dyn Seam, pass: Pass) -> Result<Stream> {
         pass.validate()?;
         self.check_images(images)?;
@@ -97,12 +100,12 @@ pub trait Forward: Backbone {
         self.embed(&images, &Hooks::new(method, pass.train))
     }
 
-    /// One block of it. In training it starts libtorch's generator anew, from `pass.noise` and the
-    /// block's number.
+    /// Runs one block of [`Forward::forward`]. In training it first seeds libtorch's generator from
+    /// `pass.noise` and the number of the block.
     ///
     /// # Errors
-    /// [`Error::Config`] for a number that no block has, or if `pass` is none; what the layers and
-    /// the method return.
+    /// [`Error::Config`] if there is no block with this number or `pass` is invalid; the errors of
+    /// the layers and of the method.
     fn run_block(
         &self,
         block: usize,
@@ -113,10 +116,11 @@ pub trait Forward: Backbone {
         step(self, block, stream, method, pass, true)
     }
 
-    /// The last part of it: what leaves the last block to features.
+    /// Runs the last part of [`Forward::forward`]: computes features from the output of the last
+    /// block.
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn run_pool(&self, stream: Stream, method: &dyn Seam, pass: Pass) -> Result<Tensor> {
         self.pool(stream, &Hooks::new(method, pass.train))
     }
@@ -124,7 +128,8 @@ pub trait Forward: Backbone {
 
 impl<B: Backbone> Forward for B {}
 
-/// A block of a pass whose last block is `pooled`, and nothing else, or read for all of its tokens.
+/// Runs one block. `pooled` says that only pooling reads the output of the last block, so that it
+/// may compute fewer tokens.
 fn step<B: Backbone>(
     backbone: &B,
     block: usize,

@@ -1,4 +1,4 @@
-//! [`Frozen`]: what all backbones have in common, whatever their layers.
+//! [`Frozen`]: a backbone made of a config and its weights.
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,9 +10,9 @@ use super::{Backbone, Forward, Pass, Stream};
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
-/// A pretrained backbone whose weights never change: what its config says, over named weights.
+/// A pretrained backbone whose weights never change: the layers of a config over named weights.
 ///
-/// `Clone` shares the weights, so that many models hold one backbone in memory.
+/// `Clone` shares the weights, so that many models can use one backbone in memory.
 #[derive(Debug)]
 pub struct Frozen<C: Network> {
     config: C,
@@ -22,38 +22,37 @@ pub struct Frozen<C: Network> {
 }
 
 impl<C: Network> Frozen<C> {
-    /// A backbone with random weights, for tests, benches and audits.
+    /// Creates a backbone with random weights for tests, benchmarks and audits.
     ///
-    /// Matrices and tables are normal with deviation 0.02, biases zero, norms and layer scales
-    /// one.
+    /// Matrices and tables are normal with standard deviation 0.02, biases are zero, and norms and
+    /// layer scales are one.
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` is no model.
+    /// [`Error::Config`] if `config` is invalid.
     pub fn random(config: &C, seed: i64, device: Device) -> Result<Self> {
         Self::from_source(config, &mut random(seed, device))
     }
 
-    /// A backbone on the CPU whose weights are all zero and take no memory: each is one number seen
-    /// at every place. It serves for counting what a method would train beside a backbone of any
-    /// size.
+    /// Creates a backbone on the CPU whose weights are all zero and use no memory, because each is
+    /// one expanded number. It serves to count what a method trains on a backbone of any size.
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` is no model.
+    /// [`Error::Config`] if `config` is invalid.
     pub fn blank(config: &C) -> Result<Self> {
         let zero = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
         Self::from_source(config, &mut |_, shape| Ok(zero.f_expand(shape, false)?))
     }
 
-    /// A backbone over the weights that `source` gives for each name and shape, in the order in
-    /// which [`Network::layers`] asks for them. Weights are on one device.
+    /// Creates a backbone from the weights that `source` returns for each name and shape.
+    /// [`Network::layers`] requests them in a fixed order. All weights must be on one device.
     ///
-    /// It opens the files of a family that this crate has no reader for: write
-    /// [`Backbone::named_weights`] with `Tensor::write_safetensors`, and hand the tensors of
-    /// [`TensorFile`](crate::checkpoint::TensorFile) in here.
+    /// Use it to open a file of a family that this crate does not read: write
+    /// [`Backbone::named_weights`] with `Tensor::write_safetensors`, and return the tensors of
+    /// [`TensorFile`](crate::checkpoint::TensorFile) from `source`.
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` is no model; [`Error::Input`] for a weight that does not fit;
-    /// what `source` returns.
+    /// [`Error::Config`] if `config` is invalid; [`Error::Input`] if a weight does not fit; the
+    /// errors of `source`.
     pub fn from_source(config: &C, source: &mut WeightSource) -> Result<Self> {
         Self::build(config, source, false)
     }
@@ -78,43 +77,46 @@ impl<C: Network> Frozen<C> {
         Ok(Frozen { config: config.clone(), shape, named, layers })
     }
 
-    /// The shape and the choices of this backbone.
+    /// Returns the config of this backbone.
     pub fn config(&self) -> &C {
         &self.config
     }
 
-    /// Images `[B, 3, H, W]` to features `[B, C]`: pooled and normed, before any head.
+    /// Computes features `[B, C]` of images `[B, 3, H, W]`: pooled and normed, before any head.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images are not `[B, 3, H, W]` of a size that the config accepts, f32
-    /// or of the weights' kind, and on their device.
+    /// [`Error::Input`] if the images are not `[B, 3, H, W]` of a size that the config accepts, in
+    /// f32 or the dtype of the weights, and on the device of the weights.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
         self.forward(images, &NoMethod, Pass::default())
     }
 
-    /// Images `[B, 3, H, W]` to dense features `[B, C, rows, cols]`: the patch tokens after the
-    /// last block and the final norm, without prefix tokens; the last map of a ConvNeXt.
+    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens
+    /// after the last block and the final norm, without prefix tokens. For a ConvNeXt it is the
+    /// last map.
     ///
     /// # Errors
-    /// As [`Frozen::features`].
+    /// The errors of [`Frozen::features`].
     pub fn patch_features(&self, images: &Tensor) -> Result<Tensor> {
         Backbone::patch_features(self, images)
     }
 
-    /// What leaves each of the chosen blocks, which count from 0, for images `[B, 3, H, W]`: all
-    /// tokens, before the final norm, in the order of `blocks`.
+    /// Returns the outputs of the blocks `blocks` for images `[B, 3, H, W]`: all tokens, before the
+    /// final norm, in the order of `blocks`. Blocks count from 0.
     ///
     /// # Errors
-    /// [`Error::Config`] for a number that no block has; otherwise as [`Frozen::features`].
+    /// [`Error::Config`] if there is no block with one of these numbers; the errors of
+    /// [`Frozen::features`].
     pub fn intermediate(&self, images: &Tensor, blocks: &[usize]) -> Result<Vec<Stream>> {
         Backbone::intermediate(self, images, blocks)
     }
 
-    /// SHA-256 over every frozen byte and over the choices of the forward pass (heads, eps,
-    /// activation, pooling, image size and the like), in hex: equal digests give equal features.
+    /// Returns the SHA-256, in hex, of all frozen weights and of the settings of the forward pass
+    /// (heads, eps, activation, pooling, image size and the like). Equal digests give equal
+    /// features.
     ///
     /// # Panics
-    /// Never in practice: only if libtorch cannot copy a weight to the CPU.
+    /// Panics if libtorch cannot copy a weight to the CPU, which does not happen in practice.
     pub fn digest(&self) -> String {
         Backbone::digest(self).expect("weights can be read")
     }
@@ -166,12 +168,13 @@ impl<C: Network> Backbone for Frozen<C> {
         replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut named = self.named.iter();
-        // In one order; the scale of a weight that is int8 no longer is passed over.
+        // Both run in one order. If a weight is no longer int8, the search passes over its old
+        // scale.
         Self::from_source(&self.config, &mut |name, _| match named.find(|(own, _)| own == name) {
             Some((_, weight)) => replace(name, weight),
             None => {
-                let expected = format!("a weight that needs no {name} beside it");
-                let found = "int8 in place of another kind".to_owned();
+                let expected = format!("a weight that needs no {name}");
+                let found = "an int8 weight in place of another dtype".to_owned();
                 Err(Error::Input { argument: "weights", expected, found })
             }
         })
@@ -203,7 +206,7 @@ impl<C: Network> Backbone for Frozen<C> {
         let like = (self.kind(), self.device());
         Self::from_source(&config, &mut |name, shape| match weights.get(name) {
             Some(weight) => Ok(weight.shallow_clone()),
-            // One that another block's layer got.
+            // This layer got a bias because a similar layer of another block got one.
             None if name.ends_with(".bias") => Ok(Tensor::f_zeros(shape, like)?),
             None => Err(Error::config("layers", "the same names each time", name)),
         })

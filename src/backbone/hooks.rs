@@ -1,4 +1,5 @@
-//! The seam, as the code of a backbone calls it: [`Hooks`] around layers, [`BlockPass`] in a block.
+//! The interface between a backbone and a method: [`Hooks`] around layers, [`BlockPass`] in a
+//! block.
 
 use tch::Tensor;
 
@@ -8,10 +9,10 @@ use crate::ffi::untouched;
 use crate::nn::{Branch, DropPath, LayerNorm, Linear, PatchEmbed};
 use crate::seam::{Beside, Layer, NormOf, Seam, Site, SubLayer, TokenLayout};
 
-/// The method's places around the layers of a backbone, in one pass.
+/// The places of a method around the layers of a backbone, in one pass.
 ///
-/// Every layer that the backbone's shape lists is run through one of these functions, so that a
-/// method can act after it.
+/// Run every layer that the backbone's shape lists with one of these functions, so that a method
+/// can act after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks<'a> {
     method: &'a dyn Seam,
@@ -19,58 +20,57 @@ pub struct Hooks<'a> {
 }
 
 impl<'a> Hooks<'a> {
-    /// The places of `method`; `train` turns dropout and drop path on.
+    /// Creates the places of `method`. `train` turns dropout and drop path on.
     pub fn new(method: &'a dyn Seam, train: bool) -> Self {
         Hooks { method, train }
     }
 
-    /// The method itself.
+    /// Returns the method.
     pub fn method(&self) -> &'a dyn Seam {
         self.method
     }
 
-    /// Whether dropout and drop path are on.
+    /// Returns whether dropout and drop path are on.
     pub fn train(&self) -> bool {
         self.train
     }
 
-    /// Hands a layer's `input` and `output` to the method and returns what it makes of the output.
-    /// It is for a layer of the caller's own; [`Hooks::linear`], [`Hooks::norm`] and
+    /// Passes a layer's `input` and `output` to the method and returns the output that the method
+    /// makes of it. Use it for a layer type of your own; [`Hooks::linear`], [`Hooks::norm`] and
     /// [`Hooks::patch_embed`] call it.
     ///
     /// # Errors
-    /// What the method returns.
+    /// The errors of the method.
     pub fn after(&self, layer: Layer, input: &Tensor, output: Tensor) -> Result<Tensor> {
         self.method.after_layer(layer, input, output, self.train)
     }
 
-    /// Runs a linear layer, and the method after it: `[.., in] -> [.., out]`.
+    /// Runs a linear layer and then the method: `[.., in] -> [.., out]`.
     ///
     /// # Errors
-    /// As [`Linear::forward`], and what the method returns.
+    /// The errors of [`Linear::forward`] and of the method.
     pub fn linear(&self, layer: Layer, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         self.after(layer, x, linear.forward(x)?)
     }
 
-    /// Runs a layer norm, and the method after it: `[.., C] -> [.., C]`.
+    /// Runs a layer norm and then the method: `[.., C] -> [.., C]`.
     ///
     /// # Errors
-    /// As [`LayerNorm::forward`], and what the method returns.
+    /// The errors of [`LayerNorm::forward`] and of the method.
     pub fn norm(&self, layer: Layer, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         self.after(layer, x, norm.forward(x)?)
     }
 
-    /// Cuts images into patches, and runs the method after that:
-    /// `[B, 3, H, W] -> [B, N, C]`.
+    /// Runs the patch embedding and then the method: `[B, 3, H, W] -> [B, N, C]`.
     ///
     /// # Errors
-    /// As [`PatchEmbed::forward`], and what the method returns.
+    /// The errors of [`PatchEmbed::forward`] and of the method.
     pub fn patch_embed(&self, embed: &PatchEmbed, images: &Tensor) -> Result<Tensor> {
         self.after(Layer::PatchEmbed, images, embed.forward(images)?)
     }
 
-    /// As [`Hooks::norm`] of a norm in the dtype that goes with `x`, and that norm itself where
-    /// the method left its output alone.
+    /// Does the same as [`Hooks::norm`] for a norm whose dtype already fits `x`. It also returns
+    /// the norm if the method did not change its output.
     fn norm_of<'n>(
         &self,
         layer: Layer,
@@ -85,28 +85,28 @@ impl<'a> Hooks<'a> {
     }
 }
 
-/// One block's part in a pass.
+/// The settings of one block in a pass.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BlockPass<'a> {
-    /// The block's number, from 0 through the whole backbone.
+    /// Number of the block, counted from 0 through the whole backbone.
     pub block: usize,
-    /// The method's places around layers.
+    /// The places of the method around layers.
     pub hooks: Hooks<'a>,
-    /// The drop path of this block; [`BlockPass::sub_layer`] draws it for each branch.
+    /// Drop path of this block. [`BlockPass::sub_layer`] draws it for each branch.
     pub drop_path: DropPath,
-    /// Whether nothing but [`Backbone::pool`](super::Backbone::pool) reads what the block returns.
-    /// It may then return those tokens alone that pooling reads. A block that always returns all
-    /// tokens is right too.
+    /// Whether only [`Backbone::pool`](super::Backbone::pool) reads the output of the block. The
+    /// block may then return only the tokens that pooling reads. A block that always returns all
+    /// tokens is also correct.
     pub pooled_only: bool,
 }
 
 impl BlockPass<'_> {
-    /// The method's place in front of the block, where prompts join the prefix tokens. The layout
-    /// of the result is the block's.
+    /// Runs the method's place before the block, where prompts join the prefix tokens. The block
+    /// then uses the layout of the result.
     ///
     /// # Errors
-    /// What the method returns.
+    /// The errors of the method.
     pub fn enter(&self, stream: Stream) -> Result<Stream> {
         let Stream { tokens, layout } = stream;
         let entered = self.hooks.method.entering(self.block, tokens, layout, self.hooks.train);
@@ -114,16 +114,16 @@ impl BlockPass<'_> {
         Ok(Stream { tokens, layout })
     }
 
-    /// A pre-norm sub-layer: adds `f` of the normed tokens into the residual stream, and what the
-    /// method has at its places in front of it, beside it and after it.
+    /// Runs a pre-norm sub-layer: adds `f` of the normed tokens to the residual stream. The method
+    /// acts at its places before, beside and after the sub-layer.
     ///
-    /// The norm is [`Layer::Norm1`] in front of [`SubLayer::Attention`] and [`Layer::Norm2`] in
-    /// front of [`SubLayer::Mlp`]. `f` maps `[B', T, C]` to `[B', T, C]`, layer scale included. Its
-    /// batch is smaller where drop path leaves samples out, and it is not called where no sample is
-    /// kept. What is beside the sub-layer draws drop path for itself.
+    /// The norm is [`Layer::Norm1`] for [`SubLayer::Attention`] and [`Layer::Norm2`] for
+    /// [`SubLayer::Mlp`]. `f` maps `[B', T, C]` to `[B', T, C]`, including layer scale. B' is
+    /// smaller than B if drop path drops samples, and `f` is not called if it drops all of them.
+    /// The method's branch beside the sub-layer has its own draw of drop path.
     ///
     /// # Errors
-    /// What `f` and the method return.
+    /// The errors of `f` and of the method.
     pub fn sub_layer(
         &self,
         sub_layer: SubLayer,
@@ -140,7 +140,8 @@ impl BlockPass<'_> {
         Ok(Stream { tokens, layout })
     }
 
-    /// The norm in front of a sub-layer, with the norm itself where the method left it alone.
+    /// Runs the norm before a sub-layer. Also returns the norm itself if the method did not change
+    /// its output.
     pub(super) fn norm_of<'n>(
         &self,
         sub_layer: SubLayer,
@@ -154,14 +155,14 @@ impl BlockPass<'_> {
         self.hooks.norm_of(layer, norm, tokens)
     }
 
-    /// What a sub-layer reads of the `input` for it.
+    /// Runs the method's place before a sub-layer on its `input`.
     pub(super) fn before(&self, sub_layer: SubLayer, input: Tensor) -> Result<Tensor> {
         let site = Site { block: self.block, sub_layer };
         self.hooks.method.before_sub_layer(site, input, self.hooks.train)
     }
 
-    /// Adds the sub-layer `f` and what the method has beside it into the residual stream; each
-    /// draws drop path for itself.
+    /// Adds the sub-layer `f` and the method's branch beside it to the residual stream. Each has
+    /// its own draw of drop path.
     pub(super) fn join(
         &self,
         sub_layer: SubLayer,
@@ -172,7 +173,7 @@ impl BlockPass<'_> {
     ) -> Result<Tensor> {
         let Hooks { method, train } = self.hooks;
         let site = Site { block: self.block, sub_layer };
-        // Held only for a method that may read it.
+        // The raw tokens are kept only for a method that may read them.
         let raw = method.is_beside(site).then(|| tokens.shallow_clone());
         let branch = self.drop_path.draw(&tokens, train)?;
         let mut sum = tokens;

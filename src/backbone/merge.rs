@@ -1,4 +1,4 @@
-//! The weights of a backbone that does what a method did beside it.
+//! Folds a method into the weights of a backbone.
 
 use std::collections::HashMap;
 
@@ -8,9 +8,9 @@ use super::network::Network;
 use crate::error::{Error, Result};
 use crate::seam::{LayerShape, LayerWeights, Seam};
 
-/// Folds `method` into `named`, the weights of the listed layers. A layer without a bias gets one,
-/// in `config` too, where the method adds a shift; layers that the method leaves alone share their
-/// weights with `named`.
+/// Folds `method` into `named`, the weights of the layers in `layers`. If the method adds a shift
+/// to a layer without a bias, the layer gets a bias, in `config` too. Layers that the method does
+/// not change share their weights with `named`.
 pub(super) fn merge<C: Network>(
     config: &mut C,
     layers: &[LayerShape],

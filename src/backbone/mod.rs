@@ -1,25 +1,26 @@
-//! Frozen backbones. Each runs the seam's places and names no method.
+//! Frozen backbones. Each calls the places of a method and depends on no particular method.
 //!
 //! # A backbone of your own
 //!
 //! Another crate adds a family in one of two ways.
 //!
 //! - Implement [`BackboneConfig`] and [`Network`] for a config. [`Frozen`] of that config is then a
-//!   [`Backbone`] with random weights, weights of a file, other dtypes, int8, a digest, merging and
-//!   cheap clones. This is the common way, and the example `own_backbone` is one in a file.
-//! - Implement [`Backbone`] itself, for a type that holds weights in a way of its own or hands its
-//!   calls on to other backbones. The latter hands on [`Backbone::merge`], [`Backbone::to_int8`] and
-//!   [`Backbone::is_read`] too, which have defaults.
+//!   [`Backbone`] with random weights, weights from a file, other dtypes, int8, a digest, merging
+//!   and cheap clones. This is the common way; the example `own_backbone` shows it in one file.
+//! - Implement [`Backbone`] itself, for a type that stores its weights differently or delegates to
+//!   other backbones. A type that delegates must also delegate [`Backbone::merge`],
+//!   [`Backbone::to_int8`] and [`Backbone::is_read`], which have defaults.
 //!
-//! Either way the code of the family is three functions: `embed` makes images into tokens, `block`
-//! runs one block, and `pool` makes the last tokens into features. They call the method's places
-//! through [`Hooks`] (around layers) and [`BlockPass`] (around sub-layers). `patch_map` is `pool`
-//! for dense features. [`Forward`] runs them and does what the crate promises of every backbone:
-//! checked images, seeds for each block, drop path by depth, recomputed blocks and kept prefixes.
+//! In both cases the code of the family is three functions: `embed` turns images into tokens,
+//! `block` runs one block, and `pool` turns the last tokens into features. They call the method
+//! through [`Hooks`] (around layers) and [`BlockPass`] (around sub-layers). `patch_map` is the
+//! counterpart of `pool` for dense features. [`Forward`] runs these functions and adds what every
+//! backbone has: checked images, seeds for each block, drop path by depth, recomputed blocks and
+//! reusable prefixes.
 //!
-//! Methods find out through [`BackboneShape`] what there is to act on. A backbone in tokens, whose
-//! blocks each have the two sub-layers, lists its blocks' widths and its layers there, and lacks
-//! nothing. A layer that the shape lists must be run through [`Hooks`], under the same
+//! A method learns from [`BackboneShape`] what it can act on. A backbone of tokens whose blocks
+//! have both sub-layers lists the widths of its blocks and its layers there, and its list `lacks`
+//! is empty. Every layer that the shape lists must be run through [`Hooks`] with the same
 //! [`Layer`](crate::seam::Layer).
 
 mod any;
@@ -63,14 +64,14 @@ pub use crate::nn::{
 };
 use crate::seam::{BackboneShape, NoMethod, Seam, TokenLayout};
 
-/// How a forward pass is run.
+/// The settings of a forward pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pass {
     /// Whether dropout and drop path are on.
     pub train: bool,
-    /// Drop path rate at the last block, linear over depth from 0; within `0..1`.
+    /// Drop path rate at the last block, within `0..1`. It grows linearly with depth from 0.
     pub drop_path: f64,
-    /// Seeds dropout and drop path.
+    /// The seed of dropout and drop path.
     pub noise: Noise,
 }
 
@@ -83,21 +84,21 @@ impl Pass {
     }
 }
 
-/// What flows from block to block.
+/// The input or the output of a block.
 #[derive(Debug)]
 pub struct Stream {
-    /// `[B, P + N, C]`; a map `[B, C, H, W]` in a convolutional network.
+    /// Tokens `[B, P + N, C]`; a map `[B, C, H, W]` in a convolutional network.
     pub tokens: Tensor,
-    /// How the tokens lie.
+    /// The layout of the tokens.
     pub layout: TokenLayout,
 }
 
 impl Stream {
-    /// The patch tokens as a map `[B, C, rows, cols]`, without the prefix tokens (class, registers,
-    /// prompts). A map stays as it is.
+    /// Returns the patch tokens as a map `[B, C, rows, cols]`, without the prefix tokens (class,
+    /// registers, prompts). A map is returned unchanged.
     ///
     /// # Errors
-    /// [`Error::Input`] if the tokens do not lie as the layout says.
+    /// [`Error::Input`] if the tokens do not match the layout.
     pub fn patches(&self) -> Result<Tensor> {
         let size = self.tokens.size();
         if size.len() == 4 {
@@ -110,112 +111,115 @@ impl Stream {
         Ok(patches.f_transpose(1, 2)?.f_reshape([size[0], size[2], rows, cols])?)
     }
 
-    /// The same stream; its tokens share memory with this one's.
+    /// Returns the same stream. Its tokens share memory with those of this one.
     pub fn shallow_clone(&self) -> Self {
         Stream { tokens: self.tokens.shallow_clone(), layout: self.layout }
     }
 }
 
-/// The shape and the choices of a backbone, without weights.
+/// The shape and the settings of a backbone, without weights.
 pub trait BackboneConfig: Debug {
-    /// Checks that a model of this shape can exist.
+    /// Checks that the config is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     fn validate(&self) -> Result<()>;
 
-    /// What a method can act on, and how many weights there are.
+    /// Returns the layers that a method can act on and the number of weights.
     ///
     /// # Errors
-    /// As [`BackboneConfig::validate`].
+    /// The errors of [`BackboneConfig::validate`].
     fn shape(&self) -> Result<BackboneShape>;
 }
 
-/// A pretrained network that methods act on through the seam.
+/// A pretrained network that a method can act on.
 ///
 /// Its weights are plain tensors outside any `VarStore`; `Clone` shares them. [`Forward`] runs it.
-/// The [module's page](self) says how another crate adds one.
+/// The [documentation of the module](self) explains how another crate adds a backbone.
 pub trait Backbone: Clone + Debug + Send {
-    /// Number of blocks.
+    /// Returns the number of blocks.
     fn num_blocks(&self) -> usize;
 
-    /// Images `[B, 3, H, W]`, checked and in [`Backbone::compute_kind`], to what enters block 0.
+    /// Computes the input of block 0 from images `[B, 3, H, W]`. The images have been checked and
+    /// are in [`Backbone::compute_kind`].
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Stream>;
 
-    /// Block number `pass.block`, which exists, and what stands between it and the block before. It
-    /// calls [`BlockPass::enter`] first. The stream it returns has the layout that it entered with,
-    /// or that of its own stage.
+    /// Runs block `pass.block`, which exists, and any layers between it and the block before. It
+    /// must call [`BlockPass::enter`] first. The returned stream has the layout of the entered
+    /// stream or of the block's own stage.
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn block(&self, stream: Stream, pass: &BlockPass) -> Result<Stream>;
 
-    /// What leaves the last block to features `[B, feature_dim]`.
+    /// Computes features `[B, feature_dim]` from the output of the last block.
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn pool(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
-    /// All tokens that leave the last block to dense features `[B, C, rows, cols]`: the final norm,
-    /// and then [`Stream::patches`].
+    /// Computes dense features `[B, C, rows, cols]` from all tokens of the last block: the final
+    /// norm, then [`Stream::patches`].
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn patch_map(&self, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
-    /// Width of the features.
+    /// Returns the width of the features.
     fn feature_dim(&self) -> i64;
 
-    /// The images that it accepts.
+    /// Returns the image sizes that the backbone accepts.
     fn image_size(&self) -> ImageSize;
 
-    /// The layers that a method can act on.
+    /// Returns the layers that a method can act on.
     fn shape(&self) -> BackboneShape;
 
-    /// Every weight under its name, in a fixed order.
+    /// Returns all weights with their names, in a fixed order.
     fn named_weights(&self) -> &[(String, Tensor)];
 
-    /// The same backbone over the tensors that `replace` gives for its own, by name.
+    /// Returns the same backbone over other weights: `replace` returns a tensor for each name and
+    /// weight.
     ///
     /// # Errors
-    /// What `replace` returns; [`Error::Input`] if a tensor does not fit in the other's place: of
-    /// another shape, without floating-point numbers, or on another device than the rest.
+    /// The errors of `replace`; [`Error::Input`] if a tensor has another shape, is not floating
+    /// point, or is on another device than the others.
     fn map_weights(&self, replace: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>)
     -> Result<Self>;
 
-    /// What the forward pass does with the weights, as far as their shapes do not tell (the family,
-    /// heads, eps, activation, pooling, image size), in words that never change: it goes into
-    /// [`Backbone::digest`].
+    /// Describes the settings of the forward pass that the shapes of the weights do not show
+    /// (family, heads, eps, activation, pooling, image size). The text must never change, because
+    /// it is a part of [`Backbone::digest`].
     fn choices(&self) -> String;
 
-    /// Images `[B, 3, H, W]` to dense features `[B, C, rows, cols]`: the patch tokens after the
-    /// last block and the final norm, without prefix tokens; the last map of a ConvNeXt.
-    /// [`Forward::forward_patches`] does it with a method.
+    /// Computes dense features `[B, C, rows, cols]` of images `[B, 3, H, W]`: the patch tokens
+    /// after the last block and the final norm, without prefix tokens. For a ConvNeXt it is the
+    /// last map. [`Forward::forward_patches`] does the same with a method.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit; what the layers return.
+    /// [`Error::Input`] if the images do not fit; the errors of the layers.
     fn patch_features(&self, images: &Tensor) -> Result<Tensor> {
         self.forward_patches(images, &NoMethod, Pass::default())
     }
 
-    /// What leaves each of the chosen blocks, which count from 0, for images `[B, 3, H, W]`: all
-    /// tokens, before the final norm, in the order of `blocks`. [`Stream::patches`] makes a map of
-    /// them, and [`Forward::forward_intermediate`] does it with a method.
+    /// Returns the outputs of the blocks `blocks` for images `[B, 3, H, W]`: all tokens, before the
+    /// final norm, in the order of `blocks`. Blocks count from 0. [`Stream::patches`] makes a map
+    /// of them. [`Forward::forward_intermediate`] does the same with a method.
     ///
     /// # Errors
-    /// [`Error::Config`] for a number that no block has; [`Error::Input`] if the images do not fit.
+    /// [`Error::Config`] if there is no block with one of these numbers; [`Error::Input`] if the
+    /// images do not fit.
     fn intermediate(&self, images: &Tensor, blocks: &[usize]) -> Result<Vec<Stream>> {
         self.forward_intermediate(images, blocks, &NoMethod, Pass::default())
     }
 
-    /// Checks that images are `[B, 3, H, W]` of [`Backbone::image_size`], in f32 or the weights'
-    /// dtype, and on their device.
+    /// Checks that images are `[B, 3, H, W]` with [`Backbone::image_size`], in f32 or the dtype of
+    /// the weights, and on the device of the weights.
     ///
     /// # Errors
-    /// [`Error::Input`] if they are not.
+    /// [`Error::Input`] if the check fails.
     fn check_images(&self, images: &Tensor) -> Result<()> {
         let (size, kind, device) = (self.image_size(), self.kind(), self.device());
         if !images.defined() {
@@ -232,19 +236,20 @@ pub trait Backbone: Clone + Debug + Send {
         Err(Error::Input { argument: "images", expected, found })
     }
 
-    /// A backbone that alone does what this one does in evaluation with a `method` that can be
-    /// merged ([`Seam::can_merge`]). It shares every weight that does not change.
+    /// Returns a backbone that alone computes in evaluation mode what this one computes with
+    /// `method`, which must be mergeable ([`Seam::can_merge`]). It shares every weight that does
+    /// not change.
     ///
     /// # Errors
-    /// [`Error::Config`] for a backbone that methods cannot be folded into, which is what this
-    /// function returns if it is not implemented.
+    /// [`Error::Config`] if methods cannot be folded into this backbone. The default implementation
+    /// always returns this error.
     fn merge(&self, _method: &dyn Seam) -> Result<Self> {
         let family = self.shape().family;
         Err(Error::config("backbone", "one that a method can be folded into", family))
     }
 
-    /// SHA-256 over every frozen byte and over what the forward pass does with them
-    /// ([`Backbone::choices`]), in hex. An adapter file knows its backbone by it.
+    /// Returns the SHA-256, in hex, of all frozen weights and of the settings of the forward pass
+    /// ([`Backbone::choices`]). An adapter file identifies its backbone by it.
     ///
     /// # Errors
     /// [`Error::Torch`] if a weight cannot be read.
@@ -252,19 +257,20 @@ pub trait Backbone: Clone + Debug + Send {
         digest::digest(&self.choices(), self.named_weights())
     }
 
-    /// Where the weights are.
+    /// Returns the device of the weights.
     fn device(&self) -> Device {
         self.named_weights().first().map_or(Device::Cpu, |(_, weight)| weight.device())
     }
 
-    /// The dtype of the weights, or of those that are not in int8.
+    /// Returns the dtype of the weights; in an int8 backbone, that of the weights that are not
+    /// int8.
     fn kind(&self) -> Kind {
         self.named_weights().first().map_or(Kind::Float, |(_, weight)| weight.kind())
     }
 
-    /// The dtype that a pass computes in, and that trained weights are cast to for it. It is the
-    /// dtype of the weights, but f32 beside weights in f16 on a CPU, where products in f16 take ten
-    /// times as long. A backbone that computes in f16 there returns f16 here.
+    /// Returns the dtype that a pass computes in. Trained weights are cast to it. It is the dtype
+    /// of the weights, except for f16 on a CPU: there it is f32, because products in f16 take ten
+    /// times as long. A backbone that does compute in f16 on a CPU must return f16 here.
     fn compute_kind(&self) -> Kind {
         match (self.kind(), self.device()) {
             (Kind::Half, Device::Cpu) => Kind::Float,
@@ -272,18 +278,19 @@ pub trait Backbone: Clone + Debug + Send {
         }
     }
 
-    /// The same backbone with weights in `kind`: f32, bf16, f16 or f64. In bf16 and f16 it needs
-    /// half the memory; trained weights beside it stay f32. The digest changes.
-    /// [`Backbone::compute_kind`] says what a pass computes in.
+    /// Returns the same backbone with weights in the dtype `kind`: f32, bf16, f16 or f64. In bf16
+    /// and f16 it needs half the memory; trained weights stay f32. The digest changes. A pass
+    /// computes in [`Backbone::compute_kind`].
     ///
     /// # Errors
-    /// [`Error::Config`] for any other kind.
+    /// [`Error::Config`] for any other dtype.
     fn to_kind(&self, kind: Kind) -> Result<Self> {
         match kind {
             Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double => {
                 let mut previous = Kind::Float;
                 self.map_weights(&mut |_, weight| {
-                    // A weight in int8 stays, and so does its scale, which comes next.
+                    // A weight in int8 stays int8, and so its scale, which comes next, stays
+                    // unchanged.
                     let stays = [weight.kind(), previous].contains(&Kind::Int8);
                     previous = weight.kind();
                     Ok(if stays { weight.shallow_clone() } else { weight.f_to_kind(kind)? })
@@ -293,29 +300,29 @@ pub trait Backbone: Clone + Debug + Send {
         }
     }
 
-    /// The same backbone with the weights of its linear layers in int8, rounded to the nearest of
-    /// 255 values a row (`NAME.scale` holds their factors): a quarter of the memory of f32. A pass
-    /// computes in [`Backbone::compute_kind`], and trained weights beside it stay f32. The digest
-    /// changes.
+    /// Returns the same backbone with the weights of its linear layers in int8. Each row is rounded
+    /// to the nearest of 255 values, and `NAME.scale` holds the factors of the rows. It needs a
+    /// quarter of the memory of f32. A pass computes in [`Backbone::compute_kind`], and trained
+    /// weights stay f32. The digest changes.
     ///
     /// # Errors
-    /// [`Error::Config`] for a backbone without such a form. A direct implementation of this trait
-    /// has none unless it implements this function.
+    /// [`Error::Config`] if the backbone does not support int8. The default implementation always
+    /// returns this error.
     fn to_int8(&self) -> Result<Self> {
         Err(Error::config("kind", "f32, bf16, f16 or f64", "int8"))
     }
 
-    /// Whether any weight is in int8.
+    /// Returns whether any weight is in int8.
     fn is_int8(&self) -> bool {
         self.named_weights().iter().any(|(_, weight)| weight.kind() == Kind::Int8)
     }
 
-    /// Whether the features depend on the weight of that name.
+    /// Returns whether the features depend on the weight with this name.
     fn is_read(&self, _name: &str) -> bool {
         true
     }
 
-    /// What the backbone is called, for messages and for adapter files.
+    /// Returns a description of the backbone for messages and adapter files.
     fn describe(&self) -> Description {
         let image_size = match self.image_size() {
             ImageSize::Fixed(height, width) => Some((height, width)),
@@ -330,19 +337,20 @@ pub trait Backbone: Clone + Debug + Send {
         }
     }
 
-    /// Number of weights.
+    /// Returns the number of weights.
     fn num_params(&self) -> usize {
         self.named_weights().iter().map(|(_, weight)| weight.numel()).sum()
     }
 }
 
-/// Width between the layers of an MLP beside tokens of width `dim`, rounded down. A ratio that was
-/// itself rounded from two whole widths gives the width that it came from.
+/// Returns `dim * ratio` rounded down: the width between the layers of an MLP over tokens of width
+/// `dim`. A ratio that is the rounded quotient of two integers gives the original width.
 fn hidden(dim: i64, ratio: f64) -> i64 {
     (dim as f64 * ratio + 1e-6) as i64
 }
 
-/// The stage of a block and its number within the stage, for stages of these depths.
+/// Returns the stage of a block and its number within the stage. `depths` are the numbers of blocks
+/// of the stages.
 fn locate(depths: &[i64], block: usize) -> Result<(usize, usize)> {
     let mut within = block;
     for (stage, &depth) in depths.iter().enumerate() {
@@ -354,7 +362,7 @@ fn locate(depths: &[i64], block: usize) -> Result<(usize, usize)> {
     Err(Error::config("block", format!("below {}", total(depths)), block))
 }
 
-/// Number of blocks of stages of these depths.
+/// Returns the number of blocks of all stages.
 fn total(depths: &[i64]) -> usize {
     depths.iter().filter_map(|&depth| usize::try_from(depth).ok()).fold(0, usize::saturating_add)
 }

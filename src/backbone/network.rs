@@ -1,4 +1,4 @@
-//! [`Network`]: a family of backbones as a config that layers can be made from.
+//! [`Network`]: a family of backbones, implemented by its config.
 
 use std::fmt::Debug;
 
@@ -10,18 +10,18 @@ use super::{BackboneConfig, Stream};
 use crate::error::Result;
 use crate::seam::Layer;
 
-/// Which heights and widths of images a backbone accepts, in pixels.
+/// The image sizes that a backbone accepts, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageSize {
-    /// This height and width alone.
+    /// Only this height and width.
     Fixed(i64, i64),
     /// Every height and width of at least this many pixels.
     From(i64),
 }
 
 impl ImageSize {
-    /// Whether images of this height and width are accepted.
+    /// Returns whether images of this height and width are accepted.
     pub fn accepts(self, (height, width): (i64, i64)) -> bool {
         match self {
             ImageSize::Fixed(h, w) => (height, width) == (h, w),
@@ -29,7 +29,7 @@ impl ImageSize {
         }
     }
 
-    /// The shape of a batch, for errors.
+    /// Describes the shape of a batch for error messages.
     pub(super) fn describe(self) -> String {
         match self {
             ImageSize::Fixed(height, width) => format!("[B, 3, {height}, {width}]"),
@@ -38,74 +38,75 @@ impl ImageSize {
     }
 }
 
-/// A family of backbones: a config that layers can be made from, and the forward pass over them.
+/// A family of backbones: its config creates the layers and runs the forward pass over them.
 ///
-/// Implement it for a config of your own, and [`Frozen`](super::Frozen) of that config is a
-/// [`Backbone`](super::Backbone) with everything that a backbone does: random weights, weights of a
-/// file, other dtypes, int8, digests, merging, cheap clones. The example `own_backbone` is one in
-/// a file.
+/// If you implement it for a config of your own, [`Frozen`](super::Frozen) of that config is a
+/// [`Backbone`](super::Backbone) with all features: random weights, weights from a file, other
+/// dtypes, int8, digests, merging, cheap clones. The example `own_backbone` shows one in a single
+/// file.
 ///
-/// The functions are only called with the layers of the same config, which is a valid one.
+/// The functions are only called on a valid config, with the layers of the same config.
 pub trait Network: BackboneConfig + Clone + Send {
-    /// What people call the family.
+    /// Name of the family.
     const FAMILY: &'static str;
 
-    /// The layers over their weights: [`Linear`](super::Linear), [`LayerNorm`](super::LayerNorm)
+    /// The layers with their weights: [`Linear`](super::Linear), [`LayerNorm`](super::LayerNorm)
     /// and the like, whose `Clone` shares the weights.
     type Layers: Clone + Debug + Send;
 
-    /// Makes the layers of a valid config from the weights under their names.
+    /// Creates the layers of a valid config. They get their weights by name from `weights`.
     ///
-    /// They are as many as the shape says (`num_params`), or the backbone is not built. The same
-    /// config asks for the same names and shapes in the same order, always: it is the
-    /// order of [`Backbone::named_weights`](super::Backbone::named_weights) and of the digest.
+    /// The number of weights must equal `num_params` of the shape; otherwise building the backbone
+    /// fails. The same config must always request the same names and shapes in the same order. This
+    /// is the order of [`Backbone::named_weights`](super::Backbone::named_weights) and of the
+    /// digest.
     ///
     /// # Errors
-    /// What `weights` returns.
+    /// The errors of `weights`.
     fn layers(&self, weights: &mut Weights) -> Result<Self::Layers>;
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     fn num_blocks(&self) -> usize;
 
     /// See [`Backbone::embed`](super::Backbone::embed).
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn embed(&self, layers: &Self::Layers, images: &Tensor, hooks: &Hooks) -> Result<Stream>;
 
     /// See [`Backbone::block`](super::Backbone::block).
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn block(&self, layers: &Self::Layers, stream: Stream, pass: &BlockPass) -> Result<Stream>;
 
     /// See [`Backbone::pool`](super::Backbone::pool).
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn pool(&self, layers: &Self::Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
     /// See [`Backbone::patch_map`](super::Backbone::patch_map).
     ///
     /// # Errors
-    /// What the layers and the method return.
+    /// The errors of the layers and of the method.
     fn patch_map(&self, layers: &Self::Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor>;
 
-    /// Width of the features.
+    /// Returns the width of the features.
     fn feature_dim(&self) -> i64;
 
-    /// The images that it accepts.
+    /// Returns the image sizes that the backbone accepts.
     fn image_size(&self) -> ImageSize;
 
-    /// The name in front of `.weight` and `.bias` of a layer that the shape lists. Methods are
-    /// folded into these weights; where a listed layer has no name,
-    /// [`Backbone::merge`](super::Backbone::merge) is an error.
+    /// Returns the name before `.weight` and `.bias` of a layer that the shape lists. Methods are
+    /// folded into these weights. [`Backbone::merge`](super::Backbone::merge) returns an error if a
+    /// listed layer has no name.
     fn layer_name(&self, _layer: Layer) -> Option<String> {
         None
     }
 
-    /// Says that `layer`, and those like it, has a bias from here on: one that a method adds when
-    /// it is folded in. A config whose layers all have a bias has nothing to do.
+    /// Records that `layer` and the same layer of other blocks have a bias, which a method added
+    /// when it was folded in. A config whose layers all have a bias does not need to implement it.
     fn add_bias(&mut self, _layer: Layer) {}
 
     /// See [`Backbone::is_read`](super::Backbone::is_read).

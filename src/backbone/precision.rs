@@ -1,4 +1,4 @@
-//! [`Precision`]: the dtypes in which a frozen backbone is kept and computed with.
+//! [`Precision`]: the dtypes of a frozen backbone's weights and of its computations.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,8 @@ use super::Backbone;
 use crate::error::{Error, Result};
 use crate::ffi::autocast::Autocast;
 
-/// The dtype of a frozen backbone's weights and of the products with them. Trained weights, the head
-/// and the logits are f32 in every case.
+/// The dtype of a frozen backbone's weights and of the products with them. Trained weights, the
+/// head and the logits are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -21,19 +21,20 @@ pub enum Precision {
     F32,
     /// Weights and activations in bf16.
     Bf16,
-    /// Weights in f16; activations too, except on a CPU, which computes in f32.
+    /// Weights and activations in f16. On a CPU the activations are in f32.
     F16,
     /// Weights of linear layers in int8, everything else in f32.
     Int8,
-    /// Weights in f32, products in bf16, by libtorch's autocast.
+    /// Weights in f32, products in bf16 by libtorch's autocast.
     AutocastBf16,
 }
 
 impl Precision {
-    /// Every precision.
+    /// All precisions.
     pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::AutocastBf16];
 
-    /// The name in files and on the command line: `f32`, `bf16`, `f16`, `int8`, `autocast-bf16`.
+    /// Returns the name in files and on the command line: `f32`, `bf16`, `f16`, `int8`,
+    /// `autocast-bf16`.
     pub const fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
@@ -44,11 +45,11 @@ impl Precision {
         }
     }
 
-    /// The backbone with its weights in this precision. [`Precision::F32`] and
-    /// [`Precision::AutocastBf16`] leave the weights as they are.
+    /// Converts the weights of the backbone to this precision. [`Precision::F32`] and
+    /// [`Precision::AutocastBf16`] leave the weights unchanged.
     ///
     /// # Errors
-    /// As [`Backbone::to_kind`] and [`Backbone::to_int8`].
+    /// The errors of [`Backbone::to_kind`] and [`Backbone::to_int8`].
     pub fn convert<B: Backbone>(self, backbone: B) -> Result<B> {
         match self {
             Precision::F32 | Precision::AutocastBf16 => Ok(backbone),
@@ -58,11 +59,11 @@ impl Precision {
         }
     }
 
-    /// The guard under which passes have to run: autocast is on while it lives. `None` for every
-    /// other precision.
+    /// Returns a guard that keeps autocast on while it is alive; passes must run while it is alive.
+    /// Returns `None` for every other precision.
     ///
     /// # Errors
-    /// As [`Autocast::enter`].
+    /// The errors of [`Autocast::enter`].
     pub fn guard(self, device: Device) -> Result<Option<Autocast>> {
         match self {
             Precision::AutocastBf16 => Autocast::enter(device, Kind::BFloat16).map(Some),
@@ -70,7 +71,7 @@ impl Precision {
         }
     }
 
-    /// The precision that the weights of `backbone` are in.
+    /// Returns the precision of the weights of `backbone`, if their dtype has one.
     pub(crate) fn of_weights(backbone: &impl Backbone) -> Option<Self> {
         match backbone.kind() {
             _ if backbone.is_int8() => Some(Precision::Int8),

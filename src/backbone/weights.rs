@@ -1,15 +1,15 @@
-//! Weights as layers ask for them: by name and shape, in one order.
+//! [`Weights`]: gives layers their weights by name and shape, in a fixed order.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::nn::{Conv, Init, InitRng, LayerNorm, Linear, PatchEmbed, Weight, quantize};
 
-/// Where weights come from: a name and the shape that the model needs under it.
+/// A function that returns the weight with a name and a shape.
 pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
 
-/// Random weights: matrices and tables normal with deviation 0.02, biases zero, norms and layer
-/// scales one.
+/// Returns a source of random weights: matrices and tables are normal with standard deviation 0.02,
+/// biases are zero, and norms and layer scales are one.
 pub(super) fn random(seed: i64, device: Device) -> impl FnMut(&str, &[i64]) -> Result<Tensor> {
     let mut rng = InitRng::from_seed(seed);
     move |name, shape| {
@@ -22,16 +22,17 @@ pub(super) fn random(seed: i64, device: Device) -> impl FnMut(&str, &[i64]) -> R
     }
 }
 
-/// Hands weights to the layers of a [`Network`](super::Network) and keeps them under their names.
+/// Gives the layers of a [`Network`](super::Network) their weights and records them with their
+/// names.
 ///
-/// Each function is an error where the source has no such weight, or one of another shape or with
-/// other elements than f32, bf16, f16 or f64.
+/// Each function returns an error if the source does not have the weight, or if the weight has
+/// another shape or a dtype other than f32, bf16, f16 or f64.
 pub struct Weights<'a, 'b> {
     source: &'a mut WeightSource<'b>,
-    /// Whether the weights of linear layers are rounded to int8 as they come.
+    /// Whether the weights of linear layers are converted to int8 when they are requested.
     int8: bool,
     named: Vec<(String, Tensor)>,
-    /// How many weights the layers have, the scales of int8 not counted.
+    /// Number of weights of the layers, without the scales of int8.
     count: usize,
 }
 
@@ -40,39 +41,39 @@ impl<'a, 'b> Weights<'a, 'b> {
         Weights { source, int8, named: Vec::new(), count: 0 }
     }
 
-    /// How many weights were asked for, the scales of int8 not counted.
+    /// Returns the number of requested weights, without the scales of int8.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// Every weight that was asked for, in order.
+    /// Returns all requested weights in order.
     pub(super) fn into_named(self) -> Vec<(String, Tensor)> {
         self.named
     }
 }
 
 impl Weights<'_, '_> {
-    /// A weight that is no part of a layer below: a token, a table, a factor.
+    /// Returns a weight that belongs to none of the layer types below, such as a token or a table.
     ///
     /// # Errors
-    /// [`Error::Input`] if the weight does not fit, and what the source returns.
+    /// [`Error::Input`] if the weight does not fit; the errors of the source.
     pub fn get(&mut self, name: &str, shape: &[i64]) -> Result<Weight> {
         Ok(Weight(self.ask(name, shape, false)?))
     }
 
-    /// [`Weights::get`] of a weight that only some configs have.
+    /// Does the same as [`Weights::get`] if `present` is true, and returns `None` otherwise.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// The errors of [`Weights::get`].
     pub fn get_if(&mut self, present: bool, name: &str, shape: &[i64]) -> Result<Option<Weight>> {
         present.then(|| self.get(name, shape)).transpose()
     }
 
-    /// A linear layer of `NAME.weight [out, inner]` and, with `bias`, `NAME.bias [out]`. In a
-    /// backbone in int8 the weight is int8, and `NAME.scale [out]` beside it.
+    /// Returns a linear layer with `NAME.weight [out, inner]` and, if `bias` is true, `NAME.bias
+    /// [out]`. In an int8 backbone the weight is int8 and comes with `NAME.scale [out]`.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// The errors of [`Weights::get`].
     pub fn linear(&mut self, name: &str, out: i64, inner: i64, bias: bool) -> Result<Linear> {
         let weight_name = format!("{name}.weight");
         let mut weight = self.ask(&weight_name, &[out, inner], true)?;
@@ -93,11 +94,11 @@ impl Weights<'_, '_> {
         Ok(Linear { weight, bias, scale })
     }
 
-    /// A convolution of `NAME.weight`, whose shape is `[out, in / groups, k, k]`, and
+    /// Returns a convolution with `NAME.weight`, whose shape is `[out, in / groups, k, k]`, and
     /// `NAME.bias [out]`.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// The errors of [`Weights::get`].
     pub fn conv(
         &mut self,
         name: &str,
@@ -110,21 +111,21 @@ impl Weights<'_, '_> {
         Ok(Conv { weight, bias, stride, padding })
     }
 
-    /// A layer norm of `NAME.weight [dim]` and `NAME.bias [dim]`.
+    /// Returns a layer norm with `NAME.weight [dim]` and `NAME.bias [dim]`.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// The errors of [`Weights::get`].
     pub fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<LayerNorm> {
         let weight = self.ask(&format!("{name}.weight"), &[dim], false)?;
         let bias = self.ask(&format!("{name}.bias"), &[dim], false)?;
         Ok(LayerNorm { weight, bias, eps })
     }
 
-    /// A patch embedding of `NAME.weight [dim, 3, patch, patch]` and, with `bias`,
+    /// Returns a patch embedding with `NAME.weight [dim, 3, patch, patch]` and, if `bias` is true,
     /// `NAME.bias [dim]`.
     ///
     /// # Errors
-    /// As [`Weights::get`].
+    /// The errors of [`Weights::get`].
     pub fn patch_embed(
         &mut self,
         name: &str,

@@ -1,5 +1,5 @@
-//! What the JSON files beside a checkpoint say about it: `config.json` and
-//! `preprocessor_config.json` of Hugging Face, and timm's `config.json`.
+//! Reads the JSON files beside a checkpoint: `config.json` and `preprocessor_config.json` of
+//! Hugging Face, and `config.json` of timm.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// What `config.json` says about a plain ViT and the tensors cannot.
+/// The settings of a plain ViT that `config.json` states and the tensors do not show.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Told {
     pub(super) num_heads: Option<i64>,
@@ -20,14 +20,15 @@ pub(super) struct Told {
     pub(super) image_size: Option<(i64, i64)>,
 }
 
-/// A JSON file beside a checkpoint.
+/// A JSON file in the folder of a checkpoint.
 struct Beside {
     path: PathBuf,
     json: Value,
 }
 
 impl Beside {
-    /// Reads the file of this name beside `checkpoint`; `None` if there is none.
+    /// Reads the file `name` in the folder of `checkpoint`; returns `None` if there is no such
+    /// file.
     fn read(checkpoint: &Path, name: &str) -> Result<Option<Self>> {
         let path = checkpoint.parent().unwrap_or(Path::new("")).join(name);
         let text = match std::fs::read(&path) {
@@ -48,7 +49,7 @@ impl Beside {
         }
     }
 
-    /// A number of `object`, if it is there.
+    /// Returns the number `object[key]`, or `None` if it is absent or null.
     fn number<T>(
         &self,
         object: &Value,
@@ -61,7 +62,8 @@ impl Beside {
         }
     }
 
-    /// Height and width of `object[key]`: a number, a pair, or `{"height", "width"}`.
+    /// Returns the height and width in `object[key]`, which is a number, a pair, or an object with
+    /// the keys `height` and `width`. Returns `None` if it is absent or null.
     fn size(&self, object: &Value, key: &str) -> Result<Option<(i64, i64)>> {
         let value = &object[key];
         let size = match value {
@@ -76,7 +78,7 @@ impl Beside {
         }
     }
 
-    /// Three numbers of `object`, if they are there.
+    /// Returns the three numbers in `object[key]`, or `None` if it is absent or null.
     fn channels(&self, object: &Value, key: &str) -> Result<Option<[f32; 3]>> {
         let value = &object[key];
         if value.is_null() {
@@ -89,23 +91,24 @@ impl Beside {
     }
 }
 
-/// What Hugging Face's `config.json` beside a checkpoint of width `embed_dim` says about its ViT.
-/// Nothing is said if there is no such file, or if it is timm's.
+/// Reads the settings of a ViT from Hugging Face's `config.json` beside a checkpoint of width
+/// `embed_dim`. All fields are `None` if there is no such file, or if the file is timm's.
 ///
 /// # Errors
-/// [`Error::CorruptFile`] if the file is no JSON; [`Error::FileField`] if a field has a value that is
-/// not supported, or if the file is of a model of another width.
+/// [`Error::CorruptFile`] if the file is not valid JSON; [`Error::FileField`] if the value of a
+/// field is not supported, or if the file describes a model of another width.
 pub(super) fn told(checkpoint: &Path, embed_dim: i64) -> Result<Told> {
     let Some(config) = Beside::read(checkpoint, CONFIG)? else { return Ok(Told::default()) };
     if config.json["model_type"].is_null() {
         return Ok(Told::default());
     }
-    // Models of an image and a text tower keep the former's in a part of its own.
+    // A model with an image tower and a text tower keeps the image tower's settings in an object of
+    // their own.
     let vision = &config.json["vision_config"];
     let tower = if vision.is_object() { vision } else { &config.json };
     let width = config.number(tower, "hidden_size", Value::as_i64)?;
     if width.is_some_and(|width| width != embed_dim) {
-        let expected = format!("{embed_dim}, the width of {}", checkpoint.display());
+        let expected = format!("{embed_dim}, the width of the model in {}", checkpoint.display());
         return Err(config.field("hidden_size", &expected, &tower["hidden_size"]));
     }
     let activation = match &tower["hidden_act"] {
@@ -122,12 +125,13 @@ pub(super) fn told(checkpoint: &Path, embed_dim: i64) -> Result<Told> {
     })
 }
 
-/// The preprocessing that the files beside a checkpoint give, if they do; values that they leave out
-/// are those of `usual`. The image size is scaled to that of `usual`, which the backbone accepts.
+/// Returns the preprocessing that the files beside a checkpoint state, or `None` if they state
+/// none. A value that the files leave out comes from `usual`. The image size is always that of
+/// `usual`, which the backbone accepts; the resize is scaled to it.
 ///
 /// # Errors
-/// [`Error::CorruptFile`] if a file is no JSON; [`Error::FileField`] if a field has a value that is
-/// not supported.
+/// [`Error::CorruptFile`] if a file is not valid JSON; [`Error::FileField`] if the value of a field
+/// is not supported.
 pub(super) fn preprocessing(
     checkpoint: &Path,
     usual: &Preprocessing,
@@ -198,7 +202,8 @@ fn timm(file: &Beside, usual: &Preprocessing) -> Result<Preprocessing> {
     })
 }
 
-/// A centre crop that keeps the file's proportion of resize to crop at the backbone's size.
+/// Returns a center crop to the backbone's image size, with the ratio of resize to crop that the
+/// file states.
 fn cropped(shorter: i64, crop: (i64, i64), usual: &Preprocessing) -> ResizeMode {
     let side = |(height, width): (i64, i64)| height.min(width);
     let ratio = shorter as f64 / side(crop) as f64;
@@ -221,7 +226,8 @@ mod tests {
         }
     }
 
-    /// A checkpoint's path in a folder with one file of this name and text.
+    /// Returns the path of a checkpoint in a new folder that holds one file with this name and
+    /// text.
     fn beside(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(name), text).unwrap();

@@ -1,4 +1,4 @@
-//! What a checkpoint of CLIP tells about its text tower, and the tower out of it.
+//! Reads the config and the weights of CLIP's text tower from a checkpoint.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,20 +12,22 @@ use crate::backbone::{ClipText, ClipTextConfig};
 use crate::error::{Error, Result};
 
 impl ClipTextConfig {
-    /// All that a checkpoint with a text tower tells about it: of Hugging Face, OpenAI or
-    /// open_clip, alone or with the image tower. What it does not tell follows these rules; correct
-    /// them where they do not hold, then use [`ClipText::open_with`].
+    /// Infers the config of the text tower in a checkpoint of Hugging Face, OpenAI or open_clip.
+    /// The image tower may be in the same file.
     ///
-    /// | what | rule |
+    /// The tensors do not show every value; the table gives the rules for the others. If a rule
+    /// does not hold for your model, correct the value and use [`ClipText::open_with`].
+    ///
+    /// | value | rule |
     /// |---|---|
-    /// | heads | `embed_dim / 64`, or 1 where that does not divide |
+    /// | heads | `embed_dim / 64`, or 1 if 64 does not divide `embed_dim` |
     /// | eps | 1e-5 |
-    /// | activation | as [`ViTConfig::infer`](crate::ViTConfig::infer) of the image tower |
-    /// | end token | none: the highest id of a text, which is the end token of CLIP's vocabulary |
+    /// | activation | the rule of [`ViTConfig::infer`](crate::ViTConfig::infer) for the image tower |
+    /// | end token | `None`: the highest id of a text, which is the end token of CLIP's vocabulary |
     ///
     /// # Errors
-    /// As [`ViTConfig::infer`](crate::ViTConfig::infer); [`Error::OtherBackbone`] if there is no
-    /// text tower.
+    /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer); [`Error::OtherBackbone`] if
+    /// there is no text tower.
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
         infer(&Plan::of_text(&TensorFile::open(path)?)?)
     }
@@ -57,19 +59,20 @@ fn infer(plan: &Plan) -> Result<ClipTextConfig> {
 }
 
 impl ClipText {
-    /// Opens the text tower of a checkpoint on `device`, strictly and in f32, with what
-    /// [`ClipTextConfig::infer`] finds. The tensors of an image tower beside it are skipped.
+    /// Opens the text tower of a checkpoint on `device`, strictly and in f32, with the config that
+    /// [`ClipTextConfig::infer`] returns. The tensors of an image tower in the same file are
+    /// skipped.
     ///
     /// # Errors
-    /// As [`ClipText::open_with`] and [`ClipTextConfig::infer`].
+    /// The errors of [`ClipText::open_with`] and [`ClipTextConfig::infer`].
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self> {
         Ok(Self::open_reported(path, None, device)?.0)
     }
 
-    /// As [`ClipText::open`], with a config of the caller's.
+    /// Opens the text tower as [`ClipText::open`] does, with the config of the caller.
     ///
     /// # Errors
-    /// As [`FrozenViT::open_with`](crate::FrozenViT::open_with).
+    /// The errors of [`FrozenViT::open_with`](crate::FrozenViT::open_with).
     pub fn open_with(
         path: impl AsRef<Path>,
         config: &ClipTextConfig,
@@ -78,11 +81,12 @@ impl ClipText {
         Ok(Self::open_reported(path, Some(config), device)?.0)
     }
 
-    /// As [`ClipText::open`] or, given a config, [`ClipText::open_with`], and what became of each
-    /// tensor of the file.
+    /// Opens the text tower as [`ClipText::open_with`] does if `config` is given, and as
+    /// [`ClipText::open`] does otherwise. The report says for each tensor of the file whether it
+    /// was applied or skipped.
     ///
     /// # Errors
-    /// As those.
+    /// The errors of [`ClipText::open`] and [`ClipText::open_with`].
     pub fn open_reported(
         path: impl AsRef<Path>,
         config: Option<&ClipTextConfig>,

@@ -1,4 +1,4 @@
-//! What a checkpoint of a ConvNeXt tells.
+//! Reads the config of a ConvNeXt from a checkpoint.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use super::plan::Plan;
 use crate::backbone::ConvNeXtConfig;
 use crate::error::Result;
 
-/// One more than a valid config has, so that too many are seen.
+/// One stage more than a valid config has, so that validation sees if a file has too many.
 const MAX_STAGES: usize = 17;
 
 impl ConvNeXtConfig {
-    /// All that a checkpoint tells about its model: everything but the epsilon of the norms, which
-    /// is taken as 1e-6.
+    /// Infers the config of the model in a checkpoint. The tensors show every value except the
+    /// epsilon of the norms, which is 1e-6.
     ///
     /// # Errors
-    /// As [`ViTConfig::infer`](crate::ViTConfig::infer), with ConvNeXt in place of ViT.
+    /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer), with ConvNeXt in place of ViT.
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
         infer(path)
     }
@@ -42,7 +42,8 @@ impl Checkpoint for ConvNeXtConfig {
             let mlp = plan.shape(&block(stage, 0, "mlp.fc1.weight"), 2)?;
             config.dims.push(mlp[1]);
             config.depths.push((0..).take_while(|&index| has(stage, index)).count() as i64);
-            // The greatest, as widths that are not whole are cut off.
+            // A width is `dim * mlp_ratio` rounded down, so the largest quotient is the closest
+            // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
         Ok(config)

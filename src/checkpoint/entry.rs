@@ -1,4 +1,4 @@
-//! Where a tensor lies in a file, and how to read it from there.
+//! The position of a tensor in a file, and reading it from there.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,13 +18,13 @@ pub(super) enum ElementType {
     F32,
     F16,
     Bf16,
-    /// Integers, booleans and whatever else has no place in a model: its name and, where it is
-    /// known, the bytes of an element.
+    /// Any other dtype, such as integers and booleans, which no model uses: its name and, if known,
+    /// the bytes of an element.
     Other(String, Option<usize>),
 }
 
 impl ElementType {
-    /// Bytes of an element, where they are known.
+    /// Returns the bytes of an element, or `None` if they are unknown.
     pub(super) fn size(&self) -> Option<usize> {
         match self {
             ElementType::F64 => Some(8),
@@ -57,24 +57,24 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// Bytes of a file, as they are or deflated.
+/// A range of bytes in a file, plain or deflated.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
-    /// Where in the file.
+    /// The range in the file.
     pub(super) at: Range<usize>,
-    /// The CRC-32 of the bytes when inflated, where there is one to check.
+    /// The CRC-32 of the inflated bytes; `None` if there is no checksum to compare.
     pub(super) crc: Option<u32>,
-    /// Number of bytes when inflated; `None` if they are not deflated.
+    /// Number of bytes after inflating; `None` if the bytes are not deflated.
     pub(super) inflated: Option<usize>,
 }
 
 impl Stored {
-    /// Number of bytes when inflated.
+    /// Returns the number of bytes after inflating.
     pub(super) fn size(&self) -> usize {
         self.inflated.unwrap_or(self.at.len())
     }
 
-    /// The first bytes, at most `count`.
+    /// Returns at most the first `count` bytes, inflated.
     pub(super) fn head(&self, file: &[u8], count: usize) -> Result<Vec<u8>, String> {
         let stored = slice(file, &self.at)?;
         if self.inflated.is_none() {
@@ -86,8 +86,8 @@ impl Stored {
         Ok(head)
     }
 
-    /// Hands all bytes to `f`, straight from the file where they are not deflated, once they
-    /// match their checksum.
+    /// Checks the checksum, then calls `f` with all bytes, inflated. Bytes that are not deflated
+    /// are passed without a copy.
     pub(super) fn with_bytes<T>(
         &self,
         file: &[u8],
@@ -106,27 +106,27 @@ impl Stored {
 }
 
 fn slice<'a>(file: &'a [u8], at: &Range<usize>) -> Result<&'a [u8], String> {
-    file.get(at.clone()).ok_or_else(|| format!("bytes {at:?} lie outside of the file"))
+    file.get(at.clone()).ok_or_else(|| format!("bytes {at:?} lie outside the file"))
 }
 
-/// The most that deflate expands: a 258-byte match costs at least two bits.
+/// The highest ratio by which deflate expands: a match of 258 bytes costs at least two bits.
 const MAX_DEFLATE_RATIO: usize = 1032;
 
 fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
     check_ratio(compressed.len(), size)?;
     let mut bytes = Vec::with_capacity(size + 1);
-    // One byte more than stated, so that a longer stream is noticed.
+    // Reads one byte more than stated, so that a longer stream is noticed.
     DeflateDecoder::new(compressed)
         .take(size as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| e.to_string())?;
     if bytes.len() != size {
-        return Err(format!("{size} bytes stated, but it inflates to another number"));
+        return Err(format!("it does not inflate to the stated {size} bytes"));
     }
     Ok(bytes)
 }
 
-/// Whether `compressed` bytes can inflate to `size`.
+/// Checks that `compressed` bytes can inflate to `size` bytes.
 pub(super) fn check_ratio(compressed: usize, size: usize) -> Result<(), String> {
     if size / MAX_DEFLATE_RATIO > compressed {
         Err(format!("{compressed} bytes cannot inflate to {size}"))
@@ -135,28 +135,30 @@ pub(super) fn check_ratio(compressed: usize, size: usize) -> Result<(), String> 
     }
 }
 
-/// One tensor of a file.
+/// The position, dtype and shape of one tensor in a file.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) element: ElementType,
     pub(super) shape: Vec<i64>,
-    /// Steps between elements along each dimension; row by row if none.
+    /// Steps between elements along each dimension; `None` for row-major order.
     pub(super) strides: Option<Vec<i64>>,
     pub(super) stored: Stored,
-    /// Offset of the first element within the stored bytes.
+    /// Byte offset of the first element within the stored bytes.
     pub(super) skip: usize,
     pub(super) big_endian: bool,
 }
 
 impl Entry {
-    /// Checks that every element lies within the stored bytes and that the tensor is no larger
-    /// than they are (an expanded one would be), so that reading it allocates what is justified.
+    /// Checks that every element lies within the stored bytes, and that the tensor is no larger
+    /// than the stored bytes (an expanded tensor would be). Reading the tensor then allocates no
+    /// more than the file justifies.
     ///
-    /// Every entry of an index has passed. Elements of unknown size do unchecked: they are never
-    /// read.
+    /// Every entry of an index has passed this check. An entry whose element size is unknown passes
+    /// unchecked, because it is never read.
     pub(super) fn check(&self) -> Result<(), String> {
         let Some(element_size) = self.element.size() else { return Ok(()) };
-        let available = self.stored.size().checked_sub(self.skip).ok_or("starts past its end")?;
+        let available =
+            self.stored.size().checked_sub(self.skip).ok_or("its data starts past its end")?;
         let fits = |elements: Option<usize>| {
             let bytes = elements.and_then(|count| count.checked_mul(element_size));
             bytes.is_some_and(|bytes| bytes <= available)
@@ -171,7 +173,7 @@ impl Entry {
         }
     }
 
-    /// Elements from the first to the last one, both counted.
+    /// Returns the number of elements from the first to the last one in memory, both included.
     fn span(&self) -> Option<usize> {
         let numel = numel(&self.shape)?;
         let Some(strides) = &self.strides else { return Some(numel) };
@@ -184,15 +186,15 @@ impl Entry {
         })
     }
 
-    /// The tensor on the CPU in f32; `None` if its elements have no place in a model.
+    /// Reads the tensor to the CPU in f32. Returns `None` if its dtype is not floating point.
     pub(super) fn read(&self, file: &[u8]) -> Result<Option<Tensor>, String> {
         let Some(kind) = self.element.kind() else { return Ok(None) };
         let (size, span) = (kind.elt_size_in_bytes(), self.span());
         self.stored.with_bytes(file, |bytes| {
-            // Checked once more, as libtorch copies the elements without looking.
+            // Checks the length once more, because libtorch copies the elements without a check.
             let len = span.and_then(|span| span.checked_mul(size));
             let bytes = bytes.get(self.skip..).and_then(|rest| rest.get(..len?));
-            let bytes = bytes.ok_or("its elements lie outside of its bytes")?;
+            let bytes = bytes.ok_or("its elements lie outside its bytes")?;
             let tensor = if self.big_endian {
                 self.tensor(&swapped(bytes, size), kind)
             } else {
@@ -202,7 +204,8 @@ impl Entry {
         })?
     }
 
-    /// `bytes` holds exactly the elements from the first to the last one.
+    /// Makes the tensor from `bytes`, which hold exactly the elements from the first to the last
+    /// one.
     fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<Tensor, tch::TchError> {
         let flat = to_f32(bytes, kind)?;
         match &self.strides {
@@ -216,9 +219,11 @@ fn swapped(bytes: &[u8], size: usize) -> Vec<u8> {
     bytes.chunks_exact(size).flat_map(|element| element.iter().rev().copied()).collect()
 }
 
-/// Number of elements; `None` if a dimension is negative or the product of the others overflows.
+/// Returns the number of elements; `None` if a dimension is negative or the product of the
+/// dimensions other than 0 overflows.
 pub(super) fn numel(shape: &[i64]) -> Option<usize> {
-    // Zeros count as ones in the bound: libtorch multiplies the rest into strides.
+    // A zero counts as one in the bound, because libtorch multiplies the other dimensions into
+    // strides.
     let bound = shape
         .iter()
         .try_fold(1i64, |n, &dim| if dim < 0 { None } else { n.checked_mul(dim.max(1)) })?;

@@ -1,11 +1,11 @@
-//! The checkpoint in a folder.
+//! Finds the checkpoint in a folder.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, list};
 
-/// The names under which Hugging Face, timm and open_clip keep a checkpoint, the first of them that
-/// a folder has.
+/// The file names that Hugging Face, timm and open_clip use for a checkpoint. The first one that
+/// exists in a folder is used.
 const USUAL: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
@@ -17,13 +17,14 @@ const USUAL: [&str; 8] = [
     "pytorch_model.pth",
 ];
 
-/// How the names of checkpoints end.
+/// The file extensions of checkpoints.
 const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "npz"];
 
-/// The file at `path`, or the checkpoint in the folder at `path`.
+/// Returns `path` if it is a file, and the path of the checkpoint in it if it is a folder.
 ///
 /// # Errors
-/// [`Error::UnknownFormat`] if the folder holds no checkpoint, or several and none of a usual name.
+/// [`Error::UnknownFormat`] if the folder holds no checkpoint, or several of which none has a usual
+/// name.
 pub(super) fn checkpoint_in(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());

@@ -1,4 +1,4 @@
-//! A frozen backbone out of a checkpoint.
+//! Loads a frozen backbone from a checkpoint.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,21 +10,21 @@ use super::{LoadReport, TensorFile};
 use crate::backbone::{Frozen, Network};
 use crate::error::{Error, Result};
 
-/// A config that checkpoints are read for: one implementation for each family of backbones.
+/// A config whose model can be read from a checkpoint. Each family of backbones implements it once.
 pub trait Checkpoint: Network {
-    /// All that a recognized file tells; what it tells need not be a valid config.
+    /// Returns the config that the tensors of a recognized file show. It may be invalid.
     fn from_plan(plan: &Plan) -> Result<Self>;
 
-    /// A valid config of the caller's, with what the file alone can settle.
+    /// Returns the caller's valid config, completed with the values that only the file determines.
     fn fit(&self, _plan: &Plan) -> Result<Self> {
         Ok(self.clone())
     }
 
-    /// The model's weight `name` in `shape`.
+    /// Reads the model's weight `name` with the shape `shape`.
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor>;
 }
 
-/// The config that the file at `path` tells.
+/// Infers the config of the model in the checkpoint at `path`.
 pub(super) fn infer<C: Checkpoint>(path: impl AsRef<Path>) -> Result<C> {
     infer_from(&Plan::new(&TensorFile::open(path)?, C::FAMILY)?)
 }
@@ -36,36 +36,41 @@ fn infer_from<C: Checkpoint>(plan: &Plan) -> Result<C> {
 }
 
 impl<C: Checkpoint> Frozen<C> {
-    /// Opens a checkpoint on `device`: recognizes its format, takes the config that it tells
-    /// (`infer`, of the config) and loads it strictly, in f32.
+    /// Opens a checkpoint on `device`: recognizes its format, infers the config (see `infer` of the
+    /// config type) and loads the weights strictly, in f32.
     ///
     /// # Errors
-    /// As [`Frozen::open_with`] and `infer`.
+    /// The errors of [`Frozen::open_with`] and `infer`.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self> {
         Ok(Self::open_reported(path, None, device)?.0)
     }
 
-    /// Opens a checkpoint with a config of the caller's.
+    /// Opens a checkpoint with the config of the caller.
     ///
-    /// A table for other positions than the config's is resized as timm does it: a ViT's for
-    /// another square grid of patches, a Swin's for another square window. A ViT's that fits the
-    /// config's grid, with `pos_embed_prefix` rows before it or as many as the family usually has,
-    /// is taken as it is: 16 rows are a class token and a grid of 3x5 where the config says 3x5,
-    /// though [`ViTConfig::infer`](crate::ViTConfig::infer) read a grid of 4x4.
+    /// A position table whose size differs from the config's is resized as timm does it: a ViT's
+    /// table from one square grid of patches to another grid, a Swin's from one square window to
+    /// another window.
+    ///
+    /// A ViT's table is used unchanged if it has the rows of the config's grid plus
+    /// `pos_embed_prefix` rows, or plus the usual number of prefix rows of its family. For example,
+    /// a table of 16 rows is a class token and a grid of 3x5 if the config has that grid, although
+    /// [`ViTConfig::infer`](crate::ViTConfig::infer) reads it as a grid of 4x4.
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` is no model; [`Error::OtherBackbone`] if the file is of
-    /// another family; with the name in the file: [`Error::MissingTensor`],
-    /// [`Error::ShapeMismatch`] and [`Error::UnexpectedTensors`]; and as [`TensorFile::open`].
+    /// [`Error::Config`] if `config` is invalid; [`Error::OtherBackbone`] if the file holds a model
+    /// of another family; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
+    /// [`Error::UnexpectedTensors`], which use the names in the file; the errors of
+    /// [`TensorFile::open`].
     pub fn open_with(path: impl AsRef<Path>, config: &C, device: Device) -> Result<Self> {
         Ok(Self::open_reported(path, Some(config), device)?.0)
     }
 
-    /// As [`Frozen::open`] or, given a config, [`Frozen::open_with`], and what became of each
-    /// tensor of the file.
+    /// Opens a checkpoint as [`Frozen::open_with`] does if `config` is given, and as
+    /// [`Frozen::open`] does otherwise. The report says for each tensor of the file whether it was
+    /// applied or skipped.
     ///
     /// # Errors
-    /// As those.
+    /// The errors of [`Frozen::open`] and [`Frozen::open_with`].
     pub fn open_reported(
         path: impl AsRef<Path>,
         config: Option<&C>,

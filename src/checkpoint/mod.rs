@@ -1,4 +1,4 @@
-//! Checkpoints: container readers, the names of each model family, and what a load did.
+//! Reading checkpoints: containers, the tensor names of each model family, and load reports.
 
 mod beside;
 mod clip_text;
@@ -28,7 +28,7 @@ pub use open::OpenOptions;
 pub use report::LoadReport;
 pub use tensor_file::{Container, TensorFile};
 
-/// The root of a square number from 1 on.
+/// Returns the square root of a square number from 1 on; `None` for any other number.
 fn square_root(square: i64) -> Option<i64> {
     let root = u64::try_from(square).ok()?.isqrt() as i64;
     (root > 0 && root * root == square).then_some(root)

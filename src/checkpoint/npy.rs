@@ -1,23 +1,23 @@
 //! The header of a `.npy` array, versions 1 to 3.
 //!
-//! Layout: magic, version, header length (2 bytes in version 1, else 4), then a Python dict
-//! literal with the keys `descr`, `fortran_order` and `shape`.
+//! The layout is: magic, version, header length (2 bytes in version 1, otherwise 4), and a Python
+//! dict literal with the keys `descr`, `fortran_order` and `shape`.
 
 use super::entry::{ElementType, numel};
 
 pub(super) const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// NumPy itself refuses a longer header, which only structured types have.
+/// The longest header. NumPy itself refuses a longer one, which only structured dtypes have.
 pub(super) const MAX_HEADER: usize = 10_000;
 
-/// What the header says.
+/// The contents of a header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) element: ElementType,
     pub(super) big_endian: bool,
     pub(super) fortran_order: bool,
     pub(super) shape: Vec<i64>,
-    /// Bytes before the data.
+    /// Number of bytes before the data.
     pub(super) len: usize,
 }
 
@@ -36,7 +36,7 @@ impl Header {
         Literal(text).header(end).ok_or_else(|| format!("cannot read the .npy header {text:?}"))
     }
 
-    /// The steps between elements where they are not row by row.
+    /// Returns the steps between elements; `None` for row-major order.
     pub(super) fn strides(&self) -> Option<Vec<i64>> {
         numel(&self.shape)?;
         let mut step = 1;
@@ -49,7 +49,7 @@ impl Header {
     }
 }
 
-/// What is left to parse of the dict literal.
+/// The part of the dict literal that is not parsed yet.
 struct Literal<'a>(&'a str);
 
 impl<'a> Literal<'a> {
@@ -109,20 +109,20 @@ impl<'a> Literal<'a> {
         if text.is_empty() {
             return Some(Vec::new());
         }
-        // Python 2 wrote its long integers with an L.
+        // Python 2 wrote an L after a long integer.
         let dim = |dim: &str| dim.trim().trim_end_matches('L').parse().ok();
         text.split(',').map(|d| dim(d).filter(|&d: &i64| d >= 0)).collect()
     }
 }
 
-/// The element type and whether its bytes are in big-endian order.
+/// Returns the dtype, and whether the bytes of an element are in big-endian order.
 fn element(descr: &str) -> (ElementType, bool) {
     let big_endian = descr.starts_with('>');
     let element = match descr.trim_start_matches(['<', '>', '=', '|']) {
         "f8" => ElementType::F64,
         "f4" => ElementType::F32,
         "f2" => ElementType::F16,
-        // NumPy has no bf16 of its own: JAX's arrays are saved as two opaque bytes.
+        // NumPy has no bf16: JAX saves a bf16 array as elements of two opaque bytes.
         "V2" | "bfloat16" => ElementType::Bf16,
         other => {
             let size = match other.split_at_checked(1) {

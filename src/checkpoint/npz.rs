@@ -6,12 +6,12 @@ use super::entry::{Entry, Stored, numel};
 use super::npy::{self, Header};
 use super::tensor_file::Index;
 
-/// Whether a zip archive of these entries is an npz.
+/// Returns whether a zip archive with these entries is an npz file.
 pub(super) fn recognizes(entries: &BTreeMap<String, Stored>) -> bool {
     entries.keys().any(|name| name.ends_with(".npy"))
 }
 
-/// Reads the header of each array; its name is the entry's without `.npy`.
+/// Reads the header of each array. The name of an array is the name of its entry without `.npy`.
 pub(super) fn read(file: &[u8], zip: BTreeMap<String, Stored>) -> Result<Index, String> {
     let mut entries = BTreeMap::new();
     for (path, stored) in zip {
@@ -35,7 +35,7 @@ fn array(file: &[u8], stored: Stored) -> Result<Entry, String> {
     let data = entry.stored.size().saturating_sub(entry.skip);
     match entry.element.size() {
         Some(size) if numel(&entry.shape).and_then(|n| n.checked_mul(size)) != Some(data) => {
-            Err(format!("shape {:?} of {} is not {data} bytes", entry.shape, entry.element))
+            Err(format!("shape {:?} of {} does not fit {data} bytes", entry.shape, entry.element))
         }
         _ => Ok(entry),
     }

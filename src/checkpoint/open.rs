@@ -1,4 +1,4 @@
-//! Opening a backbone of whatever family its checkpoint is.
+//! Opens a backbone of any family.
 
 use std::path::Path;
 
@@ -11,40 +11,42 @@ use crate::backbone::{
 };
 use crate::error::{Error, Result};
 
-/// What the caller says about a checkpoint; the checkpoint tells the rest.
+/// Settings of the caller for opening a checkpoint. The checkpoint determines each value that is
+/// `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpenOptions {
-    /// Attention heads of a ViT.
+    /// Number of attention heads of a ViT.
     pub num_heads: Option<i64>,
-    /// The activation of a ViT's MLPs.
+    /// Activation of the MLPs of a ViT.
     pub activation: Option<MlpActivation>,
-    /// Which tokens of a ViT become its features.
+    /// How the tokens of a ViT become its features.
     pub pooling: Option<Pooling>,
-    /// Height and width of the images in pixels. A position table is resized to it.
+    /// Height and width of the images in pixels. The position table is resized to fit.
     pub image_size: Option<(i64, i64)>,
-    /// The precision of the weights; f32 if it is `None`.
+    /// Precision of the weights; f32 if `None`.
     pub precision: Option<Precision>,
 }
 
 impl AnyBackbone {
-    /// Opens a checkpoint on `device`, in f32: a file, a folder that holds one (with Hugging Face's
-    /// or timm's `config.json`, or without), or an index of shards. The family, the layout of the
-    /// names and the container are recognized by content.
+    /// Opens a checkpoint on `device`, in f32. `source` is a file, a folder that holds one
+    /// checkpoint, or an index of shards. A `config.json` of Hugging Face or timm beside the
+    /// weights is read if it exists. The content determines the family, the naming scheme and the
+    /// container.
     ///
     /// # Errors
-    /// As [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensors are named as by no family
-    /// that is supported; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
-    /// [`Error::UnexpectedTensors`] with the names in the file; [`Error::FileField`] if a file beside
-    /// the weights has a field that is not supported.
+    /// The errors of [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensor names match no
+    /// supported family; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
+    /// [`Error::UnexpectedTensors`], which use the names in the file; [`Error::FileField`] if a
+    /// field of a file beside the weights is not supported.
     pub fn open(source: impl AsRef<Path>, device: Device) -> Result<Self> {
         Self::open_with(source, &OpenOptions::default(), device)
     }
 
-    /// Opens a checkpoint as [`AnyBackbone::open`] does, with what the caller says about it.
+    /// Opens a checkpoint as [`AnyBackbone::open`] does, with the settings of the caller.
     ///
     /// # Errors
-    /// As [`AnyBackbone::open`]; [`Error::Config`] if an option does not apply to the checkpoint's
-    /// family, or gives no model.
+    /// The errors of [`AnyBackbone::open`]; [`Error::Config`] if an option does not apply to the
+    /// family of the checkpoint, or makes the config invalid.
     pub fn open_with(
         source: impl AsRef<Path>,
         options: &OpenOptions,
@@ -97,7 +99,7 @@ fn open_conv_next(source: &Path, options: &OpenOptions, device: Device) -> Resul
 }
 
 impl OpenOptions {
-    /// Refuses what can be said about a ViT alone.
+    /// Refuses options that only a ViT accepts.
     fn refuse_for_vit(&self, family: &str) -> Result<()> {
         let said = [
             ("num_heads", self.num_heads.map(|heads| heads.to_string())),
@@ -106,7 +108,7 @@ impl OpenOptions {
         ];
         match said.into_iter().find_map(|(field, value)| Some((field, value?))) {
             Some((field, value)) => {
-                let expected = format!("absent for a {family}, whose file tells it");
+                let expected = format!("`None` for a {family}, whose checkpoint determines it");
                 Err(Error::config(field, expected, value).in_config("OpenOptions"))
             }
             None => Ok(()),
@@ -114,8 +116,8 @@ impl OpenOptions {
     }
 }
 
-/// The preprocessing that the files beside the weights give, else the family's usual one, at the
-/// caller's image size.
+/// Returns the preprocessing that the files beside the weights state, or else the usual one of the
+/// family. It uses the image size of the caller.
 fn preprocessing(
     source: &Path,
     family: &AnyFamily,

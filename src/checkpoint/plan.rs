@@ -1,4 +1,4 @@
-//! Which tensor of a file becomes which of the model's.
+//! Maps each tensor of a file to a tensor of the model.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use super::{LoadReport, TensorFile};
 use crate::backbone::ClipTextConfig;
 use crate::error::{Error, Result, list};
 
-/// A file whose family is recognized, with each of its names looked up.
+/// A file of a recognized family, with each of its names looked up in the family's rules.
 pub struct Plan<'a> {
     pub(super) file: &'a TensorFile,
     pub(super) family: &'static Family,
     prefix: &'static str,
-    /// By the model's name, then by part.
+    /// For each name of the model, the tensors of the file that hold its parts, in order.
     sources: BTreeMap<String, Vec<Source>>,
     skipped: Vec<(String, String)>,
     unknown: Vec<String>,
 }
 
-/// A tensor of the file that is one of the model's, or a part of it.
+/// A tensor of the file that is a tensor of the model or a part of one.
 struct Source {
     name: String,
     layout: Layout,
@@ -28,21 +28,23 @@ struct Source {
 }
 
 impl<'a> Plan<'a> {
-    /// Recognizes the family by its signature and looks up each name of a file of a `backbone`.
+    /// Recognizes the family of a file by its signature tensors, and looks up each name. The file
+    /// must hold a model of the family `backbone`.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`] if the names are of no family, [`Error::OtherBackbone`] if they are
-    /// of one of other backbones.
+    /// [`Error::UnknownFormat`] if the names match no family, [`Error::OtherBackbone`] if they
+    /// match a family of other backbones.
     pub(super) fn new(file: &'a TensorFile, backbone: &'static str) -> Result<Self> {
         Self::of_one(file, backbone, &FAMILIES, &TEXT_FAMILIES)
     }
 
-    /// As [`Plan::new`], of a text tower.
+    /// Does the same as [`Plan::new`] for a text tower.
     pub(super) fn of_text(file: &'a TensorFile) -> Result<Self> {
         Self::of_one(file, ClipTextConfig::FAMILY, &TEXT_FAMILIES, &FAMILIES)
     }
 
-    /// Of `families`; `others` tell what else the file is.
+    /// Makes the plan with `families`. If none matches, `others` show which backbone the file
+    /// holds.
     fn of_one(
         file: &'a TensorFile,
         backbone: &'static str,
@@ -77,7 +79,7 @@ impl<'a> Plan<'a> {
             Some((Action::Skip(reason), _)) => self.skipped.push((name, reason.to_owned())),
             Some((Action::Take { to, layout }, found)) => {
                 let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
-                // A second tensor for the same place is one too many.
+                // A second tensor for the same place is unexpected.
                 if sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
                     sources.push(Source { name, layout, part })
                 } else {
@@ -88,16 +90,17 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether the file has the model's `name`, or a part of it.
+    /// Returns whether the file has the model's tensor `name` or a part of it.
     pub(super) fn has(&self, name: &str) -> bool {
         self.sources.contains_key(name)
     }
 
-    /// The shape that the file gives for the model's `name`, where one tensor makes it.
+    /// Returns the shape of the model's tensor `name` according to the file. The shape of the first
+    /// part determines the whole.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or, where it has not `rank` dimensions, [`Error::ShapeMismatch`]
-    /// with -1 for a dimension of any size.
+    /// [`Error::MissingTensor`] if the tensor is absent, or [`Error::ShapeMismatch`] if it does not
+    /// have `rank` dimensions. A dimension of any size is -1 in these errors.
     pub(super) fn shape(&self, name: &str, rank: usize) -> Result<Vec<i64>> {
         let Some(source) = self.sources.get(name).and_then(|sources| sources.first()) else {
             return Err(self.missing(name, &vec![-1; rank], 1));
@@ -116,17 +119,18 @@ impl<'a> Plan<'a> {
         Ok(shape)
     }
 
-    /// The shape in the file of the first part of the model's `name`.
+    /// Returns the layout and the shape in the file of the first part of the model's tensor `name`.
     pub(super) fn first_part(&self, name: &str) -> Option<(Layout, &[i64])> {
         let source = self.sources.get(name)?.first()?;
         Some((source.layout, self.file_shape(source)))
     }
 
-    /// Reads the model's `name` in `shape`; `heads` says how Flax splits a width.
+    /// Reads the model's tensor `name` with the shape `shape`. `heads` is the number of heads into
+    /// which Flax splits a width.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with the file's name and shapes as the
-    /// file has them, and whatever reading gives.
+    /// [`Error::MissingTensor`] or [`Error::ShapeMismatch`], with the name and the shapes in the
+    /// file; the errors of reading the tensor.
     pub(super) fn read(&self, name: &str, shape: &[i64], heads: i64) -> Result<Tensor> {
         let sources = self.sources.get(name).map_or(&[][..], Vec::as_slice);
         let of = sources.first().map_or(1, |source| source.part.of);
@@ -157,19 +161,19 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Refuses a file with names that no rule knows.
+    /// Checks that a rule exists for each name of the file.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`] with all of them.
+    /// [`Error::UnexpectedTensors`] with all names that no rule matches.
     pub(super) fn check_names(&self) -> Result<()> {
         self.unexpected(self.unknown.clone())
     }
 
-    /// Accounts for each tensor of a file whose names were checked, after the model took those
-    /// that `taken` says.
+    /// Reports what became of each tensor of the file. The names must have been checked with
+    /// `check_names`; `taken` returns whether the model took its tensor of a name.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`] with all that it did not take.
+    /// [`Error::UnexpectedTensors`] with all tensors that the model did not take.
     pub(super) fn report(self, taken: impl Fn(&str) -> bool) -> Result<LoadReport> {
         let (mut applied, mut left) = (Vec::new(), Vec::new());
         for (name, sources) in &self.sources {
@@ -182,7 +186,7 @@ impl<'a> Plan<'a> {
         Ok(LoadReport { applied, skipped: self.skipped })
     }
 
-    /// The error for `names`, if there are any.
+    /// Returns an error that lists `names` if there are any.
     fn unexpected(&self, names: Vec<String>) -> Result<()> {
         if names.is_empty() {
             Ok(())
@@ -207,7 +211,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The error for the first part of the model's `name` that is not in the file.
+    /// Returns the error for the first part of the model's tensor `name` that is absent from the
+    /// file.
     fn missing(&self, name: &str, shape: &[i64], heads: i64) -> Error {
         let present = self.sources.get(name).map_or(&[][..], Vec::as_slice);
         let wanted = self.family.file_names(self.prefix, name).into_iter();
@@ -222,7 +227,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The shape of one of `of` parts along the first dimension.
+/// Returns the shape of one of `of` equal parts along the first dimension.
 fn split(shape: &[i64], of: usize) -> Vec<i64> {
     let mut part = shape.to_vec();
     if let Some(rows) = part.first_mut() {
@@ -236,7 +241,7 @@ fn trim_ones(shape: &[i64]) -> &[i64] {
     &shape[start..]
 }
 
-/// The family that the file is of, and what stands before its names.
+/// Returns the family of the file and the prefix of its names.
 fn recognize(
     file: &TensorFile,
     families: &[&'static Family],
@@ -255,7 +260,7 @@ fn unknown(file: &TensorFile, families: &[&Family]) -> Error {
     let found = list(&file.names().collect::<Vec<_>>());
     Error::UnknownFormat {
         file: file.path().to_path_buf(),
-        reason: format!("tensors named as by none of {known}; the file has {found}"),
+        reason: format!("the tensor names match none of {known}; the file has {found}"),
     }
 }
 
@@ -267,7 +272,7 @@ mod tests {
     fn a_missing_position_table_is_reported_as_the_image_towers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("open_clip.safetensors");
-        // The text tower has a table of the same name, without the prefix.
+        // The text tower has a table of the same name without the prefix.
         let weight = Tensor::zeros([8], (tch::Kind::Float, tch::Device::Cpu));
         let names = ["visual.class_embedding", "positional_embedding"];
         Tensor::write_safetensors(&names.map(|name| (name, &weight)), &path).unwrap();

@@ -1,13 +1,13 @@
-//! What a load did with each tensor of a file.
+//! The report of a load.
 
 use std::fmt;
 
-/// Accounts for every tensor of a file that was loaded; nothing is ignored without a reason.
+/// What a load did with each tensor of a file. A tensor that was not used is listed with a reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
-    /// Names, as in the file, of the tensors that the model took.
+    /// Names in the file of the tensors that the model took.
     pub applied: Vec<String>,
-    /// Names, as in the file, of those it has no use for, each with the reason.
+    /// Names in the file of the tensors that the model does not use, each with the reason.
     pub skipped: Vec<(String, String)>,
 }
 

@@ -1,4 +1,5 @@
-//! Golden values of every container, and files that are cut, damaged or made to do harm.
+//! Tests with golden values of every container, and with files that are cut off, damaged or
+//! malicious.
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
@@ -82,7 +83,7 @@ fn what_is_no_container_is_told_apart() {
         assert!(error.to_string().contains(word), "{error}");
     }
     assert!(matches!(TensorFile::open(folder.path().join("missing")), Err(Error::Io { .. })));
-    // A folder is opened for the checkpoint in it, of which this one has none.
+    // Opening a folder looks for the checkpoint in it; this folder has none.
     let error = TensorFile::open(folder.path()).unwrap_err();
     assert!(matches!(error, Error::UnknownFormat { .. }), "{error}");
     let code = TensorFile::open(fixture("code.pt")).unwrap_err();
@@ -93,7 +94,7 @@ fn what_is_no_container_is_told_apart() {
     }
 }
 
-/// Reads all that there is to read, and holds each allocation against the size of the file.
+/// Reads every tensor, and checks that no allocation is larger than the size of the file justifies.
 fn read_all(bytes: &[u8]) -> Result<usize> {
     let path = Path::new("memory");
     let (largest, count) = largest_allocation(|| -> Result<usize> {
@@ -108,7 +109,7 @@ fn read_all(bytes: &[u8]) -> Result<usize> {
         }
         Ok(count)
     });
-    // Tables of the zip and pickle readers start at some hundred kilobytes at most.
+    // The tables of the zip and pickle readers start at a few hundred kilobytes at most.
     assert!(largest <= 1032 * bytes.len() + (1 << 18), "{largest} for {}", bytes.len());
     count
 }
@@ -145,7 +146,7 @@ fn damaged_files_are_read_or_refused() {
     }
 }
 
-/// A zip archive of stored entries.
+/// Returns a zip archive of entries that are not compressed.
 fn zipped(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     for &(name, content) in entries {
@@ -202,7 +203,7 @@ fn files_that_claim_more_than_they_hold_are_refused() {
     }
 }
 
-/// The archive with `size` as the inflated size of each entry of its central directory.
+/// Returns the archive with `size` as the inflated size of each entry in its central directory.
 fn claim(zip: &[u8], size: u32) -> Vec<u8> {
     let mut zip = zip.to_vec();
     let heads: Vec<_> = (0..zip.len()).filter(|&at| zip[at..].starts_with(b"PK\x01\x02")).collect();

@@ -1,4 +1,4 @@
-//! The safetensors container, through the `safetensors` crate's header parser.
+//! The safetensors container, read with the header parser of the `safetensors` crate.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,13 @@ use safetensors::{Dtype, SafeTensors};
 use super::entry::{ElementType, Entry, Stored};
 use super::tensor_file::Index;
 
-/// Whether `file` looks like safetensors: eight bytes of header length, then a JSON object.
+/// Returns whether `file` looks like safetensors: a header length of eight bytes, then a JSON
+/// object.
 pub(super) fn recognizes(file: &[u8]) -> bool {
     file.get(8) == Some(&b'{')
 }
 
-/// Reads the header.
+/// Reads the header of a safetensors file.
 pub(super) fn read(file: &[u8]) -> Result<Index, String> {
     let (header, metadata) = SafeTensors::read_metadata(file).map_err(|e| e.to_string())?;
     let data = header + size_of::<u64>();
@@ -44,7 +45,7 @@ fn element(dtype: Dtype) -> ElementType {
         Dtype::F32 => ElementType::F32,
         Dtype::F16 => ElementType::F16,
         Dtype::BF16 => ElementType::Bf16,
-        // The header parser has compared their shapes with their bytes.
+        // The header parser has already compared the shape with the number of bytes.
         other => ElementType::Other(format!("{other:?}"), None),
     }
 }

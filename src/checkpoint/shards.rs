@@ -1,4 +1,4 @@
-//! An index of shards, as Hugging Face writes it: `{"weight_map": {NAME: FILE, ..}}`.
+//! Reads an index of shards as Hugging Face writes it: `{"weight_map": {NAME: FILE, ..}}`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,17 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Whether the file at `path` is named as an index of shards.
+/// Returns whether the file name of `path` is that of an index of shards.
 pub(super) fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
 }
 
-/// The shards that the index at `path` lists, and the number of the shard of each tensor.
+/// Returns the paths of the shards that the index at `path` lists, and for each tensor the number
+/// of its shard.
 ///
 /// # Errors
-/// [`Error::Io`] if the index cannot be read, [`Error::CorruptFile`] if it is not one or names a
-/// shard outside its folder.
+/// [`Error::Io`] if the index cannot be read; [`Error::CorruptFile`] if it is not a valid index or
+/// names a shard outside its folder.
 pub(super) fn read(path: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>)> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
     let index: ShardIndex =
@@ -30,7 +31,9 @@ pub(super) fn read(path: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>
     let (mut shards, mut numbers, mut places) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (name, shard) in index.weight_map {
         if Path::new(&shard).file_name() != Some(shard.as_ref()) {
-            let reason = format!("{name} is in {shard}, which is no file beside the index");
+            let reason = format!(
+                "{name} is in {shard}, which is not a file name in the folder of the index"
+            );
             return Err(Error::corrupt(path, reason));
         }
         let number = *numbers.entry(shard).or_insert_with_key(|shard| {
@@ -40,7 +43,7 @@ pub(super) fn read(path: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>
         places.insert(name, number);
     }
     if shards.is_empty() {
-        return Err(Error::corrupt(path, "it lists no tensor"));
+        return Err(Error::corrupt(path, "the index lists no tensor"));
     }
     Ok((shards, places))
 }

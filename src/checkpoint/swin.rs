@@ -1,4 +1,4 @@
-//! What a checkpoint of a Swin tells, and its tables of relative position bias.
+//! Reads the config of a Swin and its tables of relative position bias from a checkpoint.
 
 use std::path::Path;
 
@@ -11,23 +11,25 @@ use crate::backbone::SwinConfig;
 use crate::error::Result;
 use crate::nn::resize_bias_table;
 
-/// One more than a valid config has, so that too many are seen.
+/// One stage more than a valid config has, so that validation sees if a file has too many.
 const MAX_STAGES: usize = 17;
 
 impl SwinConfig {
-    /// All that a checkpoint tells about its model. What it does not tell follows these rules;
-    /// correct them where they do not hold, then use
+    /// Infers the config of the model in a checkpoint.
+    ///
+    /// The tensors do not show every value; the table gives the rules for the others. If a rule
+    /// does not hold for your model, correct the value and use
     /// [`FrozenSwin::open_with`](crate::FrozenSwin::open_with).
     ///
-    /// | what | rule |
+    /// | value | rule |
     /// |---|---|
-    /// | heads | the columns of each stage's bias table |
-    /// | windows | a square one where a stage's table has the rows of one; else one row of tokens |
-    /// | image size | as many windows of the first stage as its mask, `attn_mask`, has, in a square, where the file has one. Else such that the first stage whose window is smaller than that of the first of all is one window, or the last stage where none is: 224 for windows of 7, 384 for 12 |
+    /// | heads | the number of columns of each stage's bias table |
+    /// | windows | square if the number of rows of a stage's table is that of a square window; otherwise one row of tokens |
+    /// | image size | If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
     /// | eps | 1e-5 |
     ///
     /// # Errors
-    /// As [`ViTConfig::infer`](crate::ViTConfig::infer), with Swin in place of ViT.
+    /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer), with Swin in place of ViT.
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
         infer(path)
     }
@@ -61,7 +63,8 @@ impl Checkpoint for SwinConfig {
             config.depths.push((0..).take_while(|&index| has(stage, index)).count() as i64);
             config.num_heads.push(table[1]);
             config.window_sizes.push(window(table[0]));
-            // The greatest, as widths that are not whole are cut off.
+            // A width is `dim * mlp_ratio` rounded down, so the largest quotient is the closest
+            // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
         config.image_size = image_size(plan, &config);
@@ -79,12 +82,12 @@ impl Checkpoint for SwinConfig {
 
 const TABLE: &str = "attn.relative_position_bias_table";
 
-/// The side of a square window whose table has as many rows.
+/// Returns the side of the square window whose table has this number of rows.
 fn square_window(rows: i64) -> Option<i64> {
     square_root(rows).filter(|offsets| offsets % 2 == 1).map(|offsets| offsets / 2 + 1)
 }
 
-/// A window whose table has as many rows.
+/// Returns a window whose table has this number of rows: a square one if possible, else one row.
 fn window(rows: i64) -> (i64, i64) {
     square_window(rows).map_or((1, rows / 2 + 1), |side| (side, side))
 }
@@ -101,26 +104,28 @@ fn image_size(plan: &Plan, config: &SwinConfig) -> (i64, i64) {
     (grid.0.saturating_mul(config.patch_size), grid.1.saturating_mul(config.patch_size))
 }
 
-/// A side of the first stage's grid, by the rule of [`SwinConfig::infer`], from the sides of the
-/// stages' windows; larger where it would not hold one of them.
+/// Returns a side of the grid of the first stage by the rule of [`SwinConfig::infer`]. `windows`
+/// are the same sides of the windows of all stages. The result is larger if a grid by that rule
+/// would be smaller than one of the windows.
 fn first_grid(windows: &[i64]) -> i64 {
     let before = |stage: usize| windows[stage].saturating_mul(1 << stage);
     let smaller = windows.iter().position(|&window| window < windows[0]);
     let Some(stage) = smaller.or(windows.len().checked_sub(1)) else { return 0 };
     let grid = before(stage);
     let holds = (0..windows.len()).all(|stage| {
-        // Halved and rounded up at each stage.
+        // Each stage halves the grid and rounds up.
         windows[stage] <= (grid.saturating_add((1 << stage) - 1)) >> stage
     });
     if holds { grid } else { (0..windows.len()).map(before).max().unwrap_or(grid) }
 }
 
-/// A table of the rows that its window needs, resized where the file's is for another square one.
+/// Reads a table with the rows that its window needs. The table of another square window is
+/// resized.
 fn read_table(plan: &Plan, name: &str, shape: &[i64], config: &SwinConfig) -> Result<Tensor> {
     let rows = plan.shape(name, shape.len())?[0];
     let stage = name.split('.').nth(1).and_then(|stage| stage.parse::<usize>().ok());
     match (square_window(rows), stage) {
-        // The same number of rows is the same table, whatever its window.
+        // A table with the same number of rows is used unchanged, whatever the shape of its window.
         (Some(side), Some(stage)) if rows != shape[0] => {
             let stored = plan.read(name, &[rows, shape[1]], 1)?;
             resize_bias_table(&stored, (side, side), config.windows(stage, false).size())

@@ -1,4 +1,4 @@
-//! The named tensors of a checkpoint, whatever its container and however many files it lies in.
+//! Reads the named tensors of a checkpoint from any container and from one or several files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,30 +11,30 @@ use super::{folder, npy, npz, safetensors, shards, torch_zip, zip_index};
 use crate::error::{Error, Result};
 use crate::ffi::FileMap;
 
-/// How a file packs its tensors.
+/// The file format of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Container {
-    /// `.safetensors`.
+    /// A `.safetensors` file.
     Safetensors,
-    /// `.npz`: a zip of NumPy arrays, stored or deflated.
+    /// A `.npz` file: a zip archive of NumPy arrays, stored or deflated.
     Npz,
-    /// What `torch.save` writes since 1.6: a zip of a pickle and its storages.
+    /// The format of `torch.save` since PyTorch 1.6: a zip archive of a pickle and its storages.
     Torch,
 }
 
-/// The named tensors of a checkpoint: one file, or the shards that an index lists.
+/// The named tensors of a checkpoint, which is one file or the shards that an index lists.
 ///
-/// The files are memory-mapped: opening reads their indexes only, and [`TensorFile::tensor`] copies
-/// one tensor out of a map. No file may be changed or cut short while this is alive.
+/// The files are memory-mapped. Opening reads only their indexes; [`TensorFile::tensor`] copies one
+/// tensor out of the mapped file. Do not change or truncate a file while this value exists.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
     container: Container,
     metadata: BTreeMap<String, String>,
-    /// One, or the shards.
+    /// The single file, or all shards.
     files: Vec<OneFile>,
-    /// The number of the file that holds a tensor.
+    /// For each tensor, the number of the file that holds it.
     places: BTreeMap<String, usize>,
 }
 
@@ -46,7 +46,7 @@ struct OneFile {
     index: Index,
 }
 
-/// What a container reader finds in a file.
+/// The entries and the metadata of one file.
 #[derive(Debug)]
 pub(super) struct Index {
     pub(super) entries: BTreeMap<String, Entry>,
@@ -56,24 +56,24 @@ pub(super) struct Index {
 impl TensorFile {
     /// Opens a checkpoint and reads its index.
     ///
-    /// `path` names a file, a folder that holds one (Hugging Face's `model.safetensors` first), or
-    /// an index of shards (`model.safetensors.index.json`). The container of a file is recognized
-    /// by its content; the name does not matter. No code of a pickle is run.
+    /// `path` is a file, a folder that holds one checkpoint (Hugging Face's `model.safetensors` is
+    /// preferred), or an index of shards (`model.safetensors.index.json`). The content of a file
+    /// determines its container; its name does not matter. No code in a pickle is run.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no such file or it is not a regular one; [`Error::UnknownFormat`]
-    /// if it is none of the containers, or if a folder does not hold exactly one checkpoint;
-    /// [`Error::CorruptFile`] if an index does not fit its files; [`Error::PickleGlobal`] if a
-    /// pickle names code that a state dict does not need.
+    /// [`Error::Io`] if the file does not exist or is not a regular file; [`Error::UnknownFormat`]
+    /// if the file is not in a supported container, or if a folder does not hold exactly one
+    /// checkpoint; [`Error::CorruptFile`] if an index does not match its files;
+    /// [`Error::PickleGlobal`] if a pickle names code that a state dict does not need.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::checkpoint_in(path.as_ref())?;
         if shards::is_index(&path) { Self::open_shards(path) } else { Self::open_file(path) }
     }
 
-    /// Opens one file; a folder is an error.
+    /// Opens one file. A folder is an error.
     ///
     /// # Errors
-    /// As [`TensorFile::open`].
+    /// The errors of [`TensorFile::open`].
     pub(crate) fn open_file(path: PathBuf) -> Result<Self> {
         let (container, file) = OneFile::open(path.clone())?;
         let places = file.index.entries.keys().map(|name| (name.clone(), 0)).collect();
@@ -81,7 +81,7 @@ impl TensorFile {
         Ok(TensorFile { path, container, metadata, files: vec![file], places })
     }
 
-    /// Opens the shards that the index at `path` lists.
+    /// Opens all shards that the index at `path` lists.
     fn open_shards(path: PathBuf) -> Result<Self> {
         let (shards, places) = shards::read(&path)?;
         let mut files = Vec::with_capacity(shards.len());
@@ -109,57 +109,57 @@ impl TensorFile {
         Ok(TensorFile { path, container, metadata: BTreeMap::new(), files, places })
     }
 
-    /// The path of the file or of the index of shards.
+    /// Returns the path of the file or of the index of shards.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How the file packs its tensors.
+    /// Returns the container of the file.
     pub fn container(&self) -> Container {
         self.container
     }
 
-    /// The strings that a safetensors file carries beside its tensors; empty for other containers
-    /// and for shards.
+    /// Returns the metadata strings of a safetensors file; empty for other containers and for
+    /// shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The names of the tensors, sorted.
+    /// Returns the names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns whether there is a tensor with this name.
     pub fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }
 
-    /// The shape of a tensor, if it is there.
+    /// Returns the shape of a tensor, or `None` if there is no tensor with this name.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         let file = &self.files[*self.places.get(name)?];
         file.index.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Reads a tensor: on the CPU, row by row, in f32. From f16 and bf16 that is exact; f64 is
-    /// rounded.
+    /// Reads a tensor to the CPU, contiguous and in f32. The conversion is exact from f16 and bf16;
+    /// f64 is rounded.
     ///
     /// # Errors
-    /// [`Error::Input`] if no tensor has this name, [`Error::ElementType`] if its elements are not
-    /// floating-point numbers, [`Error::CorruptFile`] if its bytes do not inflate or do not match
-    /// their checksum.
+    /// [`Error::Input`] if no tensor has this name, [`Error::ElementType`] if its dtype is not
+    /// floating point, [`Error::CorruptFile`] if its bytes do not inflate or do not match their
+    /// checksum.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let file = self.file_of(name);
         let tensor = read_tensor(&file.path, &file.map, &file.index, name)?;
-        // Or a model would be in memory twice when its last tensor is read.
+        // Without this, a model is in memory twice by the time its last tensor is read.
         file.map.release(&file.index.entries[name].stored.at);
         Ok(tensor)
     }
 
-    /// Reads a tensor of bytes, in order.
+    /// Reads the bytes of a u8 tensor in order.
     ///
     /// # Errors
-    /// [`Error::Input`] if no tensor has this name, [`Error::CorruptFile`] if it is of no bytes.
+    /// [`Error::Input`] if no tensor has this name, [`Error::CorruptFile`] if its dtype is not u8.
     pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let file = self.file_of(name);
         let entry = entry(&file.path, &file.index, name)?;
@@ -171,7 +171,8 @@ impl TensorFile {
         bytes.map_err(|reason| Error::corrupt(&file.path, format!("tensor {name}: {reason}")))
     }
 
-    /// The file that holds the tensor, or the first one, which then says that it does not.
+    /// Returns the file that holds the tensor. If there is none, returns the first file; looking up
+    /// the tensor in it then gives the error.
     fn file_of(&self, name: &str) -> &OneFile {
         &self.files[self.places.get(name).copied().unwrap_or_default()]
     }
@@ -185,7 +186,7 @@ impl OneFile {
     }
 }
 
-/// Recognizes the container of `file` and reads its index, each entry checked.
+/// Recognizes the container of `file`, reads its index and checks each entry.
 pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
     let (container, index) = if zip_index::recognizes(file) {
         read_zip(path, file)?
@@ -222,19 +223,19 @@ fn unknown(path: &Path, reason: &str) -> Error {
     Error::UnknownFormat { file: path.to_path_buf(), reason: reason.to_owned() }
 }
 
-/// What a file is that is none of the containers, as far as its first bytes tell.
+/// Describes a file that is in no supported container, as far as its first bytes show what it is.
 fn what_else(file: &[u8]) -> &'static str {
     match file {
         [] => "an empty file",
         [0x80, 1..=5, ..] => {
-            "a plain pickle, or what torch.save wrote before 1.6; load and save it again"
+            "a plain pickle or a file of torch.save before 1.6; load it and save it again"
         }
         _ if file.starts_with(b"\x89HDF\r\n\x1a\n") => "an HDF5 file",
-        _ if file.starts_with(npy::MAGIC) => "a single .npy array, which has no name",
+        _ if file.starts_with(npy::MAGIC) => "a single .npy array, which stores no tensor name",
         _ if file.starts_with(b"version https://git-lfs") => {
             "a Git LFS pointer; the file itself was not fetched"
         }
-        _ => "neither safetensors, nor .npz, nor what torch.save writes",
+        _ => "neither safetensors, nor .npz, nor a file of torch.save",
     }
 }
 

@@ -1,7 +1,7 @@
-//! The zip container of `torch.save`: a pickle of names and views, and one record a storage.
+//! The zip container of `torch.save`: a pickle of names and views, and one record for each storage.
 //!
-//! Read here rather than by libtorch, whose own reader reaches this crate only for TorchScript
-//! archives, not for state dicts; no well-kept small crate reads them either.
+//! This crate reads it itself, because libtorch's reader is available here only for TorchScript
+//! archives, not for state dicts. No well-maintained small crate reads it either.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,12 @@ use super::entry::{Entry, Stored};
 use super::pickle::{self, PickleError, View};
 use super::tensor_file::Index;
 
-/// A state dict's pickle is some hundred bytes a tensor.
+/// The largest `data.pkl` that is read. The pickle of a state dict has a few hundred bytes for each
+/// tensor.
 const MAX_PICKLE: usize = 64 << 20;
 
-/// The folder of the archive that has a `data.pkl`, with its slash; `None` if it is no torch zip.
+/// Returns the folder of the archive that has a `data.pkl`, with its slash; `None` if this is not
+/// an archive of `torch.save`.
 pub(super) fn recognizes(entries: &BTreeMap<String, Stored>) -> Option<String> {
     entries.keys().find_map(|name| {
         let folder = name.strip_suffix("data.pkl")?;
@@ -33,7 +35,7 @@ pub(super) fn read(
     if let Some(order) = zip.get(&format!("{folder}byteorder"))
         && order.head(file, 8).map_err(PickleError::Corrupt)? != b"little"
     {
-        return Err("its byte order is not little".into());
+        return Err("its byte order is not little-endian".into());
     }
     let record = &zip[&format!("{folder}data.pkl")];
     if record.size() > MAX_PICKLE {
@@ -54,22 +56,26 @@ pub(super) fn read(
 
 fn entry(view: View, stored: Stored) -> Result<Entry, String> {
     if view.shape.len() != view.strides.len() {
-        return Err(format!("shape {:?} with strides {:?}", view.shape, view.strides));
+        return Err(format!(
+            "shape {:?} and strides {:?} differ in length",
+            view.shape, view.strides
+        ));
     }
-    let offset = usize::try_from(view.offset).map_err(|_| "a negative offset")?;
-    let size = view.element.size().ok_or("elements of no size")?;
+    let offset = usize::try_from(view.offset).map_err(|_| "its offset is negative")?;
+    let size = view.element.size().ok_or("its element size is unknown")?;
     Ok(Entry {
         strides: (!is_row_major(&view.shape, &view.strides)).then_some(view.strides),
         shape: view.shape,
         element: view.element,
-        skip: offset.checked_mul(size).ok_or("an offset outside of the storage")?,
+        skip: offset.checked_mul(size).ok_or("its offset lies outside the storage")?,
         big_endian: false,
-        // torch can be told to write no checksums, and then writes wrong ones.
+        // torch can be told to write no checksums; it then writes wrong ones.
         stored: Stored { crc: None, ..stored },
     })
 }
 
-/// Whether elements lie row by row; the stride along a dimension of one does not matter.
+/// Returns whether the elements are in row-major order. The stride along a dimension of size one
+/// does not matter.
 fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     let mut expected = 1i64;
     shape.iter().zip(strides).rev().all(|(&dim, &stride)| {

@@ -1,4 +1,4 @@
-//! What a checkpoint of a ViT tells, and its position table.
+//! Reads the config of a ViT and its position table from a checkpoint.
 
 use std::path::Path;
 
@@ -13,34 +13,41 @@ use crate::backbone::{MlpActivation, Pooling, ViTConfig};
 use crate::error::Result;
 use crate::nn::resize_pos_embed;
 
-/// The width of a head in every model of these families, small test models apart.
+/// The width of a head in every model of the supported families, except small test models.
 const HEAD_DIM: i64 = 64;
 
 impl ViTConfig {
-    /// All that a checkpoint tells about its model. What it does not tell follows these rules;
-    /// correct them where they do not hold, then use
+    /// Infers the config of the model in a checkpoint.
+    ///
+    /// The tensors do not show every value; the table gives the rules for the others. Hugging
+    /// Face's `config.json` beside the file, if it exists, has priority over the rules for heads,
+    /// eps, activation (except SwiGLU) and image size (if it gives the same number of patches). If
+    /// a rule does not hold for your model, correct the value and use
     /// [`FrozenViT::open_with`](crate::FrozenViT::open_with).
     ///
-    /// | what | rule |
+    /// | value | rule |
     /// |---|---|
-    /// | heads | `embed_dim / 64`, or 1 where that does not divide; Google's `.npz` tell them |
-    /// | image size | a square grid where the position table is one without its prefix rows; else one row of patches |
-    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT), 1e-5 (CLIP under any names: `norm_pre` under timm's) |
-    /// | activation | SwiGLU where the MLP is packed; QuickGELU for Hugging Face CLIP, and for open_clip names beside OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); else exact GELU |
-    /// | pooling | average then norm where there is `fc_norm`; else the class token; without one, norm then average |
-    /// | position table | under timm's and DINOv2's own names its prefix rows are as many of {none, class token, class and registers} as leave a square; where several do or none does, none beside a `reg_token`, else the class token. Under other names it always has a row for the class token |
+    /// | heads | `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; Google's `.npz` files contain the number |
+    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches |
+    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
+    /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); otherwise exact GELU |
+    /// | pooling | average, then norm if there is `fc_norm`; otherwise the class token; norm, then average if there is no class token |
+    /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
     ///
     /// # Errors
-    /// As [`TensorFile::open`](crate::checkpoint::TensorFile::open); [`Error::UnknownFormat`] if the tensors
-    /// are named as by no family that is read, [`Error::OtherBackbone`] if they are of another
-    /// than ViT; [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that tell
-    /// the sizes are absent or of another rank; [`Error::Config`] if they tell what is no model.
+    /// The errors of [`TensorFile::open`](crate::checkpoint::TensorFile::open);
+    /// [`Error::UnknownFormat`] if the tensor names match no supported family;
+    /// [`Error::OtherBackbone`] if the file holds a backbone other than a ViT;
+    /// [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that determine the sizes
+    /// are absent or have another rank; [`Error::CorruptFile`] if the tensors give an invalid
+    /// config; [`Error::FileField`] if a field of `config.json` is not supported.
     ///
+    /// [`Error::CorruptFile`]: crate::Error::CorruptFile
+    /// [`Error::FileField`]: crate::Error::FileField
     /// [`Error::UnknownFormat`]: crate::Error::UnknownFormat
     /// [`Error::OtherBackbone`]: crate::Error::OtherBackbone
     /// [`Error::MissingTensor`]: crate::Error::MissingTensor
     /// [`Error::ShapeMismatch`]: crate::Error::ShapeMismatch
-    /// [`Error::Config`]: crate::Error::Config
     pub fn infer(path: impl AsRef<Path>) -> Result<Self> {
         infer(path)
     }
@@ -92,9 +99,12 @@ impl Checkpoint for ViTConfig {
         })
     }
 
-    /// With the prefix rows that the file's table most likely has. A table of 4x4 rows is also one
-    /// of 3x5 and a class token, and only the grid says which; one that fits the grid with an
-    /// unlikely prefix is more likely to be resized.
+    /// Sets the number of prefix rows that the file's table most likely has.
+    ///
+    /// The table alone does not determine the number: a table of 4x4 rows can also be one of 3x5
+    /// rows and a class token. A likely number that fits the grid of the config comes first, then a
+    /// likely number with which the table can be resized. An unlikely number that fits the grid
+    /// comes last, because resizing is the more probable case.
     fn fit(&self, plan: &Plan) -> Result<Self> {
         if !self.pos_embed {
             return Ok(self.clone());
@@ -121,8 +131,8 @@ impl Checkpoint for ViTConfig {
     }
 }
 
-/// The image size for this grid of patches: the one that `config.json` tells, if it has as many
-/// patches.
+/// Returns the image size for this grid of patches: the size in `config.json` if it has the same
+/// number of patches, else the size of the grid.
 fn image_size(grid: (i64, i64), patch: i64, told: Option<(i64, i64)>) -> (i64, i64) {
     let patches = |(height, width): (i64, i64)| {
         (height.checked_div(patch)?).checked_mul(width.checked_div(patch)?)
@@ -132,7 +142,7 @@ fn image_size(grid: (i64, i64), patch: i64, told: Option<(i64, i64)>) -> (i64, i
     told.filter(|&told| patches(told) == patches(of_table)).unwrap_or(of_table)
 }
 
-/// The prefix rows of the file's position table and the grid of the others.
+/// Returns the number of prefix rows in the file's position table and the grid of the other rows.
 fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64, (i64, i64))> {
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
@@ -144,13 +154,14 @@ fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64,
     })
 }
 
-/// The position table `[1, prefix + N, C]`, resized where the file's is for another square grid.
+/// Reads the position table `[1, prefix + N, C]`. The table of another square grid is resized.
 fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tensor> {
     let (name, prefix) = ("pos_embed", config.pos_embed_prefix);
     let found = plan.shape(name, shape.len())?;
     let side = found[1].checked_sub(prefix).and_then(square_root);
     match side {
-        // The same number of patches is the same table, whatever its grid.
+        // A table with the same number of patches is used unchanged, whatever the shape of its
+        // grid.
         Some(side) if found[1] != shape[1] => {
             let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
             resize_pos_embed(&stored, prefix, (side, side), config.grid())
@@ -159,7 +170,7 @@ fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tens
     }
 }
 
-/// The prefix rows that position tables of this family usually have.
+/// Returns the usual number of prefix rows in position tables of this family.
 fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
     match plan.family.positions {
         Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => 0,
@@ -167,8 +178,9 @@ fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
     }
 }
 
-/// The prefix among the `usual` and the `others` that leaves a square, the first of them, and the
-/// grid; where none does, the usual prefix and one row.
+/// Returns the number of prefix rows and the grid of the other rows. The number is `usual` or, if
+/// that does not leave a square grid, the first of `others` that does. If none does, the number is
+/// `usual` and the grid has one row.
 fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
     let square = |&prefix: &i64| Some((prefix, square_root(rows.checked_sub(prefix)?)?));
     match [usual].iter().chain(others).find_map(square) {
@@ -177,7 +189,8 @@ fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
     }
 }
 
-/// The prefix tokens that a position table may have rows for: none, the class token, all.
+/// Returns the numbers of prefix rows that are possible: none, the class token, and the class token
+/// with the registers.
 fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
     let class = i64::from(class_token);
     [0, class, class.saturating_add(num_registers)]
@@ -190,7 +203,7 @@ fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {
     }
 }
 
-/// Heads of a width that tells them.
+/// Returns the number of heads of width [`HEAD_DIM`], or 1 if that does not divide `embed_dim`.
 pub(super) fn usual_heads(embed_dim: i64) -> i64 {
     if embed_dim % HEAD_DIM == 0 { embed_dim / HEAD_DIM } else { 1 }
 }

@@ -1,4 +1,4 @@
-//! The entries of a zip archive, as ranges of the mapped file.
+//! Reads the entries of a zip archive as ranges of the mapped file.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -7,13 +7,13 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::entry::{Stored, check_ratio};
 
-/// Whether `file` begins as a zip archive does.
+/// Returns whether `file` starts with the signature of a zip archive.
 pub(super) fn recognizes(file: &[u8]) -> bool {
     file.starts_with(b"PK\x03\x04") || file.starts_with(b"PK\x05\x06")
 }
 
-/// The entries by name, each within the file, apart from the others, and no larger than its
-/// compressed bytes justify.
+/// Returns the entries by name. Each one lies within the file, overlaps no other one, and is no
+/// larger after inflating than its compressed bytes allow.
 pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
     let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|e| e.to_string())?;
     let mut entries = BTreeMap::new();
@@ -25,19 +25,21 @@ pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
         let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
         let (start, len) = start
             .zip(usize::try_from(entry.compressed_size()).ok())
-            .ok_or_else(|| in_entry("has no place"))?;
+            .ok_or_else(|| in_entry("its offset or its size is not readable"))?;
         let end = start.checked_add(len).filter(|&end| end <= file.len());
-        let at = start..end.ok_or_else(|| in_entry("lies outside of the file"))?;
-        let size = usize::try_from(entry.size()).map_err(|_| in_entry("is too large"))?;
+        let at = start..end.ok_or_else(|| in_entry("it lies outside the file"))?;
+        let size = usize::try_from(entry.size()).map_err(|_| in_entry("it is too large"))?;
         let inflated = match entry.compression() {
-            _ if entry.encrypted() => return Err(in_entry("is encrypted")),
+            _ if entry.encrypted() => return Err(in_entry("it is encrypted")),
             CompressionMethod::STORE if size == len => None,
-            CompressionMethod::STORE => return Err(in_entry("is stored with two sizes")),
+            CompressionMethod::STORE => {
+                return Err(in_entry("it is not compressed, but its two sizes differ"));
+            }
             CompressionMethod::DEFLATE => {
                 check_ratio(len, size).map_err(|e| in_entry(&e))?;
                 Some(size)
             }
-            other => return Err(in_entry(&format!("is compressed by {other:?}"))),
+            other => return Err(in_entry(&format!("the compression {other:?} is not supported"))),
         };
         ranges.push(at.clone());
         entries.insert(name, Stored { at, crc: Some(entry.crc32()), inflated });

@@ -1,4 +1,4 @@
-//! The method, and what it trains of the backbone, in the dtype that a pass computes in.
+//! The method and the trained weights of the backbone, in the dtype that a pass computes in.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,18 +11,18 @@ use crate::error::Result;
 use crate::petl::{Method, PassValues};
 use crate::seam::Seam;
 
-/// A method over values of its f32 variables in another dtype, or of few bits: built once, its
-/// values written anew as the variables change.
+/// A method built over values that are computed from its f32 variables: in another dtype, or with
+/// few bits. The method is built once; the values are updated when the variables change.
 #[derive(Debug)]
 pub(super) struct Adapted<B> {
     pub(super) method: Box<dyn Seam>,
-    /// The backbone over such values, where the method trains it and the pass is not in f32.
+    /// The backbone over such values, if the method trains the backbone and the pass is not in f32.
     pub(super) unfrozen: Option<B>,
     values: RefCell<PassValues>,
 }
 
 impl<B: Backbone> Adapted<B> {
-    /// Over `variables`, for passes in `kind`.
+    /// Builds the method over values of `variables` for passes in the dtype `kind`.
     pub(super) fn new(
         method: &Method,
         variables: &BTreeMap<String, Tensor>,
@@ -32,20 +32,22 @@ impl<B: Backbone> Adapted<B> {
     ) -> Result<Self> {
         let mut values = PassValues::new(kind);
         let method = method.build(&mut values.of(variables), &backbone.shape())?;
-        // What is trained is f32, and weights that are kept in f16 stay so.
+        // A pass in f32 uses the trained weights themselves, which are f32; weights kept in f16
+        // stay in f16.
         let unfrozen = unfrozen.filter(|_| kind != Kind::Float);
         let unfrozen =
             unfrozen.map(|unfrozen| converted(unfrozen, kind, &mut values)).transpose()?;
         Ok(Adapted { method, unfrozen, values: RefCell::new(values) })
     }
 
-    /// Brings the values up to date.
+    /// Updates the values from the variables.
     pub(super) fn refresh(&self, low_bit: &LowBit) -> Result<()> {
         self.values.borrow_mut().refresh(|name, variable| low_bit.is_coded(name, variable))
     }
 }
 
-/// `unfrozen` in `kind`, over values of those weights that are variables.
+/// Converts `unfrozen` to the dtype `kind`. The weights that are variables become entries of
+/// `values`.
 fn converted<B: Backbone>(unfrozen: &B, kind: Kind, values: &mut PassValues) -> Result<B> {
     let weights = unfrozen.named_weights().iter();
     let variables: BTreeMap<&str, &Tensor> = weights

@@ -1,4 +1,5 @@
-//! Adapter files: the trainables as safetensors, with what is needed to build the model again.
+//! Reads and writes adapter files: the trainable weights as safetensors, with the metadata that is
+//! needed to rebuild the model.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -15,7 +16,8 @@ use crate::checkpoint::{LoadReport, TensorFile};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
-/// Checks that the file holds as much as its config asks for, before anything is allocated.
+/// Checks that the file has as many bytes of weights as its config requires, before anything is
+/// allocated.
 pub(super) fn check_size<B: Backbone>(
     file: &TensorFile,
     config: &PetlConfig,
@@ -24,7 +26,7 @@ pub(super) fn check_size<B: Backbone>(
     config.validate()?;
     let bytes = |name: &str| {
         let numel = file.shape(name)?.iter().fold(1, |n: i64, &side| n.saturating_mul(side));
-        // All but codes are f32, or would be.
+        // Codes have one byte each; every other tensor is f32 or converted to f32.
         Some(if name == low_bit::CODES { numel } else { numel.saturating_mul(4) })
     };
     let found = file.names().filter_map(bytes).fold(0, i64::saturating_add);
@@ -40,7 +42,7 @@ pub(super) fn check_size<B: Backbone>(
     if expected == found { Ok(()) } else { Err(corrupt(expected.to_string())) }
 }
 
-/// Writes every variable of `vs`, atomically.
+/// Writes every variable of `vs` to `path` atomically.
 pub(super) fn save(
     path: &Path,
     vs: &nn::VarStore,
@@ -60,7 +62,8 @@ pub(super) fn save(
     write_atomically(path, &encode(path, &tensors, (KEY, &text))?)
 }
 
-/// The bytes of a safetensors file, to be written to `path`: tensors and one metadata entry.
+/// Returns the bytes of a safetensors file with `tensors` and one metadata entry. `path` is only
+/// used in errors.
 pub(crate) fn encode(
     path: &Path,
     tensors: &BTreeMap<String, Bytes>,
@@ -74,7 +77,7 @@ pub(crate) fn encode(
     serialize(views, Some(metadata)).map_err(|e| Error::io(path)(std::io::Error::other(e)))
 }
 
-/// Copies the tensors of `file` into the variables of `vs`: all or none.
+/// Copies the tensors of `file` into the variables of `vs`: either all or none.
 pub(super) fn load(
     file: &TensorFile,
     vs: &nn::VarStore,
@@ -118,7 +121,8 @@ pub(super) fn load(
     Ok(LoadReport { applied: file.names().map(str::to_owned).collect(), skipped: Vec::new() })
 }
 
-/// A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`; files hold either.
+/// Compares shapes. A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`, and a file may
+/// have either shape.
 fn same_shape(expected: &[i64], found: &[i64]) -> bool {
     match found.split_at_checked(expected.len()) {
         Some((head, tail)) => head == expected && tail.iter().all(|&side| side == 1),
@@ -126,7 +130,7 @@ fn same_shape(expected: &[i64], found: &[i64]) -> bool {
     }
 }
 
-/// A tensor's elements as a file has them.
+/// The dtype, the shape and the bytes of a tensor in a file.
 pub(crate) struct Bytes {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,

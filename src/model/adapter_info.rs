@@ -1,4 +1,4 @@
-//! [`AdapterInfo`]: what an adapter file says beside its tensors.
+//! [`AdapterInfo`]: the metadata of an adapter file.
 
 use std::path::Path;
 
@@ -9,26 +9,26 @@ use crate::backbone::{Backbone, Description};
 use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
 
-/// The one metadata key: safetensors keeps its metadata in a map without an order, and one entry
-/// has one order, so that the same model gives the same bytes.
+/// The only metadata key. Safetensors keeps its metadata in an unordered map; with one entry, the
+/// same model always gives the same bytes.
 pub(super) const KEY: &str = "convpass";
 
-/// What an adapter file says beside its tensors: enough to build the model again, to prepare images
-/// and to name the answers.
+/// The metadata of an adapter file: enough to rebuild the model, to prepare images and to name the
+/// classes.
 ///
-/// Files of version 0.1 hold `config` and `backbone_digest` alone.
+/// Files of version 0.1 have only `config` and `backbone_digest`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AdapterInfo {
-    /// The method and its config, the number of classes, drop path and seed.
+    /// The method with its config, the number of classes, the drop path rate and the seed.
     pub config: PetlConfig,
-    /// Digest of the backbone that the adapter was trained beside ([`Backbone::digest`]).
+    /// Digest of the backbone that the adapter was trained on ([`Backbone::digest`]).
     #[serde(rename = "backbone")]
     pub backbone_digest: String,
-    /// What that backbone is called: its family, file, image size, precision and preprocessing.
+    /// Description of that backbone: family, file, image size, precision and preprocessing.
     #[serde(default, rename = "description", skip_serializing_if = "Option::is_none")]
     pub backbone: Option<Description>,
-    /// Names of the classes in the order of the head's rows, if they were given.
+    /// Names of the classes in the order of the head's rows, if they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
     /// Version of the crate that wrote the file.
@@ -37,10 +37,10 @@ pub struct AdapterInfo {
 }
 
 impl AdapterInfo {
-    /// Reads the metadata of the adapter file at `path`; no backbone is needed.
+    /// Reads the metadata of the adapter file at `path`. This needs no backbone.
     ///
     /// # Errors
-    /// As [`TensorFile::open`]; [`Error::UnknownFormat`] if the file was not written by
+    /// The errors of [`TensorFile::open`]; [`Error::UnknownFormat`] if the file was not written by
     /// [`PetlModel::save_adapter`](super::PetlModel::save_adapter).
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         Self::of(&TensorFile::open(path)?)
@@ -57,7 +57,7 @@ impl AdapterInfo {
         serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
     }
 
-    /// Refuses a backbone other than the one that the adapter in `file` was trained beside.
+    /// Returns an error if `given` is not the backbone that the adapter in `file` was trained on.
     pub(super) fn check_backbone(&self, file: &TensorFile, given: &impl Backbone) -> Result<()> {
         let found = given.digest()?;
         if found == self.backbone_digest {

@@ -1,4 +1,4 @@
-//! What a method trains beside a backbone, from its declaration: no weight is allocated.
+//! Counts the trainable parameters of a method from its declaration, without allocating weights.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,32 +10,34 @@ use crate::seam::BackboneShape;
 /// One row of a parameter table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditRow {
-    /// The method and its choices.
+    /// The method with its config.
     pub method: Method,
-    /// Weights of the method; the head is not counted, as in papers.
+    /// Number of weights that the method trains. The head is not counted, as in papers.
     pub params: i64,
-    /// Weights of the backbone.
+    /// Number of weights of the backbone.
     pub backbone: i64,
-    /// `params` over `backbone`, in percent.
+    /// `params` divided by `backbone`, in percent.
     pub percent: f64,
-    /// Bytes of the method's weights in an adapter file: f32, or the bits of [`Method::LowBit`].
+    /// Bytes of the method's weights in an adapter file: four for each weight, or fewer with
+    /// [`Method::LowBit`].
     pub bytes: i64,
 }
 
-/// Counts what `method` trains beside a backbone of this shape.
+/// Counts the weights that `method` trains on a backbone with this config.
 ///
 /// # Errors
-/// [`Error::Config`](crate::Error::Config) if either is no model;
-/// [`Error::Unsupported`](crate::Error::Unsupported) if the backbone has no place for the method.
+/// [`Error::Config`](crate::Error::Config) if the config or the method is invalid;
+/// [`Error::Unsupported`](crate::Error::Unsupported) if the method cannot be applied to the
+/// backbone.
 pub fn audit(config: &impl BackboneConfig, method: &Method) -> Result<AuditRow> {
     config.validate()?;
     audit_shape(&config.shape()?, method)
 }
 
-/// [`audit`](fn@audit) for a backbone of which only the shape is at hand ([`Backbone::shape`]).
+/// Does the same as [`audit`](fn@audit) for a backbone whose shape is known ([`Backbone::shape`]).
 ///
 /// # Errors
-/// As [`audit`](fn@audit).
+/// The errors of [`audit`](fn@audit).
 ///
 /// [`Backbone::shape`]: crate::Backbone::shape
 pub fn audit_shape(shape: &BackboneShape, method: &Method) -> Result<AuditRow> {

@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor, nn};
 use crate::error::{Error, Result};
 use crate::nn::{Init, InitRng, Linear, variable};
 
-/// Creates `head.weight [K, C]` and `head.bias [K]`: uniform weights with bound `1 / sqrt(C)`,
-/// which is PyTorch's default for a linear layer, and a bias of zero.
+/// Creates `head.weight [K, C]` and `head.bias [K]`. The weights are uniform with the bound `1 /
+/// sqrt(C)`, which is PyTorch's default for a linear layer; the bias is zero.
 pub(super) fn head(
     vs: &nn::Path,
     feature_dim: i64,
@@ -20,7 +20,8 @@ pub(super) fn head(
     Ok(Linear::plain(weight, Some(variable(vs, "head.bias", &bias)?)))
 }
 
-/// Copies the values into the variables of `head`: both or none.
+/// Copies the values into the variables of `head`: either both or none. Without a bias value, the
+/// bias becomes zero.
 pub(super) fn set_head(head: &Linear, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     check("weight", &head.weight, weight)?;
     if let (Some(own), Some(bias)) = (&head.bias, bias) {

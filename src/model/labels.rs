@@ -1,4 +1,4 @@
-//! What a model carries for whoever uses it: class names, preprocessing, a head from elsewhere.
+//! Class names, preprocessing, and a head from another file.
 
 use std::path::Path;
 
@@ -11,22 +11,24 @@ use crate::backbone::{Backbone, Description, Preprocessing};
 use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
 
-/// Where a head came from ([`PetlModel::load_head`]).
+/// Origin of a head that was loaded with [`PetlModel::load_head`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeadSource {
     /// SHA-256 of the file, in hex.
     pub digest: String,
-    /// Whether the file says that its head was trained over another backbone, or over the same in
-    /// another precision, image size or activation.
+    /// Whether the head was trained on another backbone according to the metadata of its file. The
+    /// same backbone with another precision, image size or activation counts as another one.
     pub is_of_other_backbone: bool,
 }
 
 impl<B: Backbone> PetlModel<B> {
-    /// Names the classes in the order of the head's rows. An adapter file keeps the names.
+    /// Sets the names of the classes in the order of the head's rows. They are saved in adapter
+    /// files.
     ///
     /// # Errors
-    /// [`Error::Input`] if there are not as many names as classes, or if one is there twice.
+    /// [`Error::Input`] if the number of names is not the number of classes, or if a name occurs
+    /// twice.
     pub fn set_class_names(&mut self, names: Vec<String>) -> Result<()> {
         let expected = self.config().num_classes;
         if names.len() as i64 != expected {
@@ -51,22 +53,22 @@ impl<B: Backbone> PetlModel<B> {
         self.class_names.as_deref()
     }
 
-    /// Says how images are prepared for this model, where that is not what the backbone says. An
-    /// adapter file keeps it.
+    /// Sets the preprocessing of this model if it differs from that of the backbone. It is saved in
+    /// adapter files.
     pub fn set_preprocessing(&mut self, preprocessing: Preprocessing) {
         self.preprocessing = Some(preprocessing);
     }
 
-    /// Returns how images are prepared for this model: as [`PetlModel::set_preprocessing`] said, as
-    /// the adapter file said, or as the backbone says; `None` if nobody does.
+    /// Returns the preprocessing of this model: the value of [`PetlModel::set_preprocessing`] or of
+    /// the adapter file, else that of the backbone. Returns `None` if none of them is known.
     pub fn preprocessing(&self) -> Option<Preprocessing> {
         self.preprocessing.clone().or_else(|| self.backbone().describe().preprocessing)
     }
 
-    /// Returns what an adapter file of this model says beside its tensors.
+    /// Returns the metadata that an adapter file of this model has.
     ///
     /// # Errors
-    /// As [`Backbone::digest`].
+    /// The errors of [`Backbone::digest`].
     pub fn adapter_info(&self) -> Result<AdapterInfo> {
         let described = self.backbone().describe();
         Ok(AdapterInfo {
@@ -78,11 +80,11 @@ impl<B: Backbone> PetlModel<B> {
         })
     }
 
-    /// Starts the head from the head in an adapter file, such as a linear probe's.
+    /// Initializes the head with the head in an adapter file, such as that of a linear probe.
     ///
     /// # Errors
-    /// As [`TensorFile::open`] and [`PetlModel::set_head`]; [`Error::MissingTensor`] if the file
-    /// holds no head. The head is then as it was.
+    /// The errors of [`TensorFile::open`] and [`PetlModel::set_head`]; [`Error::MissingTensor`] if
+    /// the file has no head. The head is unchanged after an error.
     pub fn load_head(&mut self, path: impl AsRef<Path>) -> Result<HeadSource> {
         let file = TensorFile::open(path)?;
         let tensor = |name: &str| -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! Variables of few bits, and how an adapter file packs them.
+//! Variables with few bits, and how an adapter file packs them.
 
 use std::collections::BTreeMap;
 
@@ -10,26 +10,27 @@ use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
 use crate::petl::{Coded, Coding, pack, unpack};
 
-/// The codes of all such variables, in the order of their names, each from a byte of its own on.
+/// The codes of all low-bit variables in the order of their names. The codes of each variable start
+/// at a new byte.
 pub(super) const CODES: &str = "low_bit.codes";
-/// Mean and deviation of each, `[variables, 2]`.
+/// Mean and standard deviation of each low-bit variable, `[variables, 2]`.
 pub(super) const STATISTICS: &str = "low_bit.statistics";
 
-/// The variables that a method computes with at few bits.
+/// The variables that a method uses with few bits.
 #[derive(Debug)]
 pub(super) struct LowBit {
-    /// How each is coded, by name.
+    /// The coding of each variable by name.
     codings: BTreeMap<String, Coding>,
-    /// Those that hold what a file held.
+    /// The variables that were loaded from a file.
     loaded: BTreeMap<String, Loaded>,
 }
 
-/// A variable that a file gave. Its values are levels already, and coding them anew would find
-/// another mean and deviation.
+/// A variable that was loaded from a file. Its values are already levels; coding them again would
+/// give another mean and standard deviation.
 #[derive(Debug)]
 struct Loaded {
     coded: Coded,
-    /// libtorch's count of writes to the variable, after the values of the file were.
+    /// libtorch's count of writes to the variable when the values of the file had been written.
     version: i64,
 }
 
@@ -46,7 +47,7 @@ impl LowBit {
         self.codings.contains_key(name)
     }
 
-    /// Whether the variable still holds what a file gave it.
+    /// Returns whether the variable still has the values that were loaded from a file.
     pub(super) fn is_coded(&self, name: &str, variable: &Tensor) -> Result<bool> {
         match self.loaded.get(name) {
             Some(loaded) => Ok(variable.f_internal_version()? == loaded.version),
@@ -54,7 +55,7 @@ impl LowBit {
         }
     }
 
-    /// The two tensors of a file, by name.
+    /// Returns the two tensors to store, [`CODES`] and [`STATISTICS`], with their names.
     pub(super) fn encode(
         &self,
         variables: &BTreeMap<String, Tensor>,
@@ -82,10 +83,11 @@ impl LowBit {
         Ok([(CODES, codes), (STATISTICS, statistics)])
     }
 
-    /// What a file with [`CODES`] holds for each variable.
+    /// Reads the codes and statistics of each variable from a file with [`CODES`].
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] if it holds more or less than `variables` ask for.
+    /// [`Error::ShapeMismatch`] if the file has more or fewer codes than `variables` need;
+    /// [`Error::MissingTensor`] if it has no [`STATISTICS`].
     pub(super) fn decode(
         &self,
         file: &TensorFile,
@@ -129,7 +131,7 @@ impl LowBit {
         }
     }
 
-    /// The values of what [`LowBit::decode`] gave.
+    /// Returns the values of the variables that [`LowBit::decode`] returned.
     pub(super) fn values(
         &self,
         coded: &BTreeMap<String, Coded>,
@@ -139,7 +141,7 @@ impl LowBit {
         coded.iter().map(value).collect()
     }
 
-    /// Remembers that `variables` now hold `coded`.
+    /// Records that `variables` now hold `coded`.
     pub(super) fn set_loaded(
         &mut self,
         coded: BTreeMap<String, Coded>,

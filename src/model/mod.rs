@@ -1,4 +1,4 @@
-//! An adapted model: a backbone, a method and a head.
+//! Adapted models: a backbone, a method and a head.
 
 mod adapted;
 mod adapter_file;

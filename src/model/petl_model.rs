@@ -1,4 +1,4 @@
-//! [`PetlModel`]: a frozen backbone, a method beside it and a head over it.
+//! [`PetlModel`]: a frozen backbone with a method and a head.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,23 +19,24 @@ use crate::nn::{InitRng, Linear, Noise};
 use crate::petl::{Bypasses, Method, MethodReader, NewVariables};
 use crate::seam::{NoMethod, Seam};
 
-/// What is trained, for how many classes, and from which seed.
+/// The config of a [`PetlModel`]: method, number of classes, drop path and seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PetlConfig {
-    /// What is trained beside, or of, the backbone.
+    /// The method, which trains new weights or weights of the backbone.
     pub method: Method,
-    /// Outputs of the head.
+    /// Number of classes, which is the number of outputs of the head.
     pub num_classes: i64,
-    /// Drop path rate at the last block, linear over depth from 0; in training the frozen
-    /// branches and the method's draw it independently.
+    /// Drop path rate at the last block. The rate grows linearly with depth from 0. In training,
+    /// the frozen branches and the branches of the method draw independently.
     pub drop_path: f64,
     /// Seed of the initial values.
     pub seed: i64,
 }
 
 impl PetlConfig {
-    /// The paper's drop path (0.1; none for a linear probe, whose features stay fixed), seed 0.
+    /// Creates a config with seed 0 and the drop path rate of the paper, 0.1. The rate is 0 for a
+    /// linear probe, so that its features stay fixed.
     pub fn new(method: Method, num_classes: i64) -> Self {
         let drop_path = if method == Method::LinearProbe { 0.0 } else { 0.1 };
         PetlConfig { method, num_classes, drop_path, seed: 0 }
@@ -44,7 +45,7 @@ impl PetlConfig {
     /// Checks every field and the method's own config.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("PetlConfig"))
     }
@@ -63,19 +64,20 @@ impl PetlConfig {
 
 /// A frozen backbone adapted by a method, with a classification head.
 ///
-/// The trainables, and nothing else, are in [`PetlModel::var_store`]: any tch optimizer builds on
-/// it. At the start most methods leave the features as they are
+/// [`PetlModel::var_store`] holds all trainable weights and nothing else; any tch optimizer can be
+/// built on it. Most methods do not change the features before training
 /// ([`Method::starts_as_identity`]).
 #[derive(Debug)]
 pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,
-    /// The backbone over trained weights, where the method trains them.
+    /// The backbone over trained weights, if the method trains weights of the backbone.
     unfrozen: Option<B>,
-    /// Over the variables themselves.
+    /// The method over the variables themselves.
     method: Box<dyn Seam>,
-    /// Over values of them, where a pass does not compute with the variables themselves.
+    /// The method over values of the variables, if a pass does not compute with the variables
+    /// themselves.
     adapted: Option<Adapted<B>>,
-    /// The backbone with the method folded in, while it is.
+    /// The backbone with the method folded in, if the model is merged.
     merged: Option<B>,
     head: Linear,
     var_store: nn::VarStore,
@@ -86,11 +88,12 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
 }
 
 impl<B: Backbone> PetlModel<B> {
-    /// Puts `config`'s method beside `backbone` and a new head over it, on the backbone's device.
+    /// Creates a model from `backbone` with the method of `config` and a new head, on the device of
+    /// the backbone.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong; [`Error::Unsupported`] if the backbone
-    /// has no place for the method.
+    /// [`Error::Config`] for the first invalid field; [`Error::Unsupported`] if the method cannot
+    /// be applied to the backbone.
     pub fn new(backbone: B, config: &PetlConfig) -> Result<Self> {
         config.validate()?;
         let var_store = nn::VarStore::new(backbone.device());
@@ -118,7 +121,8 @@ impl<B: Backbone> PetlModel<B> {
         Ok(model)
     }
 
-    /// The method for passes in `kind`, if they do not compute with the variables themselves.
+    /// Returns the method for passes in the dtype `kind`; `None` if the passes compute with the
+    /// variables themselves.
     fn adapted(&self, kind: Kind) -> Result<Option<Adapted<B>>> {
         if kind == Kind::Float && self.low_bit.is_empty() {
             return Ok(None);
@@ -128,24 +132,25 @@ impl<B: Backbone> PetlModel<B> {
         Adapted::new(method, &variables, &self.backbone, unfrozen, kind).map(Some)
     }
 
-    /// Images `[B, 3, H, W]` to logits `[B, num_classes]`, in f32 whatever the backbone's kind;
-    /// `train` turns dropout and drop path on. Gradients are tracked either way; wrap the call in
-    /// [`tch::no_grad`] to save memory.
+    /// Computes logits `[B, num_classes]` of images `[B, 3, H, W]`. The logits are in f32 for every
+    /// dtype of the backbone. `train` turns dropout and drop path on. Gradients are tracked in both
+    /// modes; wrap the call in [`tch::no_grad`] to save memory.
     ///
-    /// In training a draw from libtorch's generator (`tch::manual_seed`) seeds each block, and the
-    /// generator is left at a seed that follows from it.
+    /// In training, one draw from libtorch's generator (`tch::manual_seed`) determines the seed of
+    /// each block. The generator is left at a seed that follows from the draw.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit the backbone.
+    /// [`Error::Input`] if the images do not fit the backbone, or if `train` is true while the
+    /// model is merged.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         self.classify(&self.features(images, train)?)
     }
 
-    /// What the head reads: `[B, C]`, adapted by the method, in the kind that the backbone
-    /// computes in.
+    /// Computes the input of the head: features `[B, C]`, adapted by the method, in the dtype that
+    /// the backbone computes in.
     ///
     /// # Errors
-    /// As [`PetlModel::forward`].
+    /// The errors of [`PetlModel::forward`].
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         match &self.merged {
             Some(merged) if !train => merged.forward(images, &NoMethod, Pass::default()),
@@ -153,8 +158,8 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
-    /// Calls `f` with the backbone that the method acts on, the method and a pass, as a pass
-    /// computes with them.
+    /// Calls `f` with the backbone, the method and the settings of a pass. The weights have the
+    /// values that the pass computes with.
     pub(super) fn run<T>(
         &self,
         train: bool,
@@ -169,12 +174,12 @@ impl<B: Backbone> PetlModel<B> {
         result
     }
 
-    /// The backbone with the method folded in, while it is.
+    /// Returns the backbone with the method folded in, if the model is merged.
     pub(super) fn merged(&self) -> Option<&B> {
         self.merged.as_ref()
     }
 
-    /// A pass with dropout and drop path, seeded by libtorch's generator.
+    /// Returns a pass with dropout and drop path, seeded by libtorch's generator.
     fn training_pass(&self) -> Result<Pass> {
         match self.merged {
             Some(_) => Err(Error::Input {
@@ -189,8 +194,8 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
-    /// Calls `f` with the backbone that the method acts on and the method, over the values of
-    /// `adapted` if there is one and over the f32 variables if not.
+    /// Calls `f` with the backbone and the method: over the values of `adapted` if it is given,
+    /// else over the f32 variables.
     fn with_adapted<T>(
         &self,
         adapted: Option<&Adapted<B>>,
@@ -202,45 +207,47 @@ impl<B: Backbone> PetlModel<B> {
         f(adapted.unfrozen.as_ref().unwrap_or(backbone), &*adapted.method)
     }
 
-    /// A plain backbone with the same features, for [`PetlModel::forward`] in evaluation up to
-    /// rounding: no cost is left of the method. It shares the weights that do not change.
+    /// Returns a plain backbone with the method folded in. Its features equal those of this model
+    /// in evaluation mode up to rounding, and the method adds no cost. It shares the weights that
+    /// do not change.
     ///
-    /// LoRA, SSF, RepAdapter and FacT can be folded in, what trains the backbone itself, and
-    /// compositions of these (a RepAdapter alone).
+    /// LoRA, SSF, RepAdapter, FacT and methods that train weights of the backbone can be folded in.
+    /// Compositions of these can be folded in too, except those with RepAdapter.
     ///
     /// # Errors
-    /// [`Error::Config`] if the method can not.
+    /// [`Error::Config`] if the method cannot be folded in.
     pub fn merged_backbone(&self) -> Result<B> {
         if !self.method.can_merge() {
             let expected = "one that folds into weights (lora, ssf, rep_adapter, fact)";
             return Err(Error::config("method", expected, self.config.method.name()));
         }
-        // In f32, and rounded once.
+        // Merges in f32, so that the result is rounded once.
         let adapted = self.adapted(Kind::Float)?;
         let merged =
             self.with_adapted(adapted.as_ref(), |backbone, method| backbone.merge(method))?;
         merged.to_kind(self.backbone.kind())
     }
 
-    /// Runs [`PetlModel::forward`] on [`PetlModel::merged_backbone`] from here on, with the
-    /// trainables as they are now and in evaluation alone.
+    /// Makes [`PetlModel::forward`] use [`PetlModel::merged_backbone`] with the current trainable
+    /// weights. While the model is merged, only evaluation mode is possible.
     ///
     /// # Errors
-    /// [`Error::Config`] if the method can not be folded in.
+    /// [`Error::Config`] if the method cannot be folded in.
     pub fn merge(&mut self) -> Result<()> {
         self.merged = Some(self.merged_backbone()?);
         Ok(())
     }
 
-    /// Takes [`PetlModel::merge`] back, exactly: merging changes no weight of the model itself.
+    /// Undoes [`PetlModel::merge`] exactly, because merging does not change the weights of the
+    /// model.
     pub fn unmerge(&mut self) {
         self.merged = None;
     }
 
-    /// The head alone: features `[B, C]` to logits `[B, num_classes]`.
+    /// Computes logits `[B, num_classes]` from features `[B, C]` with the head.
     ///
     /// # Errors
-    /// [`Error::Input`] if the features are not of the backbone's width.
+    /// [`Error::Input`] if the features do not have the width of the backbone.
     pub fn classify(&self, features: &Tensor) -> Result<Tensor> {
         let dim = self.backbone.feature_dim();
         if features.size().last() != Some(&dim) {
@@ -253,25 +260,28 @@ impl<B: Backbone> PetlModel<B> {
         self.head.forward(&features.f_to_kind(Kind::Float)?)
     }
 
-    /// Starts the head from `weight` `[num_classes, C]`, of any floating-point kind, and `bias`
-    /// `[num_classes]`, zero if none. What [`ZeroShot::head`](crate::clip::ZeroShot::head) gives makes a
-    /// model whose method starts as the identity classify as CLIP does zero-shot.
+    /// Sets the head to `weight` `[num_classes, C]`, of any floating-point dtype, and `bias`
+    /// `[num_classes]`. The bias is zero if `None`.
+    ///
+    /// With the weight of [`ZeroShot::head`](crate::clip::ZeroShot::head), a model whose method
+    /// starts as the identity classifies as CLIP does zero-shot.
     ///
     /// # Errors
-    /// [`Error::Input`] if either is of another shape or holds no floating-point numbers; the head is
-    /// then as it was.
+    /// [`Error::Input`] if a tensor has another shape or is not floating point. The head is then
+    /// unchanged.
     pub fn set_head(&mut self, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
         set_head(&self.head, weight, bias)
     }
 
-    /// Whether an image has the same features in every pass, so that they may be computed once:
-    /// nothing in front of the head is trained or drawn at random.
+    /// Returns whether an image has the same features in every pass. The features can then be
+    /// computed once, because nothing before the head is trained or random.
     pub fn has_fixed_features(&self) -> bool {
         self.frozen_blocks() == Some(self.backbone.num_blocks())
     }
 
-    /// The bypasses of a model whose method is [`Method::ConvBypass`] or
-    /// [`Method::ConvBypassVariant`], as a pass computes with them now: to look at what each does.
+    /// Returns the bypasses of a model with [`Method::ConvBypass`] or
+    /// [`Method::ConvBypassVariant`], with the weights that a pass computes with now. Use it to
+    /// inspect the bypasses.
     ///
     /// # Errors
     /// [`Error::Config`] for any other method.
@@ -284,23 +294,23 @@ impl<B: Backbone> PetlModel<B> {
         Bypasses::of_variables(&variables, &self.backbone, &config)
     }
 
-    /// The backbone as it was given; no method changes it.
+    /// Returns the backbone that was passed to the constructor. No method changes it.
     pub fn backbone(&self) -> &B {
         &self.backbone
     }
 
-    /// The config the model was built with.
+    /// Returns the config of the model.
     pub fn config(&self) -> &PetlConfig {
         &self.config
     }
 
-    /// The trainables and nothing else, under the published names
-    /// (`blocks.3.adapter_attn.adapter_conv.weight`, `head.bias`).
+    /// Returns the variable store with all trainable weights and nothing else. The names are the
+    /// published ones (`blocks.3.adapter_attn.adapter_conv.weight`, `head.bias`).
     pub fn var_store(&self) -> &nn::VarStore {
         &self.var_store
     }
 
-    /// How many weights are trained.
+    /// Counts the trainable weights.
     pub fn trainable_params(&self) -> TrainableParams {
         let count = |weight: &Tensor| weight.numel();
         let total: usize = self.var_store.trainable_variables().iter().map(count).sum();
@@ -308,9 +318,9 @@ impl<B: Backbone> PetlModel<B> {
         TrainableParams::new(total - head, head, self.backbone.num_params())
     }
 
-    /// Writes the trainables as safetensors, with [`AdapterInfo`] as metadata: config, backbone,
-    /// preprocessing, class names. The same model gives the same bytes; the file appears whole or
-    /// not at all.
+    /// Writes the trainable weights as safetensors, with [`AdapterInfo`] as metadata: config,
+    /// backbone, preprocessing, class names. The same model always gives the same bytes. The file
+    /// is written atomically.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
@@ -318,14 +328,15 @@ impl<B: Backbone> PetlModel<B> {
         adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &self.adapter_info()?)
     }
 
-    /// A model from a file that [`PetlModel::save_adapter`] wrote, beside the same backbone.
+    /// Loads a model from a file of [`PetlModel::save_adapter`]. `backbone` must be the backbone
+    /// that the adapter was trained on.
     ///
     /// # Errors
-    /// [`Error::OutsideMethod`] if a method of another crate is in it (use
-    /// [`PetlModel::load_adapter_with`]); [`Error::BackboneMismatch`] beside another backbone; [`Error::UnknownFormat`] for a file
-    /// without the metadata (build the model and use [`PetlModel::load_weights`]);
-    /// [`Error::CorruptFile`] if it does not hold as many weights as its config asks for; the
-    /// errors of `load_weights` otherwise.
+    /// [`Error::OutsideMethod`] if the file uses a method of another crate (use
+    /// [`PetlModel::load_adapter_with`]); [`Error::BackboneMismatch`] for another backbone;
+    /// [`Error::UnknownFormat`] for a file without metadata (build the model and use
+    /// [`PetlModel::load_weights`]); [`Error::CorruptFile`] if the file does not have as many
+    /// weights as its config requires; the errors of `load_weights`.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
         Self::load_adapter_with(backbone, path, &|_, _| {
             Err("load the file with PetlModel::load_adapter_with, which is told how to make it"
@@ -333,8 +344,9 @@ impl<B: Backbone> PetlModel<B> {
         })
     }
 
-    /// [`PetlModel::load_adapter`] for a file in which methods of other crates are: `reader` makes
-    /// each from its name ([`PetlMethod::name`]) and its config ([`PetlMethod::config`]).
+    /// Loads a file like [`PetlModel::load_adapter`] if it uses methods of other crates. `reader`
+    /// creates each method from its name ([`PetlMethod::name`]) and its config
+    /// ([`PetlMethod::config`]).
     ///
     /// ```no_run
     /// use std::sync::Arc;
@@ -354,8 +366,8 @@ impl<B: Backbone> PetlModel<B> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::OutsideMethod`] with what `reader` returned; as [`PetlModel::load_adapter`]
-    /// otherwise.
+    /// [`Error::OutsideMethod`] with the error that `reader` returned; the errors of
+    /// [`PetlModel::load_adapter`].
     ///
     /// [`PetlMethod::name`]: crate::petl::PetlMethod::name
     /// [`PetlMethod::config`]: crate::petl::PetlMethod::config
@@ -382,13 +394,14 @@ impl<B: Backbone> PetlModel<B> {
         Ok(model)
     }
 
-    /// Takes the trainables from a `.safetensors` file or a published `.pt` file, by content;
-    /// metadata is neither needed nor read. Every tensor of the file must have its place and
-    /// every trainable its tensor, or nothing is changed. A merged model is unmerged.
+    /// Loads the trainable weights from a `.safetensors` file or a published `.pt` file; the
+    /// content determines the format. Metadata is neither needed nor read. Every tensor of the file
+    /// must belong to a trainable weight, and every trainable weight must have a tensor; otherwise
+    /// nothing changes. A merged model is unmerged.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with
-    /// the tensor's name; [`Error::CorruptFile`] and its like for the file itself.
+    /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with the
+    /// name of the tensor; the errors of [`TensorFile::open`] and of reading the file.
     pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let file = TensorFile::open(path)?;
         let report = adapter_file::load(&file, &self.var_store, &mut self.low_bit)?;
@@ -399,7 +412,7 @@ impl<B: Backbone> PetlModel<B> {
 
 impl<B: Backbone> nn::ModuleT for PetlModel<B> {
     /// # Panics
-    /// As tch's own modules do, on images that do not fit; [`PetlModel::forward`] returns an
+    /// Panics if the images do not fit, as tch's own modules do. [`PetlModel::forward`] returns an
     /// error instead.
     fn forward_t(&self, images: &Tensor, train: bool) -> Tensor {
         self.forward(images, train).expect("images fit the backbone")

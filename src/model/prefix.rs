@@ -1,4 +1,4 @@
-//! The part of a pass that is the same for an image every time.
+//! The first part of a pass, whose result is the same for an image every time.
 
 use tch::Tensor;
 
@@ -9,11 +9,12 @@ use crate::petl::ActsFrom;
 use crate::seam::NoMethod;
 
 impl<B: Backbone> PetlModel<B> {
-    /// Number of blocks, the embedding before them included, that an image's tokens leave the same
-    /// in every pass, so that they may be computed once: nothing in them is trained or drawn at
-    /// random. `None` if not even the embedding is such.
+    /// Returns the number of leading blocks whose output for an image is the same in every pass.
+    /// The embedding before them is the same too. Their output can be computed once, because
+    /// nothing in them is trained or random. Returns `None` if not even the embedding stays the
+    /// same.
     ///
-    /// Drop path is drawn from the second block on, unless its rate is zero.
+    /// Drop path is random from the second block on, unless its rate is zero.
     pub fn frozen_blocks(&self) -> Option<usize> {
         let count = self.backbone().num_blocks();
         let steady = if self.config().drop_path == 0.0 { count } else { count.min(1) };
@@ -24,12 +25,12 @@ impl<B: Backbone> PetlModel<B> {
         }
     }
 
-    /// What leaves those blocks of images `[B, 3, H, W]`, in the kind that the backbone
-    /// computes in.
+    /// Computes the output of those blocks for images `[B, 3, H, W]`, in the dtype that the
+    /// backbone computes in.
     ///
     /// # Errors
-    /// [`Error::Input`] if the images do not fit the backbone; [`Error::Config`] if there is
-    /// nothing frozen ([`PetlModel::frozen_blocks`]).
+    /// [`Error::Input`] if the images do not fit the backbone; [`Error::Config`] if the embedding
+    /// does not stay the same ([`PetlModel::frozen_blocks`]).
     pub fn frozen_prefix(&self, images: &Tensor) -> Result<Stream> {
         let Some(count) = self.frozen_blocks() else {
             let found = self.config().method.name();
@@ -43,12 +44,12 @@ impl<B: Backbone> PetlModel<B> {
         })
     }
 
-    /// [`PetlModel::forward`] from what [`PetlModel::frozen_prefix`] gave on, for the same logits
-    /// and the same draws.
+    /// Continues [`PetlModel::forward`] from the output of [`PetlModel::frozen_prefix`]. The logits
+    /// and the random draws are the same as those of the whole pass.
     ///
     /// # Errors
-    /// [`Error::Input`] for tokens that are not as their layout says; what libtorch says of a
-    /// stream of another backbone.
+    /// [`Error::Input`] if the tokens do not match their layout; an error of libtorch if the stream
+    /// is from another backbone.
     pub fn forward_from(&self, stream: Stream, train: bool) -> Result<Tensor> {
         let first = self.frozen_blocks().unwrap_or_default();
         self.check(first, &stream)?;
@@ -57,8 +58,9 @@ impl<B: Backbone> PetlModel<B> {
         });
         self.classify(&features?)
     }
-    /// Refuses tokens `[B, P + N, C]` in front of block `first` whose layout does not say P + N. A
-    /// map `[B, C, H, W]` has no such layout, and the last block may leave the pooled token alone.
+    /// Checks that the layout of tokens `[B, P + N, C]` before block `first` gives P + N. A map
+    /// `[B, C, H, W]` has no such layout. The last block may return only the pooled token, so its
+    /// output is not checked.
     pub(super) fn check(&self, first: usize, stream: &Stream) -> Result<()> {
         match stream.tokens.size()[..] {
             [_, _, c] if first < self.backbone().num_blocks() => {

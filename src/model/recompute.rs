@@ -1,4 +1,4 @@
-//! A forward and a backward pass that keep one block's activations at a time.
+//! Forward and backward passes that keep the activations of one block at a time.
 
 use tch::{Kind, Tensor};
 
@@ -8,17 +8,18 @@ use crate::error::Result;
 use crate::seam::{Seam, TokenLayout};
 
 impl<B: Backbone> PetlModel<B> {
-    /// What `loss(&self.forward(images, true)?)?.backward()` does in a part of the memory: only
-    /// the tokens between the blocks are kept, and each block is computed again when its gradients
-    /// are due, which costs one more forward pass of every block but the last. Returns logits
-    /// `[B, num_classes]` and loss, both detached.
+    /// Computes the same gradients as `loss(&self.forward(images, true)?)?.backward()` with less
+    /// memory. Only the tokens between the blocks are kept, and backward computes each block again.
+    /// This costs one more forward pass of every block but the last. Returns the logits `[B,
+    /// num_classes]` and the loss, both detached.
     ///
     /// libtorch's generator seeds dropout and drop path as in [`PetlModel::forward`], and a block
-    /// computed again draws the same. On a ViT the gradients are the same bits; on Swin, and of
-    /// weights that blocks share (FacT's factors), they are summed up in another order.
+    /// draws the same numbers when it is computed again. On a ViT the gradients are bit-identical.
+    /// On Swin, and for weights that blocks share (FacT's factors), the gradients are summed in
+    /// another order.
     ///
     /// # Errors
-    /// As [`PetlModel::forward`], and what `loss` returns; gradients may be there in part then.
+    /// The errors of [`PetlModel::forward`] and of `loss`. Some gradients may exist after an error.
     pub fn backward_recomputed(
         &self,
         images: &Tensor,
@@ -27,10 +28,11 @@ impl<B: Backbone> PetlModel<B> {
         self.recompute(Start::Images(images), loss)
     }
 
-    /// The same for what [`PetlModel::frozen_prefix`] gave of the images.
+    /// Does the same as [`PetlModel::backward_recomputed`], starting from the output of
+    /// [`PetlModel::frozen_prefix`].
     ///
     /// # Errors
-    /// As [`PetlModel::forward_from`], and what `loss` returns.
+    /// The errors of [`PetlModel::forward_from`] and of `loss`.
     pub fn backward_recomputed_from(
         &self,
         stream: Stream,
@@ -59,7 +61,7 @@ impl<B: Backbone> PetlModel<B> {
                 stream = parts.run(block, cut.leaf()?)?;
                 entered.push(cut);
             }
-            // The last block goes backward at once.
+            // The last block runs backward at once, so it is not computed again.
             let top = Cut::new(&stream)?.leaf()?;
             let tokens = top.tokens.shallow_clone();
             let last = if first < count { parts.run(count - 1, top)? } else { top };
@@ -75,14 +77,14 @@ impl<B: Backbone> PetlModel<B> {
     }
 }
 
-/// Where a pass starts.
+/// The start of a pass.
 enum Start<'a> {
     Images(&'a Tensor),
-    /// In front of this block.
+    /// Before this block, with its input.
     Block(usize, Stream),
 }
 
-/// What enters a block, cut off from what led to it.
+/// The input of a block, detached from the graph that computed it.
 struct Cut {
     tokens: Tensor,
     layout: TokenLayout,
@@ -96,15 +98,16 @@ impl Cut {
         Ok(Cut { tokens: stream.tokens.f_detach()?, layout: stream.layout, trained })
     }
 
-    /// The start of a graph of its own, which takes a gradient if anything before is trained.
+    /// Returns the input as the leaf of a new graph. It requires a gradient if anything before is
+    /// trained.
     fn leaf(&self) -> Result<Stream> {
         let tokens = self.tokens.f_detach()?.f_set_requires_grad(self.trained)?;
         Ok(Stream { tokens, layout: self.layout })
     }
 }
 
-/// The parts of one pass. Gradients are tracked in the first run of a block too, and dropped with
-/// its graph: libtorch picks other kernels where they are off.
+/// The parts of one pass. The first run of a block also tracks gradients and then drops its graph,
+/// because libtorch uses other kernels without gradient tracking.
 struct Parts<'a, B> {
     backbone: &'a B,
     method: &'a dyn Seam,
@@ -124,8 +127,9 @@ impl<B: Backbone> Parts<'_, B> {
         self.backbone.run_pool(stream, self.method, self.pass)
     }
 
-    /// Hands the gradient of what left the last of the blocks that were `entered`, from the
-    /// `first` on, down through them; returns the tokens with the gradient of what entered them.
+    /// Runs the blocks of `entered`, which start at block `first`, backward from the last one.
+    /// `left` holds the gradient of the output of the last one. Returns the tokens with the
+    /// gradient of the input of the first one.
     fn backward(&self, first: usize, entered: &[Cut], mut left: Tensor) -> Result<Tensor> {
         for (index, cut) in entered.iter().enumerate().rev() {
             if !left.requires_grad() {
@@ -140,7 +144,7 @@ impl<B: Backbone> Parts<'_, B> {
     }
 }
 
-/// Runs backward from `stream` with this gradient.
+/// Runs backward from `stream` with `gradient` as the gradient of its tokens.
 fn hand_down(stream: &Stream, gradient: &Tensor) -> Result<()> {
     let product = stream.tokens.f_mul(gradient)?;
     Ok(product.f_sum(None::<Kind>)?.f_backward()?)

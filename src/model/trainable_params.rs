@@ -1,36 +1,37 @@
-//! What of a model is trained, counted.
+//! Counts of trainable weights.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Numbers of trained weights, beside the backbone's.
+/// Numbers of trainable weights and of the backbone's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainableParams {
-    /// Of the method, without the head: the number that papers report.
+    /// Weights of the method without the head. Papers report this number.
     pub method: usize,
-    /// Of the classification head.
+    /// Weights of the classification head.
     pub head: usize,
     backbone: usize,
 }
 
 impl TrainableParams {
-    /// Counts of the method, of the head, and of the backbone.
+    /// Creates the counts of the method, the head and the backbone.
     pub fn new(method: usize, head: usize, backbone: usize) -> Self {
         TrainableParams { method, head, backbone }
     }
 
-    /// Method and head together.
+    /// Returns the sum of method and head.
     pub fn total(&self) -> usize {
         self.method + self.head
     }
 
-    /// Weights of the backbone, which are not counted above unless the method trains them.
+    /// Returns the number of weights of the backbone. [`TrainableParams::total`] includes them only
+    /// if the method trains them.
     pub fn backbone(&self) -> usize {
         self.backbone
     }
 
-    /// Method over backbone, in percent.
+    /// Returns the weights of the method divided by those of the backbone, in percent.
     pub fn percent_of_backbone(&self) -> f64 {
         100.0 * self.method as f64 / self.backbone.max(1) as f64
     }
@@ -50,7 +51,7 @@ impl fmt::Display for TrainableParams {
     }
 }
 
-/// `327552` as `327,552`.
+/// Groups digits by three: `327552` becomes `327,552`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();

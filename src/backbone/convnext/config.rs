@@ -1,4 +1,4 @@
-//! ConvNeXt as data.
+//! The config of ConvNeXt.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,10 +6,10 @@ use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
 use crate::seam::{BackboneShape, Place};
 
-/// The shape and the choices of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
+/// The shape and the settings of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
 ///
-/// The default is ConvNeXt-T. It accepts images of any size from `patch_size * 2^(stages - 1)` pixels
-/// a side on.
+/// The default is ConvNeXt-T. It accepts images of any size whose sides have at least `patch_size *
+/// 2^(stages - 1)` pixels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConvNeXtConfig {
@@ -19,11 +19,11 @@ pub struct ConvNeXtConfig {
     pub dims: Vec<i64>,
     /// Number of blocks of each stage.
     pub depths: Vec<i64>,
-    /// Side of the depthwise convolution's kernel; odd.
+    /// Side of the depthwise convolution's kernel, an odd number.
     pub kernel_size: i64,
-    /// Width between the two linear layers of the MLP over C, rounded down.
+    /// Width between the two linear layers of the MLP divided by C. The width is rounded down.
     pub mlp_ratio: f64,
-    /// A learned factor per channel after each block.
+    /// Whether each block is followed by a learned factor for each channel.
     pub layer_scale: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
@@ -43,19 +43,19 @@ impl Default for ConvNeXtConfig {
     }
 }
 
-/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+/// The maximum of every dimension. It keeps products of dimensions within `i64`.
 const MAX_DIM: i64 = 1 << 16;
 
 impl ConvNeXtConfig {
-    /// Width between the layers of the MLP of a stage.
+    /// Returns the width between the layers of the MLP of a stage.
     pub(super) fn hidden(&self, stage: usize) -> i64 {
         hidden(self.dims[stage], self.mlp_ratio)
     }
 
-    /// Checks that a model of this shape can exist.
+    /// Checks that the config is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ConvNeXtConfig"))
     }
@@ -94,7 +94,7 @@ impl ConvNeXtConfig {
         Ok(())
     }
 
-    /// Number of weights of a block.
+    /// Returns the number of weights of a block.
     fn block_params(&self, stage: usize) -> i64 {
         let (c, hidden, k) = (self.dims[stage], self.hidden(stage), self.kernel_size);
         let scale = if self.layer_scale { c } else { 0 };

@@ -14,9 +14,9 @@ use crate::seam::TokenLayout;
 
 pub use config::ConvNeXtConfig;
 
-/// A pretrained ConvNeXt (Liu et al., arXiv 2201.03545) whose weights never change: the comparison's
-/// backbone without attention. It has no place for a method: `LinearProbe` and `Full` are what
-/// there is.
+/// A ConvNeXt (Liu et al., arXiv 2201.03545) with frozen pretrained weights, the backbone without
+/// attention for comparisons. No method can act inside it; only `LinearProbe` and `Full` are
+/// possible.
 pub type FrozenConvNeXt = Frozen<ConvNeXtConfig>;
 
 /// The layers of a [`FrozenConvNeXt`].
@@ -88,7 +88,7 @@ impl Network for ConvNeXtConfig {
         layers.norm.forward(&x.f_mean_dim([2i64, 3].as_slice(), false, x.kind())?)
     }
 
-    /// The norm of every place of the last map.
+    /// Applies the norm at every position of the last map.
     fn patch_map(&self, layers: &Layers, stream: Stream, _: &Hooks) -> Result<Tensor> {
         norm_channels(&layers.norm, &stream.tokens)
     }
@@ -107,10 +107,10 @@ impl Network for ConvNeXtConfig {
     }
 }
 
-/// A map is no row of tokens.
+/// The layout of a map, which has no token sequence.
 const NO_TOKENS: TokenLayout = TokenLayout { prefix: 0, grid: (0, 0) };
 
-/// A layer norm over the channels of `[B, C, H, W]`.
+/// Applies a layer norm over the channels of `[B, C, H, W]`.
 fn norm_channels(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
     Ok(norm.forward(&x.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?)
 }
@@ -149,7 +149,7 @@ impl Stage {
 }
 
 impl Block {
-    /// `[B, C, H, W] -> [B, C, H, W]`.
+    /// Computes `[B, C, H, W] -> [B, C, H, W]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         // [B, C, H, W] -> [B, H, W, C]
         let x = self.norm.forward(&self.conv.forward(x)?.f_permute([0, 2, 3, 1])?)?;

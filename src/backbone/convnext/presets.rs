@@ -1,4 +1,4 @@
-//! Named configs, under timm's names.
+//! Named configs with timm's names.
 
 use super::ConvNeXtConfig;
 use crate::error::{Error, Result};
@@ -13,10 +13,10 @@ const CONVNEXT: &[(&str, i64, i64)] = &[
 ];
 
 impl ConvNeXtConfig {
-    /// A named config: ConvNeXt T, S, B and L; [`ConvNeXtConfig::presets`] lists the names.
+    /// Returns a named config: ConvNeXt T, S, B or L. [`ConvNeXtConfig::presets`] lists the names.
     ///
     /// # Errors
-    /// [`Error::Config`] with the names there are.
+    /// [`Error::Config`] with all names if the name is unknown.
     pub fn preset(name: &str) -> Result<Self> {
         let Some(&(_, c, depth)) = CONVNEXT.iter().find(|row| row.0 == name) else {
             let names = Self::presets().collect::<Vec<_>>().join(", ");
@@ -26,7 +26,7 @@ impl ConvNeXtConfig {
         Ok(ConvNeXtConfig { dims, depths: vec![3, 3, depth, 3], ..ConvNeXtConfig::default() })
     }
 
-    /// The names that [`ConvNeXtConfig::preset`] knows.
+    /// Returns the names that [`ConvNeXtConfig::preset`] accepts.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         CONVNEXT.iter().map(|row| row.0)
     }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
     use crate::backbone::BackboneConfig;
 
-    /// Parameters of timm's models without their heads.
+    /// The expected numbers are the parameters of timm's models without their heads.
     #[test]
     fn weights_are_counted_as_timm_counts_them() {
         let counts = ConvNeXtConfig::presets().map(|name| {

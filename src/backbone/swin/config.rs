@@ -1,4 +1,4 @@
-//! Swin as data.
+//! The config of Swin.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,16 +7,16 @@ use crate::error::{Error, Result};
 use crate::nn::Windows;
 use crate::seam::{BackboneShape, Layer, LayerShape, Place};
 
-/// The shape and the choices of a [`FrozenSwin`](crate::FrozenSwin).
+/// The shape and the settings of a [`FrozenSwin`](crate::FrozenSwin).
 ///
-/// The default is Swin-T at 224x224. The width doubles from stage to stage, and the grid is halved,
-/// rounded up. A stage's window is at most its grid, for each side alone, and a block is shifted
-/// along a side only where more than one window is.
+/// The default is Swin-T at 224x224. From stage to stage the width doubles, and the grid is halved
+/// and rounded up. Each side of a window is limited to that side of the stage's grid. A block is
+/// shifted along a side only if there is more than one window along it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwinConfig {
-    /// Height and width of the images in pixels; what a patch does not cover at the right and the
-    /// lower edge is not read.
+    /// Height and width of the images in pixels. Pixels at the right and lower edges that do not
+    /// fill a patch are not read.
     pub image_size: (i64, i64),
     /// Side of a square patch in pixels.
     pub patch_size: i64,
@@ -24,17 +24,17 @@ pub struct SwinConfig {
     pub embed_dim: i64,
     /// Number of blocks of each stage.
     pub depths: Vec<i64>,
-    /// Attention heads of each stage; each divides the stage's C.
+    /// Number of attention heads of each stage, which divides the stage's C.
     pub num_heads: Vec<i64>,
     /// Rows and columns of the windows of each stage.
     pub window_sizes: Vec<(i64, i64)>,
-    /// Width between the two linear layers of the MLP over C, rounded down.
+    /// Width between the two linear layers of the MLP divided by C. The width is rounded down.
     pub mlp_ratio: f64,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether the reduction of a patch merging has a bias; none that was published does.
+    /// Whether the reduction of a patch merging has a bias. No published model has one.
     pub merge_bias: bool,
-    /// A layer norm between the patch embedding and the first block.
+    /// Whether there is a layer norm between the patch embedding and the first block.
     pub patch_norm: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
@@ -58,50 +58,50 @@ impl Default for SwinConfig {
     }
 }
 
-/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+/// The maximum of every dimension. It keeps products of dimensions within `i64`.
 const MAX_DIM: i64 = 1 << 16;
 
 impl SwinConfig {
-    /// Width of the tokens of a stage.
+    /// Returns the width of the tokens of a stage.
     pub(crate) fn dim(&self, stage: usize) -> i64 {
         self.embed_dim.saturating_mul(1 << stage.min(62))
     }
 
-    /// Width between the layers of the MLP of a stage.
+    /// Returns the width between the layers of the MLP of a stage.
     pub(super) fn hidden(&self, stage: usize) -> i64 {
         hidden(self.dim(stage), self.mlp_ratio)
     }
 
-    /// Width of the features.
+    /// Returns the width of the features.
     pub(super) fn last_dim(&self) -> i64 {
         self.dim(self.depths.len().saturating_sub(1))
     }
 
-    /// Rows and columns of the grid of a stage.
+    /// Returns the rows and columns of the grid of a stage.
     pub fn grid(&self, stage: usize) -> (i64, i64) {
         let side = |pixels: i64| {
             let patches = pixels.checked_div(self.patch_size).unwrap_or_default();
-            // Sixty-four halvings leave nothing of a side.
+            // A side is at its final value after 64 halvings.
             (0..stage.min(64)).fold(patches, |side, _| side / 2 + side % 2)
         };
         (side(self.image_size.0), side(self.image_size.1))
     }
 
-    /// The windows of a stage's blocks, of every second of which they are shifted.
+    /// Returns the windows of a stage's blocks. Every second block uses shifted windows.
     pub(crate) fn windows(&self, stage: usize, shifted: bool) -> Windows {
         Windows::new(self.grid(stage), self.window_sizes[stage], shifted)
     }
 
-    /// The stage of each block and its number within the stage.
+    /// Returns the stage of each block and its number within the stage.
     pub(super) fn blocks(&self) -> impl Iterator<Item = (usize, i64)> {
         let depths = self.depths.iter().enumerate();
         depths.flat_map(|(stage, &depth)| (0..depth).map(move |block| (stage, block)))
     }
 
-    /// Checks that a model of this shape can exist.
+    /// Checks that the config is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("SwinConfig"))
     }
@@ -150,7 +150,7 @@ impl SwinConfig {
         Ok(())
     }
 
-    /// The layers of the patch merging into a stage.
+    /// Returns the layers of the patch merging into a stage.
     fn merging(&self, stage: usize) -> [LayerShape; 2] {
         let (inputs, outputs) = (4 * self.dim(stage - 1), self.dim(stage));
         [
@@ -159,7 +159,7 @@ impl SwinConfig {
         ]
     }
 
-    /// The layers of a block, the `index`-th of all.
+    /// Returns the layers of the block with number `index` in the whole backbone.
     fn block(&self, stage: usize, index: usize) -> [LayerShape; 6] {
         let (c, hidden) = (self.dim(stage), self.hidden(stage));
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
@@ -173,7 +173,7 @@ impl SwinConfig {
         ]
     }
 
-    /// The name in front of `.weight` and `.bias` of a layer that the shape lists.
+    /// Returns the name before `.weight` and `.bias` of a layer that the shape lists.
     pub(super) fn name_of(&self, layer: Layer) -> String {
         let block = |index: usize, part: &str| {
             let (stage, block) = self.blocks().nth(index).unwrap_or_default();
@@ -242,7 +242,7 @@ mod tests {
         };
         assert_eq!((0..4).map(|s| grid((36, 23), 4, s).0).collect::<Vec<_>>(), [9, 5, 3, 2]);
         assert_eq!(grid((36, 23), 4, 1), (5, 3));
-        // Of a config that is no model too.
+        // The function also accepts invalid configs.
         assert_eq!(grid((i64::MAX, 8), 1, 1), (1 << 62, 4));
         assert_eq!(grid((9, i64::MAX), 1, usize::MAX), (1, 1));
         assert_eq!(grid((i64::MIN, 8), -1, 0), (0, -8));

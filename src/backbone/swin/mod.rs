@@ -1,4 +1,5 @@
-//! Swin: pre-norm blocks that attend within windows, on a grid that is halved from stage to stage.
+//! Swin: pre-norm blocks with attention within windows, on a grid that is halved from stage to
+//! stage.
 
 mod config;
 mod presets;
@@ -14,11 +15,11 @@ use crate::seam::{Layer, TokenLayout};
 
 pub use config::SwinConfig;
 
-/// A pretrained Swin Transformer (Liu et al., arXiv 2103.14030) whose weights never change.
+/// A Swin Transformer (Liu et al., arXiv 2103.14030) with frozen pretrained weights.
 ///
-/// A method sees its blocks numbered through all stages, each with the width and the grid of its
-/// stage and no prefix token: what is beside attention reads the normed tokens before shift and
-/// windows.
+/// The blocks are numbered through all stages. Each has the width and the grid of its stage and no
+/// prefix token. A method's branch beside attention reads the normed tokens before they are shifted
+/// and divided into windows.
 pub type FrozenSwin = Frozen<SwinConfig>;
 
 /// The layers of a [`FrozenSwin`].
@@ -129,7 +130,7 @@ impl Network for SwinConfig {
 }
 
 impl Layers {
-    /// `[B, 3, H, W] -> [B, N, C]`.
+    /// Computes `[B, 3, H, W] -> [B, N, C]`.
     fn embed(&self, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
         let patches = hooks.patch_embed(&self.patch_embed, images)?;
         match &self.patch_norm {
@@ -176,7 +177,7 @@ impl Merging {
         })
     }
 
-    /// `[B, N, C]` on `grid` to `[B, N / 4, 2C]`.
+    /// Computes `[B, N / 4, 2C]` from `[B, N, C]` on `grid`.
     fn forward(
         &self,
         stage: usize,

@@ -1,4 +1,5 @@
-//! Named configs, under timm's names; a tag behind a dot there names weights, not a shape.
+//! Named configs with timm's names. The tag after a dot in a name of timm selects weights, not a
+//! shape.
 
 use super::SwinConfig;
 use crate::error::{Error, Result};
@@ -28,10 +29,10 @@ fn swin((_, image, window, embed_dim, depth, heads): Row) -> SwinConfig {
 }
 
 impl SwinConfig {
-    /// A named config: Swin T, S, B and L; [`SwinConfig::presets`] lists the names.
+    /// Returns a named config: Swin T, S, B or L. [`SwinConfig::presets`] lists the names.
     ///
     /// # Errors
-    /// [`Error::Config`] with the names there are.
+    /// [`Error::Config`] with all names if the name is unknown.
     pub fn preset(name: &str) -> Result<Self> {
         SWIN.iter().find(|row| row.0 == name).map(|&row| swin(row)).ok_or_else(|| {
             let names = Self::presets().collect::<Vec<_>>().join(", ");
@@ -39,7 +40,7 @@ impl SwinConfig {
         })
     }
 
-    /// The names that [`SwinConfig::preset`] knows.
+    /// Returns the names that [`SwinConfig::preset`] accepts.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         SWIN.iter().map(|row| row.0)
     }
@@ -59,7 +60,7 @@ mod tests {
         assert!(error.contains("swin_base_patch4_window12_384"), "{error}");
     }
 
-    /// Parameters of timm's models without their heads.
+    /// The expected numbers are the parameters of timm's models without their heads.
     #[test]
     fn weights_are_counted_as_timm_counts_them() {
         for (name, count) in [

@@ -1,4 +1,4 @@
-//! The plain ViT family as data: one config says which ViT, CLIP tower or DINOv2 a backbone is.
+//! The config of the plain ViT family, which covers ViT, CLIP's image tower and DINOv2.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,14 +14,14 @@ use crate::seam::TokenLayout;
 pub enum Pooling {
     /// The class token, after the final norm.
     ClassToken,
-    /// The mean of the patch tokens (prefix tokens left out), after the final norm.
+    /// The mean of the patch tokens, without prefix tokens, after the final norm.
     Average,
     /// The mean of the patch tokens, then the final norm (timm's `fc_norm`).
     AverageThenNorm,
 }
 
 impl Pooling {
-    /// The tokens that pooling reads, and the last block must compute.
+    /// Returns the tokens that pooling reads, which the last block must compute.
     pub(in crate::backbone) fn queries(self) -> Queries {
         match self {
             Pooling::ClassToken => Queries::ClassToken,
@@ -29,20 +29,20 @@ impl Pooling {
         }
     }
 
-    /// Whether it reads a class token.
+    /// Returns whether this pooling reads a class token.
     fn needs_class_token(self) -> bool {
         self == Pooling::ClassToken
     }
 }
 
-/// The shape and the choices of a [`FrozenViT`](crate::FrozenViT).
+/// The shape and the settings of a [`FrozenViT`](crate::FrozenViT).
 ///
-/// The default is ViT-B/16 at 224x224. Every number that changes results is a field; none is
-/// hidden in the forward pass.
+/// The default is ViT-B/16 at 224x224. Every number that changes results is a field; the forward
+/// pass has no hidden ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ViTConfig {
-    /// Height and width of the images in pixels; multiples of `patch_size`.
+    /// Height and width of the images in pixels, which are multiples of `patch_size`.
     pub image_size: (i64, i64),
     /// Side of a square patch in pixels.
     pub patch_size: i64,
@@ -50,33 +50,34 @@ pub struct ViTConfig {
     pub embed_dim: i64,
     /// Number of blocks.
     pub depth: i64,
-    /// Attention heads; divides `embed_dim`.
+    /// Number of attention heads, which divides `embed_dim`.
     pub num_heads: i64,
-    /// Width between the two linear layers of the MLP (of each half, for SwiGLU).
+    /// Width between the two linear layers of the MLP; for SwiGLU, the width of each half.
     pub mlp_dim: i64,
     /// The activation of the MLP.
     pub activation: MlpActivation,
-    /// Whether a class token stands before the patches.
+    /// Whether there is a class token before the patches.
     pub class_token: bool,
-    /// Register tokens, between the class token and the patches.
+    /// Number of register tokens, which are between the class token and the patches.
     pub num_registers: i64,
-    /// Whether a learned table of positions is added to the tokens.
+    /// Whether a learned position table is added to the tokens.
     pub pos_embed: bool,
-    /// Prefix tokens that the position table covers, its first rows: none, the class token, or all.
+    /// Number of prefix tokens that the first rows of the position table cover: none, the class
+    /// token, or all.
     pub pos_embed_prefix: i64,
-    /// Whether the patch convolution has a bias (CLIP's has none).
+    /// Whether the patch convolution has a bias. That of CLIP has none.
     pub patch_bias: bool,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// A layer norm between the embedding and the first block (CLIP).
+    /// Whether there is a layer norm between the embedding and the first block (CLIP).
     pub pre_norm: bool,
-    /// A learned factor per channel after each sub-layer (DINOv2, DeiT III).
+    /// Whether each sub-layer is followed by a learned factor for each channel (DINOv2, DeiT III).
     pub layer_scale: bool,
     /// How the tokens become the features.
     pub pooling: Pooling,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
-    /// Output width of the projection that CLIP applies to the features, if it is there.
+    /// Output width of the projection that CLIP applies to the features, if there is one.
     pub projection: Option<i64>,
 }
 
@@ -105,32 +106,32 @@ impl Default for ViTConfig {
     }
 }
 
-/// No model has a dimension above this; it keeps products of dimensions within `i64`.
+/// The maximum of every dimension. It keeps products of dimensions within `i64`.
 const MAX_DIM: i64 = 1 << 16;
 
 impl ViTConfig {
-    /// Class and register tokens: P.
+    /// Returns P, the number of class and register tokens.
     pub fn num_prefix_tokens(&self) -> i64 {
         self.num_registers.saturating_add(i64::from(self.class_token))
     }
 
-    /// Rows and columns of the patch grid.
+    /// Returns the rows and columns of the patch grid.
     pub fn grid(&self) -> (i64, i64) {
         let patches = |side: i64| side.checked_div(self.patch_size).unwrap_or_default();
         (patches(self.image_size.0), patches(self.image_size.1))
     }
 
-    /// How the tokens of this backbone lie in its sequence.
+    /// Returns the layout of the token sequence.
     pub fn layout(&self) -> TokenLayout {
         TokenLayout { prefix: self.num_prefix_tokens(), grid: self.grid() }
     }
 
-    /// Rows of the position table.
+    /// Returns the number of rows of the position table.
     pub(super) fn positions(&self) -> i64 {
         self.pos_embed_prefix.saturating_add(self.layout().num_patches())
     }
 
-    /// Number of weights, the projection's among them where there is one.
+    /// Returns the number of weights, including those of the projection if there is one.
     pub fn num_params(&self) -> i64 {
         let (c, hidden, patch) = (self.embed_dim, self.mlp_dim, self.patch_size);
         let present = i64::from;
@@ -155,10 +156,10 @@ impl ViTConfig {
         products.into_iter().map(product).fold(0, i64::saturating_add)
     }
 
-    /// Checks that a model of this shape can exist.
+    /// Checks that the config is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is wrong.
+    /// [`Error::Config`] for the first invalid field.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("ViTConfig"))
     }
@@ -204,7 +205,7 @@ impl ViTConfig {
         if self.pooling.needs_class_token() && !self.class_token {
             return Err(Error::config(
                 "pooling",
-                "an average where there is no class token",
+                "an average if there is no class token",
                 "class_token",
             ));
         }

@@ -1,4 +1,4 @@
-//! The plain ViT: patches, position table, pre-norm blocks, pooling.
+//! The plain ViT: patch embedding, position table, pre-norm blocks, pooling.
 
 mod config;
 mod presets;
@@ -15,7 +15,7 @@ use crate::seam::{Layer, TokenLayout};
 
 pub use config::{Pooling, ViTConfig};
 
-/// A pretrained Vision Transformer whose weights never change: ViT, CLIP's image tower, DINOv2.
+/// A Vision Transformer with frozen pretrained weights: ViT, CLIP's image tower, DINOv2.
 pub type FrozenViT = Frozen<ViTConfig>;
 
 /// The layers of a [`FrozenViT`].
@@ -32,10 +32,11 @@ pub struct Layers {
 }
 
 impl FrozenViT {
-    /// CLIP's image embedding: features `[B, C]` to `[B, projection]`, not normalized.
+    /// Computes CLIP's image embedding `[B, projection]` from features `[B, C]`, not normalized.
     ///
     /// # Errors
-    /// [`Error::Config`] if this backbone has no projection; [`Error::Input`] on another width.
+    /// [`Error::Config`] if this backbone has no projection; [`Error::Input`] if the features have
+    /// another width.
     pub fn project(&self, features: &Tensor) -> Result<Tensor> {
         let projection = self.projection()?;
         if features.size().last() != Some(&self.config().embed_dim) {
@@ -48,7 +49,7 @@ impl FrozenViT {
         projection.forward(features)
     }
 
-    /// CLIP's projection, `[projection, C]`, without a bias.
+    /// Returns CLIP's projection `[projection, C]`, which has no bias.
     pub(crate) fn projection(&self) -> Result<&Linear> {
         let projection = self.layers().projection.as_ref();
         projection.ok_or_else(|| Error::config("projection", "present in the checkpoint", "none"))
@@ -169,11 +170,11 @@ impl Layers {
         })
     }
 
-    /// `[B, 3, H, W] -> [B, P + N, C]`. The first rows of the position table belong to the prefix
-    /// tokens that it covers, the rest to the patches.
+    /// Computes `[B, 3, H, W] -> [B, P + N, C]`. The first rows of the position table belong to the
+    /// prefix tokens that it covers, the others to the patches.
     fn embed(&self, config: &ViTConfig, images: &Tensor, hooks: &Hooks) -> Result<Tensor> {
         let covered = config.pos_embed_prefix;
-        // `part`, whose rows of the table begin at `start`.
+        // Adds to `part` its rows of the position table, which begin at `start`.
         let placed = |part: &Tensor, start: i64| match &self.pos_embed {
             Some(table) => {
                 let rows = table.f_narrow(1, start, part.size()[1])?;
@@ -199,7 +200,7 @@ impl Layers {
         }
     }
 
-    /// `[B, T, C] -> [B, C]`. With class-token pooling only the first token is read.
+    /// Computes `[B, T, C] -> [B, C]`. Class-token pooling reads only the first token.
     fn pool(
         &self,
         pooling: Pooling,

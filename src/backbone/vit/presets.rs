@@ -1,4 +1,4 @@
-//! Named configs, under timm's names.
+//! Named configs with timm's names.
 
 use super::ViTConfig;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ const VIT: &[Row] = &[
     ("vit_huge_patch14_224",  224, 14, 1280, 32, 16),
 ];
 
-/// As above, and the width of the projection.
+/// The columns of [`Row`] and the width of the projection.
 #[rustfmt::skip]
 const CLIP: &[(Row, i64)] = &[
     (("vit_base_patch32_clip_quickgelu_224",  224, 32,  768, 12, 12), 512),
@@ -25,7 +25,7 @@ const CLIP: &[(Row, i64)] = &[
     (("vit_large_patch14_clip_quickgelu_224", 224, 14, 1024, 24, 16), 768),
 ];
 
-/// DINOv2, each with and without four registers.
+/// DINOv2 models without registers and with four registers.
 #[rustfmt::skip]
 const DINOV2: &[(Row, Row)] = &[
     (("vit_small_patch14_dinov2",      518, 14,  384, 12,  6),
@@ -63,21 +63,21 @@ fn clip(row: Row, projection: i64) -> ViTConfig {
 
 fn dinov2(row: Row, num_registers: i64) -> ViTConfig {
     let config =
-        // timm's tables of the models with registers cover the patches alone.
+        // The position tables of timm's models with registers cover only the patches.
         ViTConfig { num_registers, pos_embed_prefix: i64::from(num_registers == 0), layer_scale: true, ..plain(row) };
     match config.embed_dim {
-        // ViT-g: SwiGLU, its hidden width 2/3 of 4C rounded up to a multiple of 8.
+        // ViT-g has SwiGLU; its hidden width is 2/3 of 4C, rounded up to a multiple of 8.
         1536 => ViTConfig { activation: MlpActivation::SwiGlu, mlp_dim: 4096, ..config },
         _ => config,
     }
 }
 
 impl ViTConfig {
-    /// A named config: ViT-Ti/S/B/L/H, CLIP B/32, B/16 and L/14 (OpenAI's, with QuickGELU), and
-    /// DINOv2 S/B/L/g with and without registers; [`ViTConfig::presets`] lists the names.
+    /// Returns a named config: ViT-Ti/S/B/L/H, CLIP B/32, B/16 and L/14 (OpenAI's, with QuickGELU),
+    /// and DINOv2 S/B/L/g with and without registers. [`ViTConfig::presets`] lists the names.
     ///
     /// # Errors
-    /// [`Error::Config`] with the names there are.
+    /// [`Error::Config`] with all names if the name is unknown.
     pub fn preset(name: &str) -> Result<Self> {
         let vit = VIT.iter().map(|&row| (row.0, plain(row)));
         let clip = CLIP.iter().map(|&(row, dim)| (row.0, clip(row, dim)));
@@ -93,7 +93,7 @@ impl ViTConfig {
             })
     }
 
-    /// The names that [`ViTConfig::preset`] knows.
+    /// Returns the names that [`ViTConfig::preset`] accepts.
     pub fn presets() -> impl Iterator<Item = &'static str> {
         let vit = VIT.iter().map(|row| row.0);
         let clip = CLIP.iter().map(|(row, _)| row.0);

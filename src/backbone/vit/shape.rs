@@ -45,7 +45,7 @@ impl BackboneConfig for ViTConfig {
 }
 
 impl ViTConfig {
-    /// The name in front of `.weight` and `.bias` of a layer that the shape lists.
+    /// Returns the name before `.weight` and `.bias` of a layer that the shape lists.
     pub(super) fn name_of(&self, layer: Layer) -> String {
         match layer {
             Layer::PatchEmbed => "patch_embed.proj".to_owned(),

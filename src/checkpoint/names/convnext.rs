@@ -1,4 +1,4 @@
-//! ConvNeXt under timm's names and under Facebook's.
+//! The names of ConvNeXt in timm's files and in Facebook's files.
 
 use super::{Activation, Family, HEAD, Positions, Rule, copy, skip};
 use crate::backbone::{ConvNeXtConfig, Network};

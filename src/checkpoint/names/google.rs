@@ -1,5 +1,5 @@
-//! Google's `.npz` files: Flax names of the original release and of its successor big_vision,
-//! which numbers the layers of a block anew.
+//! The names in Google's `.npz` files: the Flax names of the original release, and the names of its
+//! successor big_vision, which numbers the layers of a block differently.
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
 use super::{
@@ -40,7 +40,7 @@ const RULES: &[Rule] = &[
     copy("Transformer/encoderblock_*/MlpBlock_3/Dense_1/bias", "blocks.*.mlp.fc2.bias"),
     copy("Transformer/encoder_norm/scale", "norm.weight"),
     copy("Transformer/encoder_norm/bias", "norm.bias"),
-    // big_vision: the same layers under other numbers.
+    // big_vision: the same layers with other numbers.
     take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/{query,key,value}/kernel", QKV_WEIGHT, IntoHeads),
     take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/{query,key,value}/bias", QKV_BIAS, HeadsBias),
     take("Transformer/encoderblock_*/MultiHeadDotProductAttention_0/out/kernel", "blocks.*.attn.proj.weight", OutOfHeads),

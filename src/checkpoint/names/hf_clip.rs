@@ -1,6 +1,5 @@
-//! Hugging Face's `CLIPVisionModel` and `CLIPTextModel`, with and without projection, and the whole
-//! `CLIPModel`.
-//! `pre_layrnorm` is spelled so in the files.
+//! The names of Hugging Face's `CLIPVisionModel` and `CLIPTextModel`, with and without projection,
+//! and of the whole `CLIPModel`. The files spell `pre_layrnorm` this way.
 
 use super::{
     Activation, CLIP_TEXT, Family, IMAGE, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
@@ -33,7 +32,7 @@ pub(super) const TEXT_FAMILY: Family = Family {
     positions: Positions::None,
 };
 
-/// Of either tower.
+/// The blocks of both towers.
 #[rustfmt::skip]
 const BLOCKS: &[Rule] = &[
     copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),

@@ -1,4 +1,4 @@
-//! Hugging Face's `Dinov2Model`, with and without registers, and the models around it.
+//! The names of Hugging Face's `Dinov2Model`, with and without registers, and of its task models.
 
 use super::{
     Activation, Family, HEAD, MASK, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
@@ -40,12 +40,12 @@ const RULES: &[Rule] = &[
     copy("encoder.layer.*.layer_scale2.lambda1", "blocks.*.ls2.gamma"),
     copy("layernorm.weight", "norm.weight"),
     copy("layernorm.bias", "norm.bias"),
-    // ViT-g.
+    // The MLP of ViT-g.
     copy("encoder.layer.*.mlp.weights_in.weight", "blocks.*.mlp.fc1.weight"),
     copy("encoder.layer.*.mlp.weights_in.bias", "blocks.*.mlp.fc1.bias"),
     copy("encoder.layer.*.mlp.weights_out.weight", "blocks.*.mlp.fc2.weight"),
     copy("encoder.layer.*.mlp.weights_out.bias", "blocks.*.mlp.fc2.bias"),
-    // The modules of transformers 5, whose names `save_pretrained` does not write.
+    // Module names of transformers 5, which `save_pretrained` does not write.
     copy("encoder.layer.*.attention.{q,k,v}_proj.weight", QKV_WEIGHT),
     copy("encoder.layer.*.attention.{q,k,v}_proj.bias", QKV_BIAS),
     copy("encoder.layer.*.attention.o_proj.weight", "blocks.*.attn.proj.weight"),

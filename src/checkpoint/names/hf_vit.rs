@@ -1,4 +1,4 @@
-//! Hugging Face's `ViTModel` and the models around it.
+//! The names of Hugging Face's `ViTModel` and of its task models.
 
 use super::{
     Activation, Family, HEAD, MASK, POOLER, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
@@ -37,7 +37,7 @@ const RULES: &[Rule] = &[
     copy("encoder.layer.*.output.dense.bias", "blocks.*.mlp.fc2.bias"),
     copy("layernorm.weight", "norm.weight"),
     copy("layernorm.bias", "norm.bias"),
-    // The modules of transformers 5, whose names `save_pretrained` does not write.
+    // Module names of transformers 5, which `save_pretrained` does not write.
     copy("layers.*.layernorm_before.weight", "blocks.*.norm1.weight"),
     copy("layers.*.layernorm_before.bias", "blocks.*.norm1.bias"),
     copy("layers.*.attention.{q,k,v}_proj.weight", QKV_WEIGHT),

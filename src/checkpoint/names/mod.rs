@@ -1,9 +1,9 @@
-//! The names of each model family, one table a file.
+//! The tensor names of each model family, one table in each file.
 //!
-//! A rule maps a name of the file to the name that the model has for it, which is timm's. It
-//! matches whole path segments. In a pattern `*` stands for a number (of a block or a stage), `*+1`
-//! for one more than it, `{a,b}` for one of these, and a last segment `**` for whatever follows. The tensors of the names in braces are, in
-//! this order, the parts of one tensor of the model.
+//! A rule maps a name in the file to the model's name, which is timm's name. A pattern matches
+//! whole path segments. `*` stands for a number (of a block or a stage), `*+1` for that number plus
+//! one, `{a,b}` for one of the listed names, and a last segment `**` for any rest. The tensors
+//! whose names are listed in braces are, in this order, the parts of one tensor of the model.
 
 mod convnext;
 mod google;
@@ -19,53 +19,53 @@ use tch::Tensor;
 use crate::backbone::{ClipTextConfig, Network, ViTConfig};
 use crate::error::Result;
 
-/// A family of checkpoints: how its files are recognized, and its names.
+/// A family of checkpoints: its tensor names and how its files are recognized.
 #[derive(Debug)]
 pub(super) struct Family {
-    /// What people call it.
+    /// Name of the family in error messages.
     pub(super) name: &'static str,
-    /// The family of backbones that its files are of, [`Network::FAMILY`], or the text tower.
+    /// The backbone that its files hold: [`Network::FAMILY`] of a config, or the text tower.
     pub(super) backbone: &'static str,
-    /// What separates the segments of a name.
+    /// Separator of the segments of a name.
     pub(super) separator: char,
-    /// What may stand before the names of `rules`; the empty one is listed where it may be.
+    /// Possible prefixes of the names in `rules`. The empty prefix is listed if it is possible.
     pub(super) prefixes: &'static [&'static str],
-    /// A file that has one of these, behind one prefix, is of this family.
+    /// A file belongs to this family if it has one of these names after one of the prefixes.
     pub(super) signatures: &'static [&'static str],
-    /// The names of the backbone, in tables that families may share.
+    /// Rules for the names of the backbone, in tables that several families may share.
     pub(super) rules: &'static [&'static [Rule]],
-    /// The names around it, which take no prefix.
+    /// Rules for the names outside the backbone, which have no prefix.
     pub(super) around: &'static [Rule],
-    /// Epsilon of the layer norms; files do not tell it.
+    /// Epsilon of the layer norms, which the tensors do not show.
     pub(super) norm_eps: f64,
-    /// The activation of an MLP that is not packed; files do not tell it.
+    /// Activation of an MLP that is not packed, which the tensors do not show.
     pub(super) activation: Activation,
-    /// Which prefix tokens have rows in the position table; files do not tell it.
+    /// Which prefix tokens have rows in the position table, which the tensors do not show.
     pub(super) positions: Positions,
 }
 
-/// Which activation a family has.
+/// The activation of a family.
 #[derive(Debug)]
 pub(super) enum Activation {
     Gelu,
     QuickGelu,
-    /// QuickGELU in files that have one of these tensors, else exact GELU.
+    /// QuickGELU in files that have one of these tensors, otherwise exact GELU.
     QuickGeluBeside(&'static [&'static str]),
 }
 
 /// Which prefix tokens have rows in the position table.
 #[derive(Debug)]
 pub(super) enum Positions {
-    /// There is no table.
+    /// There is no position table.
     None,
-    /// The class token, where there is one.
+    /// The class token, if there is one.
     Class,
-    /// None, the class token, or all; usually none in files that have this tensor, else the class
-    /// token.
+    /// None, the class token, or all prefix tokens. The usual case is none in files that have this
+    /// tensor, and the class token in other files.
     UsuallyNoneBeside(&'static str),
 }
 
-/// Every family, in the order in which they are tried.
+/// All families of backbones, in the order in which they are tried.
 pub(super) const FAMILIES: [&Family; 10] = [
     &google::FAMILY,
     &timm::FAMILY,
@@ -79,10 +79,10 @@ pub(super) const FAMILIES: [&Family; 10] = [
     &convnext::FACEBOOK,
 ];
 
-/// Those of text towers. A file of both towers is also of one of [`FAMILIES`].
+/// All families of text towers. A file with both towers also belongs to one of [`FAMILIES`].
 pub(super) const TEXT_FAMILIES: [&Family; 2] = [&hf_clip::TEXT_FAMILY, &open_clip::TEXT_FAMILY];
 
-/// What happens to the tensors of a name.
+/// A name pattern and the action for the tensors that it matches.
 #[derive(Debug)]
 pub(super) struct Rule {
     /// Pattern of the name in the file.
@@ -90,34 +90,34 @@ pub(super) struct Rule {
     pub(super) action: Action,
 }
 
-/// What becomes of a tensor.
+/// The action for a tensor of the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Action {
-    /// It is the model's tensor of this name, or a part of it.
+    /// Use it as the model's tensor `to`, or as a part of that tensor.
     Take { to: &'static str, layout: Layout },
-    /// It belongs to nothing that is computed here, for this reason.
+    /// Skip it for this reason: the model does not need it.
     Skip(&'static str),
 }
 
-/// A part of a fused tensor along its first dimension: which one, of how many.
+/// One part of a tensor that is fused along its first dimension: the index and the number of parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Part {
     pub(super) index: usize,
     pub(super) of: usize,
 }
 
-/// How a tensor of the model lies in the file.
+/// How the file lays out a tensor of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// As in the model; leading dimensions of one may be left out.
+    /// As in the model. Leading dimensions of size one may be left out.
     Same,
-    /// Flax and CLIP's bare matrices: `[in, out]` for `[out, in]`.
+    /// A matrix of Flax, or one of CLIP's bare matrices: `[in, out]` for `[out, in]`.
     Transposed,
     /// A Flax convolution: `[h, w, in, out]` for `[out, in, h, w]`.
     Hwio,
     /// A Flax projection into heads: `[in, heads, d]` for `[heads * d, in]`.
     IntoHeads,
-    /// Its bias: `[heads, d]` for `[heads * d]`.
+    /// The bias of a Flax projection into heads: `[heads, d]` for `[heads * d]`.
     HeadsBias,
     /// A Flax projection out of heads: `[heads, d, out]` for `[out, heads * d]`.
     OutOfHeads,
@@ -141,25 +141,25 @@ const QKV_BIAS: &str = "blocks.*.attn.qkv.bias";
 const VIT: &str = ViTConfig::FAMILY;
 const CLIP_TEXT: &str = ClipTextConfig::FAMILY;
 
-const HEAD: &str = "a classification head; features are read before it";
-const POOLER: &str = "the pooler; features are read before it";
-const MASK: &str = "only used to pretrain on masked images";
+const HEAD: &str = "a classification head; the features are computed before it";
+const POOLER: &str = "the pooler; the features are computed before it";
+const MASK: &str = "only used for pretraining on masked images";
 const TEXT: &str = "the text tower";
 const IMAGE: &str = "the image tower";
 const INDICES: &str = "position numbers, not weights";
 const NUMBERS: &str = "numbers about the model, not weights";
 
 impl Family {
-    /// The rule for a name of a file of this family whose backbone stands behind `prefix`, and how
-    /// it matches.
+    /// Returns the rule that matches `name` in a file of this family, and the match. `prefix` is
+    /// the prefix of the backbone's names in the file.
     pub(super) fn find(&self, prefix: &str, name: &str) -> Option<(&'static Rule, Match)> {
         self.rules(prefix).find_map(|(prefix, rule)| {
             Some((rule, matches(rule.from, name.strip_prefix(prefix)?, self.separator)?))
         })
     }
 
-    /// The name that a file of this family has for each part of the model's `name`: that of the
-    /// first rule.
+    /// Returns, for each part of the model's tensor `name`, the name in a file of this family, its
+    /// layout and the part. If several rules apply, the first one determines the names.
     pub(super) fn file_names(&self, prefix: &str, name: &str) -> Vec<(String, Layout, Part)> {
         for (prefix, rule) in self.rules(prefix) {
             let Action::Take { to, layout } = rule.action else { continue };
@@ -170,7 +170,8 @@ impl Family {
         Vec::new()
     }
 
-    /// Every name that a rule has for the numbers in `name`, to look for the one that is meant.
+    /// Returns all names that the rules give with the numbers in `name`. The caller searches them
+    /// for the name that was meant.
     pub(super) fn names_like(&self, prefix: &str, name: &str) -> Vec<String> {
         let digits =
             |segment: &str| parse_number(segment.trim_start_matches(|c: char| !c.is_ascii_digit()));
@@ -184,7 +185,7 @@ impl Family {
         names
     }
 
-    /// Every rule with what stands before its names.
+    /// Returns every rule with the prefix of its names.
     fn rules<'a>(
         &self,
         prefix: &'a str,
@@ -194,17 +195,17 @@ impl Family {
     }
 }
 
-/// What the variable places of a pattern stand for in a name.
+/// The values of the variable places of a pattern for one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Match {
-    /// The numbers for each `*`, in order.
+    /// The number for each `*`, in order.
     pub(super) numbers: [Option<u32>; 2],
-    /// Which of the names in braces; the whole where there are none.
+    /// The part that a name in braces stands for; the whole tensor if there are no braces.
     pub(super) part: Part,
 }
 
 impl Match {
-    /// The name that `pattern` matches with these values.
+    /// Returns the name that `pattern` matches with these values.
     pub(super) fn fill(self, pattern: &str) -> String {
         let mut name = match braces(pattern) {
             Some((before, names, after)) => [before, names[self.part.index], after].concat(),
@@ -244,33 +245,35 @@ fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
     }
 }
 
-/// What stands in front of a number in a segment of a pattern, and what is added to it.
+/// Returns the text before the number in a segment of a pattern, and the number that is added to
+/// it.
 fn star(segment: &str) -> Option<(&str, u32)> {
     let next = segment.strip_suffix("*+1").map(|stem| (stem, 1));
     next.or_else(|| Some((segment.strip_suffix('*')?, 0)))
 }
 
-/// The part for each name that `pattern` has in braces; the whole where there are none.
+/// Returns the part for each name in the braces of `pattern`; the whole if there are no braces.
 fn parts(pattern: &str) -> impl Iterator<Item = Part> {
     let of = braces(pattern).map_or(1, |(_, names, _)| names.len());
     (0..of).map(move |index| Part { index, of })
 }
 
-/// What stands before the braces of a pattern, the names within, and what stands after.
+/// Returns the text before the braces of a pattern, the names in the braces, and the text after.
 fn braces(pattern: &str) -> Option<(&str, Vec<&str>, &str)> {
     let (before, rest) = pattern.split_once('{')?;
     let (names, after) = rest.split_once('}')?;
     Some((before, names.split(',').collect(), after))
 }
 
-/// A number as a program writes it: no sign, no leading zero.
+/// Parses a number as programs write it: without a sign and without leading zeros.
 fn parse_number(digits: &str) -> Option<u32> {
     let number: u32 = digits.parse().ok()?;
     (number.to_string() == digits).then_some(number)
 }
 
 impl Layout {
-    /// The order in which the dimensions of the file make those of the model, heads apart.
+    /// The permutation that turns the dimensions of the file into those of the model. The heads are
+    /// still a dimension of their own.
     fn order(self) -> &'static [i64] {
         match self {
             Layout::Same => &[],
@@ -282,8 +285,8 @@ impl Layout {
         }
     }
 
-    /// The model's shape of a tensor that has this shape in the file; `None` if it has another
-    /// number of dimensions.
+    /// Returns the model's shape of a tensor with the shape `file` in the file; `None` if the
+    /// number of dimensions does not match the layout.
     pub(super) fn to_model(self, file: &[i64]) -> Option<Vec<i64>> {
         if self == Layout::Same {
             return Some(file.to_vec());
@@ -299,7 +302,7 @@ impl Layout {
         })
     }
 
-    /// The shape in the file of a tensor that has this shape in the model.
+    /// Returns the shape in the file of a tensor with the shape `model` in the model.
     pub(super) fn to_file(self, model: &[i64], heads: i64) -> Vec<i64> {
         match (self, model) {
             (Layout::Transposed, &[out, inner]) => vec![inner, out],
@@ -311,7 +314,7 @@ impl Layout {
         }
     }
 
-    /// The tensor of the file as the model has it, in `shape`.
+    /// Converts a tensor of the file to the model's layout, with the shape `shape`.
     pub(super) fn apply(self, tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
         match self {
             Layout::Same => Ok(tensor.f_reshape(shape)?),
@@ -403,13 +406,14 @@ mod tests {
         }
     }
 
-    /// Numbers for the stars of a pattern.
+    /// Returns example numbers for the stars of a pattern.
     fn numbers_for(pattern: &str) -> [Option<u32>; 2] {
         let stars = pattern.matches('*').count();
         [(stars > 0).then_some(7), (stars > 1).then_some(3)]
     }
 
-    /// Each rule with its family, a prefix, and what stands before the rule's names beside it.
+    /// Returns each rule with its family, a prefix of the family, and the prefix of the rule's own
+    /// names.
     fn every_rule()
     -> impl Iterator<Item = (&'static Family, &'static str, &'static str, &'static Rule)> {
         let prefixes = |family: &'static Family| family.prefixes.iter().map(move |p| (family, *p));

@@ -1,5 +1,5 @@
-//! open_clip, whose names are those of OpenAI's CLIP: the image tower, the text tower (at the top or
-//! under `text`), and the whole model.
+//! The names of open_clip, which are also those of OpenAI's CLIP: the image tower, the text tower
+//! (at the top level or under `text`), and the whole model.
 
 use super::Layout::Transposed;
 use super::{
@@ -33,10 +33,10 @@ pub(super) const TEXT_FAMILY: Family = Family {
     positions: Positions::None,
 };
 
-/// Scalars that OpenAI's own files carry, whose models have QuickGELU.
+/// Scalars in OpenAI's own files, whose models have QuickGELU.
 const OPENAI_NUMBERS: &[&str] = &["input_resolution", "context_length", "vocab_size"];
 
-/// Of either tower.
+/// The blocks of both towers.
 #[rustfmt::skip]
 const BLOCKS: &[Rule] = &[
     copy("transformer.resblocks.*.ln_1.weight", "blocks.*.norm1.weight"),
@@ -104,5 +104,5 @@ const AROUND_TEXT: &[Rule] = &[
     skip("vocab_size", NUMBERS),
 ];
 
-/// Of models trained by SigLIP's loss.
-const BIAS: &str = "the same for every pair of an image and a text";
+/// The reason for the bias of models that were trained with SigLIP's loss.
+const BIAS: &str = "a bias that is the same for every pair of an image and a text";

@@ -1,5 +1,5 @@
-//! Swin under timm's names and under Microsoft's, where a patch merging belongs to the stage in
-//! front of it and not to the one behind.
+//! The names of Swin in timm's files and in Microsoft's files. In Microsoft's files a patch merging
+//! belongs to the stage before it; in timm's files it belongs to the stage after it.
 
 use super::{Activation, Family, HEAD, INDICES, Positions, Rule, copy, skip};
 use crate::backbone::{Network, SwinConfig};
@@ -26,7 +26,7 @@ pub(super) const TIMM: Family = Family {
         copy("layers.*.downsample.norm.weight", "layers.*.downsample.norm.weight"),
         copy("layers.*.downsample.norm.bias", "layers.*.downsample.norm.bias"),
         copy("layers.*.downsample.reduction.weight", "layers.*.downsample.reduction.weight"),
-        // This crate's own name, for a model that something was folded into.
+        // This crate's own name, for a model into which a method was folded.
         copy("layers.*.downsample.reduction.bias", "layers.*.downsample.reduction.bias"),
     ],
     norm_eps: 1e-5,
@@ -34,7 +34,7 @@ pub(super) const TIMM: Family = Family {
     positions: Positions::None,
 };
 
-const MASK: &str = "a mask that the sizes of image and window tell";
+const MASK: &str = "a mask that follows from the image size and the window size";
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[

@@ -1,5 +1,5 @@
-//! timm's names (ViT, CLIP and DINOv2 under timm), and those of the DINOv2 repository, which
-//! differ in three tensors.
+//! The names of timm (ViT, CLIP and DINOv2), and the names of the DINOv2 repository, which differ
+//! in three tensors.
 
 use super::{Activation, Family, HEAD, MASK, Positions, Rule, VIT, copy, skip};
 
@@ -43,9 +43,9 @@ const RULES: &[Rule] = &[
     copy("norm.bias",                 "norm.bias"),
     copy("fc_norm.weight",            "fc_norm.weight"),
     copy("fc_norm.bias",              "fc_norm.bias"),
-    // This crate's own name, for a CLIP tower saved with its projection.
+    // This crate's own name, for a CLIP image tower that was saved with its projection.
     copy("projection.weight",         "projection.weight"),
-    // The DINOv2 repository.
+    // The names of the DINOv2 repository.
     copy("register_tokens",           "reg_token"),
     copy("blocks.*.mlp.w12.weight",   "blocks.*.mlp.fc1.weight"),
     copy("blocks.*.mlp.w12.bias",     "blocks.*.mlp.fc1.bias"),

@@ -1,7 +1,7 @@
-//! The part of pickle that a state dict is made of, read without running any of it.
+//! Reads the subset of pickle that a state dict consists of, without running any code.
 //!
-//! Values live in one arena and refer to each other by index, so a deeply nested pickle costs no
-//! recursion. Each opcode adds at most one value, and [`MAX_VALUES`] bounds them all.
+//! All values are in one arena and refer to each other by index, so a deeply nested pickle needs no
+//! recursion. Each opcode adds at most one value, and [`MAX_VALUES`] limits the number of values.
 
 mod state_dict;
 mod value;
@@ -12,20 +12,20 @@ pub(super) use state_dict::state_dict;
 pub(super) use value::View;
 use value::{Arena, Global, Id, Value};
 
-/// Enough for ten thousand tensors.
+/// The most values that a pickle may make. It is enough for ten thousand tensors.
 const MAX_VALUES: usize = 1 << 18;
-/// A few bytes of pickle can refer to a long string or tuple many times over. What each tensor
-/// copies is bounded, so that memory stays in proportion to the file.
+/// The next three limits bound what each tensor copies. A few bytes of a pickle can refer many
+/// times to a long string or tuple; with the limits, memory stays in proportion to the file.
 const MAX_KEY_BYTES: usize = 64;
 const MAX_NAME_BYTES: usize = 1 << 10;
 const MAX_DIMS: usize = 16;
 
-/// Why a pickle is not read.
+/// The reason why a pickle is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PickleError {
-    /// It names code outside of what a state dict needs.
+    /// It names code that a state dict does not need.
     Global(String),
-    /// It is cut off, contradicts itself or uses an opcode that no state dict needs.
+    /// It is cut off, contradicts itself, or uses an opcode that no state dict needs.
     Corrupt(String),
 }
 
@@ -37,7 +37,7 @@ impl From<&str> for PickleError {
 
 type Result<T> = std::result::Result<T, PickleError>;
 
-/// The stack machine that a pickle is a program for.
+/// The stack machine that runs the opcodes of a pickle.
 #[derive(Default)]
 struct Machine<'a> {
     input: &'a [u8],
@@ -47,7 +47,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs a pickle to STOP and gives its values and the one on top.
+    /// Runs a pickle up to STOP. Returns its values and the id of the value on top of the stack.
     fn run(pickle: &'a [u8]) -> Result<(Arena, Id)> {
         let mut machine = Machine { input: pickle, ..Machine::default() };
         loop {
@@ -58,7 +58,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs one opcode; the comments have their names in Python's `pickletools`.
+    /// Runs one opcode. The comments give the names of the opcodes in Python's `pickletools`.
     #[rustfmt::skip]
     fn step(&mut self, opcode: u8) -> Result<()> {
         match opcode {
@@ -103,11 +103,11 @@ impl<'a> Machine<'a> {
             0x93 => self.stack_global(),                                     // STACK_GLOBAL
             b'R' => self.reduce(),                                           // REDUCE
             b'b' => self.build(),                                            // BUILD
-            _ => Err(PickleError::Corrupt(format!("pickle opcode {opcode:#04x} is not read"))),
+            _ => Err(PickleError::Corrupt(format!("pickle opcode {opcode:#04x} is not supported"))),
         }
     }
 
-    // Input.
+    // Reading the input.
 
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
         let (taken, rest) = self.input.split_at_checked(count).ok_or("the pickle is cut off")?;
@@ -115,7 +115,7 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    /// A little-endian unsigned number of `width` bytes, at most 8.
+    /// Reads a little-endian unsigned number of `width` bytes, at most 8.
     fn number(&mut self, width: usize) -> Result<u64> {
         let mut bytes = [0; 8];
         bytes[..width].copy_from_slice(self.take(width)?);
@@ -133,7 +133,7 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    // Stack.
+    // The stack.
 
     fn push(&mut self, value: Value) -> Result<()> {
         let id = self.values.add(value)?;
@@ -149,35 +149,35 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id> {
-        Ok(self.stack.pop().ok_or("the pickle takes from an empty stack")?)
+        Ok(self.stack.pop().ok_or("the pickle pops from an empty stack")?)
     }
 
     fn top(&self) -> Result<Id> {
-        Ok(*self.stack.last().ok_or("the pickle looks at an empty stack")?)
+        Ok(*self.stack.last().ok_or("the pickle reads from an empty stack")?)
     }
 
-    /// The last `count` values, in the order in which they were pushed.
+    /// Pops the last `count` values and returns them in the order in which they were pushed.
     fn pop_last(&mut self, count: usize) -> Result<Vec<Id>> {
         let start = self.stack.len().checked_sub(count);
-        Ok(self.stack.split_off(start.ok_or("the pickle takes from an empty stack")?))
+        Ok(self.stack.split_off(start.ok_or("the pickle pops from an empty stack")?))
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
         let is_mark = |&id: &Id| matches!(self.values.get(id), Value::Mark);
-        let mark = self.stack.iter().rposition(is_mark).ok_or("the pickle misses a mark")?;
+        let mark = self.stack.iter().rposition(is_mark).ok_or("the pickle lacks a mark")?;
         let items = self.stack.split_off(mark + 1);
         self.stack.pop();
         Ok(items)
     }
 
-    // Opcodes: `width` is the number of bytes of what comes first in their input.
+    // The opcodes. `width` is the number of bytes of the number that follows the opcode.
 
     fn unsigned(&mut self, width: usize) -> Result<()> {
         let value = self.number(width)? as i64;
         self.push(Value::Int(value))
     }
 
-    /// An integer of `width` bytes, at most 8, in two's complement; 0 where there are none.
+    /// Pushes a two's complement integer of `width` bytes, at most 8. Zero bytes stand for 0.
     fn signed(&mut self, width: usize) -> Result<()> {
         let bytes = self.take(width)?;
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
@@ -189,7 +189,7 @@ impl<'a> Machine<'a> {
     fn long(&mut self) -> Result<()> {
         match self.length(1)? {
             width @ 0..=8 => self.signed(width),
-            // No dimension is that large; a hash or a seed may be.
+            // No dimension is this large, but a hash or a seed can be.
             width => self.opaque(width),
         }
     }
@@ -206,7 +206,7 @@ impl<'a> Machine<'a> {
         self.opaque(len)
     }
 
-    /// A value that lies in the next `len` bytes.
+    /// Skips the next `len` bytes, which hold a value that is not needed, and pushes a placeholder.
     fn opaque(&mut self, len: usize) -> Result<()> {
         self.take(len)?;
         self.push(Value::Opaque)
@@ -220,7 +220,7 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match self.values.get_mut(top) {
             Value::List(items) => items.extend(new),
-            _ => return Err("the pickle appends to what is no list".into()),
+            _ => return Err("the pickle appends to a value other than a list".into()),
         }
         Ok(())
     }
@@ -233,7 +233,7 @@ impl<'a> Machine<'a> {
                 items.extend(pairs.iter().map(|&[key, value]| (key, value)));
                 Ok(())
             }
-            _ => Err("the pickle sets items of what is no dict".into()),
+            _ => Err("the pickle sets items of a value other than a dict".into()),
         }
     }
 
@@ -246,7 +246,7 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, slot: u64) -> Result<()> {
-        let id = *self.memo.get(&slot).ok_or("the pickle recalls what it never kept")?;
+        let id = *self.memo.get(&slot).ok_or("the pickle reads an empty memo slot")?;
         self.push_id(id)
     }
 
@@ -261,31 +261,31 @@ impl<'a> Machine<'a> {
         self.push(Value::Global(global))
     }
 
-    /// The storage of `("storage", type, key, location, number of elements)`.
+    /// Pushes the storage that `("storage", type, key, location, number of elements)` describes.
     fn persistent_id(&mut self) -> Result<()> {
         let id = self.pop()?;
         let &[tag, class, key, _, _] = self.values.tuple(id)? else {
-            return Err("the pickle refers to what is no storage".into());
+            return Err("the pickle refers to an invalid storage".into());
         };
         match (self.values.text(tag)?, self.values.get(class)) {
             ("storage", Value::Global(Global::Storage(element))) => {
                 let key = self.values.text(key)?;
                 if key.len() > MAX_KEY_BYTES {
-                    return Err("the pickle names a storage at length".into());
+                    return Err("the pickle has a storage key that is too long".into());
                 }
                 let storage = Value::Storage(element.clone(), key.to_owned());
                 self.push(storage)
             }
-            _ => Err("the pickle refers to what is no storage".into()),
+            _ => Err("the pickle refers to an invalid storage".into()),
         }
     }
 
-    /// The value that the global on the stack makes of its arguments.
+    /// Pushes the result of calling the global on the stack with the arguments on top of it.
     fn reduce(&mut self) -> Result<()> {
         let (arguments, callee) = (self.pop()?, self.pop()?);
         let arguments = self.values.tuple(arguments)?;
         let Value::Global(global) = self.values.get(callee) else {
-            return Err("the pickle calls what is no function".into());
+            return Err("the pickle calls a value other than a function".into());
         };
         match (global, arguments) {
             (Global::OrderedDict, []) => self.push(Value::Dict(Vec::new())),
@@ -293,7 +293,7 @@ impl<'a> Machine<'a> {
             (Global::RebuildParameter, &[tensor, ..]) => self.push_id(tensor),
             (Global::RebuildTensor, &[storage, offset, shape, strides, ..]) => {
                 let Value::Storage(element, key) = self.values.get(storage) else {
-                    return Err("the pickle makes a tensor of what is no storage".into());
+                    return Err("the pickle makes a tensor of a value other than a storage".into());
                 };
                 let view = View {
                     element: element.clone(),
@@ -308,12 +308,12 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Sets attributes (`_metadata` of a state dict), which nobody reads.
+    /// Drops the attributes of a dict (`_metadata` of a state dict), which are not needed.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         match self.values.get(self.top()?) {
             Value::Dict(_) => Ok(()),
-            _ => Err("the pickle sets attributes of what is no dict".into()),
+            _ => Err("the pickle sets attributes of a value other than a dict".into()),
         }
     }
 }

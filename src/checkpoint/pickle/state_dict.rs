@@ -1,14 +1,14 @@
-//! The tensors of a pickled state dict.
+//! Finds the tensors in a pickled state dict.
 
 use std::collections::BTreeMap;
 
 use super::value::{Arena, Id, Value, View};
 use super::{MAX_NAME_BYTES, Machine, Result};
 
-/// The tensors of a pickled state dict by name.
+/// Returns the tensors of a pickled state dict by name.
 ///
-/// Tensors of the outermost dict win. Where it has none, the one dict of tensors that it holds
-/// under `state_dict`, `model` or `model_state` is taken. Values other than tensors are left out.
+/// The tensors of the outermost dict are used. If it holds none, the function uses the one dict of
+/// tensors under `state_dict`, `model` or `model_state`. Values other than tensors are left out.
 pub(in crate::checkpoint) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, View>> {
     let (values, top) = Machine::run(pickle)?;
     let at_top = tensors(&values, top);
@@ -22,14 +22,16 @@ pub(in crate::checkpoint) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String
         .filter(|tensors| !tensors.is_empty());
     match (nested.next(), nested.next()) {
         (Some(tensors), None) => Ok(tensors),
-        (None, _) => Err("holds no state dict: no tensor by name, neither at the top nor under \
+        (None, _) => {
+            Err("holds no state dict: there are named tensors neither at the top nor under \
                           state_dict, model or model_state"
-            .into()),
-        _ => Err("holds more than one state dict".into()),
+                .into())
+        }
+        _ => Err("holds several state dicts".into()),
     }
 }
 
-/// The value of `key`, the last one where it was set twice.
+/// Returns the value of `key`. If the key was set twice, the last value counts.
 fn item(values: &Arena, dict: Id, key: &str) -> Option<Id> {
     let found = values.items(dict).iter().rfind(|(id, _)| values.text(*id) == Ok(key));
     found.map(|&(_, value)| value)

@@ -1,4 +1,4 @@
-//! The values that a pickle makes, and the arena that holds them.
+//! The values of a pickle, and the arena that holds them.
 
 use super::{MAX_DIMS, MAX_VALUES, PickleError, Result};
 use crate::checkpoint::entry::ElementType;
@@ -8,7 +8,7 @@ pub(super) type Id = usize;
 
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// Something that a state dict may hold and nobody reads.
+    /// A value that is not needed, such as a float or `None`.
     Opaque,
     Mark,
     Int(i64),
@@ -21,18 +21,18 @@ pub(super) enum Value {
     Tensor(View),
 }
 
-/// A tensor as the pickle describes it: a view of a storage.
+/// A tensor in a pickle, which is a view of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::checkpoint) struct View {
     pub(in crate::checkpoint) element: ElementType,
-    /// Name of the storage's record, `data/<key>`.
+    /// Key of the storage, whose record is `data/<key>`.
     pub(in crate::checkpoint) key: String,
     pub(in crate::checkpoint) offset: i64,
     pub(in crate::checkpoint) shape: Vec<i64>,
     pub(in crate::checkpoint) strides: Vec<i64>,
 }
 
-/// What a pickle may name.
+/// The classes and functions that a pickle may name.
 #[derive(Clone, Debug)]
 pub(super) enum Global {
     OrderedDict,
@@ -43,8 +43,10 @@ pub(super) enum Global {
 }
 
 impl Global {
+    /// Returns the global `module.name`.
+    ///
     /// # Errors
-    /// [`PickleError::Global`] for everything else.
+    /// [`PickleError::Global`] if a state dict does not need this global.
     pub(super) fn find(module: &str, name: &str) -> Result<Self> {
         let other = |size| ElementType::Other(name.trim_end_matches("Storage").into(), Some(size));
         Ok(match (module, name) {
@@ -65,13 +67,15 @@ impl Global {
     }
 }
 
-/// Every value of a pickle. They refer to each other by index.
+/// All values of a pickle. They refer to each other by index.
 #[derive(Debug, Default)]
 pub(super) struct Arena(Vec<Value>);
 
 impl Arena {
+    /// Adds a value and returns its index.
+    ///
     /// # Errors
-    /// Beyond [`MAX_VALUES`].
+    /// Returns an error if there are already [`MAX_VALUES`] values.
     pub(super) fn add(&mut self, value: Value) -> Result<Id> {
         if self.0.len() == MAX_VALUES {
             return Err("the pickle has too many values".into());
@@ -91,34 +95,34 @@ impl Arena {
     pub(super) fn text(&self, id: Id) -> Result<&str> {
         match self.get(id) {
             Value::Str(text) => Ok(text),
-            _ => Err("the pickle has no string where one belongs".into()),
+            _ => Err("the pickle lacks a string where one is expected".into()),
         }
     }
 
     pub(super) fn int(&self, id: Id) -> Result<i64> {
         match *self.get(id) {
             Value::Int(value) => Ok(value),
-            _ => Err("the pickle has no integer where one belongs".into()),
+            _ => Err("the pickle lacks an integer where one is expected".into()),
         }
     }
 
     pub(super) fn tuple(&self, id: Id) -> Result<&[Id]> {
         match self.get(id) {
             Value::Tuple(items) => Ok(items),
-            _ => Err("the pickle has no tuple where one belongs".into()),
+            _ => Err("the pickle lacks a tuple where one is expected".into()),
         }
     }
 
-    /// A shape or strides.
+    /// Returns a shape or strides: the integers of a tuple.
     pub(super) fn dims(&self, id: Id) -> Result<Vec<i64>> {
         let dims = self.tuple(id)?;
         if dims.len() > MAX_DIMS {
-            return Err("the pickle has a tensor of more dimensions than any model".into());
+            return Err("the pickle has a tensor with too many dimensions".into());
         }
         dims.iter().map(|&id| self.int(id)).collect()
     }
 
-    /// The keys and values of a dict; none of anything else.
+    /// Returns the pairs of a dict; empty for any other value.
     pub(super) fn items(&self, id: Id) -> &[(Id, Id)] {
         match self.get(id) {
             Value::Dict(items) => items,

@@ -1,4 +1,4 @@
-//! `adapter_config.json`, as Hugging Face PEFT writes it.
+//! Reads `adapter_config.json` of Hugging Face PEFT and defines the fields that are written.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,16 @@ use crate::ffi::FileMap;
 
 pub(super) const FILE: &str = "adapter_config.json";
 
-/// No such file is larger: one of a ViT-L with a rank for each module has 20 kB.
+/// The largest file that is read. The file of a ViT-L with a rank for each module has 20 kB.
 const MAX_BYTES: usize = 1 << 20;
-/// No ViT has as many modules.
+/// The most patterns that are read. No ViT has as many modules.
 const MAX_PATTERNS: usize = 1 << 10;
-/// A pattern that names modules takes a few kB when compiled.
+/// The largest size of a compiled pattern. A pattern that names modules has a few kB.
 const MAX_PATTERN_BYTES: usize = 1 << 18;
 
-/// Fields that change what the products compute, with the values that leave it as it is; an
-/// absent field and `null` do too. Others say how it was trained or where the base model is.
+/// Fields that change what the products compute, with the values that have no effect. An absent
+/// field and `null` have no effect either. All other fields say how the adapter was trained or
+/// where the base model is.
 #[rustfmt::skip]
 const PLAIN: [(&str, &str); 9] = [
     ("bias",                    "\"none\""),
@@ -35,11 +36,11 @@ const PLAIN: [(&str, &str); 9] = [
     ("monteclora_config",       "null"),
 ];
 
-/// Initializations that leave the weights of the base model as they are. With the others (PiSSA,
-/// OLoRA, CorDA, LoftQ, LoRA-GA) the products stand beside weights that differ from the base's.
+/// Initializations that leave the weights of the base model unchanged. The others (PiSSA, OLoRA,
+/// CorDA, LoftQ, LoRA-GA) change these weights, so the products do not fit the original ones.
 const PLAIN_INIT: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// What the file says about the products.
+/// The fields that describe the products.
 #[derive(Debug)]
 pub(super) struct PeftConfig {
     file: PathBuf,
@@ -47,24 +48,23 @@ pub(super) struct PeftConfig {
     alpha: f64,
     rank_pattern: Patterns,
     alpha_pattern: Patterns,
-    /// Whether the factor is `alpha / sqrt(r)`, not `alpha / r`.
+    /// Whether the factor is `alpha / sqrt(r)` instead of `alpha / r`.
     rank_stabilized: bool,
-    /// The class of the base model, where PEFT noted it.
+    /// The class of the base model, if PEFT stored it.
     pub(super) base_class: Option<String>,
 }
 
 impl PeftConfig {
-    /// Reads the file in `folder`.
+    /// Reads the config in `folder`.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is none; [`Error::CorruptFile`] if it is no JSON object;
-    /// [`Error::FileField`] with the first field that is wrong, or that asks for what is not
-    /// computed here.
+    /// [`Error::Io`] if the file cannot be read; [`Error::CorruptFile`] if it is not a JSON object;
+    /// [`Error::FileField`] for the first field that is invalid or needs an unsupported feature.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let file = folder.join(FILE);
         let map = FileMap::open(&file).map_err(Error::io(&file))?;
         if map.len() > MAX_BYTES {
-            let reason = format!("{} bytes, where a config has at most {MAX_BYTES}", map.len());
+            let reason = format!("{} bytes, but a config has at most {MAX_BYTES}", map.len());
             return Err(Error::corrupt(&file, reason));
         }
         Self::parse(&file, &map)
@@ -75,7 +75,8 @@ impl PeftConfig {
         let map: Map<String, Value> = serde_json::from_slice(text).map_err(corrupt)?;
         let fields = Fields { file, map };
         fields.check_plain()?;
-        // Once more, since the first pattern that matches counts and a map keeps no order.
+        // Parses the text again: the first matching pattern counts, but a map does not keep the
+        // order.
         let in_order: InOrder = serde_json::from_slice(text).map_err(corrupt)?;
         Ok(PeftConfig {
             rank: fields.get("r", "a positive integer", 8, |v| v.as_i64().filter(|&r| r > 0))?,
@@ -88,10 +89,11 @@ impl PeftConfig {
         })
     }
 
-    /// Rank and factor of the product beside the module at `path` in the base model.
+    /// Returns the rank and the factor of the product beside the module at `path` in the base
+    /// model.
     ///
     /// # Errors
-    /// [`Error::FileField`] if its rank is no positive integer.
+    /// [`Error::FileField`] if the rank is not a positive integer.
     pub(super) fn rank_and_scale(&self, path: &str) -> Result<(i64, f64)> {
         let rank = match self.rank_pattern.find(path) {
             None => self.rank,
@@ -107,26 +109,26 @@ impl PeftConfig {
         Ok((rank, alpha / divisor))
     }
 
-    /// An error about a field that does not fit the tensors.
+    /// Returns an error for a field that does not match the tensors.
     pub(super) fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
         field(&self.file, name, expected, found)
     }
 }
 
-/// An error about a field.
+/// Returns an error for a field.
 fn field(file: &Path, field: &str, expected: &str, found: impl ToString) -> Error {
     let (file, found) = (file.to_path_buf(), found.to_string());
     Error::FileField { file, field: field.to_owned(), expected: expected.to_owned(), found }
 }
 
-/// The fields of the file, in no order.
+/// The fields of the file, unordered.
 struct Fields<'a> {
     file: &'a Path,
     map: Map<String, Value>,
 }
 
 impl Fields<'_> {
-    /// A field, or what PEFT takes where it is absent or `null`.
+    /// Returns a field, or the default of PEFT if the field is absent or `null`.
     fn get<T>(
         &self,
         name: &str,
@@ -140,7 +142,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Checks that the products are LoRA's and that nothing else is trained or computed.
+    /// Checks that the products are those of LoRA and that nothing else is trained or computed.
     fn check_plain(&self) -> Result<()> {
         if self.map.get("peft_type").and_then(Value::as_str) != Some("LORA") {
             return Err(self.wrong("peft_type", "\"LORA\""));
@@ -166,8 +168,8 @@ impl Fields<'_> {
         }
     }
 
-    /// PEFT turns a variant on by a field `use_...` (DoRA, QALoRA, ..), one that is yet to come
-    /// perhaps too; only rsLoRA is computed here.
+    /// Checks that no LoRA variant is on. PEFT turns a variant on with a field `use_...` (DoRA,
+    /// QALoRA, ..), possibly also a future one. Only rsLoRA is supported.
     fn check_variants(&self) -> Result<()> {
         let unknown = |(name, value): &(&String, &Value)| {
             name.starts_with("use_") && *name != "use_rslora" && !is_off(Some(value))
@@ -211,7 +213,7 @@ impl Fields<'_> {
     }
 }
 
-/// Whether a field of this value asks for nothing.
+/// Returns whether a field with this value has no effect.
 fn is_off(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => true,
@@ -221,7 +223,7 @@ fn is_off(value: Option<&Value>) -> bool {
     }
 }
 
-/// Numbers by patterns of module paths; the first that matches counts.
+/// Numbers for patterns of module paths. The first pattern that matches counts.
 #[derive(Debug)]
 struct Patterns(Vec<(Regex, f64)>);
 
@@ -231,20 +233,20 @@ impl Patterns {
     }
 }
 
-/// As PEFT reads it: the pattern matches the path, or the last segments of it.
+/// Compiles a pattern with PEFT's meaning: it matches the whole path or its last segments.
 fn compile(pattern: &str) -> Result<Regex, regex::Error> {
     let whole = format!(r"\A(?:(.*\.)?({pattern})$)");
     RegexBuilder::new(&whole).size_limit(MAX_PATTERN_BYTES).build()
 }
 
-/// The fields whose order counts.
+/// The fields whose order matters.
 #[derive(Deserialize)]
 struct InOrder {
     rank_pattern: Option<Pairs>,
     alpha_pattern: Option<Pairs>,
 }
 
-/// An object as a list.
+/// A JSON object as an ordered list of pairs.
 #[derive(Default)]
 struct Pairs(Vec<(String, Value)>);
 
@@ -270,7 +272,7 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// What is written: the fields that PEFT needs, in the order of their names.
+/// The config that is written: the fields that PEFT needs, ordered by name.
 #[derive(Debug, Serialize)]
 pub(super) struct Written {
     pub(super) alpha_pattern: Map<String, Value>,

@@ -1,4 +1,4 @@
-//! Building a model from PEFT's files.
+//! Builds a model from the files of PEFT.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ fn tensors_path(folder: &Path) -> PathBuf {
     if !current.exists() && old.exists() { old } else { current }
 }
 
-/// The config that has room for all products: in each block the greatest rank of its maps, and
-/// the first product's factor.
+/// Returns a config with room for all products: the rank of each block is the largest rank of its
+/// layers, and the factor is that of the first product.
 fn lora_config(products: &Products, depth: usize) -> LoraConfig {
     let mut blocks = vec![0; depth];
     for (&(block, _), pieces) in products {
@@ -68,8 +68,8 @@ fn lora_config(products: &Products, depth: usize) -> LoraConfig {
     }
 }
 
-/// Writes the products beside one map into its variables, one below the other. What they leave
-/// of A keeps its initial values, and of B its zeros.
+/// Writes the products beside one layer into the variables of that layer, one below the other. The
+/// unused rows of A keep their initial values, and the unused columns of B stay zero.
 fn write(
     variables: &HashMap<String, Tensor>,
     config: &LoraConfig,
@@ -82,7 +82,7 @@ fn write(
     let mut start = 0;
     for piece in pieces {
         let (rank, outputs) = (piece.rank(), piece.b.size()[0]);
-        // One up to f64's rounding where all factors are equal: then f32 keeps every bit.
+        // 1.0 up to the rounding of f64 if all factors are equal; f32 then keeps every bit.
         let factor = if own == 0.0 { 1.0 } else { piece.scale / own };
         a.f_narrow(0, start, rank)?.f_copy_(&piece.a)?;
         b.f_narrow(0, piece.part.0 * outputs, outputs)?
@@ -93,7 +93,7 @@ fn write(
     Ok(())
 }
 
-/// Weight and bias for the head.
+/// Weight and bias of the head, or the number of classes of a new head.
 enum Head {
     Values { weight: Tensor, bias: Tensor },
     New(i64),
@@ -140,7 +140,7 @@ impl Head {
         }
     }
 
-    /// The linear layer `name` of a file, `[K, dim]`; one without a bias has a bias of zero.
+    /// Reads the linear layer `name` `[K, dim]` of a file. Its bias is zero if the file has none.
     fn values(file: &TensorFile, name: &str, dim: i64) -> Result<Self> {
         let weight = format!("{name}.weight");
         let classes = file.shape(&weight).and_then(|shape| shape.first().copied()).unwrap_or(1);
@@ -154,7 +154,7 @@ impl Head {
         Ok(Head::Values { weight, bias })
     }
 
-    /// With the product that an adapter has beside it folded in.
+    /// Adds the product that the adapter has beside the head to the weight.
     fn adapted(self, file: &TensorFile, contents: &Contents, config: &PeftConfig) -> Result<Self> {
         let (Head::Values { weight, bias }, Some(name)) = (&self, &contents.adapted_head) else {
             return Ok(self);
@@ -183,7 +183,7 @@ impl Head {
     }
 }
 
-/// The name of the head in the checkpoint of a base model.
+/// Returns the name of the head in the checkpoint of a base model.
 fn base_head(base: &TensorFile, contents: &Contents) -> Result<String> {
     let adapted = contents.adapted_head.as_deref().map(unwrapped);
     let mut names = adapted.into_iter().chain(HEADS);

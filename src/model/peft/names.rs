@@ -1,26 +1,26 @@
-//! The names of the linear layers that PEFT puts its products beside, one table a family.
+//! The names of the linear layers that PEFT adapts, one table for each family.
 
 use super::PeftNames;
 use crate::petl::LinearTarget::{self, Fc1, Fc2, K, Proj, Q, V};
 
-/// What stands before every name in a file of PEFT: its own wrappers.
+/// The prefix of every name in a file of PEFT, which comes from its wrappers.
 pub(super) const WRAPPERS: &str = "base_model.model.";
 
-/// The modules that a base model calls its head, where it is a linear layer over the features.
+/// Names of the head in base models whose head is a linear layer over the features.
 pub(super) const HEADS: [&str; 4] = ["classifier", "head", "head.fc", "fc"];
 
-/// Modules that are left out: nothing of what they compute reaches the features.
+/// Modules that are left out, because the features do not depend on them.
 const UNUSED: [&str; 2] = [
-    // Of Hugging Face's ViTModel, and read by nobody else.
+    // The pooler of Hugging Face's ViTModel, which no other module reads.
     "pooler.dense",
-    // Of CLIPModel, in front of everything in its text tower.
+    // The prefix of all modules in the text tower of CLIPModel.
     "text_model",
 ];
 
-/// The blocks of a family of base models.
+/// The block names of a family of base models.
 #[derive(Debug)]
 pub(super) struct Family {
-    /// What stands right before the number of a block.
+    /// Name of the list of blocks, which precedes the number of a block.
     pub(super) blocks: &'static str,
     pub(super) modules: &'static [Module],
 }
@@ -28,11 +28,11 @@ pub(super) struct Family {
 /// A linear layer of a block.
 #[derive(Debug)]
 pub(super) struct Module {
-    /// Its path below the block.
+    /// Path of the layer within the block.
     path: &'static str,
-    /// The maps whose outputs, side by side, are its own.
+    /// The layers of this crate whose concatenated outputs are the outputs of this layer.
     pub(super) targets: &'static [LinearTarget],
-    /// Which part of the outputs of its one target it has, and of how many.
+    /// The part of its single target's outputs that this layer computes, and the number of parts.
     pub(super) part: (i64, i64),
 }
 
@@ -40,7 +40,7 @@ const fn whole(path: &'static str, targets: &'static [LinearTarget]) -> Module {
     Module { path, targets, part: (0, 1) }
 }
 
-/// One of the two layers that `fc1` of a SwiGLU packs, gate and value.
+/// Creates one of the two layers, gate and value, that `fc1` of a SwiGLU packs.
 const fn half(path: &'static str, index: i64) -> Module {
     Module { path, targets: &[Fc1], part: (index, 2) }
 }
@@ -124,7 +124,7 @@ const TIMM: Family = Family { blocks: "blocks", modules: &[
     whole("mlp.fc2",   &[Fc2]),
 ] };
 
-/// The DINOv2 repository's own ViT-g.
+/// The names of ViT-g in the DINOv2 repository.
 #[rustfmt::skip]
 const DINOV2_REPOSITORY: Family = Family { blocks: "blocks", modules: &[
     whole("mlp.w12", &[Fc1]),
@@ -144,7 +144,7 @@ const FAMILIES: [&Family; 9] = [
 ];
 
 impl PeftNames {
-    /// The table to write by, for a backbone with a SwiGLU or without.
+    /// Returns the table to write with, for a backbone with or without SwiGLU.
     pub(super) fn family(self, swiglu: bool) -> &'static Family {
         match (self, swiglu) {
             (PeftNames::Vit, _) => &VIT,
@@ -160,22 +160,22 @@ impl PeftNames {
 }
 
 impl Family {
-    /// The path of a module of the block `number` in a base model, behind `prefix`.
+    /// Returns the path of `module` in block `number` of a base model, after `prefix`.
     pub(super) fn path(&self, prefix: &str, number: usize, module: &Module) -> String {
         format!("{prefix}{}.{number}.{}", self.blocks, module.path)
     }
 }
 
-/// Where a module of a base model stands.
+/// The position of a module in a base model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModulePlace<'a> {
-    /// What stands before the number of its block; the same for all blocks of one tower.
+    /// The path before the number of the block, which is the same for all blocks of a tower.
     pub(super) tower: &'a str,
     pub(super) block: usize,
     pub(super) module: &'static Module,
 }
 
-/// The place of the module at `path`, whatever wraps the tower that it is in.
+/// Returns the position of the module at `path`, with any wrapper around its tower.
 pub(super) fn locate(path: &str) -> Option<ModulePlace<'_>> {
     path.match_indices('.').find_map(|(at, _)| {
         let (tower, (number, below)) = (&path[..at], path[at + 1..].split_once('.')?);
@@ -187,17 +187,17 @@ pub(super) fn locate(path: &str) -> Option<ModulePlace<'_>> {
     })
 }
 
-/// Whether the module at `path` is a head.
+/// Returns whether the module at `path` is a head.
 pub(super) fn is_head(path: &str) -> bool {
     HEADS.iter().any(|head| ends_with(path, head))
 }
 
-/// Whether the module at `path` has no part in the features.
+/// Returns whether the features do not depend on the module at `path`.
 pub(super) fn is_unused(path: &str) -> bool {
     UNUSED.iter().any(|unused| format!(".{path}.").contains(&format!(".{unused}.")))
 }
 
-/// Whether the last segments of `path` are those of `tail`.
+/// Returns whether the last segments of `path` are those of `tail`.
 fn ends_with(path: &str, tail: &str) -> bool {
     path.strip_suffix(tail).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }

@@ -1,4 +1,4 @@
-//! From the tensors of a PEFT file to products by block and target.
+//! Converts the tensors of a PEFT file to products by block and target.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,29 +12,29 @@ use crate::error::{Error, Result};
 use crate::petl::LinearTarget;
 use crate::seam::BackboneShape;
 
-/// What PEFT adds to the name of a module for the tensors of its product.
+/// The suffixes that PEFT adds to the name of a module for the tensors of its product.
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
 
-/// What a file holds, by the names of its modules.
+/// The contents of a file by module name.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Modules with a product, by block and path; the names are as in the file.
+    /// For each module with a product, its name in the file, its block and its entry in the tables.
     modules: BTreeMap<String, (usize, &'static Module)>,
     /// The head that was trained as a whole.
     pub(super) head: Option<String>,
-    /// The head that a product stands beside.
+    /// The head that has a product.
     pub(super) adapted_head: Option<String>,
-    /// What the modules of the tower have in front of their blocks' numbers.
+    /// The path of the tower's modules before the number of a block.
     pub(super) tower: String,
 }
 
 impl Contents {
-    /// Sorts the tensors of `file`, for a backbone of `depth` blocks.
+    /// Assigns the tensors of `file` to the modules of a backbone with `depth` blocks.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`] for those that are no product beside a linear layer of one
-    /// tower's blocks, nor a head.
+    /// [`Error::UnexpectedTensors`] for tensors that belong neither to a head nor to a product
+    /// beside a linear layer in the blocks of one tower.
     pub(super) fn of(file: &TensorFile, depth: usize) -> Result<Self> {
         let mut contents = Contents::default();
         let mut unexpected: Vec<String> = Vec::new();
@@ -54,7 +54,7 @@ impl Contents {
         }
     }
 
-    /// Finds the place of one tensor; `false` if it has none.
+    /// Assigns one tensor; returns `false` if it belongs to no module.
     fn take(&mut self, name: &str, depth: usize) -> bool {
         let product = name.strip_suffix(A).or_else(|| name.strip_suffix(B));
         let trained = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
@@ -82,7 +82,7 @@ impl Contents {
         self.tower == place.tower
     }
 
-    /// Reads every product, checked against the config and the backbone.
+    /// Reads every product and checks it against the config and the backbone.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] for a product without A or B, [`Error::ShapeMismatch`], and
@@ -118,19 +118,19 @@ impl Contents {
     }
 }
 
-/// The products beside each map of each block; more than one only where they add into different
-/// parts of its outputs.
+/// The products beside each target of each block. There is more than one only if they add to
+/// different parts of the target's outputs.
 pub(super) type Products = BTreeMap<(usize, LinearTarget), Vec<Piece>>;
 
-/// A product `x A^T B^T` that adds, times `scale`, into a part of the outputs of a map.
+/// A product `x A^T B^T`, which is multiplied by `scale` and added to a part of a target's outputs.
 #[derive(Debug)]
 pub(super) struct Piece {
     /// `[r, in]`.
     pub(super) a: Tensor,
-    /// `[out of that part, r]`.
+    /// `[out of the part, r]`.
     pub(super) b: Tensor,
     pub(super) scale: f64,
-    /// Which part, and of how many.
+    /// Index of the part, and the number of parts.
     pub(super) part: (i64, i64),
 }
 
@@ -140,9 +140,9 @@ impl Piece {
     }
 }
 
-/// The product of a module taken apart into one for each of its maps. From a fused one, columns
-/// of zeros in a map's share of B are dropped with their rows of A: what was put together of
-/// products for its parts falls into these again.
+/// Splits the product of a module into one product for each of its targets. For a fused module, the
+/// columns of zeros in a target's share of B are dropped together with their rows of A. A fused
+/// product that was made of several products is split into the same products again.
 fn pieces(
     module: &Module,
     a: &Tensor,
@@ -170,7 +170,7 @@ fn pieces(
     Ok(found)
 }
 
-/// Reads a tensor of this shape.
+/// Reads a tensor and checks its shape.
 pub(super) fn read(file: &TensorFile, name: &str, expected: &[i64]) -> Result<Tensor> {
     let (name, expected) = (name.to_owned(), expected.to_vec());
     match file.shape(&name) {
@@ -183,7 +183,7 @@ pub(super) fn read(file: &TensorFile, name: &str, expected: &[i64]) -> Result<Te
     }
 }
 
-/// The path of a module in the base model.
+/// Returns the path of a module in the base model.
 pub(super) fn unwrapped(name: &str) -> &str {
     name.strip_prefix(WRAPPERS).unwrap_or(name)
 }
@@ -192,7 +192,7 @@ fn path(file: &TensorFile) -> PathBuf {
     file.path().to_path_buf()
 }
 
-/// Whether `slot` holds `name`, which it takes if it is empty.
+/// Sets `slot` to `name` if it is empty, and returns whether it then holds `name`.
 fn same(slot: &mut Option<String>, name: &str) -> bool {
     slot.get_or_insert_with(|| name.to_owned()) == name
 }

@@ -1,4 +1,4 @@
-//! Writing a model for PEFT.
+//! Writes a model in the format of PEFT.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -92,7 +92,7 @@ impl Product {
     }
 }
 
-/// Where the products are read from.
+/// The config, the shape and the variables from which the products are made.
 struct ProductSource<'a> {
     lora: &'a LoraConfig,
     shape: &'a BackboneShape,
@@ -100,7 +100,7 @@ struct ProductSource<'a> {
 }
 
 impl ProductSource<'_> {
-    /// The products by the modules of the base model, block by block.
+    /// Returns the products of all modules of the base model, block by block.
     fn products(&self, options: &PeftOptions) -> Result<Vec<Product>> {
         let mut products = Vec::new();
         for block in (0..self.shape.block_dims.len()).filter(|&block| self.rank(block) > 0) {
@@ -116,7 +116,7 @@ impl ProductSource<'_> {
         Ok(products)
     }
 
-    /// A and B of a module: of its one map, or of all its maps at once.
+    /// Returns A and B of a module, fused if the module has several targets.
     fn fused(&self, block: usize, module: &Module) -> Result<(Tensor, Tensor)> {
         let maps = module.targets.iter().map(|&target| self.map(block, target));
         let maps = maps.collect::<Result<Vec<_>>>()?;
@@ -148,19 +148,21 @@ impl ProductSource<'_> {
         self.lora.blocks.as_ref().map_or(self.lora.rank, |blocks| blocks[block])
     }
 
-    /// Whether the first layer of the MLP packs two, as wide as the second layer's inputs each.
+    /// Returns whether the first layer of the MLP packs two layers (SwiGLU), each as wide as the
+    /// inputs of the second layer.
     fn has_swiglu(&self, block: usize) -> bool {
         let inputs = self.shape.layer(Layer::Fc2(block)).map_or(0, |layer| layer.inputs);
         self.shape.layer(Layer::Fc1(block)).is_some_and(|layer| layer.outputs == 2 * inputs)
     }
 
-    /// What PEFT multiplies a product of this rank by its rank for, to have this model's factor:
-    /// `alpha`, as often as the block's rank is in it.
+    /// Returns the `lora_alpha` with which PEFT computes this model's factor. PEFT divides it by
+    /// the rank of the product, so it is `alpha` times the product's rank over the block's rank.
     fn alpha(&self, product: &Product) -> f64 {
         self.lora.alpha * (product.rank() / self.rank(product.block)) as f64
     }
 
-    /// Rank and alpha are the first product's; those of others are in the patterns, by path.
+    /// Returns the config with the rank and alpha of the first product. Those of other products are
+    /// in the patterns, by path.
     fn config(&self, first: &Product, products: &[Product], options: &PeftOptions) -> Written {
         let unlike_first = |value: &dyn Fn(&Product) -> Value| {
             let others = products.iter().filter(|product| value(product) != value(first));
@@ -188,7 +190,7 @@ impl ProductSource<'_> {
     }
 }
 
-/// As an integer where it is one: PEFT declares alpha as that.
+/// Converts a number to JSON, as an integer if possible, because PEFT declares alpha as an integer.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < (1i64 << 53) as f64 {
         Value::from(value as i64)
@@ -197,7 +199,7 @@ fn number(value: f64) -> Value {
     }
 }
 
-/// The matrices beside one map; none where the method does not act on it.
+/// A and B of one target; `None` if the method does not act on it.
 struct LowRank {
     outputs: i64,
     down: Option<Tensor>,
@@ -205,7 +207,7 @@ struct LowRank {
 }
 
 impl LowRank {
-    /// B, or `rank` columns of zeros.
+    /// Returns B, or `rank` columns of zeros.
     fn up(&self, rank: i64) -> Result<Tensor> {
         Ok(match &self.up {
             Some(up) => up.shallow_clone(),
