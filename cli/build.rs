@@ -1,4 +1,4 @@
-//! Makes the program find libtorch at run time, where the library found it at build time.
+//! Makes the program search for libtorch at run time in the folder where it was at build time.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,10 @@ fn main() {
     let Some(lib) = std::env::var_os("DEP_CONVPASS_LIBTORCH_LIB").map(PathBuf::from) else {
         return;
     };
-    // Read by the launcher.
+    // The launcher reads this variable when it is compiled.
     println!("cargo:rustc-env=CONVPASS_LIBTORCH_LIB={}", lib.display());
-    // Relative to the program if libtorch lies inside the checkout, so that it may be moved.
+    // If libtorch lies inside the checkout, its path is relative to the program, so that the
+    // checkout can be moved.
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let checkout = manifest.parent().and_then(|checkout| checkout.canonicalize().ok());
     let inside =

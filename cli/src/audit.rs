@@ -1,4 +1,5 @@
-//! `convpass audit`: what each method trains beside a preset backbone, without allocating either.
+//! `convpass audit`: counts the weights that each method trains beside a preset backbone. No
+//! weights are allocated.
 
 use std::io::{self, Write};
 
@@ -21,8 +22,8 @@ use crate::flags::{FormatFlag, OutputFormat};
 
 /// Counts the weights that each method trains beside a preset backbone, without the head.
 ///
-/// No weight is allocated. A method that the backbone has no place for is shown as `-`; JSON and CSV
-/// hold the reason.
+/// No weight is allocated. A method that the backbone has no place for is shown as `-`; JSON and
+/// CSV hold the reason.
 #[derive(clap::Args)]
 #[command(
     after_long_help = "Example:\n  convpass audit --preset vit_large_patch16_224 --format csv"
@@ -41,7 +42,7 @@ pub struct AuditArgs {
     format: FormatFlag,
 }
 
-/// The rows of one backbone.
+/// The counts of all methods beside one backbone.
 #[derive(Serialize)]
 struct AuditTable {
     preset: String,
@@ -54,13 +55,13 @@ struct AuditTable {
 #[derive(Serialize)]
 struct AuditLine {
     label: String,
-    /// In closed form; without it the backbone refuses the method.
+    /// The counts in closed form; `None` if the backbone does not support the method.
     #[serde(flatten)]
     audit: Option<AuditRow>,
-    /// Weights of the variables of the built model.
+    /// The number of weights in the variables of the built model.
     #[serde(skip_serializing_if = "Option::is_none")]
     built: Option<i64>,
-    /// Why the backbone refuses the method.
+    /// Why the backbone does not support the method.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
 }
@@ -72,7 +73,7 @@ impl AuditLine {
 }
 
 pub fn run(args: &AuditArgs) -> Result<Outcome> {
-    // Many small variables are made and nothing is computed: threads would only wait for each other.
+    // Many small variables are created and nothing is computed, so more threads would only wait.
     tch::set_num_threads(1);
     let methods = methods(&args.bottleneck_dims);
     methods.iter().try_for_each(|(_, method)| method.validate())?;
@@ -92,7 +93,8 @@ pub fn run(args: &AuditArgs) -> Result<Outcome> {
     Ok(if differ { Outcome::Partial } else { Outcome::Done })
 }
 
-/// The rows of the paper's comparison at r = h = 8 and of its ablations, then Convpass over bottlenecks.
+/// Returns the methods to count with their labels: the paper's comparison at r = h = 8, its
+/// ablations, and Convpass with each bottleneck dim.
 fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
     let named = compared().into_iter().chain(ablations());
     let mut methods: Vec<_> = named.map(|(label, method)| (label.to_owned(), method)).collect();
@@ -107,7 +109,7 @@ fn methods(bottleneck_dims: &[i64]) -> Vec<(String, Method)> {
     methods
 }
 
-/// The methods that Convpass is compared with.
+/// Returns the methods that the paper compares Convpass with.
 #[rustfmt::skip]
 fn compared() -> Vec<(&'static str, Method)> {
     let adapter = AdapterConfig::default();
@@ -132,14 +134,14 @@ fn compared() -> Vec<(&'static str, Method)> {
     ]
 }
 
-/// Convpass in other places, with other kernels, and in few bits.
+/// Returns the ablations of Convpass: other placements, other kernels, and few bits.
 #[rustfmt::skip]
 fn ablations() -> Vec<(&'static str, Method)> {
     use SubLayers::{Attention, Mlp};
     let bypass = ConvBypassConfig::default();
     let beside = |sub_layers| ConvBypassConfig { sub_layers, ..bypass.clone() };
     let sequential = |sub_layers| ConvBypassConfig { placement: Placement::Sequential, ..beside(sub_layers) };
-    // The side of the kernel beside the attention and beside the MLP.
+    // The arguments are the kernel sizes beside the attention and beside the MLP.
     let kernels = |attention, mlp| ConvBypassVariant {
         mlp_kernel_size: Some(mlp),
         ..ConvBypassConfig { kernel_size: attention, ..bypass.clone() }.into()
@@ -164,12 +166,12 @@ fn ablations() -> Vec<(&'static str, Method)> {
     ]
 }
 
-/// The presets of every family.
+/// Returns the names of the presets of all families.
 fn presets() -> impl Iterator<Item = &'static str> {
     ViTConfig::presets().chain(SwinConfig::presets()).chain(ConvNeXtConfig::presets())
 }
 
-/// Every method beside the preset of that name.
+/// Counts every method beside the preset `name`.
 fn table(name: &str, methods: &[(String, Method)], built: bool) -> Result<AuditTable> {
     if let Ok(config) = SwinConfig::preset(name) {
         return rows(name, &config, FrozenSwin::blank(&config)?, methods, built);
@@ -179,11 +181,13 @@ fn table(name: &str, methods: &[(String, Method)], built: bool) -> Result<AuditT
     }
     match ViTConfig::preset(name) {
         Ok(config) => rows(name, &config, FrozenViT::blank(&config)?, methods, built),
-        Err(_) => bail!("no preset {name}; there are {}", presets().collect::<Vec<_>>().join(", ")),
+        Err(_) => {
+            bail!("no preset {name}; the presets are {}", presets().collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
-/// Every method beside one backbone.
+/// Counts every method beside one backbone.
 fn rows<B: Backbone>(
     name: &str,
     config: &(impl BackboneConfig + Serialize),
@@ -213,11 +217,13 @@ fn rows<B: Backbone>(
     })
 }
 
-/// Weights that are copied for counting: half a gigabyte.
+/// The most weights that are copied to count them: half a gigabyte.
 const COPIED: i64 = 1 << 27;
 
-/// Weights of the variables that `method` makes beside `backbone`. Full finetuning makes one of every weight, so
-/// that those of a large backbone are counted where they are.
+/// Returns the number of weights in the variables that `method` creates beside `backbone`.
+///
+/// Full finetuning copies every weight into a variable. If there are more than [`COPIED`], the
+/// weights of the backbone are counted instead.
 fn count<B: Backbone>(backbone: &B, method: &Method) -> Result<i64> {
     let read = backbone.named_weights().iter().filter(|(name, _)| backbone.is_read(name));
     let weights = i64::try_from(read.map(|(_, weight)| weight.numel()).sum::<usize>())?;
@@ -228,7 +234,8 @@ fn count<B: Backbone>(backbone: &B, method: &Method) -> Result<i64> {
     Ok(i64::try_from(model.trainable_params().method)?)
 }
 
-/// Whether a closed form and a built model disagree, on the number or on whether the method can be.
+/// Returns whether a closed form and a built model disagree: on the count, or on whether the
+/// backbone supports the method.
 fn differs(table: &AuditTable) -> bool {
     table.methods.iter().any(|row| row.built != row.params())
 }
@@ -260,7 +267,7 @@ fn print_text(out: &mut impl Write, tables: &[AuditTable], built: bool) -> Resul
     Ok(())
 }
 
-/// One line for each method of each preset; what a line lacks is empty.
+/// Prints one line for each method of each preset. Fields without a value are empty.
 fn print_csv(out: &mut impl Write, tables: &[AuditTable]) -> Result<()> {
     let mut csv = csv::Writer::from_writer(out);
     csv.write_record([

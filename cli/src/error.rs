@@ -1,4 +1,4 @@
-//! What can go wrong in a command, beside the library's errors.
+//! Errors of a command. They include the errors of the library.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything that can go wrong in a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The library refused.
+    /// An error of the library.
     #[error(transparent)]
     Library(#[from] convpass::Error),
 
@@ -24,15 +24,15 @@ pub enum Error {
     #[error("{}: corrupt: {reason}", file.display())]
     CorruptFile { file: PathBuf, reason: String },
 
-    /// A setting that no run can have.
+    /// The value of a setting is not valid.
     #[error("{field} must be {expected}, found {found}")]
     Config { field: String, expected: String, found: String },
 
-    /// Pixels or tensors of a wrong shape.
+    /// Pixels or tensors have a wrong shape.
     #[error("{argument}: expected {expected}, found {found}")]
     Input { argument: &'static str, expected: String, found: String },
 
-    /// A plan of runs cannot be used; the line is where the mistake begins.
+    /// A plan of runs is not valid. `line` is the line where the mistake begins.
     #[error("{}:{line}: {reason}", file.display())]
     PlanLine { file: PathBuf, line: usize, reason: String },
 
@@ -42,13 +42,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps an I/O error with the path it happened on.
+    /// Returns a function that adds `path` to an I/O error.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { path, source }
     }
 
-    /// A setting that no run can have.
+    /// Returns the error for a setting whose value is not valid.
     pub fn config(
         field: impl Into<String>,
         expected: impl Into<String>,
@@ -57,13 +57,13 @@ impl Error {
         Error::Config { field: field.into(), expected: expected.into(), found: found.to_string() }
     }
 
-    /// Whether a setting is wrong, for this program or for the library.
+    /// Returns whether this program or the library rejected the value of a setting.
     #[cfg(test)]
     pub fn is_config(&self) -> bool {
         matches!(self, Error::Config { .. } | Error::Library(convpass::Error::Config { .. }))
     }
 
-    /// A file that is cut off or contradicts itself.
+    /// Returns the error for a file that is cut off or contradicts itself.
     pub fn corrupt(file: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Error::CorruptFile { file: file.as_ref().to_path_buf(), reason: reason.into() }
     }

@@ -1,13 +1,14 @@
-//! How a command says why it failed.
+//! Prints why a command failed.
 
 use std::process::ExitCode;
 
-/// Flags that do not fit together, which clap cannot tell. The exit code is that of wrong arguments.
+/// Flags that cannot be used together, if clap cannot detect it. The exit code is 2, as for all
+/// wrong arguments.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Prints an error with each of its causes once, and returns the exit code: 2 for wrong arguments,
+/// Prints an error and its causes, each once, and returns the exit code: 2 for wrong arguments,
 /// else 1.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {}", chain(error));
@@ -27,7 +28,7 @@ pub fn chain(error: &anyhow::Error) -> String {
     })
 }
 
-/// Returns any error and its causes in one line.
+/// Returns an error of any type and its causes in one line.
 pub fn chain_of(error: impl Into<anyhow::Error>) -> String {
     chain(&error.into())
 }

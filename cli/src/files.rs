@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Reads and writes files; a written file is complete or does not exist.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,14 +8,15 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// Writes beside `path` and renames, so that a reader sees the old file or the new one.
+/// Writes a temporary file in the folder of `path` and renames it, so that a reader sees the old
+/// file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        // The file is the user's, not a temporary one.
+        // A temporary file can be read by its owner alone; this one is for the user.
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -33,7 +34,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
 }
 
-/// Writes `value` as JSON; the file appears whole or not at all.
+/// Writes `value` as JSON with [`write_atomically`].
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|e| Error::io(path)(e.into()))?;
     write_atomically(path, &text)

@@ -1,16 +1,16 @@
-//! Starts `convpass-program`, which needs libtorch, where libtorch is today.
+//! Finds libtorch and starts `convpass-program`, which is linked with it.
 //!
-//! A program that is linked with libtorch does not start at all if libtorch was moved, and the loader
-//! does not say what to do. This one is not linked with it.
+//! A program that is linked with libtorch does not start at all if libtorch was moved, and the
+//! loader does not say what to do. The launcher is not linked with libtorch, so it always starts.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// Where libtorch was when this program was built.
+/// The folder of libtorch's libraries when this program was built.
 const BUILT: Option<&str> = option_env!("CONVPASS_LIBTORCH_LIB");
 
-/// The loader's list of folders that are searched first.
+/// The environment variable with the folders that the loader searches first.
 const SEARCHED: &str =
     if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
 
@@ -24,8 +24,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The folder of libtorch's libraries: the one that LIBTORCH names, else where it was at build time,
-/// else inside the checkout that this program lies in.
+/// Returns the folder of libtorch's libraries. If LIBTORCH is set, it is that folder or its `lib`.
+/// Otherwise it is the folder of the build, else `.libtorch` in the checkout that holds this
+/// program.
 fn libtorch() -> Result<PathBuf, String> {
     let is_there = |folder: &PathBuf| {
         ["libtorch_cpu.so", "libtorch_cpu.dylib"].iter().any(|name| folder.join(name).is_file())
@@ -33,7 +34,10 @@ fn libtorch() -> Result<PathBuf, String> {
     if let Some(root) = std::env::var_os("LIBTORCH").map(PathBuf::from) {
         let found = [root.join("lib"), root.clone()].into_iter().find(is_there);
         return found.ok_or_else(|| {
-            format!("LIBTORCH is {}, and neither it nor its lib holds libtorch", root.display())
+            format!(
+                "LIBTORCH is {}, but neither that folder nor its lib holds libtorch",
+                root.display()
+            )
         });
     }
     let program = std::env::current_exe().unwrap_or_default();
@@ -49,7 +53,8 @@ fn libtorch() -> Result<PathBuf, String> {
     })
 }
 
-/// Becomes the program, with libtorch's folder among those that its loader searches.
+/// Runs `convpass-program` in place of this process; its loader searches the folder `libtorch`
+/// first.
 fn start(libtorch: &Path) -> Result<ExitCode, String> {
     let own = std::env::current_exe().map_err(|e| e.to_string())?;
     let program = own.with_file_name(format!("convpass-program{}", std::env::consts::EXE_SUFFIX));

@@ -1,4 +1,5 @@
-//! The command `convpass`: finetunes frozen vision transformers, compares methods, and uses adapters.
+//! The command `convpass`: finetunes frozen vision transformers, compares methods, and uses
+//! adapters.
 
 mod audit;
 mod error;
@@ -66,19 +67,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// How a command ended that did not fail.
+/// How a command ended, if it did not fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Outcome {
-    /// All was done.
+    /// The command did everything.
     Done,
-    /// Something was left out, and said.
+    /// The command left something out and printed what.
     Partial,
-    /// Ctrl-C ended it early.
+    /// Ctrl-C ended the command early.
     Stopped,
 }
 
 impl Outcome {
-    /// Of a command that Ctrl-C may have ended.
+    /// Returns `Stopped` if Ctrl-C ended the command, else `Done`.
     fn unless_stopped(stop: &stop::Stop) -> Self {
         if stop.is_asked() { Outcome::Stopped } else { Outcome::Done }
     }
@@ -89,7 +90,7 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Done => ExitCode::SUCCESS,
             Outcome::Partial => ExitCode::FAILURE,
-            // As a shell reports a program that Ctrl-C ended.
+            // A shell reports this code for a program that Ctrl-C ended.
             Outcome::Stopped => ExitCode::from(130),
         }
     }

@@ -1,4 +1,4 @@
-//! Shell completions and man pages.
+//! `convpass completions` and `convpass man`: shell completions and manual pages.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::{Cli, Outcome};
     after_long_help = "Example:\n  convpass completions bash > ~/.local/share/bash-completion/completions/convpass"
 )]
 pub struct CompletionsArgs {
-    /// Shell that completes.
+    /// Shell that the script is for.
     #[arg(value_enum)]
     shell: Shell,
 }

@@ -1,4 +1,4 @@
-//! What a run keeps in its folder: its logs, and until it is done its state.
+//! The folder of a run: its logs, its adapter, and its state until the run is done.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::chain;
 
-/// The folder of a run, and what is kept there.
+/// The folder of a run, and which files are written there.
 #[derive(Clone, Copy)]
 pub struct RunFolder<'a> {
     pub path: &'a Path,
-    /// Steps after which the run's state is written; 0: never.
+    /// The state of the run is written every so many steps; 0 means never.
     pub checkpoint_every: usize,
-    /// Whether an event file for TensorBoard is written.
+    /// Whether to write an event file for TensorBoard.
     pub tensorboard: bool,
 }
 
@@ -28,7 +28,8 @@ impl RunFolder<'_> {
         self.path.join("run.state.safetensors")
     }
 
-    /// Trains, or goes on where a run before ended.
+    /// Trains the model. If an earlier run left its state in the folder, training continues from
+    /// it.
     pub fn fit<B: Backbone>(
         &self,
         model: &mut PetlModel<B>,
@@ -50,13 +51,13 @@ impl RunFolder<'_> {
         }?;
         for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
             if let Err(error) = ended {
-                eprintln!("{}: the run went on without this log", chain(&error.into()));
+                eprintln!("{}: the run continued without this log", chain(&error.into()));
             }
         }
         Ok(fit)
     }
 
-    /// Removes the state of a run that is done, if there is one.
+    /// Removes the state of the run, if there is one; the run is done.
     pub fn done(&self) -> Result<()> {
         let state = self.state();
         match std::fs::remove_file(&state) {
@@ -68,36 +69,37 @@ impl RunFolder<'_> {
     }
 }
 
-/// What a run's record says of a precision: nothing for f32.
+/// Returns the precision as a run's record stores it: `None` for f32.
 pub fn recorded(precision: Precision) -> Option<String> {
     (precision != Precision::F32).then(|| precision.to_string())
 }
 
-/// The precision that a run's record says.
+/// Returns the precision of a run's record.
 pub fn precision_of(record: &RunRecord) -> Result<Precision> {
     Ok(record.precision.as_deref().map_or(Ok(Precision::F32), str::parse)?)
 }
 
-/// Starts the head of `model` from the adapter in `path`, which is its file or the folder of its run.
-/// Returns the digest of the file.
+/// Loads the head of an adapter into `model` and returns the digest of the adapter's file. `path`
+/// is that file or the folder of its run.
 pub fn start_head<B: Backbone>(model: &mut PetlModel<B>, path: &Path) -> Result<String> {
     let file = adapter_file(path);
     let source = model.load_head(&file)?;
     if source.is_of_other_backbone {
         let file = file.display();
         eprintln!(
-            "warning: {file}: a head for another backbone, activation, image size or precision"
+            "warning: {file}: the head was trained with another backbone, activation, image size or \
+             precision"
         );
     }
     Ok(source.digest)
 }
 
-/// The file of an adapter: `path` itself, or the one in the folder of a run.
+/// Returns the file of an adapter: `adapter.safetensors` in `path` if it is a folder, else `path`.
 pub fn adapter_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("adapter.safetensors") } else { path.to_owned() }
 }
 
-/// The names of the classes in `file`, one on each line; none if there is no such file.
+/// Reads the names of the classes from `file`, one on each line. Without the file there are none.
 pub fn class_names(file: &Path) -> Result<Vec<String>> {
     match std::fs::read_to_string(file) {
         Ok(text) => {
@@ -109,7 +111,7 @@ pub fn class_names(file: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// SHA-256 of a file in hex.
+/// Returns the SHA-256 of a file in hex.
 pub fn digest(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
     Ok(format!("{:x}", Sha256::digest(bytes)))

@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Ends the program on Ctrl-C.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-/// Whether the user asked the program to end. `Clone` shares it.
+/// A flag: whether the user asked the program to end. Clones share it.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Ends after the current step when Ctrl-C is pressed, and at once when it is pressed again.
+    /// Returns a flag that the first Ctrl-C sets. That Ctrl-C also prints `said`; the second one
+    /// quits at once.
     pub fn on_ctrl_c(said: &'static str) -> Result<Self> {
         let stop = Stop::default();
         let (flag, pressed) = (stop.clone(), AtomicBool::new(false));
@@ -30,12 +31,13 @@ impl Stop {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the program was asked to end.
+    /// Returns whether the program was asked to end.
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// What an observer answers.
+    /// Returns the answer of an observer of a training run: `Break` if the program was asked to
+    /// end.
     pub fn flow(&self) -> ControlFlow<()> {
         if self.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

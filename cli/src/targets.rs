@@ -1,4 +1,4 @@
-//! Sets of images to measure on, of a model's classes or of some of them.
+//! Sets of images that a model is measured on. A set has all classes of the model or some of them.
 
 use std::path::{Path, PathBuf};
 
@@ -6,26 +6,27 @@ use anyhow::{Context, Result, ensure};
 use convpass::data::FileList;
 use convpass::eval::ClassSubset;
 
-/// Where a set is.
+/// The paths of a set of images.
 #[derive(Clone)]
 pub struct Target {
     pub name: String,
-    /// A list, or a folder with a folder for each class.
+    /// A list, or a folder that holds one folder for each class.
     pub images: PathBuf,
-    /// The file of its classes, by name or number, in the order of its labels or its folders' names;
-    /// without it a list has all, and a folder those that its folders are named after.
+    /// The file with the classes of the set, by name or number, in the order of its labels or of
+    /// its folders' names. Without it a list has all classes, and a folder has the classes that its
+    /// folders are named after.
     pub classes: Option<PathBuf>,
 }
 
-/// A set that was found.
+/// A set of images that was read.
 pub struct TargetSet {
     pub name: String,
     pub list: FileList,
-    /// The model's classes that it has, if it does not have all.
+    /// The classes of the model that the set has; `None` if it has all of them.
     pub subset: Option<ClassSubset>,
 }
 
-/// `NAME=IMAGES[:CLASSES]`.
+/// Parses `NAME=IMAGES[:CLASSES]`.
 pub fn parse_target(text: &str) -> Result<Target, String> {
     match text.split_once('=') {
         Some((name, files)) if !name.is_empty() && !files.is_empty() => Ok(named(name, files)),
@@ -33,7 +34,7 @@ pub fn parse_target(text: &str) -> Result<Target, String> {
     }
 }
 
-/// The set of this name in `IMAGES[:CLASSES]`.
+/// Parses `IMAGES[:CLASSES]` into the set called `name`.
 pub fn named(name: &str, files: &str) -> Target {
     let (images, classes) = match files.rsplit_once(':') {
         Some((images, classes)) if !classes.is_empty() && !Path::new(files).exists() => {
@@ -44,7 +45,10 @@ pub fn named(name: &str, files: &str) -> Target {
     Target { name: name.to_owned(), images: images.into(), classes }
 }
 
-/// The sets, whose names have to differ; `names` are those of the model's classes.
+/// Reads the sets. `names` are the names of the model's classes.
+///
+/// # Errors
+/// If two sets have the same name, or a set cannot be read.
 pub fn read(targets: &[Target], root: Option<&Path>, names: &[String]) -> Result<Vec<TargetSet>> {
     for (at, target) in targets.iter().enumerate() {
         let twice = targets[..at].iter().any(|other| other.name == target.name);
@@ -57,7 +61,8 @@ pub fn read(targets: &[Target], root: Option<&Path>, names: &[String]) -> Result
 }
 
 impl Target {
-    /// The paths of a list are relative to `root`, or else to the list's own folder.
+    /// Reads the set. The paths in a list are relative to `root`, or to the list's folder without
+    /// it.
     fn read(&self, root: Option<&Path>, names: &[String]) -> Result<TargetSet> {
         let read = |file| ClassSubset::read(file, names);
         let mut subset = self.classes.as_ref().map(read).transpose()?;

@@ -33,8 +33,8 @@ use crate::targets::{self, Target, TargetSet};
     after_long_help = "Example:\n  convpass zero-shot --backbone clip/ --tokenizer clip/ --classes names.txt --data imagenet/test.txt --target sketch=sketch/test.txt"
 )]
 pub struct ZeroShotArgs {
-    /// Vocabulary of CLIP: tokenizer.json, vocab.json or bpe_simple_vocab_16e6.txt.gz, or the folder
-    /// that holds it.
+    /// Vocabulary of CLIP: tokenizer.json, vocab.json or bpe_simple_vocab_16e6.txt.gz, or the
+    /// folder that holds it.
     #[arg(long, value_name = "PATH")]
     tokenizer: PathBuf,
     /// Text file with one sentence on each line, in which {} stands for the name of the class
@@ -43,9 +43,8 @@ pub struct ZeroShotArgs {
     templates: Option<PathBuf>,
     #[command(flatten)]
     threads: ThreadFlags,
-    /// Images: a folder with one folder for each class, or a list. A list that does not have all
-    /// classes, and folders that are not named after them, need the file of their classes, by name or
-    /// number.
+    /// Images: a folder with one folder for each class, or a list. Add the file of the classes, by
+    /// name or number, if a list has only some of them or the folders are not named after them.
     #[arg(long, value_name = "IMAGES[:CLASSES]", help_heading = "Data")]
     data: String,
     #[command(flatten)]
@@ -63,7 +62,7 @@ pub struct ZeroShotArgs {
     /// every 64 channels].
     #[arg(long, value_name = "N", help_heading = "Backbone")]
     text_heads: Option<i64>,
-    /// File for an adapter that trains nothing and whose head is the classifier of the class names.
+    /// File to write the classifier to, as an adapter that is a head alone.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     head_out: Option<PathBuf>,
 }
@@ -91,7 +90,8 @@ pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The classes by the text tower, which is dropped after it.
+/// Returns the classifier that the text tower computes from the class names. The text tower is
+/// dropped afterwards.
 fn encode(args: &ZeroShotArgs, names: &[String], device: Device) -> Result<ZeroShot> {
     let tokenizer = ClipTokenizer::open(&args.tokenizer)?;
     let templates = match &args.templates {
@@ -106,7 +106,7 @@ fn encode(args: &ZeroShotArgs, names: &[String], device: Device) -> Result<ZeroS
     Ok(tch::no_grad(|| ZeroShot::encode(&text, &tokenizer, names, &templates))?)
 }
 
-/// What the sets are measured with.
+/// Everything that is needed to measure a set.
 struct Bench<'a> {
     args: &'a ZeroShotArgs,
     device: Device,
@@ -150,7 +150,7 @@ impl Bench<'_> {
         Ok(sum?)
     }
 
-    /// The images of a set, decoded as they are reached.
+    /// Returns the images of a set; each image is decoded when it is used.
     fn stream(&self, set: &TargetSet) -> ImageDataset {
         let images = ImageDataset::stream(&set.list, self.resize);
         match self.args.threads.threads {
@@ -169,7 +169,8 @@ impl Bench<'_> {
         }
     }
 
-    /// An adapter that is a head alone, scaled for a batch of images of any classes.
+    /// Writes the classifier as an adapter that is a head alone. The scale of the head comes from
+    /// one shuffled batch of the images of `data`.
     fn write_head(&self, data: &TargetSet, classes: i64, out: &Path) -> Result<()> {
         let images = self.stream(data);
         let any = BatchConfig { order: Order::Shuffled { seed: 0, epoch: 0 }, ..self.batches() };

@@ -1,4 +1,4 @@
-//! The command line, and what a protocol says where it is silent.
+//! The command line of `convpass few-shot`, and the defaults of each protocol.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ use crate::flags::{
 
 /// Trains on a few images of each class, for several counts and seeds, and reports the mean.
 ///
-/// Training and test images are folders with one folder for each class, or lists with a line
-/// `path label` for each image. --out receives a folder with the adapter and the record of each run,
-/// and results.csv. The same command continues after a stop: finished runs are skipped.
+/// Training and test images are folders with one folder for each class, or lists with a line `path
+/// label` for each image. --out receives a folder with the adapter and the record of each run, and
+/// results.csv. The same command continues after a stop: finished runs are skipped.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -44,7 +44,7 @@ use crate::flags::{
     after_long_help = "Examples:\n  convpass few-shot --data pets/train --test pets/test --backbone vit_base_patch16_224.safetensors --out runs/pets\n  convpass few-shot --protocol domain_generalization --head head.safetensors --data imagenet/train --test imagenet/val --target sketch=sketch --backbone CLIP.safetensors --out runs/dg"
 )]
 pub struct FewShotArgs {
-    /// Settings of the paper, for everything that no flag says.
+    /// Published settings, which apply to everything that no flag sets.
     #[arg(long, value_enum, value_name = "NAME", default_value_t = Protocol::FewShot)]
     pub protocol: Protocol,
     #[command(flatten)]
@@ -62,12 +62,12 @@ pub struct FewShotArgs {
     /// Name of the data in the records [default: the name of its folder].
     #[arg(long, help_heading = "Data")]
     pub name: Option<String>,
-    /// Counts of training images of each class, separated by commas: runs for each
+    /// Numbers of training images of each class, separated by commas; every seed runs with each
     /// [default: 1,2,4,8,16; 16 for domain_generalization].
     #[arg(long, value_name = "N,..", value_delimiter = ',', help_heading = "Data")]
     pub shots: Option<Vec<NonZeroUsize>>,
-    /// Use all images of a class that has fewer than asked for; without this flag such a class is an
-    /// error.
+    /// Use all images of a class that has fewer than asked for; without this flag such a class is
+    /// an error.
     #[arg(long, help_heading = "Data")]
     pub at_most: bool,
     /// Augmentation of the training images [default: the one of the protocol].
@@ -95,7 +95,7 @@ pub struct FewShotArgs {
     pub logs: LogFlags,
 }
 
-/// Settings of the paper.
+/// The published settings of an experiment.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Protocol {
@@ -118,7 +118,7 @@ pub enum Augmentation {
 }
 
 impl FewShotArgs {
-    /// The first for few-shot learning, the second for domain generalization.
+    /// Returns the first value for few-shot learning and the second for domain generalization.
     fn by_protocol<T>(&self, few_shot: T, generalization: T) -> T {
         match self.protocol {
             Protocol::FewShot => few_shot,
@@ -132,19 +132,20 @@ impl FewShotArgs {
         self.shots.as_ref().map_or_else(default, said)
     }
 
-    /// The shorter side of a resized test image, in pixels, if `side` is that of the model's images.
+    /// Returns the shorter side of a resized test image in pixels. `side` is the side of the
+    /// model's images.
     pub fn test_resize(&self, side: i64) -> i64 {
         self.test_resize.unwrap_or(self.by_protocol(side * 8 / 7, side))
     }
 
-    /// The folder of the results.
+    /// Returns the folder of the results.
     pub fn folder(&self, method: &str) -> PathBuf {
         let default = || format!("{}-{method}-few-shot", self.data_name());
         self.out.folder(|| PathBuf::from("runs").join(default()))
     }
 
-    /// What the data is called: the folder that holds the list, or the images, and where that is called `train` the
-    /// one around it.
+    /// Returns the name of the data: `--name`, else the name of the folder of images or of the
+    /// folder that holds the list. If that name is `train`, it is the name of the parent folder.
     pub fn data_name(&self) -> String {
         let name = || {
             let data = self.data.canonicalize().ok()?;
@@ -157,7 +158,7 @@ impl FewShotArgs {
         self.name.clone().or_else(name).unwrap_or_else(|| self.data.display().to_string())
     }
 
-    /// The settings of a run on so many images.
+    /// Returns the settings of a run on `images` training images.
     pub fn train_config(
         &self,
         seed: i64,

@@ -1,4 +1,4 @@
-//! One run, from the images drawn to its figures.
+//! The runs: each trains on the images that were drawn for it and is measured on all sets.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,7 +19,7 @@ use crate::plan::PlannedRun;
 use crate::run_folder::{RunFolder, recorded, start_head};
 use crate::targets::TargetSet;
 
-/// The images that a run is trained on, and where its head is.
+/// The training images that were drawn for a run, and the adapter that its head starts from.
 pub struct Draw {
     pub shots: usize,
     pub seed: i64,
@@ -30,7 +30,7 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// The draws of all runs, so that what one of them lacks is known before the first.
+    /// Returns the draws of all runs. An error in any of them is found before the first run starts.
     pub fn all(args: &FewShotArgs, data: &FileList, out: &Path) -> Result<Vec<Draw>> {
         let mut draws: Vec<Draw> = Vec::new();
         for shots in args.shots() {
@@ -38,7 +38,7 @@ impl Draw {
                 let twice = draws.iter().any(|draw| (draw.shots, draw.seed) == (shots, seed));
                 ensure!(
                     !twice,
-                    "--shots, --seeds: {shots} a class with seed {seed} is there twice"
+                    "--shots, --seeds: {shots} a class with seed {seed} is given twice"
                 );
                 let list = if args.at_most {
                     data.few_shot_at_most(shots, seed)?
@@ -55,17 +55,20 @@ impl Draw {
     }
 }
 
-/// The adapter whose head the run called `name` starts from.
+/// Returns the adapter whose head the run called `name` starts from.
 fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
     let file = "adapter.safetensors";
     let places = [head.to_path_buf(), head.join(file), head.join(name).join(file)];
     let found = places.into_iter().find(|place| place.is_file());
     found.with_context(|| {
-        format!("--head {}: no file, and neither {file} nor {name}/{file} in it", head.display())
+        format!(
+            "--head {}: neither a file nor a folder with {file} or {name}/{file}",
+            head.display()
+        )
     })
 }
 
-/// What all runs share.
+/// Everything that all runs share.
 pub struct FewShotJob<'a> {
     pub args: &'a FewShotArgs,
     pub method: Method,
@@ -73,27 +76,27 @@ pub struct FewShotJob<'a> {
     pub class_names: Vec<String>,
     pub test: MeasuredSet,
     pub targets: Vec<MeasuredSet>,
-    /// Of test images, before their centre is cut out.
+    /// The shorter side of a resized test image in pixels, before its centre is cut out.
     pub shorter_side: i64,
     pub opened: Opened,
     pub normalization: Normalization,
-    /// The backbone's.
+    /// The digest of the backbone.
     pub digest: String,
 }
 
-/// What came of a run; top-1 in percent.
+/// The results of a run; top-1 is in percent.
 pub struct DrawResult {
     pub shots: usize,
     pub seed: i64,
-    /// Training images.
+    /// The number of training images.
     pub images: usize,
     pub test_top1: f64,
-    /// In the order of the targets.
+    /// Top-1 on each target, in the order of the targets.
     pub targets: Vec<f64>,
 }
 
 impl<'a> FewShotJob<'a> {
-    /// Prepares what all runs share.
+    /// Prepares everything that all runs share.
     pub fn new(
         args: &'a FewShotArgs,
         method: Method,
@@ -118,7 +121,7 @@ impl<'a> FewShotJob<'a> {
         })
     }
 
-    /// Runs every draw, and writes the table in `file` after each.
+    /// Runs every draw, and writes the table `file` after each.
     pub fn run_all(&self, draws: &[Draw], file: &Path) -> Result<()> {
         let mut outcomes = Vec::new();
         for draws in draws.chunk_by(|a, b| a.shots == b.shots) {
@@ -132,7 +135,8 @@ impl<'a> FewShotJob<'a> {
         Ok(())
     }
 
-    /// Trains and tests a draw if that was not done before, and measures its adapter on the targets.
+    /// Trains and tests a draw, unless that was done before, and measures its adapter on the
+    /// targets.
     fn run(&self, draw: &Draw) -> Result<DrawResult> {
         let out = &draw.out;
         let petl =
@@ -157,7 +161,7 @@ impl<'a> FewShotJob<'a> {
         };
         folder.done()?;
         let Some(test_top1) = known.top1(&self.test) else {
-            bail!("{}: measured on other test images; choose another --out", out.display());
+            bail!("{}: was measured on other test images; choose another --out", out.display());
         };
         let when = if is_done { ", done before" } else { "" };
         println!("{}: top-1 {test_top1:.2} %{when}", out.display());
@@ -166,7 +170,8 @@ impl<'a> FewShotJob<'a> {
         Ok(DrawResult { shots, seed, images, test_top1, targets })
     }
 
-    /// Top-1 in percent on each target; the model of the run is opened if it has to measure.
+    /// Returns top-1 in percent on each target. If a result is missing and `model` is `None`, the
+    /// adapter of the run is loaded.
     fn targets(
         &self,
         out: &Path,
@@ -191,7 +196,7 @@ impl<'a> FewShotJob<'a> {
         Ok(targets)
     }
 
-    /// What the run's record has to say.
+    /// Returns the fields that the record of the run must have.
     fn planned(
         &self,
         model: PetlConfig,
@@ -214,7 +219,7 @@ impl<'a> FewShotJob<'a> {
         })
     }
 
-    /// Trains and tests.
+    /// Trains and tests a draw, and writes its adapter and its record.
     fn train(
         &self,
         mut model: PetlModel<AnyBackbone>,
@@ -226,7 +231,7 @@ impl<'a> FewShotJob<'a> {
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         draw.list.save(out.join("train.txt"))?;
         let resize = Resize::bicubic(self.opened.image_size())?;
-        // A random crop is cut from the file's own image.
+        // A random crop is cut from the image before it is resized.
         let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
             Some(_) => ImageDataset::stream(&draw.list, resize),
             None => ImageDataset::load_resized(&draw.list, resize)?,
@@ -265,13 +270,13 @@ impl<'a> FewShotJob<'a> {
         Ok((model, known))
     }
 
-    /// The model of a run that is done.
+    /// Loads the model of a run that is done.
     fn adapted(&self, out: &Path) -> Result<PetlModel<AnyBackbone>> {
         let adapter = out.join("adapter.safetensors");
         Ok(PetlModel::load_adapter(self.opened.backbone.clone(), adapter)?)
     }
 
-    /// Top-1 in percent on a set, which is known from then on.
+    /// Measures top-1 in percent on a set and adds it to `known`.
     fn measure(
         &self,
         model: &PetlModel<AnyBackbone>,
@@ -294,13 +299,19 @@ impl<'a> FewShotJob<'a> {
     }
 }
 
-/// Whether there is a record in `file`; an error if it is of another run.
+/// Returns whether the record `file` exists.
+///
+/// # Errors
+/// If the record is of a run with other settings.
 fn finished(file: &Path, planned: &PlannedRun) -> Result<bool> {
     if !file.exists() {
         return Ok(false);
     }
     let differences = planned.differences(&RunRecord::load(file)?).join("; ");
     let file = file.display();
-    ensure!(differences.is_empty(), "{file}: of another run ({differences}); choose another --out");
+    ensure!(
+        differences.is_empty(),
+        "{file}: is of a run with other settings ({differences}); choose another --out"
+    );
     Ok(true)
 }

@@ -1,4 +1,4 @@
-//! The sets that a run is measured on, and what its adapter reached on them, kept beside its record.
+//! The sets that a run is measured on, and the file that keeps the results beside the record.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,21 +13,22 @@ use sha2::{Digest, Sha256};
 
 use crate::files::write_atomically;
 
-/// The file beside `run.json`.
+/// The name of the file with the results, beside `run.json`.
 const FILE: &str = "measured.json";
 
-/// Images to measure on.
+/// A set of images that a run is measured on.
 pub struct MeasuredSet {
     pub name: String,
     pub images: ImageDataset,
-    /// The model's classes that it has, if it does not have all.
+    /// The classes of the model that the set has; `None` if it has all of them.
     pub subset: Option<ClassSubset>,
-    /// Hash of the files' sizes: datasets that are variants of one another have the same paths and labels.
+    /// Hash of the sizes of the files. Variants of a dataset may have the same paths and labels,
+    /// but their files differ in size.
     sizes: String,
 }
 
 impl MeasuredSet {
-    /// The images of `list`, decoded as they are reached.
+    /// Returns the set of the images of `list`; each image is decoded when it is used.
     pub fn new(
         name: &str,
         list: &FileList,
@@ -50,32 +51,32 @@ impl MeasuredSet {
     }
 }
 
-/// By the set's name.
+/// The results of a run on each set, by the name of the set.
 pub struct Measured {
     file: PathBuf,
     sets: BTreeMap<String, Accuracy>,
 }
 
-/// Top-1 over the classes of a set.
+/// The result on a set: top-1 over the classes of the set.
 #[derive(Serialize, Deserialize)]
 struct Accuracy {
     /// Hash of the set's list.
     split: String,
     sizes: String,
-    /// The model's class of each label, where it does not have all.
+    /// The class of the model for each label of the set; `None` if the set has all classes.
     classes: Option<Vec<i64>>,
     images: usize,
-    /// In percent.
+    /// Top-1 in percent.
     top1: f64,
 }
 
 impl Measured {
-    /// Nothing yet, in the folder of a run.
+    /// Returns empty results for the run in `folder`.
     pub fn none(folder: &Path) -> Self {
         Measured { file: folder.join(FILE), sets: BTreeMap::new() }
     }
 
-    /// What is known in the folder of a run.
+    /// Reads the results of the run in `folder`; they are empty if there is no file.
     pub fn load(folder: &Path) -> Result<Self> {
         let none = Self::none(folder);
         match fs::read(&none.file) {
@@ -89,7 +90,8 @@ impl Measured {
         }
     }
 
-    /// Top-1 in percent on the very images and classes of `set`, if it was measured.
+    /// Returns top-1 in percent on `set`, or `None` if the run was not measured on exactly these
+    /// images and classes.
     pub fn top1(&self, set: &MeasuredSet) -> Option<f64> {
         let found = self.sets.get(&set.name)?;
         let known = (found.split.as_str(), &found.sizes, found.classes.clone());

@@ -19,9 +19,9 @@ use crate::files::write_atomically;
 use crate::report::Spread;
 use crate::targets::{self, TargetSet};
 
-/// What the test images are called among the sets that a run is measured on.
+/// The name of the test images among the sets that a run is measured on.
 const TEST: &str = "test";
-/// Names that a target cannot have: that one, and those of the columns before it.
+/// Names that a target cannot have: [`TEST`] and the other columns of results.csv.
 const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
 pub fn run(args: &FewShotArgs) -> Result<Outcome> {
@@ -36,12 +36,12 @@ pub fn run(args: &FewShotArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The images of all runs, under the same labels.
+/// The images of all runs; all sets share the labels of `data`.
 struct Sets {
     data: FileList,
     test: FileList,
     targets: Vec<TargetSet>,
-    /// In the order of the labels; their numbers if they have none.
+    /// The names of the classes in the order of the labels; the label as text if it has no name.
     class_names: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Sets {
         } else if is_folder {
             FileList::from_folders_of(&args.test, data.class_names())?
         } else {
-            bail!("{}: --test must be a list where --data is one", args.test.display())
+            bail!("{}: --test must be a list, because --data is a list", args.test.display())
         };
         let numbers = || (0..data.num_classes()).map(|class| class.to_string()).collect();
         let names =
@@ -70,13 +70,13 @@ impl Sets {
         let targets = targets::read(&args.targets.targets, None, &names)?;
         let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
         if let Some(target) = targets.iter().find(is_taken) {
-            bail!("--target: {} is what another column of results.csv is called", target.name);
+            bail!("--target: results.csv already has a column called {}", target.name);
         }
         Ok(Sets { data, test, targets, class_names: names })
     }
 }
 
-/// Mean and deviation over the seeds, of each set.
+/// Prints the mean and the standard deviation over the seeds for each set.
 fn say(outcomes: &[DrawResult], targets: &[MeasuredSet]) {
     let line = |set: &str, top1: &dyn Fn(&DrawResult) -> f64| {
         let figures: Vec<f64> = outcomes.iter().map(top1).collect();

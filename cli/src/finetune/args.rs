@@ -18,8 +18,9 @@ use crate::flags::{
 /// The task is a folder DATA/TASK in the layout of VTAB-1k: the lists train800.txt, val200.txt,
 /// train800val200.txt and test.txt, each with a line `path label` for each image, and optionally
 /// classes.txt with a name for each class. --out receives the adapter (adapter.safetensors), the
-/// record of the run (run.json) and its log (log.jsonl). Ctrl-C ends the run after the current step.
-/// The same command continues it, even after a kill, and the adapter is the same byte for byte.
+/// record of the run (run.json) and its log (log.jsonl). Ctrl-C ends the run after the current
+/// step. The same command continues it, even after a kill, and the adapter is the same byte for
+/// byte.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -41,7 +42,7 @@ pub struct FinetuneArgs {
     pub method: MethodFlags,
     #[command(flatten)]
     pub training: TrainingFlags,
-    /// Images that train, and the weights that are kept.
+    /// Images to train on, and weights to keep.
     #[arg(
         long,
         value_enum,
@@ -76,12 +77,12 @@ pub struct FinetuneArgs {
     pub logs: LogFlags,
     #[command(flatten)]
     pub threads: ThreadFlags,
-    /// The configs of a run of a sweep, as JSON, in place of all flags that say the same.
+    /// The configs of a run of a sweep, as JSON. They replace all flags for the same settings.
     #[arg(long, hide = true, value_parser = parse_spec)]
     pub spec: Option<RunSpec>,
 }
 
-/// The configs of a run, as its record holds them.
+/// The configs of a run, as in its record.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct RunSpec {
     pub model: PetlConfig,
@@ -92,7 +93,7 @@ fn parse_spec(text: &str) -> Result<RunSpec, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
-/// Images that train, and the weights that are kept.
+/// The images that a run trains on, and the weights that it keeps.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Select {
     /// Train on all 1,000 images and keep the last epoch.
@@ -104,7 +105,7 @@ pub enum Select {
 }
 
 impl FinetuneArgs {
-    /// The folder of the results.
+    /// Returns the folder of the results.
     pub fn folder(&self, method: &str) -> PathBuf {
         self.out.folder(|| PathBuf::from("runs").join(format!("{}-{method}", self.task)))
     }

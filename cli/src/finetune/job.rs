@@ -1,4 +1,4 @@
-//! One run, from the task's folder to its record.
+//! One run: it reads the task's folder, trains, tests, and writes the record.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -32,13 +32,13 @@ pub struct FinetuneJob<'a> {
 /// The images of a run.
 struct RunImages {
     train: ImageDataset,
-    /// What the model is measured on after epochs.
+    /// The images that the model is measured on after epochs: validation or test images.
     watched: Option<ImageDataset>,
     test: ImageDataset,
 }
 
 impl FinetuneJob<'_> {
-    /// Trains, tests, and writes the adapter and the record.
+    /// Trains and tests the model, and writes the adapter and the record.
     pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
         let (args, out) = (self.args, self.out);
         let spec = self.spec(opened.normalization(args.input.normalization))?;
@@ -83,7 +83,7 @@ impl FinetuneJob<'_> {
         Ok(record)
     }
 
-    /// The model at its start, and the digest of the file that its head comes from.
+    /// Returns the model before training, and the digest of the file that its head was loaded from.
     fn model(
         &self,
         opened: &Opened,
@@ -94,7 +94,7 @@ impl FinetuneJob<'_> {
         let file = self.folder.path().join("classes.txt");
         let names = class_names(&file)?;
         if !names.is_empty() {
-            // Names are for people: a run does not depend on them.
+            // The results do not depend on the names, so wrong names are no error.
             model.set_class_names(names).unwrap_or_else(|error| {
                 eprintln!("warning: {}: {}", file.display(), chain_of(error));
             });
@@ -117,7 +117,7 @@ impl FinetuneJob<'_> {
         Ok(RunImages { train, watched, test })
     }
 
-    /// The record of a run that was not tested.
+    /// Returns the record of the run without the fields of the test.
     fn record(
         &self,
         opened: &Opened,
@@ -151,7 +151,8 @@ impl FinetuneJob<'_> {
         })
     }
 
-    /// The configs of the run: those of a sweep, or those of the flags.
+    /// Returns the configs of the run: `--spec` if a sweep started the run, else those of the
+    /// flags.
     fn spec(&self, normalization: Result<Normalization>) -> Result<RunSpec> {
         if let Some(spec) = &self.args.spec {
             return Ok(spec.clone());
@@ -162,7 +163,7 @@ impl FinetuneJob<'_> {
         Ok(RunSpec { model, train: self.train_config(normalization?) })
     }
 
-    /// The test images, decoded as they are reached: there may be more than fit in memory.
+    /// Returns the test images. Each is decoded when it is used, because all may not fit in memory.
     fn test_images(&self, image_size: (i64, i64)) -> Result<ImageDataset> {
         let list = self.folder.split(VtabSplit::Test);
         let images = ImageDataset::stream(list, Resize::bicubic(image_size)?);
@@ -172,7 +173,7 @@ impl FinetuneJob<'_> {
         })
     }
 
-    /// Top-1 in percent, or `None` after Ctrl-C.
+    /// Returns top-1 on the test images in percent, or `None` if Ctrl-C ended the test.
     fn test(
         &self,
         model: &PetlModel<AnyBackbone>,
@@ -217,7 +218,7 @@ impl FinetuneJob<'_> {
     }
 }
 
-/// Moves the results on the test images out of the fields for validation; the best of them.
+/// Takes the results on the test images out of the validation fields and returns the best of them.
 fn split_off(fit: &mut Fit, config: &TrainConfig) -> Option<BestOnTest> {
     let mut best: Option<BestOnTest> = None;
     for epoch in &mut fit.epochs {

@@ -22,7 +22,7 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     }
     let method = args.method.chosen(&args.task)?;
     args.threads.apply()?;
-    let stop = Stop::on_ctrl_c("ending after this step, from which the same command continues")?;
+    let stop = Stop::on_ctrl_c("ending after this step; the same command continues from there")?;
     if args.spec.is_some() {
         end_with_stdin(stop.clone());
     }
@@ -37,8 +37,8 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     Ok(Outcome::unless_stopped(&stop))
 }
 
-/// Ends the run when standard input is closed: a sweep holds the other end, and lets go of it to end
-/// the run, or by ending itself.
+/// Ends the run when standard input is closed. A sweep holds the other end; it closes it to end the
+/// run, and the end is also closed if the sweep itself ends.
 fn end_with_stdin(stop: Stop) {
     std::thread::spawn(move || {
         let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());

@@ -1,4 +1,4 @@
-//! What a person sees of a run, and how they end it.
+//! The observer that shows the progress of a run and ends it on Ctrl-C.
 
 use std::ops::ControlFlow;
 
@@ -6,10 +6,10 @@ use convpass::train::{EpochReport, Observer, Progress, RunStart, StepReport};
 
 use crate::stop::Stop;
 
-/// The progress bar, and Ctrl-C.
+/// Shows the progress bar, and ends the run on Ctrl-C.
 pub struct Watch {
     pub progress: Progress,
-    /// What the run evaluates on its way are the test images.
+    /// Whether the run is measured on the test images after epochs, not on validation images.
     pub watches_test: bool,
     pub stop: Stop,
 }
@@ -31,7 +31,7 @@ impl Observer for Watch {
     }
 
     fn epoch(&mut self, epoch: &EpochReport) {
-        // The line of an epoch says `val`.
+        // The progress line labels the result as `val`, which would be wrong for test images.
         let val_top1 = epoch.val_top1.filter(|_| !self.watches_test);
         self.progress.epoch(&EpochReport { val_top1, ..*epoch });
     }

@@ -1,4 +1,4 @@
-//! The flags of a backbone, and how it is opened with them.
+//! The flags of a backbone, and opening a backbone with them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use convpass::data::Normalization;
 use convpass::{AnyBackbone, OpenOptions, Precision, Preprocessing};
 use tch::{Cuda, Device};
 
-/// The checkpoint, what it does not say of itself, and how the backbone is kept.
+/// The checkpoint, the settings that a checkpoint may lack, the precision and the device.
 #[derive(Args, Clone, Default)]
 pub struct BackboneFlags {
     /// Checkpoint of the frozen backbone (ViT, CLIP, DINOv2, Swin or ConvNeXt): a file, or a folder
@@ -24,8 +24,8 @@ pub struct BackboneFlags {
     /// family].
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Backbone")]
     pub activation: Option<ActivationFlag>,
-    /// Height and width of the images in pixels; the position table is resized to it [default: those
-    /// of the checkpoint].
+    /// Height and width of the images in pixels; the position table is resized to it [default:
+    /// those of the checkpoint].
     #[arg(long, value_name = "PIXELS", help_heading = "Backbone")]
     pub image_size: Option<i64>,
     /// Dtype of the frozen weights: f32, bf16, f16, int8, or autocast-bf16 for f32 weights whose
@@ -37,7 +37,7 @@ pub struct BackboneFlags {
     pub device: Processor,
 }
 
-/// An activation.
+/// An activation of the MLPs.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum ActivationFlag {
@@ -80,17 +80,17 @@ impl Processor {
 }
 
 impl BackboneFlags {
-    /// The checkpoint, for a subcommand that requires the flag.
+    /// Returns the checkpoint, for a subcommand that requires `--backbone`.
     pub fn checkpoint(&self) -> Result<&Path> {
         self.backbone.as_deref().context("--backbone is needed")
     }
 
-    /// The precision, f32 by default.
+    /// Returns the precision, f32 by default.
     pub fn precision(&self) -> Precision {
         self.precision.unwrap_or_default()
     }
 
-    /// Opens the checkpoint.
+    /// Opens the checkpoint `file`.
     pub fn open(&self, file: &Path) -> Result<Opened> {
         let options = OpenOptions {
             num_heads: self.heads,
@@ -103,7 +103,8 @@ impl BackboneFlags {
         Ok(Opened { backbone })
     }
 
-    /// The flags that say the same, for a process of this program.
+    /// Returns the arguments that give another process of this program the same flags, without
+    /// `--backbone`.
     pub fn repeated(&self) -> Vec<String> {
         let value = |name: Option<clap::builder::PossibleValue>| {
             name.map(|value| value.get_name().to_owned())
@@ -121,19 +122,20 @@ impl BackboneFlags {
     }
 }
 
-/// A backbone that was opened.
+/// An opened backbone.
 #[derive(Clone)]
 pub struct Opened {
     pub backbone: AnyBackbone,
 }
 
 impl Opened {
-    /// Height and width of its images in pixels.
+    /// Returns the height and width of the backbone's images in pixels.
     pub fn image_size(&self) -> (i64, i64) {
         self.backbone.preprocessing().image_size
     }
 
-    /// How images are prepared in a run: squashed, or the centre of what keeps its aspect ratio.
+    /// Returns how a run prepares its images. With `shorter_side` an image keeps its aspect ratio
+    /// and its centre is cut out; without it the image is squashed to the image size.
     pub fn preprocessing(
         &self,
         normalization: Normalization,
@@ -152,20 +154,24 @@ impl Opened {
         preprocessing.with_normalization(normalization)
     }
 
-    /// The flag's normalization, else the one that the backbone was trained with.
+    /// Returns `flag`, or without it the normalization that the backbone was trained with.
+    ///
+    /// # Errors
+    /// If `flag` is `None` and the mean and std of the backbone are those of no [`Normalization`].
     pub fn normalization(&self, flag: Option<Normalization>) -> Result<Normalization> {
         let preprocessing = self.backbone.preprocessing();
         flag.or_else(|| Normalization::of(preprocessing)).with_context(|| {
             format!(
-                "--normalization is needed: {} says mean {:?} and std {:?}, which is none of \
-                 imagenet, half, unit and clip",
+                "--normalization is needed: {} says mean {:?} and std {:?}, which are not those of \
+                 imagenet, half, unit or clip",
                 preprocessing.source, preprocessing.mean, preprocessing.std
             )
         })
     }
 }
 
-/// The backbone that comes with this program: what is run on where no `--backbone` is given.
+/// Writes the bundled backbone into `folder` and returns its file. Runs use it if `--backbone` is
+/// not given.
 pub fn bundled_backbone(folder: &Path) -> Result<PathBuf> {
     let file = folder.join("vit_fashion_mnist.safetensors");
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

@@ -1,4 +1,4 @@
-//! Flags of what goes in and what comes out.
+//! Flags of the input and the output.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use convpass::data::Normalization;
 
 use crate::targets::{Target, parse_target};
 
-/// Where the tasks are.
+/// The folder of the tasks.
 #[derive(Args, Clone, Default)]
 pub struct DataFlag {
     /// Folder that holds one folder for each task [default: data].
@@ -18,13 +18,13 @@ pub struct DataFlag {
 }
 
 impl DataFlag {
-    /// The folder, `data` by default.
+    /// Returns the folder, `data` by default.
     pub fn folder(&self) -> &Path {
         self.data.as_deref().unwrap_or(Path::new("data"))
     }
 }
 
-/// How many images are computed at a time.
+/// The number of images in a batch.
 #[derive(Args, Clone, Copy, Default)]
 pub struct BatchFlag {
     /// Images in a batch [default: 64].
@@ -33,18 +33,18 @@ pub struct BatchFlag {
 }
 
 impl BatchFlag {
-    /// The batch size, 64 by default.
+    /// Returns the batch size, 64 by default.
     pub fn batch_size(&self) -> usize {
         self.or(64)
     }
 
-    /// The batch size, or `default`.
+    /// Returns the batch size, or `default` without the flag.
     pub fn or(&self, default: usize) -> usize {
         self.batch_size.map_or(default, NonZeroUsize::get)
     }
 }
 
-/// How images become batches.
+/// The size and the normalization of batches.
 #[derive(Args, Clone, Default)]
 pub struct InputFlags {
     #[command(flatten)]
@@ -56,7 +56,7 @@ pub struct InputFlags {
 }
 
 impl InputFlags {
-    /// The batch size, 64 by default.
+    /// Returns the batch size, 64 by default.
     pub fn batch_size(&self) -> usize {
         self.batches.batch_size()
     }
@@ -70,7 +70,7 @@ pub struct ClassFlag {
     pub classes: Option<PathBuf>,
 }
 
-/// Other sets of the same classes.
+/// Other sets of images that the model is measured on.
 #[derive(Args, Clone, Default)]
 pub struct TargetFlags {
     /// Measure on another set of images too: its name, its folder or list, and the file of its
@@ -84,7 +84,7 @@ pub struct TargetFlags {
     pub targets: Vec<Target>,
 }
 
-/// Where results go.
+/// The folder of the results.
 #[derive(Args, Clone, Default)]
 pub struct OutFlag {
     /// Folder that the results are written to.
@@ -93,13 +93,13 @@ pub struct OutFlag {
 }
 
 impl OutFlag {
-    /// The folder, or `default`.
+    /// Returns the folder, or `default` without the flag.
     pub fn folder(&self, default: impl FnOnce() -> PathBuf) -> PathBuf {
         self.out.clone().unwrap_or_else(default)
     }
 }
 
-/// How results are printed.
+/// The format of the printed results.
 #[derive(Args, Clone, Copy)]
 pub struct FormatFlag {
     /// Format of the printed results.
@@ -118,7 +118,7 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Threads of the computation.
+/// The number of threads.
 #[derive(Args, Clone, Copy, Default)]
 pub struct ThreadFlags {
     /// Threads that compute, and as many that decode images [default: one for each core].
@@ -127,7 +127,7 @@ pub struct ThreadFlags {
 }
 
 impl ThreadFlags {
-    /// Applies the flag to the computation of this process.
+    /// Sets the number of libtorch's threads in this process, if the flag is given.
     pub fn apply(self) -> Result<()> {
         if let Some(threads) = self.threads {
             tch::set_num_threads(i32::try_from(threads.get()).context("--threads")?);

@@ -7,7 +7,7 @@ use convpass::petl::{ConvBypassConfig, ConvInit, Placement, SubLayers};
 use crate::failure::{Usage, chain_of};
 use crate::plan::published_choice;
 
-/// The method, and the choices of a Convpass.
+/// The method, and the options of Convpass.
 #[derive(Args, Clone)]
 pub struct MethodFlags {
     /// Method to train, by name with its default config, or a config as JSON, such as
@@ -22,10 +22,10 @@ pub struct MethodFlags {
 }
 
 impl MethodFlags {
-    /// The method that the flags ask for, on a task of this name.
+    /// Returns the method that the flags select for the task called `task`.
     ///
     /// # Errors
-    /// [`Usage`] for a flag of Convpass beside another method or beside a config.
+    /// [`Usage`] if a flag of Convpass is given together with another method or with a config.
     pub fn chosen(&self, task: &str) -> Result<Method, Usage> {
         match &self.method {
             Some(arg) if !arg.is_convpass_by_name() => {
@@ -37,7 +37,7 @@ impl MethodFlags {
     }
 }
 
-/// A method, and whether a config was given or the name alone.
+/// A method, and whether it was given by name or as a config.
 #[derive(Clone)]
 pub struct MethodArg {
     pub method: Method,
@@ -50,14 +50,14 @@ impl MethodArg {
     }
 }
 
-/// Parses a method from its name or from JSON.
+/// Parses a method from its name or from its config as JSON.
 pub fn parse_method(text: &str) -> Result<MethodArg, String> {
     let by_name = !text.trim_start().starts_with('{');
     let method = text.parse().map_err(|error: convpass::Error| chain_of(error))?;
     Ok(MethodArg { method, by_name })
 }
 
-/// The choices of a Convpass.
+/// The options of Convpass.
 #[derive(Args, Clone, Default)]
 pub struct BypassFlags {
     /// Bottleneck dim h of the bypass [default: 8].
@@ -126,8 +126,8 @@ impl From<SubLayersFlag> for SubLayers {
 }
 
 impl BypassFlags {
-    /// The config that the flags ask for. A task of VTAB-1k has a published scale and init, which
-    /// count unless a flag says otherwise.
+    /// Returns the config that the flags select for the task called `task`. A task of VTAB-1k has a
+    /// published scale and init, which are used unless a flag sets them.
     pub fn config(&self, task: &str) -> ConvBypassConfig {
         let default = ConvBypassConfig::default();
         let sub_layers = self.sub_layers.map_or(default.sub_layers, SubLayers::from);
@@ -144,10 +144,10 @@ impl BypassFlags {
         }
     }
 
-    /// Refuses flags of Convpass where there is none that they apply to.
+    /// Checks that no flag of Convpass is given. `needs` is the argument that such flags need.
     ///
     /// # Errors
-    /// [`Usage`] with the first flag that was given.
+    /// [`Usage`] with the first flag that is given.
     pub fn refuse(&self, needs: &str) -> Result<(), Usage> {
         let flags = [
             ("--bottleneck-dim", self.bottleneck_dim.is_some()),
@@ -160,7 +160,7 @@ impl BypassFlags {
         ];
         match flags.into_iter().find(|(_, is_given)| *is_given) {
             Some((flag, _)) => Err(Usage(format!(
-                "{flag} needs {needs}; another method is configured as JSON, in --method"
+                "{flag} needs {needs}; configure another method as JSON in --method"
             ))),
             None => Ok(()),
         }

@@ -1,6 +1,6 @@
 //! Groups of flags that several subcommands share: each flag is declared here once.
 //!
-//! A subcommand that has another default, or that cannot do without a flag, says so with `mut_arg`.
+//! A subcommand changes the default of a flag, or makes it required, with `mut_arg`.
 
 mod backbone;
 mod data;

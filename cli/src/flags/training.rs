@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use convpass::train::{CosineSchedule, Stepped};
 
-/// How long and how fast a run trains.
+/// The epochs and the learning rate of a run.
 #[derive(Args, Clone, Default)]
 pub struct EpochFlags {
     /// Epochs: passes over the training images [default: 100].
@@ -17,7 +17,7 @@ pub struct EpochFlags {
     pub lr: Option<f64>,
 }
 
-/// The settings of a training run. The published protocol gives what no flag does.
+/// The settings of a training run. The defaults are those of the published protocol.
 #[derive(Args, Clone, Default)]
 pub struct TrainingFlags {
     #[command(flatten)]
@@ -66,22 +66,22 @@ impl TrainingFlags {
     pub const LR: f64 = 1e-3;
     pub const WEIGHT_DECAY: f64 = 1e-4;
 
-    /// The epochs, 100 by default.
+    /// Returns the number of epochs, 100 by default.
     pub fn epochs(&self) -> usize {
         self.length.epochs.unwrap_or(100)
     }
 
-    /// The peak learning rate, 1e-3 by default.
+    /// Returns the peak learning rate, 1e-3 by default.
     pub fn lr(&self) -> f64 {
         self.length.lr.unwrap_or(Self::LR)
     }
 
-    /// The weight decay, 1e-4 by default.
+    /// Returns the weight decay, 1e-4 by default.
     pub fn weight_decay(&self) -> f64 {
         self.weight_decay.unwrap_or(Self::WEIGHT_DECAY)
     }
 
-    /// The published schedule with the values of the flags.
+    /// Returns the published schedule with the values of the flags.
     pub fn cosine(&self) -> CosineSchedule {
         CosineSchedule {
             warmup_epochs: self.warmup_epochs.unwrap_or(default_warmup(self.epochs())),
@@ -91,7 +91,7 @@ impl TrainingFlags {
     }
 }
 
-/// The epochs of warm-up of a run whose flags do not give them.
+/// Returns the default number of warm-up epochs: a tenth of `epochs`, at least 1.
 pub fn default_warmup(epochs: usize) -> usize {
     (epochs / 10).max(1)
 }
@@ -125,15 +125,16 @@ pub struct SeedsFlag {
     pub seeds: Vec<i64>,
 }
 
-/// The adapter that heads come from.
+/// The adapter whose head a run starts from.
 #[derive(Args, Clone, Default)]
 pub struct HeadFlag {
-    /// Start from the head of this adapter, such as a linear probe: its file, or the folder of its run.
+    /// Start from the head of this adapter, such as a linear probe: its file, or the folder of its
+    /// run.
     #[arg(long, value_name = "PATH", help_heading = "Training")]
     pub head: Option<PathBuf>,
 }
 
-/// Looks at the test images during a run.
+/// Tests during a run.
 #[derive(Args, Clone, Copy, Default)]
 pub struct LooksFlag {
     /// Also test every N epochs, and record the best of these results as best-on-test. The adapter
@@ -142,14 +143,14 @@ pub struct LooksFlag {
     pub also_best_on_test: Option<NonZeroUsize>,
 }
 
-/// What a run leaves in its folder.
+/// Optional files in the folder of a run.
 #[derive(Args, Clone, Copy, Default)]
 pub struct LogFlags {
     /// Write an event file for TensorBoard into the folder of the run.
     #[arg(long, help_heading = "Output")]
     pub tensorboard: bool,
-    /// Steps after which the state of the run is saved, from which the same command continues; it
-    /// is saved after each epoch too. 0 saves nothing.
+    /// Save the state of the run every N steps and after each epoch, so that the same command can
+    /// continue it. 0 saves nothing.
     #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Output")]
     pub checkpoint_every: usize,
 }

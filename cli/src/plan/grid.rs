@@ -1,4 +1,4 @@
-//! What is tried of a method, and which of it is best.
+//! The settings of a method to try, and the choice of the best one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,29 +11,29 @@ use super::{PlanMethod, RunSettings};
 use crate::error::{Error, Result};
 use convpass::petl::Method;
 
-/// One combination of a grid: values by the names of their fields. `Display` gives
-/// `lr=0.001, scale=10`, or `as given` for none.
+/// One combination of values of a grid, by the names of the fields. `Display` writes
+/// `lr=0.001, scale=10`, or `as given` for an empty combination.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Setting(pub BTreeMap<String, Value>);
 
-/// A combination, and what came of it on the 200.
+/// A combination and its result on the 200 validation images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
-    /// What was tried.
+    /// The combination that was tried.
     pub setting: Setting,
-    /// Top-1 in percent on the validation images, of the last epoch's weights.
+    /// Top-1 of the last epoch's weights on the validation images, in percent.
     pub val_top1: f64,
 }
 
-/// The first of those with the best top-1 on validation.
+/// Returns the trial with the best top-1 on validation, the first one if several are equal.
 pub fn best_trial(trials: &[Trial]) -> Option<&Trial> {
     trials.iter().reduce(|best, trial| if trial.val_top1 > best.val_top1 { trial } else { best })
 }
 
 impl PlanMethod {
-    /// Every combination of the grid, by the alphabet of the fields, the values of the last one
-    /// changing fastest. Without a grid there is one, which changes nothing.
+    /// Returns every combination of the grid. The fields are in alphabetical order, and the values
+    /// of the last field change fastest. Without a grid the only combination is empty.
     pub fn settings(&self) -> Vec<Setting> {
         self.grid.iter().fold(vec![Setting::default()], |settings, (field, values)| {
             let with = |setting: &Setting, value: &Value| {
@@ -47,7 +47,8 @@ impl PlanMethod {
 }
 
 impl Setting {
-    /// The name of its folder, without anything that a file system could mind.
+    /// Returns the name of the folder of the combination. Characters that a file system may not
+    /// allow are replaced by `-`.
     pub fn folder(&self) -> String {
         let plain = |c: char| match c {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '=' | '.' | ',' | '+' => c,
@@ -56,7 +57,7 @@ impl Setting {
         self.to_string().replace(", ", ",").chars().map(plain).collect()
     }
 
-    /// The method and the settings with these values in their fields.
+    /// Returns the method and the settings with the values of the combination.
     pub(super) fn apply(
         &self,
         mut method: Method,
@@ -89,10 +90,10 @@ impl fmt::Display for Setting {
     }
 }
 
-/// The tag of a method in configs; another one there would be another method.
+/// The field of a config that names the method. A grid cannot change it.
 const TAG: &str = "name";
 
-/// `config` with another value in a field; `None` if it has no such field.
+/// Returns `config` with another value in a field, or `None` if it does not have the field.
 fn with_field<T: Serialize + DeserializeOwned>(
     config: &T,
     field: &str,
@@ -103,7 +104,7 @@ fn with_field<T: Serialize + DeserializeOwned>(
     *place = value.clone();
     serde_json::from_value(Value::Object(fields)).map(Some).map_err(|e| {
         let found = format!("{value} ({e})");
-        Error::config(format!("grid.{field}"), "a value that the field can have", found)
+        Error::config(format!("grid.{field}"), "a valid value of the field", found)
     })
 }
 

@@ -1,4 +1,5 @@
-//! A plan: tasks x methods x seeds, and what is tried of each method on validation before.
+//! A plan of runs: tasks x methods x seeds, and the settings of each method to try on validation
+//! images first.
 
 mod grid;
 mod planned;
@@ -22,27 +23,27 @@ use convpass::model::PetlConfig;
 use convpass::petl::Method;
 use convpass::train::{Selection, TrainConfig};
 
-/// No grid is larger; more is a slip, and a run for each would never end.
+/// The most combinations of a grid. A larger grid is a mistake, because its runs would never end.
 const MAX_TRIALS: usize = 10_000;
 
-/// Tasks x methods x seeds. [`SweepPlan::read`] takes one from TOML.
+/// A plan of runs: tasks x methods x seeds. [`SweepPlan::read`] reads it from TOML.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SweepPlan {
-    /// The folder that holds the tasks' folders; whoever runs the plan may say.
+    /// The folder that holds the tasks' folders. `--data` overrides it.
     pub data: Option<PathBuf>,
-    /// The backbone's file; whoever runs the plan may say.
+    /// The file of the backbone. `--backbone` overrides it.
     pub backbone: Option<PathBuf>,
     /// Names of the tasks' folders; the 19 of VTAB-1k by default.
     pub tasks: Vec<String>,
-    /// A run on the 1,000 for each; the first is that of the trials too.
+    /// The seeds: one run on the 1,000 images for each. The trials use the first seed.
     pub seeds: Vec<i64>,
-    /// How many trials each method must have, where given: a comparison is fair if all of them
-    /// were tuned by the same budget.
+    /// If given, the number of trials that each method must have. A comparison is fair if all
+    /// methods are tuned with the same budget.
     pub trials: Option<usize>,
-    /// What all methods share.
+    /// The settings that all methods share.
     pub train: RunSettings,
-    /// What is compared.
+    /// The methods to compare.
     pub methods: Vec<PlanMethod>,
 }
 
@@ -64,29 +65,31 @@ impl Default for SweepPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanMethod {
-    /// How it is called in tables and folders.
+    /// The name of the method in tables and folders.
     pub label: String,
-    /// The method, as far as the grid leaves it.
+    /// The config of the method. The grid changes some of its fields.
     pub method: Method,
-    /// Whether s and the init of a Convpass are those that were published for the task
-    /// ([`published_choice`]); tasks without keep the method's. What the grid says comes after.
+    /// Whether Convpass uses the scale s and the init that were published for the task
+    /// ([`published_choice`]). A task without them uses those of `method`. The grid overrides both.
     #[serde(default)]
     pub published: bool,
-    /// The label of a method whose head this one starts from: in trials that of its trial, which
-    /// saw the 800 alone, and otherwise that of its run with the same seed.
+    /// The label of the method whose head this method starts from. A trial starts from the head of
+    /// a trial, which was trained on the 800 images alone; a run starts from the head of the run
+    /// with the same seed.
     #[serde(default)]
     pub head: Option<String>,
-    /// What differs from the plan's.
+    /// The settings that differ from those of the plan.
     #[serde(default)]
     pub train: RunSettings,
-    /// Values to try, by the name of a field of `train` or of the method's config. A trial for each
-    /// combination trains on the 800 and is judged by the last epoch's top-1 on the 200.
+    /// Values to try, by the name of a field of `train` or of the method's config. For each
+    /// combination a trial trains on the 800 images; its result is the top-1 of the last epoch on
+    /// the 200.
     #[serde(default)]
     pub grid: BTreeMap<String, Vec<Value>>,
 }
 
 impl PlanMethod {
-    /// A method with the plan's settings and nothing to try.
+    /// Returns a method with the settings of the plan and an empty grid.
     pub fn new(label: impl Into<String>, method: Method) -> Self {
         PlanMethod {
             label: label.into(),
@@ -98,21 +101,21 @@ impl PlanMethod {
         }
     }
 
-    /// The name of its folder: the label in lower case, with `-` for what is neither a letter nor a
-    /// digit.
+    /// Returns the name of the method's folder: the label in lower case, with `-` in place of every
+    /// character that is neither a letter nor a digit.
     pub fn folder(&self) -> String {
         let plain = |c: char| if c.is_alphanumeric() { c } else { '-' };
         self.label.to_lowercase().chars().map(plain).collect()
     }
 }
 
-/// Why a plan is no plan, and the index of the method that is wrong, if it is one.
+/// Why a plan is not valid, and the index of the method that is wrong, if it is a method.
 struct Refused {
     method: Option<usize>,
     error: Error,
 }
 
-/// Where the methods of a plan begin in its text.
+/// The positions of the methods in the text of a plan.
 #[derive(Deserialize)]
 struct Places {
     methods: Vec<toml::Spanned<IgnoredAny>>,
@@ -122,8 +125,8 @@ impl SweepPlan {
     /// Reads a plan from TOML, where each `[[methods]]` is a [`PlanMethod`], and checks it.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read; [`Error::PlanLine`] with the line, for what is no
-    /// TOML, a field that there is not, and what [`SweepPlan::validate`] refuses.
+    /// [`Error::Io`] if the file cannot be read; [`Error::PlanLine`] with the line if the text is
+    /// not valid TOML, has an unknown field, or [`SweepPlan::validate`] returns an error.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let file = path.as_ref();
         let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
@@ -144,13 +147,13 @@ impl SweepPlan {
         Ok(plan)
     }
 
-    /// Checks that every run of the plan can be.
+    /// Checks that every run of the plan is possible.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first thing that is wrong: a name or label that is none or
-    /// comes twice, a head from a method that is not there or takes one itself, a field in a grid
-    /// that neither the settings nor the method have, a value that it cannot have, another number
-    /// of trials than `trials`.
+    /// [`Error::Config`] with the first thing that is wrong: a name or label that is not valid or
+    /// not unique, a head from a method that does not exist or starts from a head itself, a field
+    /// in a grid that neither the settings nor the method have, a value that is not valid for its
+    /// field, or a number of trials other than `trials`.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|refused| refused.error)
     }
@@ -193,7 +196,7 @@ impl SweepPlan {
         match self.methods[..index].iter().find(|other| other.folder() == folder) {
             None => Ok(()),
             Some(other) => {
-                let expected = format!("another than that of {:?}", other.label);
+                let expected = format!("a label whose folder is not that of {:?}", other.label);
                 Err(Error::config("label", expected, format!("{:?}", method.label)))
             }
         }
@@ -242,12 +245,12 @@ impl SweepPlan {
         }
     }
 
-    /// The configs of one run of `method` with what a combination of its grid says. The splits
-    /// that it trains on are the caller's; so is the normalization, where the plan has none
-    /// (ImageNet's here).
+    /// Returns the configs of one run of `method` with a combination of its grid. The caller
+    /// chooses the images. If the plan has no normalization, the config has that of ImageNet and
+    /// the caller chooses another.
     ///
     /// # Errors
-    /// [`Error::Config`] for a value that a field cannot have.
+    /// [`Error::Config`] if a value is not valid for its field.
     pub fn run(
         &self,
         method: &PlanMethod,
@@ -269,8 +272,8 @@ impl SweepPlan {
         Ok((model, train))
     }
 
-    /// Whether the runs of `method` have to be preceded by trials: it has a choice, or a method
-    /// that has one starts its trials from its head.
+    /// Returns whether `method` needs trials before its runs: its grid has more than one
+    /// combination, or a method with such a grid starts its trials from the head of `method`.
     pub fn has_trials(&self, method: &PlanMethod) -> bool {
         let has_choice = |method: &PlanMethod| method.settings().len() > 1;
         let takes_head = |other: &PlanMethod| other.head.as_ref() == Some(&method.label);

@@ -1,4 +1,4 @@
-//! One run of a plan, and whether a record is of it.
+//! One run of a plan, and the comparison of a record with it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,8 +9,8 @@ use convpass::model::PetlConfig;
 use convpass::petl::{ConvInit, Method, SubLayers};
 use convpass::train::{RunRecord, TrainConfig};
 
-/// All that decides the weights a run ends with, and its figures, under the names that they have
-/// in a [`RunRecord`].
+/// Everything that determines the final weights and the results of a run. The fields have the names
+/// that they have in a [`RunRecord`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedRun {
     /// The task's name.
@@ -21,27 +21,28 @@ pub struct PlannedRun {
     pub train: TrainConfig,
     /// The backbone's digest.
     pub backbone_digest: String,
-    /// How the backbone is kept and computed with, where not in f32: the digest tells no autocast.
+    /// The precision of the backbone; `None` for f32. The digest does not tell whether autocast is
+    /// used.
     pub precision: Option<String>,
     /// (rows, columns) of the images.
     pub image_size: (i64, i64),
-    /// What the shorter side of a test image becomes before its centre is cut out; `None` where
-    /// its aspect ratio is not kept.
+    /// The pixels that the shorter side of a test image is resized to before its centre is cut out;
+    /// `None` if its aspect ratio is not kept.
     pub test_shorter_side: Option<i64>,
     /// Hash of the training images' list.
     pub train_split: String,
-    /// Hash of the validation images' list: of a trial alone.
+    /// Hash of the validation images' list; only a trial has it.
     pub val_split: Option<String>,
     /// Hash of the test images' list; `None` for a trial, which never sees them.
     pub test_split: Option<String>,
-    /// Digest of the adapter file whose head it starts from.
+    /// Digest of the adapter file whose head the run starts from.
     pub head_digest: Option<String>,
 }
 
 impl PlannedRun {
-    /// In what `record` is of another run, field by field: `train.schedule.lr: 0.001, planned is
-    /// 0.002`. Empty for a record of this run. What changes no weights makes no difference: how the
-    /// gradients were computed, and how often the run was looked at.
+    /// Returns the fields in which `record` differs from this run, such as `train.schedule.lr:
+    /// 0.001, planned is 0.002`. It is empty for a record of this run. Fields that do not change
+    /// the weights are not compared: `train.recompute` and `train.validate_every`.
     pub fn differences(&self, record: &RunRecord) -> Vec<String> {
         let mut found = Vec::new();
         if let (Ok(planned), Ok(record)) =
@@ -63,7 +64,8 @@ fn compare(planned: &Value, found: &Value, path: &str, out: &mut Vec<String>) {
         }
         return;
     };
-    // What only the record has at its top is how the run went; further down it is a difference.
+    // A top-level field that only the record has is a result of the run. A nested one is a
+    // difference.
     let extra = fields.keys().filter(|key| !path.is_empty() && !planned.contains_key(*key));
     for key in planned.keys().chain(extra) {
         let value = |of: &serde_json::Map<_, _>| of.get(key).cloned().unwrap_or(Value::Null);
@@ -72,8 +74,8 @@ fn compare(planned: &Value, found: &Value, path: &str, out: &mut Vec<String>) {
     }
 }
 
-/// The scale s and the init that were published for Convpass beside these sub-layers on a task of
-/// VTAB-1k ([`vtab::TASKS`]); beside the MLP alone those for both.
+/// Returns the scale s and the init that were published for Convpass beside these sub-layers on a
+/// task of VTAB-1k ([`vtab::TASKS`]). For the MLP alone they are those for both sub-layers.
 pub fn published_choice(task: &str, sub_layers: SubLayers) -> Option<(f64, ConvInit)> {
     let row = vtab::task(task)?;
     let choice = match sub_layers {
@@ -87,7 +89,7 @@ pub fn published_choice(task: &str, sub_layers: SubLayers) -> Option<(f64, ConvI
     Some((choice.scale, init))
 }
 
-/// The method of a plan with what was published for the task, if it wants that.
+/// Returns the method of a plan, with the published choices for the task if `published` is set.
 pub(super) fn on_task(method: &PlanMethod, task: &str) -> Method {
     let mut config = method.method.clone();
     if let Method::ConvBypass(bypass) = &mut config

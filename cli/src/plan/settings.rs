@@ -5,31 +5,31 @@ use serde::{Deserialize, Serialize};
 use convpass::data::Normalization;
 use convpass::train::{CosineSchedule, Stepped, TrainConfig};
 
-/// Hyper-parameters, as far as they are given: a method's over a plan's over the paper's for
-/// VTAB-1k.
+/// Optional hyper-parameters. The value of a method overrides the value of the plan, which
+/// overrides the paper's value for VTAB-1k.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunSettings {
     /// Passes over the training images.
     pub epochs: Option<usize>,
-    /// Images a step.
+    /// Images in a batch.
     pub batch_size: Option<usize>,
     /// The learning rate after warm-up.
     pub lr: Option<f64>,
-    /// Epochs of warm-up; a tenth of the epochs, at least 1, where nothing says.
+    /// Epochs of warm-up; by default a tenth of the epochs, at least 1.
     pub warmup_epochs: Option<usize>,
     /// When the learning rate changes.
     pub stepped: Option<Stepped>,
     /// AdamW's decoupled weight decay.
     pub weight_decay: Option<f64>,
-    /// Drop path rate at the last block; 0.1 where nothing says, for a linear probe 0.
+    /// Drop path rate of the last block; by default 0.1, or 0 for a linear probe.
     pub drop_path: Option<f64>,
-    /// What the pixels become.
+    /// Mean and standard deviation that pixels are normalized with.
     pub normalization: Option<Normalization>,
 }
 
 impl RunSettings {
-    /// These, and `base`'s where there is none.
+    /// Returns these settings, with the values of `base` for those that are not given.
     pub fn over(&self, base: &RunSettings) -> RunSettings {
         RunSettings {
             epochs: self.epochs.or(base.epochs),
@@ -43,7 +43,7 @@ impl RunSettings {
         }
     }
 
-    /// A run's config, which keeps the last epoch.
+    /// Returns the config of a run that keeps the weights of the last epoch.
     pub(super) fn train_config(&self, seed: i64) -> TrainConfig {
         let paper = TrainConfig::default();
         let epochs = self.epochs.unwrap_or(paper.epochs);

@@ -119,7 +119,7 @@ fn what_is_wrong_is_named_with_its_line() {
     let none = SweepPlan::default().validate().unwrap_err();
     assert!(matches!(none, Error::Config { .. }), "{none}");
     for length in 0..PLAN.len() {
-        // Cut anywhere, it is a shorter plan or an error.
+        // A plan that is cut off anywhere is a shorter plan or an error, never a panic.
         let _ = read(&PLAN[..length]);
     }
 }

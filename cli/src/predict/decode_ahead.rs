@@ -1,4 +1,4 @@
-//! Images decoded on threads, a bounded number of them ahead.
+//! Decodes images on threads, a bounded number of images ahead of their use.
 
 use std::io::{self, BufRead, Read};
 use std::num::NonZeroUsize;
@@ -12,15 +12,15 @@ use walkdir::WalkDir;
 
 use crate::failure::chain_of;
 
-/// A longer line of a list is no path.
+/// The most bytes of a line of a list. A longer line cannot be a path.
 const MAX_LINE: u64 = 64 << 10;
 
-/// An image's path and its pixels, row by row, or what is wrong with it.
+/// The path of an image, and its pixels row by row or the reason why it cannot be read.
 pub type Decoded = (PathBuf, Result<Vec<u8>, String>);
 
-/// Decodes and resizes the images of `arguments` on `threads` threads, and hands them out in order. At most `ahead` are
-/// decoded before they are asked for, so that memory does not depend on how many there are. The threads end with the
-/// iterator.
+/// Decodes and resizes the images of `arguments` on `threads` threads, and returns them in order.
+/// At most `ahead` images are decoded before they are used, so that memory does not depend on the
+/// number of images. The threads end when the iterator is dropped.
 pub fn decode_ahead(
     arguments: Vec<PathBuf>,
     resize: Resize,
@@ -28,7 +28,8 @@ pub fn decode_ahead(
     ahead: usize,
 ) -> io::Result<impl Iterator<Item = Decoded>> {
     type Pixels = Result<Vec<u8>, String>;
-    // A place in the order for each image, and the image with the way to its place.
+    // `places` keeps the order: each image has a receiver there. `jobs` hands each image with the
+    // matching sender to the decoding threads.
     let (places, in_order) = sync_channel::<(PathBuf, Receiver<Pixels>)>(ahead);
     let (jobs, to_decode) = sync_channel::<(PathBuf, Sender<Pixels>)>(ahead);
     let to_decode = Arc::new(Mutex::new(to_decode));
@@ -38,7 +39,7 @@ pub fn decode_ahead(
             loop {
                 let job = to_decode.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 let Ok((path, place)) = job else { break };
-                // Nobody waits for it where the iterator is gone.
+                // If the iterator was dropped, nobody receives the result.
                 let _sent = place.send(decode(&path, resize));
             }
         })?;
@@ -65,7 +66,7 @@ pub fn decode_ahead(
     })?;
     Ok(in_order.into_iter().map(|(path, pixels)| {
         let decoded = pixels.recv().unwrap_or_else(|_| {
-            Err(format!("{}: its decoder ended without a word", path.display()))
+            Err(format!("{}: its decoding thread ended without a result", path.display()))
         });
         (path, decoded)
     }))
@@ -78,7 +79,8 @@ fn decode(path: &Path, resize: Resize) -> Result<Vec<u8>, String> {
     Ok(resized.into_raw_vec_and_offset().0)
 }
 
-/// Hands out what an argument stands for; `false` as soon as `hand_out` says so.
+/// Calls `hand_out` with each image of an argument: a file, the images below a folder, or the paths
+/// on standard input for `-`. Returns `false` as soon as `hand_out` does.
 fn list(
     argument: &Path,
     hand_out: &mut impl FnMut(Result<PathBuf, (PathBuf, String)>) -> bool,
@@ -90,7 +92,8 @@ fn list(
         return hand_out(Ok(argument.to_owned()));
     }
     let mut is_empty = true;
-    // The names of one folder are sorted at a time; a link back to a folder above is an error, not a loop.
+    // Only the names of one folder are held and sorted at a time. A link to a folder above is an
+    // error, not a loop.
     for entry in WalkDir::new(argument).follow_links(true).sort_by_file_name() {
         let image = match entry {
             Ok(entry) if entry.file_type().is_dir() || !is_image(entry.path()) => continue,
@@ -118,7 +121,7 @@ fn is_image(path: &Path) -> bool {
     })
 }
 
-/// A path a line.
+/// Calls `hand_out` with the path on each line of standard input.
 fn list_stdin(hand_out: &mut impl FnMut(Result<PathBuf, (PathBuf, String)>) -> bool) -> bool {
     let (mut input, mut line) = (io::stdin().lock(), Vec::new());
     loop {
@@ -146,7 +149,7 @@ fn list_stdin(hand_out: &mut impl FnMut(Result<PathBuf, (PathBuf, String)>) -> b
     }
 }
 
-/// Any bytes are a path on Unix.
+/// Returns the path of a line. On Unix any bytes are a path.
 #[cfg(unix)]
 fn path(bytes: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;

@@ -26,11 +26,11 @@ const BATCHES_AHEAD: usize = 2;
 
 /// Classifies images with an adapter, and prints a line for each image.
 ///
-/// The backbone, the preprocessing and the precision are those of the run.json beside the adapter, or
-/// of the adapter itself, unless a flag says otherwise; standard error says which. The names of the
-/// classes are those of --classes, else those in the adapter, else numbers. An image that cannot be
-/// read is named on standard error, the others are classified, and the exit code is 1. With
-/// --format json each line is a JSON object.
+/// The backbone, the preprocessing and the precision are those of the run.json beside the adapter,
+/// or of the adapter itself, unless a flag says otherwise; standard error says which. The names of
+/// the classes are those of --classes, else those in the adapter, else numbers. An image that
+/// cannot be read is named on standard error, the others are classified, and the exit code is 1.
+/// With --format json each line is a JSON object.
 #[derive(clap::Args)]
 #[command(
     mut_arg("backbone", |arg| arg.help(
@@ -91,14 +91,16 @@ pub fn run(args: &PredictArgs) -> Result<Outcome> {
     Ok(if all_read { Outcome::Done } else { Outcome::Partial })
 }
 
-/// The flags, with the image size and the precision of the run for those that were not given.
+/// Returns the backbone flags. If the image size or the precision is not given, it is that of the
+/// run.
 fn flags_of_run(
     args: &PredictArgs,
     record: Option<&RunRecord>,
     info: &AdapterInfo,
 ) -> Result<BackboneFlags> {
     let backbone = info.backbone.as_ref();
-    // Images that are not square have the size that the backbone's file tells.
+    // The flag is one side, so it cannot express an image size that is not square. Such a size
+    // comes from the file of the backbone.
     let size = record.and_then(|record| record.image_size);
     let size = size.or(backbone.and_then(|backbone| backbone.image_size));
     let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
@@ -116,14 +118,14 @@ fn flags_of_run(
 struct Predict<'a> {
     args: &'a PredictArgs,
     adapter: &'a Path,
-    /// Where the run's record is, or would be.
+    /// The path of `run.json` beside the adapter, whether or not the file exists.
     beside: &'a Path,
     record: Option<&'a RunRecord>,
     info: AdapterInfo,
 }
 
 impl Predict<'_> {
-    /// Whether every image was classified.
+    /// Classifies the images and returns whether all of them could be read.
     fn run(&self, opened: Opened) -> Result<bool> {
         let (args, image_size) = (self.args, opened.image_size());
         let normalization = self.normalization(&opened)?;
@@ -153,7 +155,8 @@ impl Predict<'_> {
         }
     }
 
-    /// The flag's, the run's or the adapter's; a wrong one changes every probability, so none is guessed.
+    /// Returns the normalization of the flag, else of the run, else of the adapter, and prints its
+    /// source. It is never guessed, because a wrong one changes every probability.
     fn normalization(&self, opened: &Opened) -> Result<Normalization> {
         let recorded = self.record.map(|record| record.train.normalization);
         let of_adapter = self.info.backbone.as_ref();
@@ -161,7 +164,7 @@ impl Predict<'_> {
         let (beside, adapter) = (self.beside.display(), self.adapter.display());
         match (self.args.input.normalization, recorded, of_adapter.and_then(Normalization::of)) {
             (Some(flag), Some(recorded), _) if flag != recorded => {
-                eprintln!("normalization: {flag} by flag, where {beside} says {recorded}");
+                eprintln!("normalization: {flag} by flag, although {beside} says {recorded}");
                 Ok(flag)
             }
             (_, Some(recorded), _) => {
@@ -195,11 +198,13 @@ impl Predict<'_> {
             _ => "from the backbone".to_owned(),
         };
         let centre = self.record.and_then(|record| record.test_shorter_side);
-        let centre = centre.map_or("", |_| ", the centre of what keeps its aspect ratio");
+        let centre =
+            centre.map_or("", |_| ", the centre of the image resized with its aspect ratio");
         eprintln!("images: {rows} x {columns}, {origin}{centre}");
     }
 
-    /// The adapter's resize at the backbone's size; without one, images are squashed.
+    /// Returns the resize of the adapter if its image size is that of the backbone. Otherwise
+    /// images are squashed.
     fn resize(&self, opened: &Opened) -> Result<Resize> {
         let image_size = opened.image_size();
         let of_adapter = self.info.backbone.as_ref();
@@ -209,7 +214,7 @@ impl Predict<'_> {
         }
     }
 
-    /// A name for each class.
+    /// Returns a name for each class.
     fn classes(&self, model: &PetlModel<AnyBackbone>) -> Result<Vec<String>> {
         let count = model.config().num_classes;
         let Some(file) = &self.args.classes.classes else {
@@ -232,7 +237,7 @@ impl Predict<'_> {
 struct ReadableImages<I> {
     images: I,
     size: usize,
-    /// Whether none was left out so far.
+    /// Whether all images so far could be read.
     all_read: bool,
 }
 
@@ -263,7 +268,8 @@ impl<I: Iterator<Item = Decoded>> ReadableImages<I> {
         }
     }
 
-    /// The next images that can be read, and their pixels; the others are named.
+    /// Returns the paths and the pixels of the next images that can be read. For every other image
+    /// the reason is printed.
     fn next(&mut self) -> (Vec<PathBuf>, Vec<u8>) {
         let (mut paths, mut pixels) = (Vec::new(), Vec::new());
         while paths.len() < self.size
@@ -284,7 +290,7 @@ impl<I: Iterator<Item = Decoded>> ReadableImages<I> {
     }
 }
 
-/// The most probable classes of each row of logits `[B, K]`, the most probable first.
+/// Returns the most probable classes of each row of logits `[B, K]`, the most probable first.
 fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<ClassScore>>> {
     let count = logits.size()[1].min(i64::try_from(count)?);
     let probabilities = logits.f_softmax(-1, Kind::Float)?;
@@ -299,7 +305,7 @@ fn top(logits: &Tensor, count: usize) -> Result<Vec<Vec<ClassScore>>> {
     Ok(pairs.chunks(count as usize).map(<[_]>::to_vec).collect())
 }
 
-/// Whether the reader of the output closed it, which is no error.
+/// Returns whether the reader closed the output, such as `head`. This is not a failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

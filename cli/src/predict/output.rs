@@ -1,4 +1,4 @@
-//! Predictions as text, JSON or CSV.
+//! Writes predictions as text, JSON or CSV.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::flags::OutputFormat;
 
-/// A class of an image.
+/// A class of an image and its probability.
 #[derive(Clone)]
 pub struct ClassScore {
     pub label: usize,
@@ -86,7 +86,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// So that whoever reads sees each batch as it is done.
+    /// Flushes the output, so that a reader sees each batch as soon as it is classified.
     pub fn flush(&mut self) -> io::Result<()> {
         match &mut self.out {
             Out::Text(out) | Out::Json(out) => out.flush(),
@@ -94,7 +94,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// How many images were written.
+    /// Flushes the output and returns the number of images that were written.
     pub fn finish(&mut self) -> io::Result<usize> {
         self.flush().map(|()| self.written)
     }

@@ -1,4 +1,4 @@
-//! Accuracy against trainable parameters, one mark for each method.
+//! The chart of accuracy over trainable parameters, with one mark for each method.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -21,8 +21,8 @@ pub struct AccuracyPoint {
     pub highlight: bool,
 }
 
-/// A scatter chart of top-1 accuracy over trained weights (logarithmic), its marks labelled where
-/// they stand: there is no legend to look up, and colour alone tells nothing.
+/// A scatter chart of top-1 accuracy over trained weights (logarithmic). Each mark has its label
+/// beside it, so that the chart needs no legend and no colours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccuracyChart {
     /// The line above the chart.
@@ -42,10 +42,10 @@ const MARGIN: i32 = 16;
 type Pixel = (i32, i32);
 
 impl AccuracyChart {
-    /// The chart as an SVG document, 640 x 480, which needs no font but the reader's sans-serif.
+    /// Returns the chart as an SVG document of 640 x 480 with the sans-serif font of the reader.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first point that has no place on the axes;
+    /// [`Error::Config`] with the first point that is outside the axes;
     /// [`Error::Chart`] if it cannot be drawn.
     pub fn svg(&self) -> Result<String> {
         self.validate()?;
@@ -73,7 +73,7 @@ impl AccuracyChart {
         Ok(())
     }
 
-    /// The ranges of the axes: a share of the spread is left free on each side.
+    /// Returns the ranges of the axes, with a free margin on each side.
     fn ranges(&self) -> ([f64; 2], [f64; 2]) {
         let spread = |value: fn(&AccuracyPoint) -> f64, least: f64, share: f64| {
             let values = self.points.iter().map(value);
@@ -187,7 +187,8 @@ fn pixels((x, y): (f64, f64)) -> (i32, i32) {
     (x.round() as i32, y.round() as i32)
 }
 
-/// 1, 2 and 5 times the powers of ten within the range, or the powers alone where those are many.
+/// Returns 1, 2 and 5 times the powers of ten within the range, or the powers alone if these are
+/// many.
 fn ticks(left: f64, right: f64) -> Vec<f64> {
     let powers = || (0..=16).map(|exponent| 10f64.powi(exponent));
     let inside = |tick: &f64| (left..=right).contains(tick);
@@ -196,7 +197,8 @@ fn ticks(left: f64, right: f64) -> Vec<f64> {
     if fine.len() <= 8 { fine } else { powers().filter(inside).collect() }
 }
 
-/// Width and height of a label. Its font is the reader's, so that the width is an upper estimate.
+/// Returns the width and height of a label. The width is an upper estimate, because the font of the
+/// reader is unknown.
 fn label_size(point: &AccuracyPoint) -> (f64, f64) {
     let width = if point.highlight { 0.66 } else { 0.58 };
     (point.label.chars().count() as f64 * width * TEXT, TEXT * EM)
@@ -210,7 +212,7 @@ fn check_text(field: &str, text: &str) -> Result<()> {
     }
 }
 
-/// With a decimal where whole numbers would repeat.
+/// Formats a percentage, with a decimal if whole numbers on the axis would repeat.
 fn percent(top1: f64, spread: f64) -> String {
     if spread < 5.0 { format!("{top1:.1}") } else { format!("{top1:.0}") }
 }

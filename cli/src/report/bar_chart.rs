@@ -1,4 +1,4 @@
-//! Accuracies as bars from 0 to 100 %, each with its label and its number.
+//! The chart of accuracies as bars from 0 to 100 %, each with its label and its number.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -18,12 +18,12 @@ pub(super) struct BarChart {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Bar {
     pub(super) label: String,
-    /// In percent.
+    /// The accuracy in percent.
     pub(super) value: f64,
     pub(super) deviation: Option<f64>,
-    /// What is written behind it.
+    /// The text behind the bar.
     pub(super) number: String,
-    /// Whether it is filled, as one's own are; what is published is an outline.
+    /// Whether the bar is filled. Own results are filled; published results are outlines.
     pub(super) filled: bool,
 }
 
@@ -38,7 +38,8 @@ const LABEL: f64 = 230.0;
 const MOST: usize = 48;
 
 impl BarChart {
-    /// A chart for each group and average of the table, or for each task where it has no groups.
+    /// Returns a chart for each group and average of the table, or for each task if it has no
+    /// groups.
     pub(super) fn of(sheet: &Sheet) -> Vec<BarChart> {
         let averages = sheet.columns.iter().any(|column| matches!(column, Column::Group(_)));
         let wanted = |column: &Column| !(averages && column.is_task()) && *column != Column::A;
@@ -57,7 +58,7 @@ impl BarChart {
                 filled: row.source == Origin::Own,
             })
         };
-        // The re-tuned rows are in the table; here they would stand for most of the bars.
+        // The re-tuned rows are left out, because they would be most of the bars.
         let rows = sheet.rows.iter().filter(|row| row.source != Origin::Retuned);
         let mut bars: Vec<Bar> = rows.filter_map(bar).collect();
         bars.sort_by(|a, b| b.value.total_cmp(&a.value));
@@ -68,7 +69,7 @@ impl BarChart {
         BarChart { title, bars }
     }
 
-    /// The chart as an SVG document, 480 wide.
+    /// Returns the chart as an SVG document of width 480.
     ///
     /// # Errors
     /// [`Error::Chart`] if it cannot be drawn.

@@ -17,11 +17,11 @@ use convpass::model::PetlModel;
 use convpass::petl::Bypasses;
 use convpass::seam::{Beside, NoMethod, Seam, Site, SubLayer, TokenLayout};
 
-/// Blocks that are shown.
+/// The number of blocks that are shown.
 const BLOCKS: usize = 4;
-/// Bottleneck channels that are shown of each.
+/// The number of bottleneck channels that are shown for each block.
 const CHANNELS: usize = 8;
-/// No grid that is shown is larger, in patches.
+/// The largest grid that is shown, in patches.
 const MAX_GRID: usize = 1 << 14;
 
 /// Numbers on the patch grid, row by row.
@@ -29,7 +29,7 @@ const MAX_GRID: usize = 1 << 14;
 pub struct GridMap {
     /// Rows and columns.
     pub grid: (usize, usize),
-    /// One a patch.
+    /// One value for each patch.
     pub values: Vec<f32>,
 }
 
@@ -38,27 +38,28 @@ pub struct GridMap {
 pub struct ConvMaps {
     /// Index of the block, from 0.
     pub block: usize,
-    /// Which of its sub-layers the bypass is at.
+    /// The sub-layer of the block that has the bypass.
     pub sub_layer: SubLayer,
-    /// What the convolution reads, a map for each of the first bottleneck channels.
+    /// The input of the convolution: a map for each of the first bottleneck channels.
     pub before: Vec<GridMap>,
-    /// What it gives, before its activation.
+    /// The output of the convolution before its activation, in the same way.
     pub after: Vec<GridMap>,
 }
 
-/// What the bypasses of a model see.
+/// The maps of the bypasses of a model, and the receptive field with and without them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BypassView {
-    /// The image that the maps are of.
+    /// The image of the maps.
     pub picture: Thumbnail,
-    /// A few blocks, in order.
+    /// The maps of a few blocks, in order.
     pub maps: Vec<ConvMaps>,
-    /// Mean over images and colours of |d norm / d pixel|, where the norm is that of the token in the
-    /// middle of the grid as it leaves the last block that keeps its patches; the mean of each patch.
+    /// The receptive field: the mean of |d norm / d pixel| over images, colours and the pixels of
+    /// each patch. The norm is that of the token in the middle of the grid after the last block
+    /// that outputs patches.
     pub field: GridMap,
-    /// The same of the frozen backbone alone.
+    /// The receptive field of the frozen backbone alone.
     pub frozen_field: GridMap,
-    /// Images that the two fields are the mean over.
+    /// The number of images that both fields are averaged over.
     pub images: usize,
 }
 
@@ -66,11 +67,11 @@ impl BypassView {
     /// The file beside `run.json`.
     pub const FILE: &str = "bypass_view.json";
 
-    /// Looks at the first `images` images of `dataset`.
+    /// Computes the view from the first `images` images of `dataset`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the model's method is no convolutional bypass, or for no images;
-    /// [`Error::Input`] if the images do not fit the backbone.
+    /// [`Error::Config`] if the model's method is not a convolutional bypass or there are no
+    /// images; [`Error::Input`] if the images do not fit the backbone.
     pub fn compute<B: Backbone>(
         model: &PetlModel<B>,
         dataset: &ImageDataset,
@@ -149,8 +150,8 @@ impl GridMap {
         self.values.iter().fold(0.0, |peak: f32, value| peak.max(value.abs()))
     }
 
-    /// Mean distance from the token in the middle, in patches, weighted by the values; `None`
-    /// where all are zero.
+    /// Returns the mean distance from the token in the middle in patches, weighted by the values;
+    /// `None` if all values are zero.
     pub(super) fn reach(&self) -> Option<f64> {
         let (rows, cols) = self.grid;
         let (mut sum, mut total) = (0.0, 0.0);
@@ -189,7 +190,7 @@ fn receptive_field<B: Backbone>(backbone: &B, image: &Tensor, method: &dyn Seam)
     for block in 0..backbone.num_blocks() {
         let kept = Stream { tokens: stream.tokens.shallow_clone(), layout: stream.layout };
         stream = backbone.run_block(block, stream, method, pass)?;
-        // A last block whose class token alone is read hands on nothing else.
+        // If only the class token is read, the last block does not output the patches.
         if !has_patches(&stream) {
             stream = kept;
             break;
@@ -214,11 +215,11 @@ fn has_patches(stream: &Stream) -> bool {
     size.len() == 3 && layout.num_patches() > 0 && size[1] == layout.num_tokens()
 }
 
-/// The bypasses of a model, which keep what each read first.
+/// The bypasses of a model. Each keeps the first tokens that it reads.
 #[derive(Debug)]
 struct Watched {
     bypasses: Bypasses,
-    /// By block, and whether it is at the MLP.
+    /// What each bypass read, by its block and whether it is at the MLP.
     seen: RefCell<BTreeMap<(usize, bool), Seen>>,
 }
 
@@ -243,7 +244,8 @@ impl Watched {
         Ok(())
     }
 
-    /// The maps of a few blocks, spread evenly; of the bypass beside attention where there is one.
+    /// Returns the maps of a few evenly spread blocks. If a block has a bypass beside attention,
+    /// the maps are of that one.
     fn maps(&self) -> Result<Vec<ConvMaps>> {
         let seen = self.seen.borrow();
         let mut sites: Vec<&Seen> = seen.values().collect();

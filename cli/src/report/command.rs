@@ -18,10 +18,10 @@ use crate::{Outcome, failure};
 
 /// Shows a folder of runs: one HTML page, charts as SVG and PNG, and tables on the terminal.
 ///
-/// A run is a folder with run.json, at any depth. With --data and --backbone, the adapter of each run
-/// that was tested classifies its test images once, which gives the accuracy by class, the confusions
-/// and the mistakes; what is found is kept beside run.json. DATA/TASK/classes.txt may hold the names
-/// of the classes, one on each line.
+/// A run is a folder with run.json, at any depth. With --data and --backbone, the adapter of each
+/// run that was tested classifies its test images once, which gives the accuracy by class, the
+/// confusions and the mistakes; what is found is kept beside run.json. DATA/TASK/classes.txt may
+/// hold the names of the classes, one on each line.
 #[derive(clap::Args)]
 #[command(
     mut_arg("data", |arg| arg.requires("backbone").help(
@@ -97,7 +97,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Computes what is missing of each run.
+/// Computes the missing predictions and bypass views of each run.
 struct Analysis<'a> {
     args: &'a ReportArgs,
     data: &'a Path,
@@ -109,7 +109,8 @@ impl Analysis<'_> {
         self.args.images.unwrap_or(16)
     }
 
-    /// Names a run of which something cannot be computed, and goes on with the others.
+    /// Computes what is missing. If that fails for a run, the error is printed and the others
+    /// continue.
     fn run(&self, opened: &Opened, runs: &[FoundRun]) {
         for run in runs {
             if let Err(error) = self.compute(opened, run) {

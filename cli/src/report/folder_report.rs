@@ -13,11 +13,12 @@ use super::{AccuracyChart, AccuracyPoint};
 use crate::error::Result;
 use crate::files::write_atomically;
 
-/// The runs in a folder, shown: as one HTML page that asks for nothing else, as charts, as text.
+/// The report of the runs in a folder: as one HTML page without external resources, as charts and
+/// as text.
 ///
-/// A run is a folder with a `run.json` ([`RunRecord`](convpass::train::RunRecord)). Runs that differ in their
-/// seeds alone are averaged. Tasks of VTAB-1k stand beside the published rows, others in a table of
-/// their own.
+/// A run is a folder with a `run.json` ([`RunRecord`](convpass::train::RunRecord)). Runs that
+/// differ in their seeds alone are averaged. Tasks of VTAB-1k stand beside the published rows,
+/// others in a table of their own.
 ///
 /// ```no_run
 /// # fn main() -> convpass::Result<()> {
@@ -47,9 +48,9 @@ impl Report {
     /// Reads every run below `folder`; links are not followed.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io) if the folder cannot be read or holds no run; if none of its records can be
-    /// read, the error of the first. A file that cannot be read beside others that can is no error:
-    /// [`Report::broken`] names it.
+    /// [`Error::Io`](crate::error::Error::Io) if the folder cannot be read or holds no run; if none
+    /// of its records can be read, the error of the first. A file that cannot be read beside others
+    /// that can is no error: [`Report::broken`] names it.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let (runs, broken) = runs::read(folder)?;
@@ -110,13 +111,13 @@ impl Report {
         Ok(charts)
     }
 
-    /// The tables as text, no line wider than `width` columns (from 40 on); with `color`, the best
-    /// of a column is bold.
+    /// Returns the tables as text with lines of at most `width` columns (40 or more). With `color`
+    /// the best value of a column is bold.
     pub fn summary(&self, width: usize, color: bool) -> String {
         summary::summary(self, width.max(40), color)
     }
 
-    /// What the page, the charts and the text show.
+    /// Returns the tables that the page, the charts and the text show.
     pub(super) fn contents(&self) -> PageContents {
         let (vtab, own) = (RunTable::new(&self.runs, true), RunTable::new(&self.runs, false));
         PageContents { sheets: Sheet::all(&vtab, &own) }
@@ -134,7 +135,8 @@ pub(super) struct PageContents {
 }
 
 impl PageContents {
-    /// The rows that have an average and a number of weights; `None` if none has.
+    /// Returns the chart of the rows that have an average and a number of weights; `None` if no row
+    /// has.
     pub(super) fn accuracy_chart(&self, sheet: &Sheet) -> Option<AccuracyChart> {
         let overall = sheet.overall()?;
         let published = sheet.rows.iter().any(|row| row.source == Origin::Paper);
@@ -159,7 +161,7 @@ impl PageContents {
     }
 }
 
-/// Letters, digits and dashes, whatever a task is called.
+/// Returns `text` as the name of a file: other characters than letters and digits become dashes.
 fn file_name(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_alphanumeric() { c } else { '-' });
     clean.flat_map(char::to_lowercase).take(80).collect()

@@ -1,4 +1,4 @@
-//! Where the labels of marks go, so that none covers another or a mark.
+//! Places the labels of marks so that no label covers another label or a mark.
 
 /// A rectangle in pixels, y downwards.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +20,7 @@ impl Rect {
         }
     }
 
-    /// The point of it nearest to another.
+    /// Returns the point of the rectangle that is nearest to the given point.
     pub(super) fn nearest(&self, (x, y): (f64, f64)) -> (f64, f64) {
         (x.clamp(self.left, self.right), y.clamp(self.top, self.bottom))
     }
@@ -52,15 +52,15 @@ const DIRECTIONS: [(f64, f64); 8] = [
     (-1.0, 1.0),
 ];
 
-/// How far out a label is tried, in steps of half its height; beyond the first it needs a line to
-/// its mark.
+/// The number of distances at which a label is tried, in steps of half its height. Beyond the first
+/// one the label needs a line to its mark.
 const RINGS: usize = 24;
 
 /// A label's place.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Placed {
     pub(super) rect: Rect,
-    /// Whether it stands off so far that a line should lead to its mark.
+    /// Whether the label is so far from its mark that it needs a line to it.
     pub(super) apart: bool,
 }
 
@@ -77,10 +77,10 @@ fn line(mark: (f64, f64), label: &Rect, radius: f64) -> Vec<Rect> {
         .collect()
 }
 
-/// A place for the label, of this size, of each mark: inside `frame` and free of every mark and
-/// of the labels placed before it, its line too where that can be, as close as that
-/// goes. `radius` is a mark's, in pixels. Where
-/// nothing is free a label stands to the right of its mark all the same.
+/// Returns the place of the label of each mark. A label is inside `frame`, as close to its mark as
+/// possible, and covers no mark and no label that was placed before; if possible, its line does not
+/// cross any either. `radius` is the radius of a mark in pixels. If no place is free, the label is
+/// to the right of its mark.
 pub(super) fn place(
     marks: &[(f64, f64)],
     sizes: &[(f64, f64)],

@@ -1,13 +1,14 @@
-//! What a method is called in tables, and where it stands in them.
+//! The name and the order of methods in tables.
 
 use serde_json::{Map, Value, json};
 
 use convpass::petl::Method;
 
-/// Choices that are made for each task, so that runs which differ in them are of one method.
+/// Fields that are chosen for each task. Runs that differ in them have the same method.
 const PER_TASK: [&str; 5] = ["name", "scale", "alpha", "conv_init", "dropout"];
 
-/// The method with its choices that are not the default: `Convpass, bottleneck dim 16`.
+/// Returns the name of the method with all fields that are not the default, such as `Convpass,
+/// bottleneck dim 16`.
 pub(super) fn label(method: &Method) -> String {
     let title = match method {
         Method::LinearProbe => "Linear probe",
@@ -34,7 +35,7 @@ pub(super) fn label(method: &Method) -> String {
     choices(method).iter().fold(title.to_owned(), |all, choice| format!("{all}, {choice}"))
 }
 
-/// Baselines first, the bypasses last.
+/// Returns the rank of the method in tables: baselines are first, bypasses last.
 pub(super) fn rank(method: &Method) -> usize {
     const ORDER: [&str; 12] = [
         "full",

@@ -1,4 +1,4 @@
-//! What is shown of results: tables, charts as SVG, and the page of a folder of runs.
+//! Shows results as tables, as charts in SVG, and as the page of a folder of runs.
 
 mod accuracy_chart;
 mod bar_chart;

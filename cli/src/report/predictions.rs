@@ -1,4 +1,4 @@
-//! What an adapter says of each test image, and what is to be learned from it.
+//! The predictions of an adapter for each test image, and statistics of them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,7 +25,7 @@ const GALLERY: usize = 16;
 /// The longer side of a picture, in pixels.
 const THUMBNAIL: u32 = 72;
 
-/// One image of a test list, and what the model said of it.
+/// One image of a test list, and the model's prediction for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// The path as the list has it.
@@ -59,12 +59,13 @@ impl Predictions {
     pub const FILE: &str = "predictions.json";
 
     /// Runs `model` on every image of `list`, resized to `image_size` = (rows, columns); a few
-    /// hundred are in memory at a time. `watch` is told how many are done, of how many, and may end
-    /// it: the predictions are then of those alone.
+    /// hundred are in memory at a time. `watch` receives the number of images done and of all
+    /// images. It may end the pass; the result then has only the images done.
     ///
     /// # Errors
-    /// [`Error::Config`] for a batch size of 0 or labels beyond the head; [`convpass::Error::Image`] for an
-    /// image that cannot be decoded; [`Error::Input`] if the images do not fit the backbone.
+    /// [`Error::Config`] for a batch size of 0 or labels beyond the head;
+    /// [`convpass::Error::Image`] for an image that cannot be decoded; [`Error::Input`] if the
+    /// images do not fit the backbone.
     pub fn compute<B: Backbone>(
         model: &PetlModel<B>,
         list: &FileList,
@@ -200,7 +201,8 @@ impl Predictions {
         })
     }
 
-    /// Of each class that has images: the class, how many are right, how many there are.
+    /// Returns for each class that has images: the class, the number of right predictions, and the
+    /// number of images.
     pub(super) fn per_class(&self) -> Vec<(i64, usize, usize)> {
         let mut classes: BTreeMap<i64, (usize, usize)> = BTreeMap::new();
         for image in &self.images {

@@ -77,11 +77,11 @@ pub(super) struct RunTable<'a> {
     /// VTAB-1k's in the order of its table, others as they come.
     pub(super) tasks: Vec<&'a str>,
     pub(super) lines: Vec<MethodLine<'a>>,
-    /// What a reader of the numbers has to know.
+    /// Notes that a reader of the numbers must know.
     pub(super) notes: Vec<String>,
 }
 
-/// What makes two runs of one line.
+/// The key of a line: runs with the same key are in the same line.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     rank: usize,
@@ -113,7 +113,7 @@ pub(super) fn selection(selection: Selection) -> &'static str {
     }
 }
 
-/// Everything of a run but its seeds that its result depends on.
+/// Returns everything that the result of a run depends on, except its seeds.
 fn settings(record: &RunRecord) -> String {
     let without = |value: serde_json::Result<Value>, names: &[&str]| {
         let mut value = value.unwrap_or_default();

@@ -8,12 +8,12 @@ use super::predictions::Predictions;
 use crate::error::{Error, Result};
 use convpass::train::RunRecord;
 
-/// What a run's folder holds.
+/// The file that makes a folder the folder of a run.
 const RECORD: &str = "run.json";
-/// Folders are searched this deep.
+/// The greatest depth at which folders are searched.
 const MAX_DEPTH: usize = 16;
 
-/// One run: a folder with `run.json`, and what was computed of its adapter since.
+/// One run: a folder with `run.json`, and the files that were computed from its adapter later.
 #[derive(Clone, Debug)]
 pub struct FoundRun {
     /// Its folder, relative to the one that was searched.
@@ -58,8 +58,8 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// Goes through `folder`; an error is of that folder itself. A link is not followed, and what is
-    /// hidden passed over.
+    /// Searches `folder`. Links are not followed, and hidden folders are skipped. An error means
+    /// that `folder` itself cannot be read.
     fn visit(&mut self, folder: &Path, depth: usize) -> io::Result<()> {
         let mut entries = std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(|entry| entry.file_name());
@@ -100,7 +100,7 @@ impl Found<'_> {
         }
     }
 
-    /// A file that need not be there.
+    /// Loads an optional file.
     fn extra<T>(&mut self, file: PathBuf, load: impl Fn(&Path) -> Result<T>) -> Option<T> {
         if !file.exists() {
             return None;

@@ -5,7 +5,7 @@ use super::results::{MethodLine, RunTable};
 use super::task_table::Spread;
 use convpass::data::vtab::{self, TASKS, VtabGroup};
 
-/// What a column is of.
+/// The content of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Column {
     /// A task.
@@ -37,7 +37,7 @@ impl Column {
     }
 }
 
-/// Whose numbers a row has.
+/// The origin of the numbers of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
     Own,
@@ -71,7 +71,7 @@ pub(super) struct Sheet {
     pub(super) title: String,
     pub(super) columns: Vec<Column>,
     pub(super) rows: Vec<SheetRow>,
-    /// What a reader of the numbers has to know.
+    /// Notes that a reader of the numbers must know.
     pub(super) notes: Vec<String>,
 }
 
@@ -222,7 +222,7 @@ fn of_group(group: VtabGroup) -> impl Iterator<Item = &'static str> {
 const AVERAGES: &str =
     "G is the mean of the three group means, as published; A is the mean of the 19 tasks.";
 
-/// How the rows were got.
+/// The protocols of the published rows.
 const PROTOCOL: &str = "Paper: arXiv 2207.07039, ViT-B/16 of ImageNet-21k; its code keeps the best \
     of every tenth epoch on the test images, and its Convpass row is seed 42 task by task. \
     Re-tuned: OSU-MLB (CVPR 2025), last epoch. These runs report the epoch that the run ended with.";

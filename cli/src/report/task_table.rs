@@ -16,7 +16,7 @@ pub struct SeedRun {
     pub method: String,
     /// The run's seed.
     pub seed: i64,
-    /// Top-1 in percent on the test images, which nothing was chosen on.
+    /// Top-1 in percent on the test images. Nothing was selected by the test images.
     pub top1: f64,
     /// Top-1 in percent of the best epoch on the test images, where it was asked for.
     pub best_on_test: Option<f64>,
@@ -26,7 +26,7 @@ pub struct SeedRun {
     pub seconds: f64,
 }
 
-/// Over seeds: mean, and deviation of the sample (n - 1), which one seed does not have.
+/// The mean and the standard deviation (n - 1) over seeds. A single seed has no deviation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The mean.
@@ -99,7 +99,7 @@ impl Average {
     }
 }
 
-/// Which figure of a run.
+/// A figure of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
     /// [`SeedRun::top1`].
@@ -144,8 +144,9 @@ impl TaskTable {
         Spread::of(&values.collect::<Vec<_>>())
     }
 
-    /// A method's average over the tasks that have a run of any method, from those seeds that it
-    /// was run with on each of them. `None` if there is no such seed, or no such average.
+    /// Returns the average of a method over the tasks that have a run of any method. It uses the
+    /// seeds that the method has on every one of these tasks. `None` if there is no such seed or
+    /// average.
     pub fn average(&self, method: &str, average: Average, figure: Figure) -> Option<Spread> {
         let tasks = self.averaged(average);
         let of_seed = |&seed: &i64| {

@@ -1,4 +1,4 @@
-//! `convpass search`: widths for each block within a parameter budget, as NOAH searches them.
+//! `convpass search`: searches widths for each block within a parameter budget, as NOAH does.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,10 @@ use crate::stop::Stop;
 
 /// Searches widths of Adapter, LoRA and prompts for each block within a parameter budget.
 ///
-/// A supernet whose parts share weights is trained on 800 images, an evolution over its parts scores
-/// them on the 200 validation images, and the best mix is trained anew on all 1,000 and tested once
-/// (NOAH, arXiv 2206.04673). Without --backbone it runs a bundled task on the bundled ViT, with
-/// settings that take minutes. --out receives method.json for `finetune --method`,
+/// A supernet whose parts share weights is trained on 800 images, an evolution over its parts
+/// scores them on the 200 validation images, and the best mix is trained anew on all 1,000 and
+/// tested once (NOAH, arXiv 2206.04673). Without --backbone it runs a bundled task on the bundled
+/// ViT, with settings that take minutes. --out receives method.json for `finetune --method`,
 /// adapter.safetensors and search.json.
 #[derive(clap::Args)]
 #[command(
@@ -81,7 +81,8 @@ pub struct SearchArgs {
     /// Peak learning rate of the supernet [default: 5e-4; 1e-2 for bundled tasks].
     #[arg(long, value_name = "RATE", help_heading = "Search")]
     supernet_lr: Option<f64>,
-    /// Generations of the evolution, of which the first is random [default: 15; 6 for bundled tasks].
+    /// Generations of the evolution, of which the first is random [default: 15; 6 for bundled
+    /// tasks].
     #[arg(long, value_name = "N", help_heading = "Search")]
     generations: Option<usize>,
     /// Candidates in each generation [default: 50; 12 for bundled tasks].
@@ -101,7 +102,7 @@ pub struct SearchArgs {
     out: OutFlag,
 }
 
-/// The values of flags that are not given.
+/// The default values of flags.
 struct Defaults {
     /// Epochs and learning rate of the supernet, and of the mix that was found.
     supernet: (usize, f64),
@@ -113,7 +114,7 @@ struct Defaults {
     parents: usize,
 }
 
-/// NOAH's for VTAB-1k, with the schedule of the crate's other runs.
+/// The settings of NOAH for VTAB-1k, with the learning rate schedule of this crate's other runs.
 const PUBLISHED: Defaults = Defaults {
     supernet: (500, 5e-4),
     found: (100, 1e-3),
@@ -124,7 +125,7 @@ const PUBLISHED: Defaults = Defaults {
     parents: 10,
 };
 
-/// Short enough to wait for.
+/// The settings for bundled tasks, with which a search takes minutes.
 const BUNDLED: Defaults = Defaults {
     supernet: (12, 1e-2),
     found: (4, 1e-2),
@@ -175,7 +176,7 @@ impl SearchJob<'_> {
         let space = SearchSpace::new(modules.collect(), &self.opened.backbone.shape())?;
         let widest = space.num_params(&space.widest())?;
         let budget = args.budget.unwrap_or(widest / 2);
-        // Before the supernet is trained, which takes longest.
+        // An error must come before the supernet is trained, which takes longest.
         space.check_budget(budget)?;
         let evolution = self.evolution_config();
         evolution.validate()?;
@@ -223,7 +224,7 @@ impl SearchJob<'_> {
         }
     }
 
-    /// Scores candidates by their top-1 on the 200.
+    /// Runs the evolution; the score of a candidate is its top-1 on the 200 validation images.
     fn evolve(
         &self,
         supernet: &Supernet<AnyBackbone>,
@@ -241,7 +242,7 @@ impl SearchJob<'_> {
         Ok(evolve(supernet.space(), budget, config, &mut score)?)
     }
 
-    /// Prints what the search found, trains it anew, and says how that went.
+    /// Prints the best mix of the search, trains it anew, and returns the result.
     fn found(
         &self,
         supernet: &Supernet<AnyBackbone>,
@@ -268,7 +269,7 @@ impl SearchJob<'_> {
         if self.stop.is_asked() { Ok(Value::Null) } else { self.retrain(method, out) }
     }
 
-    /// A mix from its start on the 1,000, then the test.
+    /// Trains a mix from new weights on the 1,000 images, and tests it.
     fn retrain(&self, method: Method, out: &Path) -> Result<Value> {
         let args = self.args;
         let train = self.load(VtabSplit::Train800Val200)?;
@@ -295,7 +296,7 @@ impl SearchJob<'_> {
         }))
     }
 
-    /// Top-1 in percent, or `None` after Ctrl-C.
+    /// Returns top-1 in percent, or `None` if Ctrl-C ended the pass.
     fn top1(
         &self,
         model: &PetlModel<AnyBackbone>,
@@ -330,7 +331,7 @@ impl SearchJob<'_> {
         Ok(ImageDataset::load(self.folder.split(split), self.opened.image_size())?)
     }
 
-    /// The test images, decoded as they are reached: there may be more than fit in memory.
+    /// Returns the test images. Each is decoded when it is used, because all may not fit in memory.
     fn test(&self) -> Result<ImageDataset> {
         let resize = Resize::bicubic(self.opened.image_size())?;
         Ok(ImageDataset::stream(self.folder.split(VtabSplit::Test), resize))
@@ -341,7 +342,7 @@ fn write(path: &Path, text: String) -> Result<()> {
     std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
 }
 
-/// The progress bar, and Ctrl-C.
+/// Shows the progress bar, and ends the search on Ctrl-C.
 struct SearchWatch(Progress, Stop);
 
 impl Observer for SearchWatch {

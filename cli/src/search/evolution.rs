@@ -12,22 +12,23 @@ use serde::{Deserialize, Serialize};
 use super::space::{SearchSpace, Widths};
 use crate::error::{Error, Result};
 
-/// How candidates follow each other; the default's numbers are NOAH's for VTAB-1k.
+/// The settings of an evolution. The default values are those of NOAH for VTAB-1k.
 ///
-/// The first generation is drawn at random. In each later one, half are mutants of the parents,
-/// the best so far, and half are crosses of two of them; no candidate comes twice, and one over
-/// the budget loses widths, drawn at random, until it fits. NOAH's own code draws such a candidate
-/// again, mutates only how many blocks a method is in, and crosses a method's blocks as one.
+/// The first generation is drawn at random. The parents are the best candidates so far. In each
+/// later generation, half of the candidates are mutants of a parent and half are crosses of two
+/// parents. No candidate occurs twice. If a candidate is over the budget, random widths of it are
+/// reduced until it fits. NOAH's own code differs: it draws such a candidate again, mutates only
+/// the number of blocks that a method is in, and crosses all blocks of a method together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvolutionConfig {
-    /// Generations, the random one counted.
+    /// Number of generations, including the random one.
     pub generations: usize,
-    /// Candidates of each.
+    /// Number of candidates in each generation.
     pub population: usize,
-    /// How many of the best so far are parents.
+    /// Number of the best candidates so far that are parents.
     pub parents: usize,
-    /// The rate at which a mutant's widths are drawn anew.
+    /// Probability that a width of a mutant is drawn anew.
     pub mutation_rate: f64,
     /// Seed of every draw.
     pub seed: i64,
@@ -67,47 +68,50 @@ impl EvolutionConfig {
     }
 }
 
-/// Widths that were scored.
+/// Widths and their score.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// The widths.
     pub widths: Widths,
-    /// Weights that they train, the head not counted.
+    /// Number of weights that these widths train, without the head.
     pub params: i64,
-    /// What the score said; more is better.
+    /// The score; higher is better.
     pub score: f64,
 }
 
 impl Candidate {
-    /// The better one first; of two alike the one with fewer weights.
+    /// Orders the higher score first, and fewer weights first if the scores are equal.
     fn rank(&self, other: &Candidate) -> Ordering {
         other.score.total_cmp(&self.score).then(self.params.cmp(&other.params))
     }
 }
 
-/// How an evolution went.
+/// The candidates of an evolution.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evolution {
     /// The candidates of each generation, in the order in which they were scored.
     pub generations: Vec<Vec<Candidate>>,
-    /// Whether the score ended it.
+    /// Whether the score function ended the evolution.
     pub stopped: bool,
 }
 
 impl Evolution {
-    /// The best of all: of those with the highest score and the fewest weights, the first.
+    /// Returns the candidate with the highest score; with equal scores the one with the fewest
+    /// weights, and then the first.
     pub fn best(&self) -> Option<&Candidate> {
         self.generations.iter().flatten().min_by(|a, b| a.rank(b))
     }
 }
 
-/// Searches `space` for the widths that `score` likes best among those with at most `budget`
-/// weights; `Break` ends it with what there is. It ends early, too, where the space has no new
-/// candidate. The same seed and scores give the same candidates.
+/// Searches `space` for the widths with the highest score among those with at most `budget`
+/// weights.
+///
+/// If `score` returns `Break`, the search ends with the candidates so far. It also ends if it finds
+/// no new candidate. The same seed and scores give the same candidates.
 ///
 /// # Errors
-/// [`Error::Config`] for a config that makes no search, or a budget below the narrowest widths;
-/// [`Error::Input`] for a score that is not a number; what `score` reports.
+/// [`Error::Config`] if the config is not valid or the narrowest widths exceed the budget;
+/// [`Error::Input`] if a score is not a number; errors of `score`.
 pub fn evolve(
     space: &SearchSpace,
     budget: i64,
@@ -142,7 +146,7 @@ struct EvolutionRun<'a> {
     config: &'a EvolutionConfig,
     rng: ChaCha8Rng,
     seen: HashSet<Widths>,
-    /// The best so far, the best first.
+    /// The best candidates so far, the best first.
     parents: Vec<Candidate>,
 }
 
@@ -167,10 +171,11 @@ impl EvolutionRun<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Widths within the budget that were not there before; `None` where chance finds none.
+    /// Returns widths within the budget that were not a candidate before, or `None` if random draws
+    /// find none.
     fn unseen(&mut self, place: usize) -> Result<Option<Widths>> {
         const TRIES: usize = 100;
-        // Where parents have no new child left, the random ones follow.
+        // If the parents have no new child, the widths are drawn from the whole space.
         for random in [self.parents.is_empty(), true] {
             for _ in 0..TRIES {
                 let drawn =
@@ -184,7 +189,7 @@ impl EvolutionRun<'_> {
         Ok(None)
     }
 
-    /// A mutant in the first half of a generation, a cross in the second.
+    /// Returns a mutant in the first half of a generation and a cross in the second half.
     fn child(&mut self, place: usize) -> Widths {
         let EvolutionRun { space, config, rng, parents, .. } = self;
         let Some(a) = parents.choose(rng) else { return space.sample(rng) };
@@ -214,7 +219,7 @@ mod tests {
         SearchSpace::new(modules.collect(), &vit.shape().unwrap()).unwrap()
     }
 
-    /// The nearer to the planted widths the better.
+    /// The score is higher the nearer the widths are to the planted ones.
     fn score(widths: &Widths) -> Result<ControlFlow<(), f64>> {
         let planted = [[10, 0, 5, 1], [0, 5, 0, 10]];
         let gaps = planted.as_flattened().iter().zip(widths.0.iter().flatten());

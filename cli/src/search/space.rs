@@ -1,4 +1,4 @@
-//! What is searched: a width for each method in each block.
+//! The space of a search: a width for each method in each block.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -15,19 +15,21 @@ use convpass::seam::BackboneShape;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchModule {
-    /// Adapter, AdaptFormer, Convpass, LoRA or VPT. Its own widths are not read, but that LoRA's
-    /// factor is its `alpha / rank` at every width, so that a slice of a product is that product.
+    /// Adapter, AdaptFormer, Convpass, LoRA or VPT. The width in its config is not read. The
+    /// exception is LoRA: its factor is `alpha / rank` of this config at every width, so that a
+    /// narrower LoRA is a slice of a wider one.
     pub method: Method,
-    /// The widths to choose from; 0 leaves a block without.
+    /// The widths to choose from; with 0 a block does not have the method.
     pub widths: Vec<i64>,
 }
 
 impl SearchModule {
-    /// NOAH's space: Adapter after the MLP, LoRA with a factor of one on queries and values, and
-    /// deep prompts, each of the widths of the subnets that its authors released for VTAB-1k.
+    /// Returns the space of NOAH: Adapter after the MLP, LoRA with a factor of 1 on queries and
+    /// values, and deep prompts. The widths are those of the subnets that its authors released for
+    /// VTAB-1k.
     ///
-    /// Theirs has no width of 0, but modules in the first 3, 6, 9 or 12 blocks: less than what a 0
-    /// in any block allows. Their LoRA also acts on the keys.
+    /// The authors' space does not have the width 0; there a module is in the first 3, 6, 9 or 12
+    /// blocks. A 0 in any block allows more than that. Their LoRA also acts on the keys.
     pub fn noah() -> Vec<Self> {
         let lora = LoraConfig { rank: 1, alpha: 1.0, ..LoraConfig::default() };
         [Method::Adapter(Default::default()), Method::Lora(lora), Method::Vpt(Default::default())]
@@ -35,7 +37,8 @@ impl SearchModule {
             .into()
     }
 
-    /// The method with these widths, one a block: a list, for LoRA one of each rank in use.
+    /// Returns the method with one width for each block, as a list of methods: none if all widths
+    /// are 0, and one for each rank in use for LoRA.
     fn with_widths(&self, blocks: &[i64]) -> Result<Vec<Method>> {
         let own = Some(blocks.to_vec());
         let method = match &self.method {
@@ -65,7 +68,8 @@ impl SearchModule {
     }
 }
 
-/// A LoRA for each rank in use: a factor of `alpha / r` is then the same in every block.
+/// Returns one LoRA for each rank in use, so that the factor `alpha / r` is the same in every
+/// block.
 fn lora_by_rank(config: &LoraConfig, blocks: &[i64]) -> Vec<Method> {
     let mut ranks: Vec<i64> = blocks.iter().copied().filter(|&rank| rank != 0).collect();
     ranks.sort_unstable();
@@ -84,22 +88,22 @@ fn lora_by_rank(config: &LoraConfig, blocks: &[i64]) -> Vec<Method> {
 #[serde(transparent)]
 pub struct Widths(pub Vec<Vec<i64>>);
 
-/// Every mix of some methods beside one backbone, with what each costs.
+/// Every mix of some methods beside one backbone, with the cost of each in weights.
 #[derive(Clone, Debug)]
 pub struct SearchSpace {
     modules: Vec<SearchModule>,
     blocks: usize,
-    /// Weights of module m in block b at its width of index k, `[m][b][k]`. They add up: no method
-    /// here shares weights between blocks.
+    /// The weights of module m in block b with its width of index k, as `[m][b][k]`. The cost of a
+    /// mix is their sum, because no method here shares weights between blocks.
     costs: Vec<Vec<Vec<i64>>>,
 }
 
 impl SearchSpace {
-    /// The mixes of `modules` beside a backbone of this shape ([`Backbone::shape`]).
+    /// Returns the mixes of `modules` beside a backbone of this shape ([`Backbone::shape`]).
     ///
     /// # Errors
-    /// [`Error::Config`] for no module, one without widths, a method that cannot be given a width
-    /// for each block, or one that is no method beside this backbone.
+    /// [`Error::Config`] if there is no module, a module has no widths, or a method does not
+    /// support a width for each block or does not support this backbone.
     ///
     /// [`Backbone::shape`]: convpass::Backbone::shape
     pub fn new(mut modules: Vec<SearchModule>, shape: &BackboneShape) -> Result<Self> {
@@ -118,17 +122,17 @@ impl SearchSpace {
         Ok(SearchSpace { modules, blocks: shape.block_dims.len(), costs })
     }
 
-    /// The methods and their widths, in ascending order.
+    /// Returns the methods with their widths in ascending order.
     pub fn modules(&self) -> &[SearchModule] {
         &self.modules
     }
 
-    /// The supernet's: every width at its most.
+    /// Returns the largest width of each module in every block: the widths of the supernet.
     pub fn widest(&self) -> Widths {
         self.each(|module| module.widths.last())
     }
 
-    /// Every width at its least.
+    /// Returns the smallest width of each module in every block.
     pub fn narrowest(&self) -> Widths {
         self.each(|module| module.widths.first())
     }
@@ -138,7 +142,7 @@ impl SearchSpace {
         Widths(self.modules.iter().map(block).collect())
     }
 
-    /// The method of these widths: a [`Method::Compose`], or the linear probe where all are 0.
+    /// Returns the method of these widths: a [`Method::Compose`], or the linear probe if all are 0.
     ///
     /// # Errors
     /// [`Error::Config`] if they are not of this space.
@@ -151,7 +155,7 @@ impl SearchSpace {
         if methods.is_empty() { Ok(Method::LinearProbe) } else { Ok(Method::Compose { methods }) }
     }
 
-    /// Weights that the method of these widths trains, the head not counted.
+    /// Returns the number of weights that the method of these widths trains, without the head.
     ///
     /// # Errors
     /// [`Error::Config`] if they are not of this space.
@@ -162,17 +166,17 @@ impl SearchSpace {
     /// Checks that a mix within `budget` weights exists.
     ///
     /// # Errors
-    /// [`Error::Config`] if the narrowest has more.
+    /// [`Error::Config`] if the narrowest mix has more.
     pub fn check_budget(&self, budget: i64) -> Result<()> {
         let least = self.num_params(&self.narrowest())?;
         if budget < least {
-            let expected = format!("at least {least}, what the narrowest mix trains");
+            let expected = format!("at least {least}, which the narrowest mix trains");
             return Err(Error::config("budget", expected, budget));
         }
         Ok(())
     }
 
-    /// Each width as its index in the module's list.
+    /// Returns each width as its index in the list of its module.
     fn choices(&self, widths: &Widths) -> Result<Choices> {
         let (modules, blocks) = (self.modules.len(), self.blocks);
         if widths.0.len() != modules || widths.0.iter().any(|module| module.len() != blocks) {
@@ -194,7 +198,7 @@ impl SearchSpace {
         self.places().map(|(m, b)| self.costs[m][b][choices.0[m][b]]).fold(0, i64::saturating_add)
     }
 
-    /// Each module in each block.
+    /// Returns every pair of a module and a block.
     fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (modules, blocks) = (self.modules.len(), self.blocks);
         (0..modules).flat_map(move |module| (0..blocks).map(move |block| (module, block)))
@@ -207,7 +211,7 @@ impl SearchSpace {
         Widths(self.modules.iter().zip(&choices.0).map(of).collect())
     }
 
-    /// Every width drawn alike, whatever it costs.
+    /// Draws each width uniformly from its list, regardless of the cost.
     pub(super) fn sample(&self, rng: &mut impl Rng) -> Widths {
         let mut draw = |module: &SearchModule| {
             (0..self.blocks)
@@ -217,7 +221,7 @@ impl SearchSpace {
         Widths(self.modules.iter().map(&mut draw).collect())
     }
 
-    /// `parent` with each width drawn anew at this rate.
+    /// Returns `parent` with each width drawn anew with probability `rate`.
     pub(super) fn mutate(&self, parent: &Widths, rate: f64, rng: &mut impl Rng) -> Widths {
         let mut child = parent.clone();
         for (m, b) in self.places() {
@@ -228,7 +232,7 @@ impl SearchSpace {
         child
     }
 
-    /// Each width from one of the two parents.
+    /// Returns widths that are each drawn from one of the two parents.
     pub(super) fn cross(&self, [a, b]: [&Widths; 2], rng: &mut impl Rng) -> Widths {
         let mut child = a.clone();
         for (module, block) in self.places().filter(|_| rng.random_bool(0.5)) {
@@ -237,8 +241,8 @@ impl SearchSpace {
         child
     }
 
-    /// `widths` with some of them, drawn at random, at the next smaller until they cost no more
-    /// than `budget`, which the narrowest must not exceed.
+    /// Returns `widths` within `budget`: while the cost is too high, a random width is replaced by
+    /// the next smaller one. The narrowest widths must not cost more than `budget`.
     pub(super) fn within(
         &self,
         budget: i64,
@@ -263,7 +267,7 @@ impl SearchSpace {
 /// [`Widths`] as indices into the modules' lists.
 struct Choices(Vec<Vec<usize>>);
 
-/// Weights of a module in each block, at each of its widths.
+/// Returns the number of weights of a module in each block with each of its widths.
 fn costs(module: &SearchModule, shape: &BackboneShape) -> Result<Vec<Vec<i64>>> {
     let count = shape.block_dims.len();
     let cost = |block: usize, width: i64| {

@@ -1,4 +1,5 @@
-//! One model that holds every mix of a space: a narrower one reads a part of its weights.
+//! The supernet: one model that holds every mix of a space. A narrower mix reads a part of its
+//! weights.
 
 use std::time::Instant;
 
@@ -26,26 +27,26 @@ impl<B: Backbone> Supernet<B> {
     /// Puts the widest mix of `space` beside `backbone`, with the paper's drop path.
     ///
     /// # Errors
-    /// [`Error::Config`] if the space is another backbone's, or for a number of classes that no
-    /// head has.
+    /// [`Error::Config`] if the space is for another backbone, or the number of classes is not
+    /// valid.
     pub fn new(backbone: B, space: SearchSpace, num_classes: i64, seed: i64) -> Result<Self> {
         let config = PetlConfig::new(space.method(&space.widest())?, num_classes);
         let model = PetlModel::new(backbone, &PetlConfig { seed, ..config })?;
         Ok(Supernet { model, space })
     }
 
-    /// The widest mix itself.
+    /// Returns the model of the widest mix.
     #[cfg(test)]
     pub fn model(&self) -> &PetlModel<B> {
         &self.model
     }
 
-    /// What it holds.
+    /// Returns the space of the supernet.
     pub fn space(&self) -> &SearchSpace {
         &self.space
     }
 
-    /// The model of these widths, with copies of its part of the weights.
+    /// Returns the model of these widths, with copies of its part of the supernet's weights.
     ///
     /// # Errors
     /// [`Error::Config`] if the widths are not of the space.
@@ -58,12 +59,13 @@ impl<B: Backbone> Supernet<B> {
         Ok(subnet)
     }
 
-    /// Trains in place on `train`: each step draws widths, all equally likely, and trains the part
-    /// of the weights that they select. The same seed gives the same weights on one machine.
+    /// Trains the supernet in place on `train`. Each step draws widths, all equally likely, and
+    /// trains the part of the weights that they select. The same seed gives the same weights on one
+    /// machine.
     ///
     /// # Errors
-    /// [`Error::Config`] for settings that a supernet does not support, or with which there is no
-    /// step; what the data and libtorch report.
+    /// [`Error::Config`] for settings that a supernet does not support, or if there are fewer
+    /// images than a batch; errors of the data and of libtorch.
     pub fn train(
         &mut self,
         train: &ImageDataset,
@@ -89,7 +91,7 @@ impl<B: Backbone> Supernet<B> {
         Ok(Fit { epochs, selected_epoch, stopped, seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// One pass over the images; `None` if the observer ended the run.
+    /// Trains for one pass over the images. Returns `None` if the observer ended the run.
     fn epoch(
         &self,
         epoch: usize,
@@ -115,7 +117,8 @@ impl<B: Backbone> Supernet<B> {
         for (step, batch) in batches.enumerate() {
             let (batch, labels) = batch?;
             lr = config.schedule.lr(epoch, step, config.epochs, steps);
-            // By the step's number, so that dropout and drop path follow from the seed alone.
+            // The seed of a step depends on its number, so that the seed alone determines dropout
+            // and drop path.
             tch::manual_seed(config.seed.wrapping_mul(1 << 20) + (epoch * steps + step) as i64);
             let (logits, loss) = self.step(&batch, &labels, rng)?;
             optimizer.set_lr(lr);
@@ -138,7 +141,8 @@ impl<B: Backbone> Supernet<B> {
         Ok(Some(EpochReport { epoch, lr, loss, accuracy, val_top1: None, seconds }))
     }
 
-    /// The gradients of a subnet that is drawn, in the supernet's weights; logits and loss.
+    /// Draws a subnet and sets its gradients in the supernet's weights. Returns the logits and the
+    /// loss.
     fn step(
         &self,
         images: &Tensor,
@@ -156,8 +160,8 @@ impl<B: Backbone> Supernet<B> {
         Ok((logits.f_detach()?, loss.f_detach()?))
     }
 
-    /// A scalar whose gradient is the subnet's, in the subnet's part of the weights, and zero in
-    /// the rest of each tensor.
+    /// Returns a scalar whose gradient with respect to the supernet's weights is that of the subnet
+    /// in the subnet's part, and zero in the rest of each tensor.
     fn stand_in(&self, subnet: &PetlModel<B>) -> Result<Tensor> {
         let mut sum = Tensor::f_zeros([0i64; 0], (Kind::Float, subnet.var_store().device()))?;
         for (own, part) in self.parts(subnet)? {
@@ -169,7 +173,8 @@ impl<B: Backbone> Supernet<B> {
         Ok(sum)
     }
 
-    /// Each variable of the subnet with its part of the supernet's of that name.
+    /// Returns each variable of the subnet with its part of the supernet's variable of the same
+    /// name.
     fn parts(&self, subnet: &PetlModel<B>) -> Result<Vec<(Tensor, Tensor)>> {
         let whole = self.model.var_store().variables();
         let part = |(name, own): (String, Tensor)| {
@@ -183,7 +188,7 @@ impl<B: Backbone> Supernet<B> {
     }
 }
 
-/// Refuses settings that a supernet does not support, and those with which there is no step.
+/// Checks that a supernet supports the settings and that there are enough images for a batch.
 fn check(config: &TrainConfig, train: &ImageDataset) -> Result<()> {
     let unsupported = [
         ("recompute", config.recompute),
@@ -201,7 +206,7 @@ fn check(config: &TrainConfig, train: &ImageDataset) -> Result<()> {
     Ok(())
 }
 
-/// Mean loss, and top-1 in percent.
+/// Returns the mean loss and top-1 in percent.
 fn means(loss_sum: f64, correct: i64, images: usize) -> (f64, f64) {
     let images = images.max(1) as f64;
     (loss_sum / images, 100.0 * correct as f64 / images)
@@ -212,7 +217,7 @@ fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(logits.f_cross_entropy_loss(labels, None::<&Tensor>, mean, -100, 0.0)?)
 }
 
-/// The first `sides[d]` entries of `tensor` along each dimension d: a view.
+/// Returns a view of the first `sides[d]` entries of `tensor` along each dimension d.
 fn leading_part(tensor: &Tensor, sides: &[i64]) -> Result<Tensor> {
     let mut sides = (0..).zip(sides);
     sides.try_fold(tensor.shallow_clone(), |part, (dim, &side)| Ok(part.f_narrow(dim, 0, side)?))
@@ -244,7 +249,7 @@ mod tests {
         let backbone = FrozenViT::random(&vit, 3, Device::Cpu).unwrap();
         let space = SearchSpace::new(modules, &backbone.shape()).unwrap();
         let supernet = Supernet::new(backbone, space, 4, 5).unwrap();
-        // Nothing at its start, where half of the matrices are zero.
+        // At the start half of the matrices are zero; the tests need other values.
         tch::no_grad(|| {
             for (name, mut variable) in supernet.model.var_store().variables() {
                 let phase = name.bytes().map(f64::from).sum::<f64>();
@@ -268,7 +273,7 @@ mod tests {
         (images.sin().reshape([4, 3, 16, 16]), Tensor::from_slice(&[0i64, 1, 2, 3]))
     }
 
-    /// The gradients of a pass in evaluation, by variable.
+    /// Returns the gradients of a pass in evaluation mode, by variable.
     fn gradients(model: &PetlModel) -> BTreeMap<String, Tensor> {
         let (images, labels) = batch();
         let logits = model.forward(&images, false).unwrap();
@@ -323,7 +328,7 @@ mod tests {
         }
     }
 
-    /// The plain twin: the supernet with what feeds from the rest set to zero.
+    /// The naive twin of a subnet is the supernet whose other weights are zero.
     #[test]
     fn a_subnet_is_the_supernet_without_the_rest() {
         let modules = SearchModule::noah().into_iter().take(2).collect();

@@ -1,4 +1,5 @@
-//! What a search promises from outside: it stays within its budget, repeats, and ends when told to.
+//! Tests of a whole search: it stays within its budget, is repeatable, and ends when it is asked
+//! to.
 
 use std::ops::ControlFlow;
 
@@ -11,7 +12,7 @@ use tch::Device;
 
 use super::{EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve};
 
-/// Images of 16x16, 16 patches, two blocks of width 32; always of the same weights.
+/// A ViT for images of 16x16 with 16 patches and two blocks of width 32; its weights never change.
 fn small_vit() -> FrozenViT {
     let config = ViTConfig {
         image_size: (16, 16),
@@ -83,7 +84,7 @@ fn search() -> (Supernet, Method) {
 fn a_seed_repeats_a_search_byte_for_byte() {
     const OUT: &str = "CONVPASS_TEST_SEARCH_TO";
     if let Some(out) = std::env::var_os(OUT) {
-        // On products this small, threads wait for each other.
+        // More threads only wait for each other on matrix products this small.
         tch::set_num_threads(1);
         let (supernet, method) = search();
         let config = PetlConfig::new(method.clone(), 2);

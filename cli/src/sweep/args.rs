@@ -1,4 +1,4 @@
-//! The command line of a sweep, and the plan that its flags say.
+//! The command line of `convpass sweep`, and the plan that its flags describe.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::flags::{
 };
 use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
-/// The flags that say what a plan says; none of them goes with `--plan`.
+/// The flags for settings that a plan file sets. None of them can be used with `--plan`.
 const SAID_BY_A_PLAN: [&str; 18] = [
     "methods",
     "seeds",
@@ -38,11 +38,11 @@ const SAID_BY_A_PLAN: [&str; 18] = [
 
 /// Runs tasks x methods x seeds, selects settings on validation images alone, and prints a table.
 ///
-/// What runs is said by a plan (--plan) or by flags. Without --tasks these are the 19 tasks of
-/// VTAB-1k with their published settings. Where a grid is given, each of its settings trains on 800
-/// images, the best on the 200 validation images is selected, and the test images are seen once by
-/// the runs on all 1,000. The same command continues after a stop: finished runs are skipped. --out
-/// receives a folder for each run, results.csv and results.json.
+/// A plan file (--plan) or the flags define the runs. Without --tasks they are the 19 tasks of
+/// VTAB-1k with their published settings. With a grid, each setting trains on 800 images, the best
+/// on the 200 validation images is selected, and only the runs on all 1,000 see the test images,
+/// once. The same command continues after a stop: finished runs are skipped. --out receives a
+/// folder for each run, results.csv and results.json.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -53,7 +53,7 @@ const SAID_BY_A_PLAN: [&str; 18] = [
         "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the plan's, else the bundled ViT]"
     )),
     mut_arg("seeds", |arg| arg.help(
-        "Seeds, separated by commas: one run for each. Trials have the first"
+        "Seeds, separated by commas: one run for each. Trials use the first"
     )),
     mut_arg("threads", |arg| arg.help(
         "Threads of each run, which compute and decode images [default: the cores divided by --jobs]"
@@ -62,10 +62,11 @@ const SAID_BY_A_PLAN: [&str; 18] = [
     after_long_help = "Examples:\n  convpass sweep --data vtab-1k --backbone vit_base_patch16_224.safetensors --methods convpass,lora --seeds 0,1,2\n  convpass sweep --plan cli/plans/bundled.toml"
 )]
 pub struct SweepArgs {
-    /// Plan of runs, a TOML file. The flags that say what a plan says are errors beside it.
+    /// TOML file that defines the runs. Flags for what a plan sets, such as --methods, cannot be
+    /// used with it.
     #[arg(long, value_name = "FILE", conflicts_with_all = SAID_BY_A_PLAN)]
     plan: Option<PathBuf>,
-    /// Runs side by side [default: as many as cores for a small backbone, else 1].
+    /// Runs at the same time [default: as many as cores for a small backbone, else 1].
     #[arg(long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -103,14 +104,14 @@ pub struct SweepArgs {
     seeds: SeedsFlag,
     #[command(flatten)]
     out: OutFlag,
-    /// If a folder holds a run of other settings, move it aside and run anew; without this flag such
-    /// a run is an error.
+    /// If a folder holds a run of other settings, move it aside and run anew; without this flag
+    /// such a run is an error.
     #[arg(long, help_heading = "Output")]
     pub set_aside: bool,
 }
 
 impl SweepArgs {
-    /// The plan of the file or of the flags.
+    /// Returns the plan of `--plan`, or the plan that the flags describe.
     pub fn plan(&self) -> Result<SweepPlan> {
         let plan = match &self.plan {
             Some(file) => SweepPlan::read(file)?,
@@ -120,7 +121,7 @@ impl SweepArgs {
         Ok(plan)
     }
 
-    /// Where the results go.
+    /// Returns the folder of the results.
     pub fn out(&self) -> PathBuf {
         let name = self.plan.as_deref().and_then(|file| file.file_stem());
         self.out.folder(|| PathBuf::from("runs").join(name.unwrap_or("all".as_ref())))
@@ -157,7 +158,7 @@ impl SweepArgs {
         Ok(plan)
     }
 
-    /// A method by name, with the flags of the bypass if it is a Convpass.
+    /// Returns a method by name; if it is Convpass, with the flags of the bypass.
     fn method(&self, name: &str) -> Result<PlanMethod> {
         let attention = matches!(name, "convpass_attention" | "convpass-attention");
         let parsed = parse_method(if attention { "convpass" } else { name });
@@ -170,7 +171,7 @@ impl SweepArgs {
                 config.sub_layers = SubLayers::Attention;
             }
             planned.published = true;
-            // A grid comes after the published choices.
+            // A grid overrides the published choices, so the flags are put into the grid.
             let scale = self.bypass.scale.map(|scale| ("scale", json!(scale)));
             let init = self.bypass.init.map(|init| ("conv_init", json!(ConvInit::from(init))));
             for (field, value) in scale.into_iter().chain(init) {
@@ -186,7 +187,7 @@ fn add_to_grids(plan: &mut SweepPlan, grid: &str) -> Result<()> {
     let Some((field, values)) = grid.split_once('=') else {
         bail!("--grid {grid}: expected FIELD=A,B,..");
     };
-    // What is no JSON is a name: identity.
+    // A value that is not JSON is a name, such as `identity`.
     let value = |text: &str| serde_json::from_str(text).unwrap_or(Value::from(text));
     let values: Vec<Value> = values.split(',').map(value).collect();
     let has_field: Vec<bool> = plan

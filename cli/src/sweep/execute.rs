@@ -1,4 +1,4 @@
-//! Runs of a plan as processes of this program, and what is there of them already.
+//! Starts each run of a plan as a process of this program, unless its record exists.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,11 +18,11 @@ use crate::finetune::RunSpec;
 use crate::plan::PlannedRun;
 use crate::run_folder::{digest, recorded};
 
-/// A run's record, or why there is none.
+/// The record of a run, or the reason why there is none.
 type Came = Result<RunRecord, String>;
 
 impl Board<'_> {
-    /// Runs what is not done yet; what came of those that succeeded.
+    /// Starts the runs that are not done yet. Returns all runs that succeeded, with their records.
     pub(super) fn execute<'r>(
         &mut self,
         runs: &'r [SweepRun<'r>],
@@ -68,7 +68,7 @@ impl Board<'_> {
         }
     }
 
-    /// What the run's record has to say.
+    /// Returns the fields that the record of the run must have.
     fn planned(&self, run: &SweepRun) -> Result<PlannedRun> {
         let (task, classes) = (run.task.name(), run.task.num_classes());
         let (model, mut train) =
@@ -84,7 +84,7 @@ impl Board<'_> {
             (VtabSplit::Train800Val200, None, Some(VtabSplit::Test))
         };
         let head_digest = match &run.head {
-            Some(file) => Some(digest(file).context("the run that its head is of")?),
+            Some(file) => Some(digest(file).context("the run that the head comes from")?),
             None => None,
         };
         Ok(PlannedRun {
@@ -102,8 +102,12 @@ impl Board<'_> {
         })
     }
 
-    /// The record in the run's folder, if it is of this run and finished. What was begun is begun again; what is of
-    /// another run is the user's, and is neither taken for this one nor written over.
+    /// Returns the record in the run's folder if this run is finished, or `None` if it has to be
+    /// started, also if it was started before and not finished.
+    ///
+    /// # Errors
+    /// If the folder holds a run with other settings. Such a run is never used or overwritten;
+    /// `--set-aside` moves it.
     fn done_before(&self, run: &SweepRun) -> Result<Option<RunRecord>> {
         let file = run.out.join("run.json");
         if !file.exists() {
@@ -135,13 +139,14 @@ impl Board<'_> {
             return Ok(None);
         }
         bail!(
-            "{} is of another run and left as it is ({}); --set-aside moves it out of the way, --out goes elsewhere",
+            "{} holds a run with other settings and is left as it is ({}); use --set-aside to move it, or another --out",
             run.out.display(),
             differences.join("; ")
         )
     }
 
-    /// Waits for a process, which ends early when its standard input is closed: by this one on Ctrl-C, or with it.
+    /// Runs a process and waits for it. The process ends early when its standard input is closed:
+    /// on Ctrl-C, or because this process ends.
     fn wait(&self, command: &mut Command) -> Result<ExitStatus> {
         let mut process = command.stdin(Stdio::piped()).spawn()?;
         let mut held = process.stdin.take();
@@ -156,7 +161,7 @@ impl Board<'_> {
         }
     }
 
-    /// This program on the run; `None` after Ctrl-C.
+    /// Starts this program on the run and waits for it. Returns the record, or `None` after Ctrl-C.
     fn spawn(&self, run: &SweepRun) -> Result<Option<RunRecord>> {
         let PlannedRun { model, train, .. } = self.planned(run)?;
         fs::create_dir_all(&run.out).with_context(|| run.out.display().to_string())?;
@@ -193,7 +198,7 @@ impl Board<'_> {
     }
 }
 
-/// Renames a folder to the first free hidden name after its own: reports pass over it there.
+/// Renames a folder to `.NAME.before-N` with the first free N. Reports skip hidden folders.
 fn set_aside(folder: &Path) -> Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let aside = (1..).map(|n| folder.with_file_name(format!(".{name}.before-{n}")));

@@ -1,4 +1,5 @@
-//! `convpass sweep`: a plan's runs: trials, what is selected by them, and the runs on the 1,000.
+//! `convpass sweep`: runs the trials of a plan, selects a setting by them, and runs it on the 1,000
+//! images.
 
 mod args;
 mod execute;
@@ -25,13 +26,14 @@ use crate::plan::{PlanMethod, Setting, SweepPlan, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
 use crate::stop::Stop;
 
-/// A larger file is of a model that keeps every core busy by itself.
+/// The file size in bytes below which a backbone is small. A single run of a larger one keeps every
+/// core busy.
 const SMALL_BACKBONE: u64 = 16 << 20;
 
-/// Runs what is left of the plan, and prints and writes the table of what is there.
+/// Runs all runs of the plan that are not finished, and prints and writes the table of the results.
 pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let mut plan = args.plan()?;
-    let stop = &Stop::on_ctrl_c("ending after this step, from which the same command continues")?;
+    let stop = &Stop::on_ctrl_c("ending after this step; the same command continues from there")?;
     let data = args.data.data.clone().or(plan.data.take()).unwrap_or("data".into());
     let file = match args.backbone.backbone.clone().or(plan.backbone.take()) {
         Some(file) => file,
@@ -77,7 +79,8 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     Ok(Outcome::unless_stopped(stop))
 }
 
-/// The task folders that are there, and what is said of the others. Bundled tasks are written.
+/// Opens the folders of the tasks, and writes those of bundled tasks. Returns the tasks, and the
+/// name and the error of each task that cannot be opened.
 fn open_tasks(
     plan: &SweepPlan,
     data: &Path,
@@ -103,13 +106,13 @@ fn open_tasks(
     (tasks, missing)
 }
 
-/// What the runs have to know of the backbone.
+/// The facts of the backbone that the runs need.
 struct Facts {
     digest: String,
     image_size: (i64, i64),
 }
 
-/// Everything that the runs share, and what has come of them.
+/// Everything that the runs share, and their results so far.
 struct Board<'a> {
     args: &'a SweepArgs,
     plan: &'a SweepPlan,
@@ -132,7 +135,7 @@ struct SweepRun<'a> {
     seed: i64,
     is_trial: bool,
     out: PathBuf,
-    /// The adapter whose head it starts from.
+    /// The adapter whose head the run starts from.
     head: Option<PathBuf>,
 }
 
@@ -146,7 +149,8 @@ impl SweepRun<'_> {
         format!("{} {}, {what}", self.task.name(), self.method.label)
     }
 
-    /// The figure of a finished run: on the 200 for a trial, else on the test images.
+    /// Returns top-1 in percent: on the 200 validation images for a trial, else on the test images.
+    /// `None` if the run is not finished.
     fn figure(&self, record: &RunRecord) -> Option<f64> {
         if record.fit.stopped {
             None
@@ -159,7 +163,8 @@ impl SweepRun<'_> {
 }
 
 impl Board<'_> {
-    /// Methods that start from another's head come after it, and trials before what they select.
+    /// Runs the plan. A method that starts from the head of another method runs after it. The
+    /// trials of a method run before its runs on the 1,000 images.
     fn run(&mut self) -> Result<()> {
         let seeds = self.plan.seeds.clone();
         self.results.table = TaskTable {
@@ -180,7 +185,7 @@ impl Board<'_> {
         Ok(())
     }
 
-    /// Runs the trials of each pair, and selects by them.
+    /// Runs the trials of each pair, and selects the best setting.
     fn select(&mut self, pairs: &[(&VtabFolder, &PlanMethod)]) -> Result<()> {
         let trial = |task, method, setting: &Setting| SweepRun {
             task,
@@ -211,7 +216,7 @@ impl Board<'_> {
                 })
                 .collect();
             let has_trials = self.plan.has_trials(method);
-            // Of fewer trials than planned nothing is selected: the budget is the same for all.
+            // If a trial is missing, nothing is selected, because every method has the same budget.
             if has_trials && trials.len() < settings.len() {
                 let (done, all) = (trials.len(), settings.len());
                 let label = format!("{} {}", task.name(), method.label);
@@ -231,7 +236,7 @@ impl Board<'_> {
         Ok(())
     }
 
-    /// Runs each pair from each seed on the 1,000, with what was selected.
+    /// Runs each pair with the selected setting on the 1,000 images, once for each seed.
     fn finish(&mut self, pairs: &[(&VtabFolder, &PlanMethod)]) -> Result<()> {
         let mut runs = Vec::new();
         for &(task, method) in pairs {
@@ -271,7 +276,7 @@ impl Board<'_> {
         self.plan.methods.iter().find(|method| method.label == label)
     }
 
-    /// Of a run on the 1,000.
+    /// Returns the folder of a run on the 1,000 images.
     fn folder(&self, task: &VtabFolder, method: &PlanMethod, seed: i64) -> PathBuf {
         self.out.join(task.name()).join(method.folder()).join(format!("seed-{seed}"))
     }
@@ -281,13 +286,14 @@ impl Board<'_> {
         trials.join(setting.folder())
     }
 
-    /// The adapter of the selected trial of the method that heads come from, which saw the 800 alone: one that saw the
-    /// 200 too would make them known to this trial.
+    /// Returns the adapter whose head a trial starts from: that of the selected trial of the head's
+    /// method. That trial saw only the 800 images. An adapter that also saw the 200 would leak them
+    /// into this trial.
     fn trial_head(&self, task: &VtabFolder, method: &PlanMethod) -> Option<PathBuf> {
         let head = self.method(method.head.as_ref()?)?;
         let setting = match self.results.selected(task.name(), &head.label) {
             Some(selected) => selected.setting.clone(),
-            // Its run fails for want of the file, and says so.
+            // Then the file does not exist, and the error of the run names it.
             None => Setting::default(),
         };
         Some(adapter(&self.trial_folder(task, head, &setting)))

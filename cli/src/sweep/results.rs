@@ -1,4 +1,4 @@
-//! What has come of a plan: the table, what was selected, what is missing.
+//! The results of a plan: the table, the selected settings, and what is missing or failed.
 
 use std::path::Path;
 
@@ -24,9 +24,9 @@ pub struct Selected {
 pub struct SweepResults {
     pub table: TaskTable,
     pub selected: Vec<Selected>,
-    /// Tasks without a folder, and what is expected there.
+    /// Tasks that could not be opened, and why.
     pub missing: Vec<(String, String)>,
-    /// Runs that failed or were refused, and why.
+    /// Runs that failed or could not be started, and why.
     pub failed: Vec<(String, String)>,
 }
 
@@ -51,7 +51,7 @@ impl SweepResults {
         self.selected.iter().find(|selected| selected.task == task && selected.method == method)
     }
 
-    /// An error if something is missing or failed, with all of it named.
+    /// Prints every missing task and every failed run, and returns an error if there is one.
     pub fn check(&self, stopped: bool) -> Result<()> {
         if stopped {
             eprintln!("ended early; the same command continues");
@@ -68,7 +68,7 @@ impl SweepResults {
         }
     }
 
-    /// Writes `results.csv`, a line a run, and `results.json`, everything.
+    /// Writes `results.csv` with one line for each run, and `results.json` with all results.
     pub fn write(&self, out: &Path) -> Result<()> {
         let mut csv = csv::Writer::from_writer(Vec::new());
         for run in &self.table.runs {
@@ -110,7 +110,7 @@ impl SweepResults {
         })
     }
 
-    /// Mean and deviation over seeds of each method on each task.
+    /// Returns the mean and the standard deviation over seeds of each method on each task.
     fn cells(&self) -> Vec<serde_json::Value> {
         let mut cells = Vec::new();
         for task in self.table.tasks_with_runs() {
@@ -122,7 +122,7 @@ impl SweepResults {
         cells
     }
 
-    /// The averages of each method, with the tasks that they are over.
+    /// Returns the averages of each method, with the tasks that they average.
     fn averages(&self) -> Vec<serde_json::Value> {
         let mut averages = Vec::new();
         for average in Average::ALL {
@@ -143,7 +143,7 @@ impl SweepResults {
     }
 }
 
-/// `what` with both figures; best-on-test only where there is one.
+/// Returns `what` with top-1 and, if there is one, best-on-test.
 fn figures(
     mut what: serde_json::Value,
     figure: impl Fn(Figure) -> Option<Spread>,

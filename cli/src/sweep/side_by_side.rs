@@ -1,4 +1,4 @@
-//! Jobs in processes of their own, several at a time.
+//! Runs jobs at the same time, each in its own process.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -8,9 +8,14 @@ use anyhow::{Result, anyhow};
 
 use crate::stop::Stop;
 
-/// Calls `run` for each job, on as many threads as `workers` says, each of which waits for a process: at the size of
-/// the bundled ViT that is faster than one run on all cores, and libtorch's generator, which a process shares, repeats.
-/// `run` gives `None` where Ctrl-C, which reaches that process too, ended the job. The first error ends all.
+/// Calls `run` for each job on `workers` threads, and returns the results by index of the job.
+///
+/// Each call starts a process and waits for it. For a backbone like the bundled ViT this is faster
+/// than one run on all cores. Results are repeatable, because libtorch has one random generator for
+/// each process. `run` returns `None` if Ctrl-C, which also reaches the process, ended the job.
+///
+/// # Errors
+/// The first error of `run`, which ends all threads.
 pub fn side_by_side<J: Sync, T: Send>(
     workers: usize,
     jobs: &[J],
@@ -23,7 +28,7 @@ pub fn side_by_side<J: Sync, T: Send>(
             let index = next.fetch_add(1, Ordering::SeqCst);
             let Some(job) = jobs.get(index) else { break };
             let Some(result) = run(job)? else {
-                // A signal to that process alone is no wish of the user's.
+                // Without Ctrl-C the user did not ask for the end, so this is an error.
                 let ended = || anyhow!("a run's process was ended by a signal");
                 return if stop.is_asked() { Ok(()) } else { Err(ended()) };
             };

@@ -1,4 +1,4 @@
-//! What the bypasses of a run see.
+//! The section of the page with the maps and receptive fields of the bypasses of a run.
 
 use maud::{Markup, html};
 

@@ -10,9 +10,10 @@ use super::super::runs::FoundRun;
 use super::{MOST_DETAILS, by_task, chart, left_out, run_name};
 use crate::error::Result;
 
-/// Of so many classes each has a bar and a label at the matrix; of more the worst have bars.
+/// The most classes that all have a bar and a label at the matrix. With more classes only the worst
+/// have a bar.
 const MOST_LABELS: usize = 20;
-/// Above this a cell of the matrix would be less than a pixel.
+/// The most classes of the matrix. With more, a cell would be smaller than a pixel.
 const MOST_CELLS: i64 = 512;
 const PAIRS: usize = 8;
 
@@ -51,7 +52,7 @@ fn details(run: &FoundRun, predictions: &Predictions, open: bool) -> Result<Mark
     })
 }
 
-/// Predictions of other images, or of another adapter, than the record's.
+/// Returns a warning if the predictions are for other images or another adapter than the record.
 fn disagreement(run: &FoundRun, predictions: &Predictions) -> Markup {
     let of_one_image = 100.0 / predictions.images.len().max(1) as f64;
     let recorded = run.record.test_top1;

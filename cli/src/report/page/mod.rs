@@ -1,4 +1,4 @@
-//! The page: one HTML file that asks for nothing else.
+//! The page: one HTML file without external resources.
 
 mod bypass;
 mod mistakes;
@@ -19,8 +19,8 @@ use crate::error::Result;
 
 const STYLE: &str = include_str!("style.css");
 
-/// Runs whose curves are on the page, and runs whose mistakes and maps are: a page stays small
-/// enough to be sent around.
+/// The most runs whose curves are on the page, and the most whose mistakes and maps are. The limits
+/// keep the page small enough to be sent around.
 const MOST_CURVES: usize = 120;
 const MOST_DETAILS: usize = 16;
 
@@ -110,14 +110,14 @@ fn accuracy(contents: &PageContents) -> Result<Option<Markup>> {
     Ok((!parts.is_empty()).then(|| html! { @for part in parts { (part) } }))
 }
 
-/// What a run is called beside its curves and mistakes.
+/// Returns the name of a run beside its curves and mistakes.
 fn run_name(run: &FoundRun) -> String {
     let method = short(&methods::label(&run.record.model.method), 60);
     format!("{method}, seed {}", run.record.train.seed)
 }
 
-/// The first `most` of the runs, those of a task together, tested ones before trials and first seeds
-/// before second ones, and how many are left out.
+/// The first `most` of the runs, those of a task together, tested ones before trials and first
+/// seeds before second ones, and how many are left out.
 fn by_task(runs: Vec<&FoundRun>, most: usize) -> (Vec<(&str, Vec<&FoundRun>)>, usize) {
     let mut runs = runs;
     let is_trial = |run: &FoundRun| run.record.test_top1.is_none();

@@ -9,7 +9,7 @@ use super::super::runs::FoundRun;
 use super::super::sheet::{Column, Origin, Sheet, SheetRow};
 use super::super::task_table::Spread;
 
-/// Every table, with what its reader has to know.
+/// Returns every table with its notes.
 pub(super) fn sheets(sheets: &[Sheet]) -> Markup {
     html! {
         @if sheets.is_empty() { p { "No run has a result on test images." } }
@@ -96,7 +96,7 @@ fn cell(score: Option<&Spread>, best: bool) -> Markup {
     }
 }
 
-/// Every run with what it was.
+/// Returns the table of all runs with their settings and results.
 pub(super) fn runs(runs: &[FoundRun]) -> Markup {
     const HEADS: [&str; 13] = [
         "run",

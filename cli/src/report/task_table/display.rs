@@ -97,7 +97,7 @@ impl TaskTable {
         Ok(())
     }
 
-    /// What has to be known before the table is held against another.
+    /// Writes the notes that a reader needs before comparing the table with another one.
     fn notes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.seeds.len() {
             0 | 1 => writeln!(f, "one seed: no deviation")?,
