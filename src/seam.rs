@@ -173,7 +173,8 @@ pub struct BackboneShape {
     /// Embedding dim of each block, in order.
     pub block_dims: Vec<i64>,
     /// Every layer at which the backbone calls [`Seam::after_layer`], in the order of the forward
-    /// pass. [`Layer::Qkv`] also stands for its parts.
+    /// pass. [`Layer::Qkv`] also stands for its parts. A bias or a norm that is not listed cannot be
+    /// trained by BitFit or by the layer norm method.
     pub layers: Vec<LayerShape>,
     /// Number of weights.
     pub num_params: i64,

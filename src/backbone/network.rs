@@ -76,6 +76,9 @@ pub trait Network: BackboneConfig + Clone + Send {
 
     /// See [`Backbone::block`](super::Backbone::block).
     ///
+    /// The frozen layers draw no random numbers of their own: only then do kept prefixes and features
+    /// that are computed once equal those of a whole pass. Drop path is drawn by `pass`.
+    ///
     /// # Errors
     /// The errors of the layers and of the method.
     fn block(&self, layers: &Self::Layers, stream: Stream, pass: &BlockPass) -> Result<Stream>;

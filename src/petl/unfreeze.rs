@@ -83,15 +83,29 @@ impl Unfrozen {
     /// Returns a copy of `backbone` in which variables under `vs`, with the names of the weights,
     /// replace the trained weights. `backbone` itself does not change, and the copy shares the
     /// other weights with it.
+    ///
+    /// The backbone must have as many of these weights as its shape says, because counts and audits
+    /// come from the shape.
     pub(super) fn apply<B: Backbone>(self, vs: &nn::Path, backbone: &B) -> Result<B> {
-        backbone.map_weights(&mut |name, weight| match self.takes(name) && backbone.is_read(name) {
-            true if weight.kind() == Kind::Int8 => {
-                let expected = "a trainable dtype: f32, bf16, f16 or f64";
-                Err(Error::config(format!("dtype of {name}"), expected, "int8"))
+        let mut trained = 0;
+        let unfrozen = backbone.map_weights(&mut |name, weight| {
+            if !(self.takes(name) && backbone.is_read(name)) {
+                return Ok(weight.shallow_clone());
             }
-            true => variable(vs, name, weight),
-            false => Ok(weight.shallow_clone()),
-        })
+            if weight.kind() == Kind::Int8 {
+                let expected = "a trainable dtype: f32, bf16, f16 or f64";
+                return Err(Error::config(format!("dtype of {name}"), expected, "int8"));
+            }
+            trained += weight.numel() as i64;
+            variable(vs, name, weight)
+        })?;
+        let listed = self.num_params(&backbone.shape());
+        if trained == listed {
+            return Ok(unfrozen);
+        }
+        let expected = format!("every layer, so that {} trains {trained} weights", self.name());
+        Err(Error::config("layers", expected, format!("layers with {listed} of them"))
+            .in_config("BackboneShape"))
     }
 
     /// Returns the number of trained weights.

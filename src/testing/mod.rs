@@ -38,7 +38,8 @@ pub use passes::disturb;
 use crate::backbone::Backbone;
 use crate::error::Error;
 use crate::model::{PetlConfig, PetlModel, audit_shape};
-use crate::petl::{Method, MethodReader};
+use crate::petl::{LinearTarget, LoraConfig, Method, MethodReader};
+use crate::seam::BackboneShape;
 
 /// The number of classes of the checked models.
 const CLASSES: i64 = 5;
@@ -157,8 +158,10 @@ pub fn check_method<B: Backbone>(method: &Method, backbone: &B, images: &Tensor)
 /// # Errors
 /// Returns the first [`Failure`].
 pub fn check_backbone<B: Backbone>(backbone: &B, contract: &Contract) -> Check {
-    let (shape, lora) = (backbone.shape(), Method::Lora(Default::default()));
-    let bypass = Method::ConvBypass(Default::default());
+    let (shape, bypass) = (backbone.shape(), Method::ConvBypass(Default::default()));
+    let lora = lora_for(&shape);
+    let mut composed = vec![bypass.clone()];
+    composed.extend(lora.clone());
     let methods = [
         Method::LinearProbe,
         Method::Full,
@@ -169,15 +172,27 @@ pub fn check_backbone<B: Backbone>(backbone: &B, contract: &Contract) -> Check {
         Method::Vpt(Default::default()),
         Method::Ssf(Default::default()),
         Method::RepAdapter(Default::default()),
-        Method::Compose { methods: vec![bypass.clone(), lora.clone()] },
+        Method::Compose { methods: composed },
         bypass,
-        lora,
     ];
-    for method in methods {
+    for method in methods.into_iter().chain(lora) {
         match audit_shape(&shape, &method) {
             Err(Error::Unsupported { .. }) => {}
             _ => contract.check(&method, backbone)?,
         }
     }
     Ok(())
+}
+
+/// Returns LoRA with its default targets or, on a backbone without a query projection, with all
+/// linear layers of a block; `None` if the shape lists none.
+fn lora_for(shape: &BackboneShape) -> Option<Method> {
+    use LinearTarget::{Fc1, Fc2, Proj, Q};
+    let has = |target: &LinearTarget| target.size(shape, 0).is_ok();
+    if has(&Q) {
+        return Some(Method::Lora(LoraConfig::default()));
+    }
+    let targets: Vec<_> = [Proj, Fc1, Fc2].into_iter().filter(has).collect();
+    let lora = LoraConfig { targets, ..LoraConfig::default() };
+    (!lora.targets.is_empty()).then_some(Method::Lora(lora))
 }

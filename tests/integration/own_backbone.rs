@@ -5,7 +5,8 @@ use convpass::backbone::{
     PatchEmbed, Stream, Weights,
 };
 use convpass::backbone::{Noise, Pass};
-use convpass::seam::{BackboneShape, Layer, LayerShape, NoMethod, SubLayer};
+use convpass::seam::{BackboneShape, Layer, LayerShape, NoMethod, Place, SubLayer};
+use convpass::testing::{Contract, check_backbone};
 use convpass::{Error, LoraConfig, Method, PetlConfig, PetlModel, Result, TokenLayout};
 use tch::{Device, Kind, Tensor};
 
@@ -19,7 +20,13 @@ struct Mlps {
     depth: i64,
     /// How many weights the shape forgets.
     forgotten: i64,
+    /// A rate of dropout in the frozen layers, which makes the draws of a block visible.
+    dropout: f64,
+    /// Whether the shape lists the mixing layers.
+    lists_mix: bool,
 }
+
+const MLPS: Mlps = Mlps { depth: 4, forgotten: 0, dropout: 0.5, lists_mix: true };
 
 #[derive(Clone, Debug)]
 struct Layers {
@@ -36,12 +43,17 @@ impl BackboneConfig for Mlps {
         let mut layers = vec![LayerShape::linear(Layer::PatchEmbed, 3 * 16, C, true)];
         for block in 0..self.depth as usize {
             layers.push(LayerShape::norm(Layer::Norm1(block), C));
+            if self.lists_mix {
+                layers.push(LayerShape::linear(Layer::Proj(block), C, C, true));
+            }
             layers.push(LayerShape::norm(Layer::Norm2(block), C));
             layers.push(LayerShape::linear(Layer::Fc1(block), C, C, true));
         }
         let listed: i64 = layers.iter().map(LayerShape::num_params).sum();
-        let count = listed + self.depth * (C * C + C) - self.forgotten;
-        Ok(BackboneShape::new(Self::FAMILY, vec![C; self.depth as usize], layers, count))
+        let mix = if self.lists_mix { 0 } else { self.depth * (C * C + C) };
+        let count = listed + mix - self.forgotten;
+        let shape = BackboneShape::new(Self::FAMILY, vec![C; self.depth as usize], layers, count);
+        Ok(shape.lacking(&[(Place::Prefix, "its blocks mix no tokens")]))
     }
 }
 
@@ -77,7 +89,8 @@ impl Network for Mlps {
         let (norm1, mix, norm2, fc1) = &layers.blocks[pass.block];
         let stream = pass.enter(stream)?;
         let stream = pass.sub_layer(SubLayer::Attention, norm1, stream, |x| {
-            Ok(mix.forward(&x)?.f_dropout(0.5, pass.hooks.train())?)
+            let x = pass.hooks.linear(Layer::Proj(pass.block), mix, &x)?;
+            Ok(x.f_dropout(self.dropout, pass.hooks.train())?)
         })?;
         pass.sub_layer(SubLayer::Mlp, norm2, stream, |x| {
             Ok(pass.hooks.linear(Layer::Fc1(pass.block), fc1, &x)?.f_gelu("none")?)
@@ -106,7 +119,7 @@ impl Network for Mlps {
 }
 
 fn backbone() -> Frozen<Mlps> {
-    Frozen::random(&Mlps { depth: 4, forgotten: 0 }, 1, Device::Cpu).unwrap()
+    Frozen::random(&MLPS, 1, Device::Cpu).unwrap()
 }
 
 fn images() -> Tensor {
@@ -179,8 +192,12 @@ fn recompute_and_kept_prefix_give_what_the_whole_pass_gives() {
 
 #[test]
 fn what_a_backbone_says_wrongly_of_itself_is_refused() {
-    let error = Frozen::random(&Mlps { depth: 2, forgotten: 1 }, 1, Device::Cpu).unwrap_err();
+    let error =
+        Frozen::random(&Mlps { depth: 2, forgotten: 1, ..MLPS }, 1, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("num_params"), "{error}");
+    let partial = Frozen::random(&Mlps { lists_mix: false, ..MLPS }, 1, Device::Cpu).unwrap();
+    let error = PetlModel::new(partial, &PetlConfig::new(Method::BitFit, 3)).unwrap_err();
+    assert!(error.to_string().contains("BackboneShape.layers must be every layer"), "{error}");
     // Nothing is folded into layers without names.
     let lora =
         LoraConfig { targets: vec![convpass::petl::LinearTarget::Fc1], ..Default::default() };
@@ -190,4 +207,22 @@ fn what_a_backbone_says_wrongly_of_itself_is_refused() {
     let wrong = Tensor::zeros([1, 3, 8, 9], (Kind::Float, Device::Cpu));
     let refused = backbone().forward(&wrong, &NoMethod, Pass::default());
     assert!(matches!(refused, Err(Error::Input { argument: "images", .. })));
+}
+
+#[test]
+fn it_keeps_the_contract_with_every_built_in_method_that_it_supports() {
+    if !child::is_alone(
+        "own_backbone::it_keeps_the_contract_with_every_built_in_method_that_it_supports",
+    ) {
+        return;
+    }
+    tch::set_num_threads(1);
+    let still = Mlps { dropout: 0.0, ..MLPS };
+    let still = Frozen::random(&still, 1, Device::Cpu).unwrap();
+    let images = images();
+    // Without attention the sums of a gradient run in another order.
+    let contract = Contract { recompute_gap: 1e-6, ..Contract::new(&images) };
+    check_backbone(&still, &contract).unwrap_or_else(|failure| panic!("{failure}"));
+    let failure = check_backbone(&backbone(), &contract).unwrap_err();
+    assert!(failure.to_string().contains("kept prefix"), "{failure}");
 }
