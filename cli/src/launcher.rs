@@ -44,11 +44,15 @@ fn libtorch() -> Result<PathBuf, String> {
     let built = BUILT.map(PathBuf::from);
     let near = program.ancestors().nth(3).map(|checkout| checkout.join(".libtorch/torch/lib"));
     built.into_iter().chain(near).find(is_there).ok_or_else(|| {
+        let lost = match BUILT {
+            Some(built) => {
+                format!("libtorch is no longer in {built}, where it was when convpass was built")
+            }
+            None => "libtorch was not found".to_owned(),
+        };
         format!(
-            "libtorch is no longer in {}, where it was when convpass was built; set LIBTORCH to the \
-             folder of an unpacked libtorch of the same version, or to the `torch` folder of an \
-             installed PyTorch",
-            BUILT.unwrap_or("its place")
+            "{lost}; set LIBTORCH to the folder of an unpacked libtorch of the same version, or to \
+             the `torch` folder of an installed PyTorch"
         )
     })
 }

@@ -153,10 +153,7 @@ impl Bench<'_> {
     /// Returns the images of a set; each image is decoded when it is used.
     fn stream(&self, set: &TargetSet) -> ImageDataset {
         let images = ImageDataset::stream(&set.list, self.resize);
-        match self.args.threads.threads {
-            Some(threads) => images.with_threads(threads),
-            None => images,
-        }
+        self.args.threads.decoding(images)
     }
 
     fn batches(&self) -> BatchConfig {

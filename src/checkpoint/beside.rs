@@ -21,12 +21,12 @@ pub(super) struct Told {
 }
 
 /// A JSON file in the folder of a checkpoint.
-struct Beside {
+struct SideFiles {
     path: PathBuf,
     json: Value,
 }
 
-impl Beside {
+impl SideFiles {
     /// Reads the file `name` in the folder of `checkpoint`; returns `None` if there is no such
     /// file.
     fn read(checkpoint: &Path, name: &str) -> Result<Option<Self>> {
@@ -37,7 +37,7 @@ impl Beside {
         };
         let json =
             serde_json::from_slice(&text).map_err(|e| Error::corrupt(&path, e.to_string()))?;
-        Ok(Some(Beside { path, json }))
+        Ok(Some(SideFiles { path, json }))
     }
 
     fn field(&self, field: &str, expected: &str, found: &Value) -> Error {
@@ -98,7 +98,7 @@ impl Beside {
 /// [`Error::CorruptFile`] if the file is not valid JSON; [`Error::FileField`] if the value of a
 /// field is not supported, or if the file describes a model of another width.
 pub(super) fn told(checkpoint: &Path, embed_dim: i64) -> Result<Told> {
-    let Some(config) = Beside::read(checkpoint, CONFIG)? else { return Ok(Told::default()) };
+    let Some(config) = SideFiles::read(checkpoint, CONFIG)? else { return Ok(Told::default()) };
     if config.json["model_type"].is_null() {
         return Ok(Told::default());
     }
@@ -136,16 +136,16 @@ pub(super) fn preprocessing(
     checkpoint: &Path,
     usual: &Preprocessing,
 ) -> Result<Option<Preprocessing>> {
-    if let Some(file) = Beside::read(checkpoint, PREPROCESSOR)? {
+    if let Some(file) = SideFiles::read(checkpoint, PREPROCESSOR)? {
         return hugging_face(&file, usual).map(Some);
     }
-    match Beside::read(checkpoint, CONFIG)? {
+    match SideFiles::read(checkpoint, CONFIG)? {
         Some(file) if file.json["pretrained_cfg"].is_object() => timm(&file, usual).map(Some),
         _ => Ok(None),
     }
 }
 
-fn hugging_face(file: &Beside, usual: &Preprocessing) -> Result<Preprocessing> {
+fn hugging_face(file: &SideFiles, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json;
     let normalizes = json["do_normalize"].as_bool().unwrap_or(true);
     let (mean, std) = if normalizes {
@@ -174,7 +174,7 @@ fn hugging_face(file: &Beside, usual: &Preprocessing) -> Result<Preprocessing> {
     Ok(Preprocessing { image_size: usual.image_size, resize, interpolation, mean, std, source })
 }
 
-fn timm(file: &Beside, usual: &Preprocessing) -> Result<Preprocessing> {
+fn timm(file: &SideFiles, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json["pretrained_cfg"];
     let interpolation = match &json["interpolation"] {
         Value::Null => usual.interpolation,

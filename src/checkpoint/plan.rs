@@ -15,13 +15,13 @@ pub struct Plan<'a> {
     pub(super) family: &'static Family,
     prefix: &'static str,
     /// For each name of the model, the tensors of the file that hold its parts, in order.
-    sources: BTreeMap<String, Vec<Source>>,
+    sources: BTreeMap<String, Vec<Origin>>,
     skipped: Vec<(String, String)>,
     unknown: Vec<String>,
 }
 
 /// A tensor of the file that is a tensor of the model or a part of one.
-struct Source {
+struct Origin {
     name: String,
     layout: Layout,
     part: Part,
@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
                 let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
                 // A second tensor for the same place is unexpected.
                 if sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
-                    sources.push(Source { name, layout, part })
+                    sources.push(Origin { name, layout, part })
                 } else {
                     self.unknown.push(name)
                 }
@@ -198,11 +198,11 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn file_shape(&self, source: &Source) -> &[i64] {
+    fn file_shape(&self, source: &Origin) -> &[i64] {
         self.file.shape(&source.name).unwrap_or_default()
     }
 
-    fn mismatch(&self, source: &Source, expected: Vec<i64>) -> Error {
+    fn mismatch(&self, source: &Origin, expected: Vec<i64>) -> Error {
         Error::ShapeMismatch {
             file: self.file.path().to_path_buf(),
             name: source.name.clone(),

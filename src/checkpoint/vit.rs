@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::beside;
 use super::load::{Checkpoint, infer};
-use super::names::{Activation, Layout, Positions};
+use super::names::{Activation, Layout, PositionNames};
 use super::plan::Plan;
 use super::square_root;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
@@ -147,8 +147,8 @@ fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64,
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
     Ok(match plan.family.positions {
-        Positions::None | Positions::Class => split_positions(rows, usual, &[]),
-        Positions::UsuallyNoneBeside(_) => {
+        PositionNames::None | PositionNames::Class => split_positions(rows, usual, &[]),
+        PositionNames::UsuallyNoneBeside(_) => {
             split_positions(rows, usual, &prefixes(class_token, num_registers))
         }
     })
@@ -173,7 +173,7 @@ fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tens
 /// Returns the usual number of prefix rows in position tables of this family.
 fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
     match plan.family.positions {
-        Positions::UsuallyNoneBeside(name) if plan.file.contains(name) => 0,
+        PositionNames::UsuallyNoneBeside(name) if plan.file.contains(name) => 0,
         _ => i64::from(class_token),
     }
 }

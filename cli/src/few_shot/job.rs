@@ -106,13 +106,16 @@ impl<'a> FewShotJob<'a> {
         let (rows, columns) = opened.image_size();
         let shorter_side = args.test_resize(rows.max(columns));
         let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
-        let target = |set: TargetSet| MeasuredSet::new(&set.name, &set.list, set.subset, resize);
+        let measured = |name: &str, list: &FileList, subset| {
+            MeasuredSet::new(name, list, subset, resize, &args.threads)
+        };
+        let target = |set: TargetSet| measured(&set.name, &set.list, set.subset);
         Ok(FewShotJob {
             args,
             method,
             classes: sets.data.num_classes(),
             class_names: sets.class_names,
-            test: MeasuredSet::new(TEST, &sets.test, None, resize)?,
+            test: measured(TEST, &sets.test, None)?,
             targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
             shorter_side,
             normalization: opened.normalization(args.input.normalization)?,
@@ -139,8 +142,9 @@ impl<'a> FewShotJob<'a> {
     /// targets.
     fn run(&self, draw: &Draw) -> Result<DrawResult> {
         let out = &draw.out;
-        let petl =
-            PetlConfig { seed: draw.seed, ..PetlConfig::new(self.method.clone(), self.classes) };
+        let mut petl = PetlConfig::new(self.method.clone(), self.classes);
+        petl.seed = draw.seed;
+        petl.drop_path = self.args.training.drop_path.unwrap_or(petl.drop_path);
         let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
         let shorter_side = Some(self.shorter_side);
         model.set_preprocessing(self.opened.preprocessing(self.normalization, shorter_side));
@@ -233,7 +237,7 @@ impl<'a> FewShotJob<'a> {
         let resize = Resize::bicubic(self.opened.image_size())?;
         // A random crop is cut from the image before it is resized.
         let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
-            Some(_) => ImageDataset::stream(&draw.list, resize),
+            Some(_) => self.args.threads.decoding(ImageDataset::stream(&draw.list, resize)),
             None => ImageDataset::load_resized(&draw.list, resize)?,
         };
         let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));

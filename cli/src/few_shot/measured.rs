@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::files::write_atomically;
+use crate::flags::ThreadFlags;
 
 /// The name of the file with the results, beside `run.json`.
 const FILE: &str = "measured.json";
@@ -34,6 +35,7 @@ impl MeasuredSet {
         list: &FileList,
         subset: Option<ClassSubset>,
         resize: Resize,
+        threads: &ThreadFlags,
     ) -> Result<Self> {
         let mut sizes = Sha256::new();
         for entry in list.entries() {
@@ -42,7 +44,7 @@ impl MeasuredSet {
             sizes.update(file.len().to_le_bytes());
         }
         let sizes = format!("{:x}", sizes.finalize());
-        let images = ImageDataset::stream(list, resize);
+        let images = threads.decoding(ImageDataset::stream(list, resize));
         Ok(MeasuredSet { name: name.to_owned(), images, subset, sizes })
     }
 

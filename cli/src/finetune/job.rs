@@ -167,10 +167,7 @@ impl FinetuneJob<'_> {
     fn test_images(&self, image_size: (i64, i64)) -> Result<ImageDataset> {
         let list = self.folder.split(VtabSplit::Test);
         let images = ImageDataset::stream(list, Resize::bicubic(image_size)?);
-        Ok(match self.args.threads.threads {
-            Some(threads) => images.with_threads(threads),
-            None => images,
-        })
+        Ok(self.args.threads.decoding(images))
     }
 
     /// Returns top-1 on the test images in percent, or `None` if Ctrl-C ended the test.

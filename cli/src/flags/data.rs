@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use convpass::data::Normalization;
+use convpass::data::{ImageDataset, Normalization};
 
 use crate::targets::{Target, parse_target};
 
@@ -127,6 +127,14 @@ pub struct ThreadFlags {
 }
 
 impl ThreadFlags {
+    /// Makes `images` decode on the number of threads of the flag, if it is given.
+    pub fn decoding(&self, images: ImageDataset) -> ImageDataset {
+        match self.threads {
+            Some(threads) => images.with_threads(threads),
+            None => images,
+        }
+    }
+
     /// Sets the number of libtorch's threads in this process, if the flag is given.
     pub fn apply(self) -> Result<()> {
         if let Some(threads) = self.threads {

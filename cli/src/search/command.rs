@@ -144,6 +144,7 @@ pub fn run(args: &SearchArgs) -> Result<Outcome> {
         Some(file) => (file.clone(), false),
         None => (bundled_backbone(data)?, true),
     };
+    let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(&file)?;
     if bundled {
         let task: BundledTask = args.task.parse()?;
@@ -334,7 +335,8 @@ impl SearchJob<'_> {
     /// Returns the test images. Each is decoded when it is used, because all may not fit in memory.
     fn test(&self) -> Result<ImageDataset> {
         let resize = Resize::bicubic(self.opened.image_size())?;
-        Ok(ImageDataset::stream(self.folder.split(VtabSplit::Test), resize))
+        let images = ImageDataset::stream(self.folder.split(VtabSplit::Test), resize);
+        Ok(self.args.threads.decoding(images))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The names of ConvNeXt in timm's files and in Facebook's files.
 
-use super::{Activation, Family, HEAD, Positions, Rule, copy, skip};
+use super::{Activation, Family, HEAD, PositionNames, Rule, copy, skip};
 use crate::backbone::{ConvNeXtConfig, Network};
 
 pub(super) const TIMM: Family = Family {
@@ -13,7 +13,7 @@ pub(super) const TIMM: Family = Family {
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    positions: Positions::None,
+    positions: PositionNames::None,
 };
 
 pub(super) const FACEBOOK: Family = Family {

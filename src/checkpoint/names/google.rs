@@ -3,7 +3,7 @@
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
 use super::{
-    Activation, Family, HEAD, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip, take,
+    Activation, Family, HEAD, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip, take,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    positions: Positions::Class,
+    positions: PositionNames::Class,
 };
 
 #[rustfmt::skip]

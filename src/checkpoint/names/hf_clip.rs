@@ -2,7 +2,7 @@
 //! and of the whole `CLIPModel`. The files spell `pre_layrnorm` this way.
 
 use super::{
-    Activation, CLIP_TEXT, Family, IMAGE, INDICES, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
+    Activation, CLIP_TEXT, Family, IMAGE, INDICES, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
     VIT, copy, skip,
 };
 
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
-    positions: Positions::Class,
+    positions: PositionNames::Class,
 };
 
 pub(super) const TEXT_FAMILY: Family = Family {
@@ -29,7 +29,7 @@ pub(super) const TEXT_FAMILY: Family = Family {
     around: AROUND_TEXT,
     norm_eps: 1e-5,
     activation: Activation::QuickGelu,
-    positions: Positions::None,
+    positions: PositionNames::None,
 };
 
 /// The blocks of both towers.

@@ -1,7 +1,7 @@
 //! The names of Hugging Face's `Dinov2Model`, with and without registers, and of its task models.
 
 use super::{
-    Activation, Family, HEAD, MASK, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
+    Activation, Family, HEAD, MASK, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -14,7 +14,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    positions: Positions::Class,
+    positions: PositionNames::Class,
 };
 
 #[rustfmt::skip]

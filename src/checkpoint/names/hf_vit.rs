@@ -1,7 +1,8 @@
 //! The names of Hugging Face's `ViTModel` and of its task models.
 
 use super::{
-    Activation, Family, HEAD, MASK, POOLER, Positions, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
+    Activation, Family, HEAD, MASK, POOLER, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy,
+    skip,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -14,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-12,
     activation: Activation::Gelu,
-    positions: Positions::Class,
+    positions: PositionNames::Class,
 };
 
 #[rustfmt::skip]

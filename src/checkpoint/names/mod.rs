@@ -41,7 +41,7 @@ pub(super) struct Family {
     /// Activation of an MLP that is not packed, which the tensors do not show.
     pub(super) activation: Activation,
     /// Which prefix tokens have rows in the position table, which the tensors do not show.
-    pub(super) positions: Positions,
+    pub(super) positions: PositionNames,
 }
 
 /// The activation of a family.
@@ -55,7 +55,7 @@ pub(super) enum Activation {
 
 /// Which prefix tokens have rows in the position table.
 #[derive(Debug)]
-pub(super) enum Positions {
+pub(super) enum PositionNames {
     /// There is no position table.
     None,
     /// The class token, if there is one.

@@ -3,7 +3,7 @@
 
 use super::Layout::Transposed;
 use super::{
-    Activation, CLIP_TEXT, Family, IMAGE, NUMBERS, Positions, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
+    Activation, CLIP_TEXT, Family, IMAGE, NUMBERS, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
     VIT, copy, skip, take,
 };
 
@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
     around: AROUND,
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
-    positions: Positions::Class,
+    positions: PositionNames::Class,
 };
 
 pub(super) const TEXT_FAMILY: Family = Family {
@@ -30,7 +30,7 @@ pub(super) const TEXT_FAMILY: Family = Family {
     around: AROUND_TEXT,
     norm_eps: 1e-5,
     activation: Activation::QuickGeluBeside(OPENAI_NUMBERS),
-    positions: Positions::None,
+    positions: PositionNames::None,
 };
 
 /// Scalars in OpenAI's own files, whose models have QuickGELU.

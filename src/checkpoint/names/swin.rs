@@ -1,7 +1,7 @@
 //! The names of Swin in timm's files and in Microsoft's files. In Microsoft's files a patch merging
 //! belongs to the stage before it; in timm's files it belongs to the stage after it.
 
-use super::{Activation, Family, HEAD, INDICES, Positions, Rule, copy, skip};
+use super::{Activation, Family, HEAD, INDICES, PositionNames, Rule, copy, skip};
 use crate::backbone::{Network, SwinConfig};
 
 pub(super) const MICROSOFT: Family = Family {
@@ -31,7 +31,7 @@ pub(super) const TIMM: Family = Family {
     ],
     norm_eps: 1e-5,
     activation: Activation::Gelu,
-    positions: Positions::None,
+    positions: PositionNames::None,
 };
 
 const MASK: &str = "a mask that follows from the image size and the window size";

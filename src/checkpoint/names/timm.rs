@@ -1,7 +1,7 @@
 //! The names of timm (ViT, CLIP and DINOv2), and the names of the DINOv2 repository, which differ
 //! in three tensors.
 
-use super::{Activation, Family, HEAD, MASK, Positions, Rule, VIT, copy, skip};
+use super::{Activation, Family, HEAD, MASK, PositionNames, Rule, VIT, copy, skip};
 
 pub(super) const FAMILY: Family = Family {
     name: "timm",
@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     around: &[],
     norm_eps: 1e-6,
     activation: Activation::Gelu,
-    positions: Positions::UsuallyNoneBeside("reg_token"),
+    positions: PositionNames::UsuallyNoneBeside("reg_token"),
 };
 
 #[rustfmt::skip]

@@ -34,7 +34,7 @@ pub(super) fn affine(image: &Array3<u8>, matrix: Matrix, canvas: Canvas) -> Arra
     let [a, b, c, d, e, f] = matrix;
     let mut output = Array3::zeros(image.dim());
     let Some(pixels) = image.as_slice().map(|slice| slice.as_chunks().0) else { return output };
-    let source = Source { pixels, rows, columns };
+    let source = Sampled { pixels, rows, columns };
     let outputs = output.as_slice_mut().unwrap_or_default().as_chunks_mut::<3>().0;
     for (index, output) in outputs.iter_mut().enumerate() {
         let (x, y) = ((index % columns) as f64 + 0.5, (index / columns) as f64 + 0.5);
@@ -50,13 +50,13 @@ pub(super) fn affine(image: &Array3<u8>, matrix: Matrix, canvas: Canvas) -> Arra
 }
 
 /// The input image.
-struct Source<'a> {
+struct Sampled<'a> {
     pixels: &'a [[u8; 3]],
     rows: usize,
     columns: usize,
 }
 
-impl Source<'_> {
+impl Sampled<'_> {
     fn bilinear(&self, x: f64, y: f64) -> [u8; 3] {
         self.sample(x, y, 0, |[a, b]: [f64; 2], at| a + (b - a) * at)
     }

@@ -19,7 +19,7 @@ const UNUSED: [&str; 2] = [
 
 /// The block names of a family of base models.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(super) struct PeftFamily {
     /// Name of the list of blocks, which precedes the number of a block.
     pub(super) blocks: &'static str,
     pub(super) modules: &'static [Module],
@@ -46,7 +46,7 @@ const fn half(path: &'static str, index: i64) -> Module {
 }
 
 #[rustfmt::skip]
-const VIT: Family = Family { blocks: "layers", modules: &[
+const VIT: PeftFamily = PeftFamily { blocks: "layers", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -56,7 +56,7 @@ const VIT: Family = Family { blocks: "layers", modules: &[
 ] };
 
 #[rustfmt::skip]
-const VIT_4: Family = Family { blocks: "encoder.layer", modules: &[
+const VIT_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -66,7 +66,7 @@ const VIT_4: Family = Family { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2: Family = Family { blocks: "encoder.layer", modules: &[
+const DINOV2: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -76,7 +76,7 @@ const DINOV2: Family = Family { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
+const DINOV2_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -87,7 +87,7 @@ const DINOV2_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2_4: Family = Family { blocks: "encoder.layer", modules: &[
+const DINOV2_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -97,7 +97,7 @@ const DINOV2_4: Family = Family { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2_4_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
+const DINOV2_4_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -107,7 +107,7 @@ const DINOV2_4_SWIGLU: Family = Family { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const CLIP: Family = Family { blocks: "encoder.layers", modules: &[
+const CLIP: PeftFamily = PeftFamily { blocks: "encoder.layers", modules: &[
     whole("self_attn.q_proj",   &[Q]),
     whole("self_attn.k_proj",   &[K]),
     whole("self_attn.v_proj",   &[V]),
@@ -117,7 +117,7 @@ const CLIP: Family = Family { blocks: "encoder.layers", modules: &[
 ] };
 
 #[rustfmt::skip]
-const TIMM: Family = Family { blocks: "blocks", modules: &[
+const TIMM: PeftFamily = PeftFamily { blocks: "blocks", modules: &[
     whole("attn.qkv",  &[Q, K, V]),
     whole("attn.proj", &[Proj]),
     whole("mlp.fc1",   &[Fc1]),
@@ -126,12 +126,12 @@ const TIMM: Family = Family { blocks: "blocks", modules: &[
 
 /// The names of ViT-g in the DINOv2 repository.
 #[rustfmt::skip]
-const DINOV2_REPOSITORY: Family = Family { blocks: "blocks", modules: &[
+const DINOV2_REPOSITORY: PeftFamily = PeftFamily { blocks: "blocks", modules: &[
     whole("mlp.w12", &[Fc1]),
     whole("mlp.w3",  &[Fc2]),
 ] };
 
-const FAMILIES: [&Family; 9] = [
+const FAMILIES: [&PeftFamily; 9] = [
     &VIT,
     &VIT_4,
     &DINOV2,
@@ -145,7 +145,7 @@ const FAMILIES: [&Family; 9] = [
 
 impl PeftNames {
     /// Returns the table to write with, for a backbone with or without SwiGLU.
-    pub(super) fn family(self, swiglu: bool) -> &'static Family {
+    pub(super) fn family(self, swiglu: bool) -> &'static PeftFamily {
         match (self, swiglu) {
             (PeftNames::Vit, _) => &VIT,
             (PeftNames::Vit4, _) => &VIT_4,
@@ -159,7 +159,7 @@ impl PeftNames {
     }
 }
 
-impl Family {
+impl PeftFamily {
     /// Returns the path of `module` in block `number` of a base model, after `prefix`.
     pub(super) fn path(&self, prefix: &str, number: usize, module: &Module) -> String {
         format!("{prefix}{}.{number}.{}", self.blocks, module.path)
