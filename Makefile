@@ -12,7 +12,7 @@ SET := $(if $(CUDA),$(FULL_SET),$(CPU_SET))
 PROFILE := --release
 FEATURES := $(if $(CUDA),--features cuda)
 
-.PHONY: demo test libtorch lint doc bench bench-peer peer clean
+.PHONY: demo test libtorch lint doc bench bench-peer peer sweep clean
 
 demo: libtorch
 	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
@@ -44,6 +44,18 @@ bench-peer: libtorch peer
 	cargo build $(PROFILE) $(FEATURES) --example throughput --example parts
 	$(PYTHON) benches/peer/run.py --peer $(PEER_PYTHON) --bin $(BIN) --inputs .peer/inputs \
 	    --libtorch "$(LIBTORCH_VERSION)" --rounds $(ROUNDS) --cases "$(CASES)" $(if $(CUDA),--cuda)
+
+# Files of random weights of all libraries, opened and compared; the table goes to SWEEP (see tests/sweep/README.md).
+# ONLY is a regular expression over the names of the cases.
+SWEEP ?= target/sweep.md
+ONLY ?=
+JOBS ?= 1
+
+sweep: libtorch peer
+	cargo build $(PROFILE) --example open_features
+	$(PEER_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement tests/sweep/requirements.txt
+	HF_HUB_OFFLINE=1 $(PEER_PYTHON) tests/sweep/run.py --opener $(BIN)/open_features --report $(SWEEP) --only "$(ONLY)" \
+	    --jobs $(JOBS)
 
 ifneq ($(PEER_PYTHON),)
 peer:
