@@ -45,6 +45,10 @@ pub enum Error {
     #[error("the VarStore has a variable named {name} already")]
     DuplicateVariable { name: String },
 
+    /// A checkpoint of the Hugging Face hub could not be fetched.
+    #[error("{name}: {reason}")]
+    Hub { name: String, reason: String },
+
     /// The file is in no supported format.
     #[error("{}: not a format that is read here: {reason}", file.display())]
     UnknownFormat { file: PathBuf, reason: String },

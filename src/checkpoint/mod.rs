@@ -5,6 +5,7 @@ mod clip_text;
 mod convnext;
 mod entry;
 mod folder;
+mod hub;
 mod load;
 mod names;
 mod npy;

@@ -57,13 +57,16 @@ impl TensorFile {
     /// Opens a checkpoint and reads its index.
     ///
     /// `path` is a file, a folder that holds one checkpoint (Hugging Face's `model.safetensors` is
-    /// preferred), or an index of shards (`model.safetensors.index.json`). The content of a file
-    /// determines its container; its name does not matter. No code in a pickle is run.
+    /// preferred), or an index of shards (`model.safetensors.index.json`). With the feature `hub` it
+    /// may be `hf:OWNER/NAME[@REVISION][:FILE]`, which names a checkpoint on the Hugging Face hub.
+    /// The content of a file determines its container; its name does not matter. No code in a pickle
+    /// is run.
     ///
     /// # Errors
     /// [`Error::Io`] if the file does not exist or is not a regular file; [`Error::UnknownFormat`]
     /// if the file is not in a supported container, or if a folder does not hold exactly one
-    /// checkpoint; [`Error::CorruptFile`] if an index does not match its files;
+    /// checkpoint; [`Error::Hub`] if a checkpoint of the hub cannot be fetched;
+    /// [`Error::CorruptFile`] if an index does not match its files;
     /// [`Error::PickleGlobal`] if a pickle names code that a state dict does not need.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::checkpoint_in(path.as_ref())?;

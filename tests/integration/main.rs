@@ -13,6 +13,7 @@ mod data;
 mod dense;
 mod features;
 mod golden;
+mod hub;
 mod killed_run;
 mod layering;
 mod low_bit;

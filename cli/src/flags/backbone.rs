@@ -12,8 +12,8 @@ use tch::{Cuda, Device};
 /// The checkpoint, the settings that a checkpoint may lack, the precision and the device.
 #[derive(Args, Clone, Default)]
 pub struct BackboneFlags {
-    /// Checkpoint of the frozen backbone (ViT, CLIP, DINOv2, Swin or ConvNeXt): a file, or a folder
-    /// that holds one.
+    /// Checkpoint of the frozen backbone (ViT, CLIP, DINOv2, Swin or ConvNeXt): a file, a folder
+    /// that holds one, or hf:OWNER/NAME on the Hugging Face hub.
     #[arg(long, value_name = "PATH", help_heading = "Backbone")]
     pub backbone: Option<PathBuf>,
     /// Attention heads of a ViT, if the checkpoint does not say how many [default: one for
