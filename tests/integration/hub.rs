@@ -190,6 +190,8 @@ fn a_cut_download_is_taken_up_where_it_was_cut_and_never_half_a_file() {
     let (hub, address) = cut(1);
     assert_eq!(said(&open("hf:o/n", home.path(), &[("HF_ENDPOINT", &address)])), opened);
     let asked = hub.asked();
+    // A repository without a config is asked about once a process.
+    assert_eq!(asked.iter().filter(|line| line.starts_with("/api")).count(), 1, "{asked:?}");
     let resumed = |line: &&String| line.contains("bytes=") && !line.contains("bytes=0-");
     assert!(asked.iter().filter(resumed).count() >= 1, "{asked:?}");
 }

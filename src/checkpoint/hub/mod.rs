@@ -5,8 +5,12 @@ mod cache;
 #[cfg(feature = "hub")]
 mod fetch;
 
+#[cfg(feature = "hub")]
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+#[cfg(feature = "hub")]
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
@@ -79,18 +83,30 @@ fn resolve(text: &str, _: &HubName) -> Result<PathBuf> {
 
 #[cfg(feature = "hub")]
 fn resolve(text: &str, name: &HubName) -> Result<PathBuf> {
-    let error = |reason: String| Error::Hub { name: text.to_owned(), reason };
-    let cache = cache::HubCache::from_env().map_err(error)?;
-    if let Some(found) = cache.checkpoint(name) {
-        return Ok(found);
+    // Opening a backbone reads its checkpoint more than once: a branch that moves on meanwhile must
+    // not change it.
+    static RESOLVED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut resolved = RESOLVED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = resolved.get(text).filter(|path| path.exists()) {
+        return Ok(path.clone());
     }
-    if cache::is_offline() {
-        let place = cache.path().display();
-        return Err(error(format!(
-            "HF_HUB_OFFLINE is set, and the cache {place} does not have it"
-        )));
+    let path = find(name).map_err(|reason| Error::Hub { name: text.to_owned(), reason })?;
+    resolved.insert(text.to_owned(), path.clone());
+    Ok(path)
+}
+
+/// Returns the path of a checkpoint in the cache, and downloads it if the cache does not have it.
+#[cfg(feature = "hub")]
+fn find(name: &HubName) -> Result<PathBuf, String> {
+    let cache = cache::HubCache::from_env()?;
+    match cache.checkpoint(name) {
+        Some(found) => Ok(found),
+        None if cache::is_offline() => {
+            let place = cache.path().display();
+            Err(format!("HF_HUB_OFFLINE is set, and the cache {place} does not have it"))
+        }
+        None => fetch::fetch(name, &cache),
     }
-    fetch::fetch(name, &cache).map_err(error)
 }
 
 #[cfg(test)]
