@@ -65,7 +65,7 @@ pub struct ViTConfig {
     /// Number of prefix tokens that the first rows of the position table cover: none, the class
     /// token, or all.
     pub pos_embed_prefix: i64,
-    /// Whether the patch convolution has a bias. That of CLIP has none.
+    /// Whether the patch convolution has a bias. In CLIP it has none.
     pub patch_bias: bool,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
