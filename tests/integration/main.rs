@@ -27,5 +27,6 @@ mod precision;
 mod resume;
 mod streaming;
 mod support;
+mod told;
 mod training;
 mod vtab_finetune;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
+use crate::nn::MlpActivation;
 use crate::seam::{BackboneShape, Place};
 
 /// The shape and the settings of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
@@ -27,6 +28,8 @@ pub struct ConvNeXtConfig {
     pub layer_scale: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
+    /// The activation of the MLP, which is not packed.
+    pub activation: MlpActivation,
 }
 
 impl Default for ConvNeXtConfig {
@@ -39,6 +42,7 @@ impl Default for ConvNeXtConfig {
             mlp_ratio: 4.0,
             layer_scale: true,
             norm_eps: 1e-6,
+            activation: MlpActivation::Gelu,
         }
     }
 }
@@ -90,6 +94,10 @@ impl ConvNeXtConfig {
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        if self.activation == MlpActivation::SwiGlu {
+            let expected = "an activation without a gate";
+            return Err(Error::config("activation", expected, format!("{:?}", self.activation)));
         }
         Ok(())
     }

@@ -103,7 +103,12 @@ impl Network for ConvNeXtConfig {
     }
 
     fn choices(&self) -> String {
-        format!("convnext eps={:e}", self.norm_eps)
+        let eps = self.norm_eps;
+        match self.activation {
+            // The text of earlier versions, which the digest covers.
+            MlpActivation::Gelu => format!("convnext eps={eps:e}"),
+            activation => format!("convnext eps={eps:e} {activation:?}"),
+        }
     }
 }
 
@@ -136,7 +141,7 @@ impl Stage {
                 mlp: Mlp {
                     fc1: weights.linear(&name("mlp.fc1"), hidden, c, true)?,
                     fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
-                    activation: MlpActivation::Gelu,
+                    activation: config.activation,
                 },
                 gamma: weights.get_if(config.layer_scale, &name("gamma"), &[c])?,
             })
