@@ -5,6 +5,7 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::load::{Checkpoint, infer};
+use super::names::final_norm_eps;
 use super::plan::Plan;
 use crate::backbone::ConvNeXtConfig;
 use crate::error::Result;
@@ -14,7 +15,7 @@ const MAX_STAGES: usize = 17;
 
 impl ConvNeXtConfig {
     /// Infers the config of the model in a checkpoint. The tensors show every value except the
-    /// epsilon of the norms, which is 1e-6.
+    /// epsilon of the norms, which is 1e-6. For Hugging Face's names it is 1e-12 in the last norm.
     ///
     /// # Errors
     /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer), with ConvNeXt in place of ViT.
@@ -37,6 +38,7 @@ impl Checkpoint for ConvNeXtConfig {
             mlp_ratio: 0.0,
             layer_scale: plan.has(&block(0, 0, "gamma")),
             norm_eps: plan.family.norm_eps,
+            final_norm_eps: final_norm_eps(plan.family),
         };
         for stage in (0..MAX_STAGES).take_while(|&stage| has(stage, 0)) {
             let mlp = plan.shape(&block(stage, 0, "mlp.fc1.weight"), 2)?;

@@ -20,6 +20,17 @@ pub trait Checkpoint: Network {
         Ok(self.clone())
     }
 
+    /// Checks that a config from [`Checkpoint::from_plan`] is valid. A value that the file does not
+    /// tell may be invalid.
+    fn check_inferred(&self) -> Result<()> {
+        self.validate()
+    }
+
+    /// Checks that the file tells every value of a config from [`Checkpoint::from_plan`].
+    fn check_told(&self, _plan: &Plan) -> Result<()> {
+        Ok(())
+    }
+
     /// Reads the model's weight `name` with the shape `shape`.
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor>;
 }
@@ -31,7 +42,7 @@ pub(super) fn infer<C: Checkpoint>(path: impl AsRef<Path>) -> Result<C> {
 
 fn infer_from<C: Checkpoint>(plan: &Plan) -> Result<C> {
     let (config, path) = (C::from_plan(plan)?, plan.file.path());
-    config.validate().map_err(|e| Error::corrupt(path, e.to_string()))?;
+    config.check_inferred().map_err(|e| Error::corrupt(path, e.to_string()))?;
     Ok(config)
 }
 
@@ -84,7 +95,11 @@ impl<C: Checkpoint> Frozen<C> {
                 config.validate()?;
                 config.fit(&plan)?
             }
-            None => infer_from(&plan)?,
+            None => {
+                let config: C = infer_from(&plan)?;
+                config.check_told(&plan)?;
+                config
+            }
         };
         let mut taken = HashSet::new();
         let backbone = Self::from_source(&config, &mut |name, shape| {

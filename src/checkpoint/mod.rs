@@ -12,12 +12,15 @@ mod npz;
 mod open;
 mod pickle;
 mod plan;
+mod renamed;
 mod report;
 mod safetensors;
 mod shards;
 mod swin;
 mod tensor_file;
+mod torch_legacy;
 mod torch_zip;
+mod unsupported;
 mod vit;
 mod zip_index;
 

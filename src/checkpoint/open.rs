@@ -6,8 +6,9 @@ use tch::Device;
 
 use super::{TensorFile, beside};
 use crate::backbone::{
-    AnyBackbone, AnyFamily, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation, Network, Pooling,
-    Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig, ViTConfig,
+    AnyBackbone, AnyFamily, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation,
+    Network, Pooling, Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig,
+    ViTConfig,
 };
 use crate::error::{Error, Result};
 
@@ -23,6 +24,8 @@ pub struct OpenOptions {
     pub pooling: Option<Pooling>,
     /// Height and width of the images in pixels. The position table is resized to fit.
     pub image_size: Option<(i64, i64)>,
+    /// Rows and columns of the windows of every stage of a Swin.
+    pub window_size: Option<(i64, i64)>,
     /// Precision of the weights; f32 if `None`.
     pub precision: Option<Precision>,
 }
@@ -58,7 +61,12 @@ impl AnyBackbone {
             Err(Error::OtherBackbone { found, .. }) if found == SwinConfig::FAMILY => {
                 open_swin(source, options, device)?
             }
-            Err(Error::OtherBackbone { .. }) => open_conv_next(source, options, device)?,
+            Err(Error::OtherBackbone { found, .. }) if found == ConvNeXtConfig::FAMILY => {
+                open_conv_next(source, options, device)?
+            }
+            Err(Error::OtherBackbone { file, found, .. }) => {
+                return Err(Error::OtherBackbone { file, expected: "backbone of images", found });
+            }
             Err(error) => return Err(error),
         };
         let precision = options.precision.unwrap_or_default();
@@ -79,6 +87,7 @@ fn open_vit(
     options: &OpenOptions,
     device: Device,
 ) -> Result<AnyFamily> {
+    options.refuse_window("ViT")?;
     config.num_heads = options.num_heads.unwrap_or(config.num_heads);
     config.activation = options.activation.unwrap_or(config.activation);
     config.pooling = options.pooling.unwrap_or(config.pooling);
@@ -90,15 +99,34 @@ fn open_swin(source: &Path, options: &OpenOptions, device: Device) -> Result<Any
     options.refuse_for_vit("Swin")?;
     let mut config = SwinConfig::infer(source)?;
     config.image_size = options.image_size.unwrap_or(config.image_size);
+    if let Some(window) = options.window_size {
+        config.window_sizes.fill(window);
+    } else if config.window_sizes.contains(&(0, 0)) {
+        // The file does not tell the windows. This is the error that says so.
+        return FrozenSwin::open(source, device).map(AnyFamily::Swin);
+    }
     FrozenSwin::open_with(source, &config, device).map(AnyFamily::Swin)
 }
 
 fn open_conv_next(source: &Path, options: &OpenOptions, device: Device) -> Result<AnyFamily> {
     options.refuse_for_vit("ConvNeXt")?;
+    options.refuse_window("ConvNeXt")?;
     FrozenConvNeXt::open(source, device).map(AnyFamily::ConvNeXt)
 }
 
 impl OpenOptions {
+    /// Refuses the option that only a Swin accepts.
+    fn refuse_window(&self, family: &str) -> Result<()> {
+        match self.window_size {
+            None => Ok(()),
+            Some(window) => {
+                let expected = format!("`None` for a {family}, which has no windows");
+                let found = format!("{window:?}");
+                Err(Error::config("window_size", expected, found).in_config("OpenOptions"))
+            }
+        }
+    }
+
     /// Refuses options that only a ViT accepts.
     fn refuse_for_vit(&self, family: &str) -> Result<()> {
         let said = [

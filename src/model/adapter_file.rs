@@ -118,7 +118,8 @@ pub(super) fn load(
         pairs.try_for_each(|((_, variable), value)| variable.shallow_clone().f_copy_(value))
     })?;
     low_bit.set_loaded(coded, &variables)?;
-    Ok(LoadReport { applied: file.names().map(str::to_owned).collect(), skipped: Vec::new() })
+    let applied = file.names().map(str::to_owned).collect();
+    Ok(LoadReport { applied, ..LoadReport::default() })
 }
 
 /// Compares shapes. A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`, and a file may

@@ -28,3 +28,4 @@ mod streaming;
 mod support;
 mod training;
 mod vtab_finetune;
+mod wrappers;

@@ -56,7 +56,11 @@ impl Network for ConvNeXtConfig {
             stages: (0..self.dims.len())
                 .map(|stage| Stage::build(self, stage, weights))
                 .collect::<Result<_>>()?,
-            norm: weights.norm("head.norm", self.feature_dim(), self.norm_eps)?,
+            norm: weights.norm(
+                "head.norm",
+                self.feature_dim(),
+                self.final_norm_eps.unwrap_or(self.norm_eps),
+            )?,
         })
     }
 
@@ -103,7 +107,9 @@ impl Network for ConvNeXtConfig {
     }
 
     fn choices(&self) -> String {
-        format!("convnext eps={:e}", self.norm_eps)
+        let last = self.final_norm_eps.filter(|&eps| eps != self.norm_eps);
+        let last = last.map(|eps| format!(" final_eps={eps:e}")).unwrap_or_default();
+        format!("convnext eps={:e}{last}", self.norm_eps)
     }
 }
 
