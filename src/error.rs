@@ -104,6 +104,19 @@ pub enum Error {
     #[error("{}: {field} must be {expected}, found {found}", file.display())]
     FileField { file: PathBuf, field: String, expected: String, found: String },
 
+    /// Neither the tensors nor a file beside them tell a setting that changes the features, and
+    /// models with different values exist.
+    #[error(
+        "{}: nothing tells {field}: {candidates}; give it with {flag} or OpenOptions::{field}, \
+         or put the config file of the model beside the weights",
+        file.display()
+    )]
+    Unsettled { file: PathBuf, field: &'static str, candidates: &'static str, flag: &'static str },
+
+    /// A tensor in the file has elements that are NaN or infinite.
+    #[error("{}: tensor {name}: expected finite numbers, found {count} NaN or infinite", file.display())]
+    NotFinite { file: PathBuf, name: String, count: i64 },
+
     /// A tensor in the file has a dtype that no model uses.
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },

@@ -1,129 +1,16 @@
-//! Reads the JSON files beside a checkpoint: `config.json` and `preprocessor_config.json` of
-//! Hugging Face, and `config.json` of timm.
+//! Reads the preprocessing from the files beside a checkpoint: `preprocessor_config.json` of Hugging
+//! Face, `config.json` of timm, `open_clip_config.json`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::backbone::{MlpActivation, Preprocessing, PreprocessingSource, Resampling, ResizeMode};
-use crate::error::{Error, Result};
+use super::settings::{CONFIG, OPEN_CLIP_CONFIG, SideFile};
+use crate::backbone::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
+use crate::error::Result;
+use crate::preprocessing::CLIP;
 
-const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
-
-/// The settings of a plain ViT that `config.json` states and the tensors do not show.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Told {
-    pub(super) num_heads: Option<i64>,
-    pub(super) norm_eps: Option<f64>,
-    pub(super) activation: Option<MlpActivation>,
-    pub(super) image_size: Option<(i64, i64)>,
-}
-
-/// A JSON file in the folder of a checkpoint.
-struct SideFiles {
-    path: PathBuf,
-    json: Value,
-}
-
-impl SideFiles {
-    /// Reads the file `name` in the folder of `checkpoint`; returns `None` if there is no such
-    /// file.
-    fn read(checkpoint: &Path, name: &str) -> Result<Option<Self>> {
-        let path = checkpoint.parent().unwrap_or(Path::new("")).join(name);
-        let text = match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(Error::io(&path))?,
-        };
-        let json =
-            serde_json::from_slice(&text).map_err(|e| Error::corrupt(&path, e.to_string()))?;
-        Ok(Some(SideFiles { path, json }))
-    }
-
-    fn field(&self, field: &str, expected: &str, found: &Value) -> Error {
-        Error::FileField {
-            file: self.path.clone(),
-            field: field.to_owned(),
-            expected: expected.to_owned(),
-            found: found.to_string(),
-        }
-    }
-
-    /// Returns the number `object[key]`, or `None` if it is absent or null.
-    fn number<T>(
-        &self,
-        object: &Value,
-        key: &str,
-        read: fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        match &object[key] {
-            Value::Null => Ok(None),
-            value => read(value).map(Some).ok_or_else(|| self.field(key, "a number", value)),
-        }
-    }
-
-    /// Returns the height and width in `object[key]`, which is a number, a pair, or an object with
-    /// the keys `height` and `width`. Returns `None` if it is absent or null.
-    fn size(&self, object: &Value, key: &str) -> Result<Option<(i64, i64)>> {
-        let value = &object[key];
-        let size = match value {
-            Value::Null => return Ok(None),
-            Value::Number(side) => side.as_i64().map(|side| (side, side)),
-            Value::Array(pair) if pair.len() == 2 => pair[0].as_i64().zip(pair[1].as_i64()),
-            _ => value["height"].as_i64().zip(value["width"].as_i64()),
-        };
-        match size {
-            Some(size) if size.0 > 0 && size.1 > 0 => Ok(Some(size)),
-            _ => Err(self.field(key, "a height and a width in pixels", value)),
-        }
-    }
-
-    /// Returns the three numbers in `object[key]`, or `None` if it is absent or null.
-    fn channels(&self, object: &Value, key: &str) -> Result<Option<[f32; 3]>> {
-        let value = &object[key];
-        if value.is_null() {
-            return Ok(None);
-        }
-        let numbers = value.as_array().map(|list| list.iter().filter_map(Value::as_f64));
-        let numbers: Vec<f32> = numbers.into_iter().flatten().map(|number| number as f32).collect();
-        let channels = <[f32; 3]>::try_from(numbers).ok();
-        channels.map(Some).ok_or_else(|| self.field(key, "three numbers", value))
-    }
-}
-
-/// Reads the settings of a ViT from Hugging Face's `config.json` beside a checkpoint of width
-/// `embed_dim`. All fields are `None` if there is no such file, or if the file is timm's.
-///
-/// # Errors
-/// [`Error::CorruptFile`] if the file is not valid JSON; [`Error::FileField`] if the value of a
-/// field is not supported, or if the file describes a model of another width.
-pub(super) fn told(checkpoint: &Path, embed_dim: i64) -> Result<Told> {
-    let Some(config) = SideFiles::read(checkpoint, CONFIG)? else { return Ok(Told::default()) };
-    if config.json["model_type"].is_null() {
-        return Ok(Told::default());
-    }
-    // A model with an image tower and a text tower keeps the image tower's settings in an object of
-    // their own.
-    let vision = &config.json["vision_config"];
-    let tower = if vision.is_object() { vision } else { &config.json };
-    let width = config.number(tower, "hidden_size", Value::as_i64)?;
-    if width.is_some_and(|width| width != embed_dim) {
-        let expected = format!("{embed_dim}, the width of the model in {}", checkpoint.display());
-        return Err(config.field("hidden_size", &expected, &tower["hidden_size"]));
-    }
-    let activation = match &tower["hidden_act"] {
-        Value::Null => None,
-        name if name == "gelu" || name == "gelu_python" => Some(MlpActivation::Gelu),
-        name if name == "quick_gelu" => Some(MlpActivation::QuickGelu),
-        name => return Err(config.field("hidden_act", "gelu or quick_gelu", name)),
-    };
-    Ok(Told {
-        num_heads: config.number(tower, "num_attention_heads", Value::as_i64)?,
-        norm_eps: config.number(tower, "layer_norm_eps", Value::as_f64)?,
-        activation,
-        image_size: config.size(tower, "image_size")?,
-    })
-}
 
 /// Returns the preprocessing that the files beside a checkpoint state, or `None` if they state
 /// none. A value that the files leave out comes from `usual`. The image size is always that of
@@ -136,16 +23,45 @@ pub(super) fn preprocessing(
     checkpoint: &Path,
     usual: &Preprocessing,
 ) -> Result<Option<Preprocessing>> {
-    if let Some(file) = SideFiles::read(checkpoint, PREPROCESSOR)? {
+    if let Some(file) = SideFile::read(checkpoint, PREPROCESSOR)? {
         return hugging_face(&file, usual).map(Some);
     }
-    match SideFiles::read(checkpoint, CONFIG)? {
+    match SideFile::read(checkpoint, CONFIG)? {
         Some(file) if file.json["pretrained_cfg"].is_object() => timm(&file, usual).map(Some),
-        _ => Ok(None),
+        _ => match SideFile::read(checkpoint, OPEN_CLIP_CONFIG)? {
+            Some(file) => open_clip(&file, usual).map(Some),
+            None => Ok(None),
+        },
     }
 }
 
-fn hugging_face(file: &SideFiles, usual: &Preprocessing) -> Result<Preprocessing> {
+fn open_clip(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
+    let json = &file.json["preprocess_cfg"];
+    let interpolation = match &json["interpolation"] {
+        Value::Null => Resampling::Bicubic,
+        name if name == "bilinear" => Resampling::Bilinear,
+        name if name == "bicubic" => Resampling::Bicubic,
+        name => return Err(file.field("interpolation", "bilinear or bicubic", name)),
+    };
+    let (height, width) = usual.image_size;
+    let resize = match &json["resize_mode"] {
+        mode if mode.is_null() || mode == "shortest" => {
+            ResizeMode::CenterCrop { shorter_side: height.min(width) }
+        }
+        mode if mode == "squash" => ResizeMode::Squash,
+        mode => return Err(file.field("resize_mode", "shortest or squash", mode)),
+    };
+    Ok(Preprocessing {
+        image_size: usual.image_size,
+        resize,
+        interpolation,
+        mean: file.channels(json, "mean")?.unwrap_or(CLIP.0),
+        std: file.channels(json, "std")?.unwrap_or(CLIP.1),
+        source: PreprocessingSource::File(OPEN_CLIP_CONFIG.to_owned()),
+    })
+}
+
+fn hugging_face(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json;
     let normalizes = json["do_normalize"].as_bool().unwrap_or(true);
     let (mean, std) = if normalizes {
@@ -174,7 +90,7 @@ fn hugging_face(file: &SideFiles, usual: &Preprocessing) -> Result<Preprocessing
     Ok(Preprocessing { image_size: usual.image_size, resize, interpolation, mean, std, source })
 }
 
-fn timm(file: &SideFiles, usual: &Preprocessing) -> Result<Preprocessing> {
+fn timm(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json["pretrained_cfg"];
     let interpolation = match &json["interpolation"] {
         Value::Null => usual.interpolation,
@@ -213,6 +129,8 @@ fn cropped(shorter: i64, crop: (i64, i64), usual: &Preprocessing) -> ResizeMode 
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn usual() -> Preprocessing {
@@ -233,32 +151,6 @@ mod tests {
         std::fs::write(folder.path().join(name), text).unwrap();
         let checkpoint = folder.path().join("model.safetensors");
         (folder, checkpoint)
-    }
-
-    #[test]
-    fn hugging_face_configs_tell_what_tensors_cannot() {
-        let text = r#"{"model_type": "clip", "vision_config": {"hidden_size": 128, "hidden_act":
-            "quick_gelu", "num_attention_heads": 2, "layer_norm_eps": 1e-5, "image_size": 64}}"#;
-        let (_folder, checkpoint) = beside(CONFIG, text);
-        let expected = Told {
-            num_heads: Some(2),
-            norm_eps: Some(1e-5),
-            activation: Some(MlpActivation::QuickGelu),
-            image_size: Some((64, 64)),
-        };
-        assert_eq!(told(&checkpoint, 128).unwrap(), expected);
-        let error = told(&checkpoint, 64).unwrap_err().to_string();
-        assert!(error.contains("hidden_size") && error.contains("128"), "{error}");
-    }
-
-    #[test]
-    fn an_activation_that_is_not_supported_is_an_error() {
-        let (_folder, checkpoint) =
-            beside(CONFIG, r#"{"model_type": "siglip", "hidden_act": "gelu_pytorch_tanh"}"#);
-        let error = told(&checkpoint, 64).unwrap_err().to_string();
-        assert!(error.contains("hidden_act") && error.contains("gelu_pytorch_tanh"), "{error}");
-        let (_folder, checkpoint) = beside(CONFIG, "{");
-        assert!(matches!(told(&checkpoint, 64), Err(Error::CorruptFile { .. })));
     }
 
     #[test]

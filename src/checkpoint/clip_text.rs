@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::Device;
 
 use super::plan::Plan;
-use super::vit::{activation, usual_heads};
+use super::vit_settings::{activation, usual_heads};
 use super::{LoadReport, TensorFile};
 use crate::backbone::{ClipText, ClipTextConfig};
 use crate::error::{Error, Result};

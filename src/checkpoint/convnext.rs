@@ -4,10 +4,13 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use super::choice::Choice;
 use super::load::{Checkpoint, infer};
 use super::names::final_norm_eps;
 use super::plan::Plan;
-use crate::backbone::ConvNeXtConfig;
+use super::report::{Setting, SettingSource};
+use super::settings::{self, KnownConvNeXt};
+use crate::backbone::{ConvNeXtConfig, MlpActivation};
 use crate::error::Result;
 
 /// One stage more than a valid config has, so that validation sees if a file has too many.
@@ -15,7 +18,9 @@ const MAX_STAGES: usize = 17;
 
 impl ConvNeXtConfig {
     /// Infers the config of the model in a checkpoint. The tensors show every value except the
-    /// epsilon of the norms, which is 1e-6. For Hugging Face's names it is 1e-12 in the last norm.
+    /// epsilon of the norms and the activation. timm's `config.json` beside the checkpoint tells
+    /// them; otherwise they are 1e-6 and GELU, except for the widths of ConvNeXt-XXL (1e-5).
+    /// For Hugging Face's names the epsilon of the last norm is 1e-12.
     ///
     /// # Errors
     /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer), with ConvNeXt in place of ViT.
@@ -39,6 +44,7 @@ impl Checkpoint for ConvNeXtConfig {
             layer_scale: plan.has(&block(0, 0, "gamma")),
             norm_eps: plan.family.norm_eps,
             final_norm_eps: final_norm_eps(plan.family),
+            activation: MlpActivation::Gelu,
         };
         for stage in (0..MAX_STAGES).take_while(|&stage| has(stage, 0)) {
             let mlp = plan.shape(&block(stage, 0, "mlp.fc1.weight"), 2)?;
@@ -48,10 +54,36 @@ impl Checkpoint for ConvNeXtConfig {
             // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
-        Ok(config)
+        let (norm_eps, activation) = choices(plan, &config.dims)?;
+        Ok(ConvNeXtConfig { norm_eps: norm_eps.value, activation: activation.value, ..config })
+    }
+
+    fn settings(&self, plan: &Plan) -> Result<Vec<Setting>> {
+        let (norm_eps, activation) = choices(plan, &self.dims)?;
+        Ok(vec![
+            norm_eps.setting("norm_eps", &self.norm_eps, |eps| format!("{eps:e}")),
+            activation.setting("activation", &self.activation, |act| format!("{act:?}")),
+        ])
     }
 
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
         plan.read(name, shape, 1)
     }
+}
+
+/// Chooses the epsilon and the activation of a model with the widths `dims`.
+fn choices(plan: &Plan, dims: &[i64]) -> Result<(Choice<f64>, Choice<MlpActivation>)> {
+    let told = settings::told_of_timm(plan)?;
+    let known = KnownConvNeXt::find(dims);
+    let source = || match known {
+        Some(row) => SettingSource::Known(row.name.to_owned()),
+        None => SettingSource::Names(plan.family.name.to_owned()),
+    };
+    let norm_eps = Choice::told(told.norm_eps, &told.source, || {
+        Choice::new(known.map_or(plan.family.norm_eps, |row| row.norm_eps), source())
+    });
+    let activation = Choice::told(told.activation, &told.source, || {
+        Choice::new(known.map_or(MlpActivation::Gelu, |row| row.activation), source())
+    });
+    Ok((norm_eps, activation))
 }

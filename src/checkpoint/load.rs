@@ -1,11 +1,14 @@
 //! Loads a frozen backbone from a checkpoint.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
 
 use tch::{Device, Tensor};
 
+use super::choice::Unsettled;
 use super::plan::Plan;
+use super::report::Setting;
 use super::{LoadReport, TensorFile};
 use crate::backbone::{Frozen, Network};
 use crate::error::{Error, Result};
@@ -31,8 +34,37 @@ pub trait Checkpoint: Network {
         Ok(())
     }
 
-    /// Reads the model's weight `name` with the shape `shape`.
+    /// Returns the settings that neither the tensors nor a file beside them tell, although models
+    /// with different values exist.
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::from_plan`].
+    fn unsettled(_plan: &Plan) -> Result<Vec<Unsettled>> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the settings of this config that no tensor shows, each with its origin.
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::from_plan`].
+    fn settings(&self, _plan: &Plan) -> Result<Vec<Setting>> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the name under which the plan has the model's weight `name`.
+    fn stored_name<'n>(&self, _plan: &Plan, name: &'n str) -> Cow<'n, str> {
+        name.into()
+    }
+
+    /// Reads the model's weight `name` with the shape `shape`. `name` is the stored name.
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor>;
+}
+
+/// Infers the config of the model in the checkpoint at `path`, and the settings that nothing tells.
+pub(super) fn infer_unsettled<C: Checkpoint>(path: &Path) -> Result<(C, Vec<Unsettled>)> {
+    let file = TensorFile::open(path)?;
+    let plan = Plan::new(&file, C::FAMILY)?;
+    Ok((infer_from(&plan)?, C::unsettled(&plan)?))
 }
 
 /// Infers the config of the model in the checkpoint at `path`.
@@ -51,7 +83,8 @@ impl<C: Checkpoint> Frozen<C> {
     /// config type) and loads the weights strictly, in f32.
     ///
     /// # Errors
-    /// The errors of [`Frozen::open_with`] and `infer`.
+    /// The errors of [`Frozen::open_with`] and `infer`; [`Error::Unsettled`] if nothing tells a
+    /// setting, although models with different values exist.
     pub fn open(path: impl AsRef<Path>, device: Device) -> Result<Self> {
         Ok(Self::open_reported(path, None, device)?.0)
     }
@@ -90,12 +123,16 @@ impl<C: Checkpoint> Frozen<C> {
         let file = TensorFile::open(path)?;
         let plan = Plan::new(&file, C::FAMILY)?;
         plan.check_names()?;
+        let given = config.is_some();
         let config = match config {
             Some(config) => {
                 config.validate()?;
                 config.fit(&plan)?
             }
             None => {
+                if let Some(unsettled) = C::unsettled(&plan)?.first() {
+                    return Err(unsettled.error(file.path()));
+                }
                 let config: C = infer_from(&plan)?;
                 config.check_told(&plan)?;
                 config
@@ -103,11 +140,17 @@ impl<C: Checkpoint> Frozen<C> {
         };
         let mut taken = HashSet::new();
         let backbone = Self::from_source(&config, &mut |name, shape| {
-            let weight = config.read(&plan, name, shape)?;
-            taken.insert(name.to_owned());
+            let name = config.stored_name(&plan, name);
+            let weight = config.read(&plan, &name, shape)?;
+            taken.insert(name.into_owned());
             Ok(weight.f_to_device(device)?)
         })?;
+        // The caller's config may be right where a file beside the weights is not supported.
+        let settings = match config.settings(&plan) {
+            Err(_) if given => Vec::new(),
+            settings => settings?,
+        };
         let report = plan.report(|name| taken.contains(name))?;
-        Ok((backbone, report))
+        Ok((backbone, LoadReport { settings, ..report }))
     }
 }

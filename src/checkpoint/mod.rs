@@ -1,6 +1,7 @@
 //! Reading checkpoints: containers, the tensor names of each model family, and load reports.
 
 mod beside;
+mod choice;
 mod clip_text;
 mod convnext;
 mod entry;
@@ -15,6 +16,7 @@ mod plan;
 mod renamed;
 mod report;
 mod safetensors;
+mod settings;
 mod shards;
 mod swin;
 mod tensor_file;
@@ -22,13 +24,14 @@ mod torch_legacy;
 mod torch_zip;
 mod unsupported;
 mod vit;
+mod vit_settings;
 mod zip_index;
 
 #[cfg(test)]
 mod robustness;
 
 pub use open::OpenOptions;
-pub use report::LoadReport;
+pub use report::{LoadReport, Setting, SettingSource};
 pub use tensor_file::{Container, TensorFile};
 
 /// Returns the square root of a square number from 1 on; `None` for any other number.

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tch::Device;
 
-use super::{TensorFile, beside};
+use super::choice::Unsettled;
+use super::load::infer_unsettled;
+use super::{LoadReport, TensorFile, beside};
 use crate::backbone::{
     AnyBackbone, AnyFamily, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation,
     Network, Pooling, Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig,
@@ -18,7 +20,9 @@ use crate::error::{Error, Result};
 pub struct OpenOptions {
     /// Number of attention heads of a ViT.
     pub num_heads: Option<i64>,
-    /// Activation of the MLPs of a ViT.
+    /// Epsilon of the layer norms of a ViT or a ConvNeXt.
+    pub norm_eps: Option<f64>,
+    /// Activation of the MLPs of a ViT or a ConvNeXt.
     pub activation: Option<MlpActivation>,
     /// How the tokens of a ViT become its features.
     pub pooling: Option<Pooling>,
@@ -32,15 +36,17 @@ pub struct OpenOptions {
 
 impl AnyBackbone {
     /// Opens a checkpoint on `device`, in f32. `source` is a file, a folder that holds one
-    /// checkpoint, or an index of shards. A `config.json` of Hugging Face or timm beside the
-    /// weights is read if it exists. The content determines the family, the naming scheme and the
-    /// container.
+    /// checkpoint, or an index of shards. A `config.json` of Hugging Face or timm and an
+    /// `open_clip_config.json` beside the weights are read if they exist. The content determines
+    /// the family, the naming scheme and the container.
     ///
     /// # Errors
     /// The errors of [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensor names match no
     /// supported family; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
     /// [`Error::UnexpectedTensors`], which use the names in the file; [`Error::FileField`] if a
-    /// field of a file beside the weights is not supported.
+    /// field of a file beside the weights is not supported; [`Error::Unsettled`] if nothing tells a
+    /// setting, although models with different values exist; [`Error::NotFinite`] if a weight is
+    /// NaN or infinite.
     pub fn open(source: impl AsRef<Path>, device: Device) -> Result<Self> {
         Self::open_with(source, &OpenOptions::default(), device)
     }
@@ -55,9 +61,23 @@ impl AnyBackbone {
         options: &OpenOptions,
         device: Device,
     ) -> Result<Self> {
+        Ok(Self::open_reported(source, options, device)?.0)
+    }
+
+    /// Opens a checkpoint as [`AnyBackbone::open_with`] does. The report says for each tensor of
+    /// the file whether it was applied or skipped, and for each setting that no tensor shows where
+    /// its value comes from.
+    ///
+    /// # Errors
+    /// The errors of [`AnyBackbone::open_with`].
+    pub fn open_reported(
+        source: impl AsRef<Path>,
+        options: &OpenOptions,
+        device: Device,
+    ) -> Result<(Self, LoadReport)> {
         let source = source.as_ref();
-        let family = match ViTConfig::infer(source) {
-            Ok(told) => open_vit(source, told, options, device)?,
+        let (family, report) = match infer_unsettled(source) {
+            Ok((told, unsettled)) => open_vit(source, told, &unsettled, options, device)?,
             Err(Error::OtherBackbone { found, .. }) if found == SwinConfig::FAMILY => {
                 open_swin(source, options, device)?
             }
@@ -77,64 +97,83 @@ impl AnyBackbone {
         };
         let preprocessing = preprocessing(source, &family, options)?;
         let file = source.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(AnyBackbone::new(family, preprocessing, precision, file))
+        Ok((AnyBackbone::new(family, preprocessing, precision, file), report))
     }
 }
 
 fn open_vit(
     source: &Path,
     mut config: ViTConfig,
+    unsettled: &[Unsettled],
     options: &OpenOptions,
     device: Device,
-) -> Result<AnyFamily> {
-    options.refuse_window("ViT")?;
+) -> Result<(AnyFamily, LoadReport)> {
+    options.refuse("ViT", &["window_size"])?;
+    if let Some(unsettled) = unsettled.iter().find(|setting| !options.give(setting.field)) {
+        return Err(unsettled.error(TensorFile::open(source)?.path()));
+    }
     config.num_heads = options.num_heads.unwrap_or(config.num_heads);
+    config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
     config.activation = options.activation.unwrap_or(config.activation);
     config.pooling = options.pooling.unwrap_or(config.pooling);
     config.image_size = options.image_size.unwrap_or(config.image_size);
-    FrozenViT::open_with(source, &config, device).map(AnyFamily::ViT)
+    let (vit, report) = FrozenViT::open_reported(source, Some(&config), device)?;
+    Ok((AnyFamily::ViT(vit), report))
 }
 
-fn open_swin(source: &Path, options: &OpenOptions, device: Device) -> Result<AnyFamily> {
-    options.refuse_for_vit("Swin")?;
+fn open_swin(
+    source: &Path,
+    options: &OpenOptions,
+    device: Device,
+) -> Result<(AnyFamily, LoadReport)> {
+    options.refuse("Swin", &["num_heads", "norm_eps", "activation", "pooling"])?;
     let mut config = SwinConfig::infer(source)?;
     config.image_size = options.image_size.unwrap_or(config.image_size);
     if let Some(window) = options.window_size {
         config.window_sizes.fill(window);
     } else if config.window_sizes.contains(&(0, 0)) {
         // The file does not tell the windows. This is the error that says so.
-        return FrozenSwin::open(source, device).map(AnyFamily::Swin);
+        FrozenSwin::open(source, device)?;
     }
-    FrozenSwin::open_with(source, &config, device).map(AnyFamily::Swin)
+    let (swin, report) = FrozenSwin::open_reported(source, Some(&config), device)?;
+    Ok((AnyFamily::Swin(swin), report))
 }
 
-fn open_conv_next(source: &Path, options: &OpenOptions, device: Device) -> Result<AnyFamily> {
-    options.refuse_for_vit("ConvNeXt")?;
-    options.refuse_window("ConvNeXt")?;
-    FrozenConvNeXt::open(source, device).map(AnyFamily::ConvNeXt)
+fn open_conv_next(
+    source: &Path,
+    options: &OpenOptions,
+    device: Device,
+) -> Result<(AnyFamily, LoadReport)> {
+    options.refuse("ConvNeXt", &["num_heads", "pooling", "window_size"])?;
+    let mut config = ConvNeXtConfig::infer(source)?;
+    config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
+    config.activation = options.activation.unwrap_or(config.activation);
+    let (net, report) = FrozenConvNeXt::open_reported(source, Some(&config), device)?;
+    Ok((AnyFamily::ConvNeXt(net), report))
 }
 
 impl OpenOptions {
-    /// Refuses the option that only a Swin accepts.
-    fn refuse_window(&self, family: &str) -> Result<()> {
-        match self.window_size {
-            None => Ok(()),
-            Some(window) => {
-                let expected = format!("`None` for a {family}, which has no windows");
-                let found = format!("{window:?}");
-                Err(Error::config("window_size", expected, found).in_config("OpenOptions"))
-            }
-        }
-    }
-
-    /// Refuses options that only a ViT accepts.
-    fn refuse_for_vit(&self, family: &str) -> Result<()> {
-        let said = [
+    /// Returns the options that are given, each with its value.
+    fn given(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let window = self.window_size.map(|window| format!("{window:?}"));
+        let options = [
+            ("window_size", window),
             ("num_heads", self.num_heads.map(|heads| heads.to_string())),
+            ("norm_eps", self.norm_eps.map(|eps| eps.to_string())),
             ("activation", self.activation.map(|activation| format!("{activation:?}"))),
             ("pooling", self.pooling.map(|pooling| format!("{pooling:?}"))),
         ];
-        match said.into_iter().find_map(|(field, value)| Some((field, value?))) {
+        options.into_iter().filter_map(|(field, value)| Some((field, value?)))
+    }
+
+    /// Returns whether the option `field` is given.
+    fn give(&self, field: &str) -> bool {
+        self.given().any(|(given, _)| given == field)
+    }
+
+    /// Refuses the options `fields`, which do not apply to a backbone of `family`.
+    fn refuse(&self, family: &str, fields: &[&str]) -> Result<()> {
+        match self.given().find(|(field, _)| fields.contains(field)) {
             Some((field, value)) => {
                 let expected = format!("`None` for a {family}, whose checkpoint determines it");
                 Err(Error::config(field, expected, value).in_config("OpenOptions"))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES};
 use super::renamed::{MAX_UNWRAPPINGS, Renamed};
@@ -114,6 +114,17 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Returns whether the names of the file are those of the library `library`, whole or around
+    /// another library's names.
+    pub(super) fn has_names_of(&self, library: &str) -> bool {
+        self.family.name == library || library == "open_clip" && self.prefix.starts_with("visual.")
+    }
+
+    /// Returns whether the backbone's names have no prefix.
+    pub(super) fn is_bare(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
     /// Returns whether the file has the model's tensor `name` or a part of it.
     pub(super) fn has(&self, name: &str) -> bool {
         self.sources.contains_key(name)
@@ -179,6 +190,7 @@ impl<'a> Plan<'a> {
                 return Err(self.mismatch(source, expected));
             }
             let tensor = self.file.tensor(&source.name)?;
+            self.check_finite(&source.name, &tensor)?;
             parts.push(source.layout.apply(&tensor, &part_shape)?);
         }
         match parts.pop() {
@@ -188,6 +200,21 @@ impl<'a> Plan<'a> {
                 Ok(Tensor::f_cat(&parts, 0)?)
             }
         }
+    }
+
+    /// Checks that no element of the tensor is NaN or infinite. One pass over the elements sums
+    /// them; only a sum that is not finite needs another one.
+    fn check_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        if tensor.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite() {
+            return Ok(());
+        }
+        let finite = tensor.f_isfinite()?;
+        let bad = finite.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        if bad == 0 {
+            return Ok(());
+        }
+        let file = self.file.path().to_path_buf();
+        Err(Error::NotFinite { file, name: name.to_owned(), count: bad })
     }
 
     /// Checks that a rule exists for each name of the file.
@@ -213,7 +240,8 @@ impl<'a> Plan<'a> {
         self.unexpected(left)?;
         applied.sort();
         let (keys, taken_off) = self.file.wrappers();
-        Ok(LoadReport { applied, skipped: self.skipped, keys, taken_off })
+        let settings = Vec::new();
+        Ok(LoadReport { applied, skipped: self.skipped, keys, taken_off, settings })
     }
 
     /// Returns an error that lists `names` if there are any.

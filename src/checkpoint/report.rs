@@ -15,6 +15,60 @@ pub struct LoadReport {
     /// What was taken off all names before they were looked up, outermost first, such as
     /// `module.`.
     pub taken_off: Vec<String>,
+    /// The settings that no tensor shows, each with its origin.
+    pub settings: Vec<Setting>,
+}
+
+/// A setting of a model that changes its features, and the origin of its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Setting {
+    /// The field of the config, such as `num_heads`.
+    pub name: &'static str,
+    /// The value.
+    pub value: String,
+    /// The origin of the value.
+    pub source: SettingSource,
+}
+
+/// The origin of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SettingSource {
+    /// The caller.
+    Caller,
+    /// This file beside the weights, and what in it, such as `config.json`.
+    File(String),
+    /// The tensors: which exist, and their shapes.
+    Tensors,
+    /// The shape of this published model, whose setting is known.
+    Known(String),
+    /// The models under these names all have this value.
+    Names(String),
+    /// Nothing tells the value. It is the usual one of the models under these names, and models
+    /// with another value exist.
+    Assumed(String),
+}
+
+impl fmt::Display for SettingSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SettingSource::Caller => f.write_str("given by the caller"),
+            SettingSource::File(file) => f.write_str(file),
+            SettingSource::Tensors => f.write_str("the tensors"),
+            SettingSource::Known(name) => write!(f, "the known shape of {name}"),
+            SettingSource::Names(names) => write!(f, "the names of {names}"),
+            SettingSource::Assumed(names) => {
+                write!(f, "assumed, as usual under the names of {names}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} ({})", self.name, self.value, self.source)
+    }
 }
 
 impl fmt::Display for LoadReport {
@@ -26,6 +80,7 @@ impl fmt::Display for LoadReport {
         if !self.taken_off.is_empty() {
             write!(f, "\n  taken off the names: {}", self.taken_off.join(", "))?;
         }
-        self.skipped.iter().try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))
+        self.skipped.iter().try_for_each(|(name, reason)| write!(f, "\n  {name}: {reason}"))?;
+        self.settings.iter().try_for_each(|setting| write!(f, "\n  {setting}"))
     }
 }

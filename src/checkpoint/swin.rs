@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::load::{Checkpoint, infer};
 use super::plan::Plan;
-use super::square_root;
+use super::{settings, square_root};
 use crate::backbone::SwinConfig;
 use crate::error::{Error, Result};
 use crate::nn::resize_bias_table;
@@ -67,6 +67,8 @@ impl Checkpoint for SwinConfig {
             // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
+        // A pooling other than the average is refused.
+        settings::told_of_timm(plan)?;
         config.image_size = image_size(plan, &config);
         Ok(config)
     }

@@ -1,37 +1,42 @@
 //! Reads the config of a ViT and its position table from a checkpoint.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use tch::Tensor;
 
-use super::beside;
+use super::choice::Unsettled;
 use super::load::{Checkpoint, infer};
-use super::names::{Activation, Layout, PositionNames};
+use super::names::PositionNames;
 use super::plan::Plan;
+use super::report::Setting;
 use super::square_root;
-use crate::backbone::{MlpActivation, Pooling, ViTConfig};
+use super::vit_settings::{Sizes, ViTSettings};
+use crate::backbone::ViTConfig;
 use crate::error::Result;
 use crate::nn::resize_pos_embed;
-
-/// The width of a head in every model of the supported families, except small test models.
-const HEAD_DIM: i64 = 64;
 
 impl ViTConfig {
     /// Infers the config of the model in a checkpoint.
     ///
-    /// The tensors do not show every value; the table gives the rules for the others. Hugging
-    /// Face's `config.json` beside the file, if it exists, has priority over the rules for heads,
-    /// eps, activation (except SwiGLU) and image size (if it gives the same number of patches). If
-    /// a rule does not hold for your model, correct the value and use
+    /// The tensors do not show every value; the table gives the rules for the others. A file of
+    /// settings beside the checkpoint (`config.json` of Hugging Face or timm,
+    /// `open_clip_config.json`) has priority over the rules for heads, eps, activation (except
+    /// SwiGLU), pooling and image size (if it gives the same number of patches). If a rule does not
+    /// hold for your model, correct the value and use
     /// [`FrozenViT::open_with`](crate::FrozenViT::open_with).
+    ///
+    /// Where nothing tells a value, this function returns the usual one, whereas
+    /// [`FrozenViT::open`](crate::FrozenViT::open) and
+    /// [`AnyBackbone::open`](crate::AnyBackbone::open) return [`Error::Unsettled`].
     ///
     /// | value | rule |
     /// |---|---|
-    /// | heads | `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; Google's `.npz` files contain the number |
+    /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; Google's `.npz` files contain the number |
     /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches |
-    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
-    /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); otherwise exact GELU |
-    /// | pooling | average, then norm if there is `fc_norm`; otherwise the class token; norm, then average if there is no class token |
+    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT; 1e-6 without a class token), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
+    /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); tanh GELU for the shapes that only SigLIP's later models have under timm's names; otherwise exact GELU |
+    /// | pooling | average, then norm if there is `fc_norm`; the class token beside the average if there is a classifier over both; otherwise the class token; norm, then average if there is no class token |
     /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
     ///
     /// # Errors
@@ -40,8 +45,9 @@ impl ViTConfig {
     /// [`Error::OtherBackbone`] if the file holds a backbone other than a ViT;
     /// [`Error::MissingTensor`] or [`Error::ShapeMismatch`] if the tensors that determine the sizes
     /// are absent or have another rank; [`Error::CorruptFile`] if the tensors give an invalid
-    /// config; [`Error::FileField`] if a field of `config.json` is not supported.
+    /// config; [`Error::FileField`] if a field of a file beside the checkpoint is not supported.
     ///
+    /// [`Error::Unsettled`]: crate::Error::Unsettled
     /// [`Error::CorruptFile`]: crate::Error::CorruptFile
     /// [`Error::FileField`]: crate::Error::FileField
     /// [`Error::UnknownFormat`]: crate::Error::UnknownFormat
@@ -55,42 +61,27 @@ impl ViTConfig {
 
 impl Checkpoint for ViTConfig {
     fn from_plan(plan: &Plan) -> Result<Self> {
-        let dims = plan.shape("patch_embed.proj.weight", 4)?;
-        let (embed_dim, patch_size) = (dims[0], dims[2]);
-        let rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
-        let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
-        let class_token = plan.has("cls_token");
-        let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
-        let pre_norm = plan.has("norm_pre.weight");
-        let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
-        let told = beside::told(plan.file.path(), embed_dim)?;
-        let activation = match (activation(plan, rows, mlp_dim), told.activation) {
-            (MlpActivation::SwiGlu, _) | (_, None) => activation(plan, rows, mlp_dim),
-            (_, Some(told)) => told,
-        };
+        let sizes = sizes(plan)?;
+        let settings = ViTSettings::of(plan, &sizes)?;
         Ok(ViTConfig {
-            image_size: image_size(grid, patch_size, told.image_size),
-            patch_size,
-            embed_dim,
+            image_size: settings.image_size.value,
+            patch_size: sizes.patch_size,
+            embed_dim: sizes.embed_dim,
             depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count()
                 as i64,
-            num_heads: told.num_heads.unwrap_or_else(|| num_heads(plan, embed_dim)),
-            mlp_dim,
-            activation,
-            class_token,
-            num_registers,
+            num_heads: settings.num_heads.value,
+            mlp_dim: sizes.mlp_dim,
+            activation: settings.activation.value,
+            class_token: sizes.class_token,
+            num_registers: sizes.num_registers,
             pos_embed: true,
-            pos_embed_prefix,
+            pos_embed_prefix: sizes.pos_embed_prefix,
             patch_bias: plan.has("patch_embed.proj.bias"),
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
-            pre_norm,
+            pre_norm: plan.has("norm_pre.weight"),
             layer_scale: plan.has("blocks.0.ls1.gamma"),
-            pooling: match (plan.has("fc_norm.weight"), class_token) {
-                (true, _) => Pooling::AverageThenNorm,
-                (false, true) => Pooling::ClassToken,
-                (false, false) => Pooling::Average,
-            },
-            norm_eps: told.norm_eps.unwrap_or(if pre_norm { 1e-5 } else { plan.family.norm_eps }),
+            pooling: settings.pooling.value,
+            norm_eps: settings.norm_eps.value,
             projection: if plan.has("projection.weight") {
                 Some(plan.shape("projection.weight", 2)?[0])
             } else {
@@ -123,6 +114,25 @@ impl Checkpoint for ViTConfig {
         Ok(ViTConfig { pos_embed_prefix, ..self.clone() })
     }
 
+    fn unsettled(plan: &Plan) -> Result<Vec<Unsettled>> {
+        Ok(ViTSettings::of(plan, &sizes(plan)?)?.unsettled)
+    }
+
+    fn settings(&self, plan: &Plan) -> Result<Vec<Setting>> {
+        Ok(ViTSettings::of(plan, &sizes(plan)?)?.used(self))
+    }
+
+    /// The norm behind the blocks has one of two names in timm, depending on its place; the model
+    /// takes the one that the file has.
+    fn stored_name<'n>(&self, plan: &Plan, name: &'n str) -> Cow<'n, str> {
+        let (norm, other) = match name.split_once('.') {
+            Some(("norm", part)) => (name, format!("fc_norm.{part}")),
+            Some(("fc_norm", part)) => (name, format!("norm.{part}")),
+            _ => return name.into(),
+        };
+        if !plan.has(norm) && plan.has(&other) { other.into() } else { name.into() }
+    }
+
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
         match name {
             "pos_embed" => read_positions(plan, shape, self),
@@ -131,15 +141,25 @@ impl Checkpoint for ViTConfig {
     }
 }
 
-/// Returns the image size for this grid of patches: the size in `config.json` if it has the same
-/// number of patches, else the size of the grid.
-fn image_size(grid: (i64, i64), patch: i64, told: Option<(i64, i64)>) -> (i64, i64) {
-    let patches = |(height, width): (i64, i64)| {
-        (height.checked_div(patch)?).checked_mul(width.checked_div(patch)?)
-    };
-    let side = |patches: i64| patches.saturating_mul(patch);
-    let of_table = (side(grid.0), side(grid.1));
-    told.filter(|&told| patches(told) == patches(of_table)).unwrap_or(of_table)
+/// Returns the sizes that the tensors show.
+fn sizes(plan: &Plan) -> Result<Sizes> {
+    let dims = plan.shape("patch_embed.proj.weight", 4)?;
+    let fc1_rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
+    let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
+    let class_token = plan.has("cls_token");
+    let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
+    let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
+    let (embed_dim, patch_size) = (dims[0], dims[2]);
+    Ok(Sizes {
+        embed_dim,
+        patch_size,
+        mlp_dim,
+        fc1_rows,
+        class_token,
+        num_registers,
+        pos_embed_prefix,
+        grid,
+    })
 }
 
 /// Returns the number of prefix rows in the file's position table and the grid of the other rows.
@@ -194,31 +214,6 @@ fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
 fn prefixes(class_token: bool, num_registers: i64) -> [i64; 3] {
     let class = i64::from(class_token);
     [0, class, class.saturating_add(num_registers)]
-}
-
-fn num_heads(plan: &Plan, embed_dim: i64) -> i64 {
-    match plan.first_part("blocks.0.attn.qkv.weight") {
-        Some((Layout::IntoHeads, &[_, heads, _])) => heads,
-        _ => usual_heads(embed_dim),
-    }
-}
-
-/// Returns the number of heads of width [`HEAD_DIM`], or 1 if that does not divide `embed_dim`.
-pub(super) fn usual_heads(embed_dim: i64) -> i64 {
-    if embed_dim % HEAD_DIM == 0 { embed_dim / HEAD_DIM } else { 1 }
-}
-
-pub(super) fn activation(plan: &Plan, fc1_rows: i64, mlp_dim: i64) -> MlpActivation {
-    if mlp_dim.checked_mul(2) == Some(fc1_rows) {
-        return MlpActivation::SwiGlu;
-    }
-    match plan.family.activation {
-        Activation::QuickGelu => MlpActivation::QuickGelu,
-        Activation::QuickGeluBeside(names) if names.iter().any(|name| plan.file.contains(name)) => {
-            MlpActivation::QuickGelu
-        }
-        Activation::Gelu | Activation::QuickGeluBeside(_) => MlpActivation::Gelu,
-    }
 }
 
 #[cfg(test)]

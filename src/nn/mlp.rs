@@ -13,8 +13,15 @@ use crate::error::Result;
 pub enum MlpActivation {
     /// The exact (erf) GELU of ViT, DINOv2 and most open_clip models.
     Gelu,
+    /// GELU with the tanh approximation: `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, the
+    /// activation of SigLIP.
+    GeluTanh,
     /// `x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP.
     QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x * sigmoid(x)`.
+    Silu,
     /// `silu(gate) * value`, the activation of DINOv2 ViT-g. The weight of `fc1` is `[2 * mlp_dim,
     /// C]`: first the rows of gate, then those of value.
     SwiGlu,
@@ -40,7 +47,10 @@ impl Mlp {
     pub(crate) fn activate(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.activation {
             MlpActivation::Gelu => x.f_gelu("none")?,
+            MlpActivation::GeluTanh => x.f_gelu("tanh")?,
             MlpActivation::QuickGelu => quick_gelu(x)?,
+            MlpActivation::Relu => x.f_relu()?,
+            MlpActivation::Silu => x.f_silu()?,
             MlpActivation::SwiGlu => {
                 let half = x.size()[2] / 2;
                 let (gate, value) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);

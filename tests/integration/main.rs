@@ -26,6 +26,7 @@ mod precision;
 mod resume;
 mod streaming;
 mod support;
+mod told;
 mod training;
 mod vtab_finetune;
 mod wrappers;

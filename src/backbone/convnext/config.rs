@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
+use crate::nn::MlpActivation;
 use crate::seam::{BackboneShape, Place};
 
 /// The shape and the settings of a [`FrozenConvNeXt`](crate::FrozenConvNeXt).
@@ -31,6 +32,8 @@ pub struct ConvNeXtConfig {
     /// have another one there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_norm_eps: Option<f64>,
+    /// The activation of the MLP, which is not packed.
+    pub activation: MlpActivation,
 }
 
 impl Default for ConvNeXtConfig {
@@ -44,6 +47,7 @@ impl Default for ConvNeXtConfig {
             layer_scale: true,
             norm_eps: 1e-6,
             final_norm_eps: None,
+            activation: MlpActivation::Gelu,
         }
     }
 }
@@ -98,6 +102,10 @@ impl ConvNeXtConfig {
             if !(eps.is_finite() && eps > 0.0) {
                 return Err(Error::config(field, "a positive number", eps));
             }
+        }
+        if self.activation == MlpActivation::SwiGlu {
+            let expected = "an activation without a gate";
+            return Err(Error::config("activation", expected, format!("{:?}", self.activation)));
         }
         Ok(())
     }

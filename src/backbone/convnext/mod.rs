@@ -107,9 +107,14 @@ impl Network for ConvNeXtConfig {
     }
 
     fn choices(&self) -> String {
-        let last = self.final_norm_eps.filter(|&eps| eps != self.norm_eps);
-        let last = last.map(|eps| format!(" final_eps={eps:e}")).unwrap_or_default();
-        format!("convnext eps={:e}{last}", self.norm_eps)
+        let eps = self.norm_eps;
+        let last = self.final_norm_eps.filter(|&last| last != eps);
+        let last = last.map(|last| format!(" final_eps={last:e}")).unwrap_or_default();
+        match self.activation {
+            // The text of earlier versions, which the digest covers.
+            MlpActivation::Gelu => format!("convnext eps={eps:e}{last}"),
+            activation => format!("convnext eps={eps:e}{last} {activation:?}"),
+        }
     }
 }
 
@@ -142,7 +147,7 @@ impl Stage {
                 mlp: Mlp {
                     fc1: weights.linear(&name("mlp.fc1"), hidden, c, true)?,
                     fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
-                    activation: MlpActivation::Gelu,
+                    activation: config.activation,
                 },
                 gamma: weights.get_if(config.layer_scale, &name("gamma"), &[c])?,
             })

@@ -18,6 +18,9 @@ pub enum Pooling {
     Average,
     /// The mean of the patch tokens, then the final norm (timm's `fc_norm`).
     AverageThenNorm,
+    /// The class token beside the mean of the patch tokens, both after the final norm: `[B, 2C]`.
+    /// The classifiers of Hugging Face's DINOv2 read it.
+    ClassTokenAndAverage,
 }
 
 impl Pooling {
@@ -25,13 +28,23 @@ impl Pooling {
     pub(in crate::backbone) fn queries(self) -> Queries {
         match self {
             Pooling::ClassToken => Queries::ClassToken,
-            Pooling::Average | Pooling::AverageThenNorm => Queries::All,
+            Pooling::Average | Pooling::AverageThenNorm | Pooling::ClassTokenAndAverage => {
+                Queries::All
+            }
         }
     }
 
     /// Returns whether this pooling reads a class token.
     fn needs_class_token(self) -> bool {
-        self == Pooling::ClassToken
+        matches!(self, Pooling::ClassToken | Pooling::ClassTokenAndAverage)
+    }
+
+    /// Returns the width of the features for tokens of width `embed_dim`.
+    pub(super) fn feature_dim(self, embed_dim: i64) -> i64 {
+        match self {
+            Pooling::ClassTokenAndAverage => embed_dim.saturating_mul(2),
+            _ => embed_dim,
+        }
     }
 }
 

@@ -96,7 +96,7 @@ impl Network for ViTConfig {
     }
 
     fn feature_dim(&self) -> i64 {
-        self.embed_dim
+        self.pooling.feature_dim(self.embed_dim)
     }
 
     fn image_size(&self) -> ImageSize {
@@ -136,7 +136,7 @@ impl Layers {
         let registers = config.num_registers;
         let norm = match config.pooling {
             Pooling::AverageThenNorm => "fc_norm",
-            Pooling::ClassToken | Pooling::Average => "norm",
+            _ => "norm",
         };
         let block = |index| BlockShape {
             name: format!("blocks.{index}"),
@@ -200,7 +200,8 @@ impl Layers {
         }
     }
 
-    /// Computes `[B, T, C] -> [B, C]`. Class-token pooling reads only the first token.
+    /// Computes `[B, T, C] -> [B, C]`, or `[B, 2C]` for the class token beside the mean. Class-token
+    /// pooling reads only the first token.
     fn pool(
         &self,
         pooling: Pooling,
@@ -217,6 +218,10 @@ impl Layers {
             Pooling::ClassToken => norm(&tokens.f_select(1, 0)?),
             Pooling::Average => patches(&norm(tokens)?),
             Pooling::AverageThenNorm => norm(&patches(tokens)?),
+            Pooling::ClassTokenAndAverage => {
+                let tokens = norm(tokens)?;
+                Ok(Tensor::f_cat(&[tokens.f_select(1, 0)?, patches(&tokens)?], 1)?)
+            }
         }
     }
 }

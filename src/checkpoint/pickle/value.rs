@@ -80,17 +80,15 @@ impl Global {
             ("torch", "ShortStorage") => Global::Storage(other(2)),
             ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => Global::Storage(other(1)),
             ("torch", "QInt8Storage" | "QUInt8Storage") => Global::Storage(other(1)),
-            _ => {
-                let full: String = format!("{}.{}", start_of(module), start_of(name));
-                Global::Foreign(full)
-            }
+            _ => Global::Foreign(format!("{}.{}", start_of(module), start_of(name))),
         }
     }
 }
 
 /// Returns the start of a name, at most half of [`MAX_CLASS_BYTES`].
 fn start_of(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MAX_CLASS_BYTES / 2)]
+    let end = (0..=name.len().min(MAX_CLASS_BYTES / 2)).rev().find(|&at| name.is_char_boundary(at));
+    &name[..end.unwrap_or(0)]
 }
 
 /// All values of a pickle. They refer to each other by index.

@@ -1,0 +1,151 @@
+//! The settings in Hugging Face's `config.json`.
+
+use serde_json::Value;
+
+use super::activations::activation;
+use super::{CONFIG, SideFile, Told};
+use crate::backbone::MlpActivation::{self, Gelu, QuickGelu};
+use crate::backbone::Pooling;
+use crate::error::Result;
+
+/// What the config class of a model type assumes for a field that the file leaves out.
+struct Defaults {
+    model_type: &'static str,
+    hidden_size: i64,
+    num_heads: i64,
+    norm_eps: f64,
+    activation: MlpActivation,
+}
+
+const fn defaults(model_type: &'static str, norm_eps: f64, activation: MlpActivation) -> Defaults {
+    Defaults { model_type, hidden_size: 768, num_heads: 12, norm_eps, activation }
+}
+
+/// The defaults of the config classes of transformers 4 and 5.
+const DEFAULTS: [Defaults; 9] = [
+    defaults("vit", 1e-12, Gelu),
+    defaults("vit_mae", 1e-12, Gelu),
+    defaults("vit_msn", 1e-6, Gelu),
+    defaults("ijepa", 1e-12, Gelu),
+    defaults("deit", 1e-12, Gelu),
+    defaults("clip", 1e-5, QuickGelu),
+    defaults("clip_vision_model", 1e-5, QuickGelu),
+    defaults("dinov2", 1e-6, Gelu),
+    defaults("dinov2_with_registers", 1e-6, Gelu),
+];
+
+/// The classes whose classifier reads other features than the model type's usual ones.
+const POOLINGS: [(&str, Pooling); 2] = [
+    ("Dinov2ForImageClassification", Pooling::ClassTokenAndAverage),
+    ("Dinov2WithRegistersForImageClassification", Pooling::ClassTokenAndAverage),
+];
+
+/// Reads the settings. `embed_dim` is the width of the model in the checkpoint, if it has a single
+/// one.
+pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
+    // A model with an image tower and a text tower keeps the image tower's settings in an object of
+    // their own.
+    let vision = &file.json["vision_config"];
+    let tower = if vision.is_object() { vision } else { &file.json };
+    let model_type = [tower, &file.json].map(|object| &object["model_type"]);
+    let usual = model_type
+        .iter()
+        .find_map(|&found| DEFAULTS.iter().find(|usual| found == usual.model_type));
+    check_width(file, tower, usual, embed_dim)?;
+    let heads = file.number(tower, "num_attention_heads", Value::as_i64)?;
+    Ok(Told {
+        source: CONFIG.to_owned(),
+        num_heads: heads.or(usual.map(|usual| usual.num_heads)),
+        norm_eps: file
+            .number(tower, "layer_norm_eps", Value::as_f64)?
+            .or(usual.map(|usual| usual.norm_eps)),
+        activation: activation(file, tower, "hidden_act")?.or(usual.map(|usual| usual.activation)),
+        pooling: pooling(&file.json["architectures"]),
+        image_size: file.size(tower, "image_size")?,
+    })
+}
+
+/// Checks that the file describes a model of the width `embed_dim`.
+fn check_width(
+    file: &SideFile,
+    tower: &Value,
+    usual: Option<&Defaults>,
+    embed_dim: Option<i64>,
+) -> Result<()> {
+    let Some(embed_dim) = embed_dim else { return Ok(()) };
+    let width = file.number(tower, "hidden_size", Value::as_i64)?;
+    match width.or(usual.map(|usual| usual.hidden_size)) {
+        Some(width) if width != embed_dim => {
+            let expected = format!("{embed_dim}, the width of the model in the checkpoint");
+            Err(file.field("hidden_size", &expected, &tower["hidden_size"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pooling(architectures: &Value) -> Option<Pooling> {
+    let [class] = architectures.as_array().map_or(&[][..], Vec::as_slice) else { return None };
+    POOLINGS.iter().find(|(name, _)| class == name).map(|(_, pooling)| *pooling)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(json: Value, embed_dim: i64) -> Result<Told> {
+        told(&SideFile { path: PathBuf::from(CONFIG), json }, Some(embed_dim))
+    }
+
+    #[test]
+    fn the_image_towers_object_tells_its_settings() {
+        let json = json!({"model_type": "clip", "vision_config": {"hidden_size": 128,
+            "hidden_act": "quick_gelu", "num_attention_heads": 2, "layer_norm_eps": 1e-4,
+            "image_size": [64, 32]}});
+        let expected = Told {
+            source: CONFIG.to_owned(),
+            num_heads: Some(2),
+            norm_eps: Some(1e-4),
+            activation: Some(QuickGelu),
+            pooling: None,
+            image_size: Some((64, 32)),
+        };
+        assert_eq!(read(json.clone(), 128).unwrap(), expected);
+        let error = read(json, 64).unwrap_err().to_string();
+        assert!(error.contains("hidden_size") && error.contains("128"), "{error}");
+    }
+
+    #[test]
+    fn a_field_that_is_left_out_has_the_default_of_its_class() {
+        for (model_type, eps, act) in [("vit_msn", 1e-6, Gelu), ("vit", 1e-12, Gelu)] {
+            let found = read(json!({"model_type": model_type}), 768).unwrap();
+            assert_eq!(found.norm_eps, Some(eps), "{model_type}");
+            assert_eq!((found.num_heads, found.activation), (Some(12), Some(act)), "{model_type}");
+        }
+        let clip = json!({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}});
+        let found = read(clip, 768).unwrap();
+        assert_eq!((found.norm_eps, found.activation), (Some(1e-5), Some(Gelu)));
+    }
+
+    #[test]
+    fn activations_are_read_by_the_librarys_names() {
+        for (name, expected) in [
+            ("gelu_new", Some(MlpActivation::GeluTanh)),
+            ("gelu_pytorch_tanh", Some(MlpActivation::GeluTanh)),
+            ("relu", Some(MlpActivation::Relu)),
+            ("mish", None),
+        ] {
+            let found = read(json!({"model_type": "vit", "hidden_act": name}), 768);
+            match expected {
+                Some(expected) => assert_eq!(found.unwrap().activation, Some(expected)),
+                None => {
+                    let error = found.unwrap_err().to_string();
+                    assert!(error.contains("hidden_act") && error.contains(name), "{error}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Settings that no tensor shows: from the files beside the weights, from known shapes, from the
+//! caller, and refused where nothing tells them.
+
+use std::path::{Path, PathBuf};
+
+use convpass::backbone::{MlpActivation, Network, Pooling};
+use convpass::checkpoint::{LoadReport, SettingSource};
+use convpass::{AnyBackbone, Error, FrozenViT, OpenOptions, ViTConfig};
+use tch::{Device, Kind, Tensor};
+
+use crate::golden::{Case, cases, check_all};
+
+fn folder_of(case: &Case) -> PathBuf {
+    case.file("file").parent().unwrap().to_path_buf()
+}
+
+fn compare(case: &Case, backbone: &AnyBackbone) -> Result<(), String> {
+    case.compare("features", &backbone.features(case.tensor("images")).unwrap())
+}
+
+#[test]
+fn the_file_beside_the_weights_tells_the_settings() {
+    check_all("told", |case| {
+        for source in [folder_of(case), case.file("file")] {
+            let backbone = AnyBackbone::open(&source, Device::Cpu).map_err(|e| e.to_string())?;
+            compare(case, &backbone)?;
+        }
+        Ok::<(), String>(())
+    });
+}
+
+/// A copy of one file of a case in a folder of its own.
+fn alone(file: &Path) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join(file.file_name().unwrap());
+    std::fs::copy(file, &copy).unwrap();
+    (folder, copy)
+}
+
+#[test]
+fn a_bare_file_whose_width_is_of_no_known_model_asks_for_the_heads() {
+    for case in cases("told").iter().filter(|case| !case.name.contains("convnext")) {
+        let (_folder, file) = alone(&case.file("file"));
+        for error in [
+            AnyBackbone::open(&file, Device::Cpu).unwrap_err(),
+            FrozenViT::open(&file, Device::Cpu).unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(
+                matches!(error, Error::Unsettled { field: "num_heads", .. }),
+                "{}: {text}",
+                case.name
+            );
+            assert!(text.contains("--heads"), "{text}");
+        }
+    }
+}
+
+fn case(name: &str) -> Case {
+    cases("told").into_iter().find(|case| case.name == name).unwrap()
+}
+
+#[test]
+fn what_nothing_tells_is_asked_for_and_can_be_given() {
+    let with_heads = OpenOptions { num_heads: Some(4), ..OpenOptions::default() };
+    for (name, field, given) in [
+        ("hf_msn", "norm_eps", OpenOptions { norm_eps: Some(1e-6), ..with_heads.clone() }),
+        ("hf_ijepa", "norm_eps", OpenOptions { norm_eps: Some(1e-6), ..with_heads.clone() }),
+        (
+            "open_clip_clipa",
+            "pooling",
+            OpenOptions { pooling: Some(Pooling::AverageThenNorm), ..with_heads.clone() },
+        ),
+    ] {
+        let case = case(name);
+        let (_folder, file) = alone(&case.file("file"));
+        let error = AnyBackbone::open_with(&file, &with_heads, Device::Cpu).unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsettled { field: found, .. } if *found == field),
+            "{name}: {error}"
+        );
+        let backbone = AnyBackbone::open_with(&file, &given, Device::Cpu).unwrap();
+        compare(&case, &backbone).unwrap();
+    }
+}
+
+#[test]
+fn the_report_says_where_each_setting_comes_from() {
+    let source = |report: &LoadReport, name: &str| {
+        report.settings.iter().find(|setting| setting.name == name).unwrap().source.clone()
+    };
+    let options = OpenOptions { norm_eps: Some(1e-4), ..OpenOptions::default() };
+    let folder = folder_of(&case("timm_quickgelu"));
+    let (_, report) = AnyBackbone::open_reported(&folder, &options, Device::Cpu).unwrap();
+    assert_eq!(source(&report, "norm_eps"), SettingSource::Caller);
+    assert_eq!(source(&report, "image_size"), SettingSource::Tensors);
+    let SettingSource::File(file) = source(&report, "activation") else { panic!("{report}") };
+    assert!(file.contains("config.json") && file.contains("vit_base_patch16_clip_quickgelu_224"));
+    assert!(report.to_string().contains("norm_eps 1e-4 (given by the caller)"), "{report}");
+}
+
+/// A model with random weights and true widths, saved under timm's names.
+fn saved(config: &ViTConfig) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    let vit = FrozenViT::random(config, 3, Device::Cpu).unwrap();
+    let weights = convpass::Backbone::named_weights(&vit);
+    let tensors: Vec<_> = weights.iter().map(|(name, tensor)| (name, tensor)).collect();
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+    (folder, file)
+}
+
+#[test]
+fn the_heads_of_known_widths_are_not_one_for_64_channels() {
+    let thin = |embed_dim, num_heads| ViTConfig {
+        image_size: (28, 28),
+        patch_size: 14,
+        embed_dim,
+        num_heads,
+        depth: 1,
+        mlp_dim: 8,
+        ..ViTConfig::default()
+    };
+    for (width, heads) in [(1152, 16), (1280, 16), (1408, 16), (1664, 16), (1792, 16), (1536, 24)] {
+        let (_folder, file) = saved(&thin(width, heads));
+        let (_, report) =
+            AnyBackbone::open_reported(&file, &OpenOptions::default(), Device::Cpu).unwrap();
+        let setting = report.settings.iter().find(|setting| setting.name == "num_heads").unwrap();
+        assert_eq!(setting.value, heads.to_string(), "{width}");
+        assert!(matches!(setting.source, SettingSource::Known(_)), "{width}");
+    }
+    // The giant-opt of SigLIP has the width of DINOv2's giant and no class token.
+    let giant = ViTConfig {
+        class_token: false,
+        pos_embed_prefix: 0,
+        pooling: Pooling::Average,
+        ..thin(1536, 16)
+    };
+    let found = ViTConfig::infer(saved(&giant).1).unwrap();
+    assert_eq!((found.num_heads, found.activation), (16, MlpActivation::GeluTanh));
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let config = ViTConfig {
+        image_size: (8, 8),
+        patch_size: 4,
+        embed_dim: 64,
+        depth: 1,
+        num_heads: 1,
+        mlp_dim: 32,
+        ..ViTConfig::default()
+    };
+    for value in [f64::NAN, f64::INFINITY] {
+        let (_folder, file) = saved(&config);
+        let vit = FrozenViT::open(&file, Device::Cpu).unwrap();
+        let tensors: Vec<_> = convpass::Backbone::named_weights(&vit)
+            .iter()
+            .map(|(name, tensor)| {
+                let copy = tensor.copy();
+                if name == "blocks.0.mlp.fc2.weight" {
+                    let _ = copy.get(3).get(2).fill_(value);
+                }
+                (name, copy)
+            })
+            .collect();
+        Tensor::write_safetensors(&tensors, &file).unwrap();
+        let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+        assert!(
+            matches!(&error, Error::NotFinite { name, count: 1, .. } if name == "blocks.0.mlp.fc2.weight"),
+            "{error}"
+        );
+    }
+    // Large finite weights whose sum overflows are no error.
+    let (_folder, file) = saved(&config);
+    let large = Tensor::full([64], 3e38, (Kind::Float, Device::Cpu));
+    let vit = FrozenViT::open(&file, Device::Cpu).unwrap();
+    let tensors: Vec<_> = convpass::Backbone::named_weights(&vit)
+        .iter()
+        .map(|(name, tensor)| (name, if name == "norm.bias" { &large } else { tensor }))
+        .collect();
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+    assert!(AnyBackbone::open(&file, Device::Cpu).is_ok());
+}
+
+#[test]
+fn a_concatenated_pooling_has_twice_the_width() {
+    let config = ViTConfig { pooling: Pooling::ClassTokenAndAverage, ..ViTConfig::default() };
+    assert_eq!(config.feature_dim(), 2 * config.embed_dim);
+    assert!(ViTConfig { class_token: false, pos_embed_prefix: 0, ..config }.validate().is_err());
+}
