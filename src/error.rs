@@ -61,13 +61,26 @@ pub enum Error {
     #[error("{}: corrupt: {reason}", file.display())]
     CorruptFile { file: PathBuf, reason: String },
 
-    /// The pickle in the file names code that a state dict does not need. The code was not run.
-    #[error("{}: its pickle calls {global}, which is not run", file.display())]
+    /// The pickle in the file holds an object of a class in place of a state dict. The code of the
+    /// class was not run.
+    #[error(
+        "{}: its pickle holds a {global} in place of tensors, whose code is not run here; in \
+         Python, torch.save the state_dict() of the model",
+        file.display()
+    )]
     PickleGlobal { file: PathBuf, global: String },
 
     /// A tensor that the model needs is not in the file.
     #[error("{}: tensor {name} is missing (expected {expected:?})", file.display())]
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },
+
+    /// The final norm of the model is not in the file, as in one that was saved for its feature maps.
+    #[error(
+        "{}: tensor {name} is missing, the final norm; a backbone that was saved without it is not \
+         supported",
+        file.display()
+    )]
+    NoFinalNorm { file: PathBuf, name: String },
 
     /// The file has tensors that no part of the model uses.
     #[error(

@@ -30,3 +30,4 @@ mod support;
 mod told;
 mod training;
 mod vtab_finetune;
+mod wrappers;

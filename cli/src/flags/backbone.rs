@@ -153,6 +153,7 @@ impl BackboneFlags {
             pooling: self.pooling.map(Pooling::from),
             image_size: self.image_size.map(|side| (side, side)),
             precision: self.precision,
+            ..OpenOptions::default()
         };
         let device = self.device.device()?;
         let (backbone, report) = AnyBackbone::open_reported(file, &options, device)?;
