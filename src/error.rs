@@ -71,7 +71,8 @@ pub enum Error {
     PickleGlobal { file: PathBuf, global: String },
 
     /// A tensor that the model needs is not in the file.
-    #[error("{}: tensor {name} is missing (expected {expected:?})", file.display())]
+    /// A size of -1 stands for any size.
+    #[error("{}: tensor {name} is missing (expected {})", file.display(), sizes(expected))]
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },
 
     /// The final norm of the model is not in the file, as in one that was saved for its feature maps.
@@ -239,6 +240,12 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
         text += &format!(" and {} more ({} in all)", names.len() - SHOWN, names.len());
     }
     text
+}
+
+/// A shape as text, with `?` for a size of -1.
+fn sizes(shape: &[i64]) -> String {
+    let size = |&size: &i64| if size < 0 { "?".to_owned() } else { size.to_string() };
+    format!("[{}]", shape.iter().map(size).collect::<Vec<_>>().join(", "))
 }
 
 fn meant(names: &[String], nearest: &Option<String>) -> String {

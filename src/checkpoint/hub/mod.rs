@@ -19,7 +19,6 @@ const SCHEME: &str = "hf:";
 
 /// The name of a checkpoint on the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only the feature `hub` reads it"))]
 struct HubName {
     /// `OWNER/NAME`.
     repo: String,
