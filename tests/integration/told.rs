@@ -21,8 +21,11 @@ fn compare(case: &Case, backbone: &AnyBackbone) -> Result<(), String> {
 #[test]
 fn the_file_beside_the_weights_tells_the_settings() {
     check_all("told", |case| {
+        let image_size = case.facts.contains_key("fed").then(|| case.fact("fed"));
+        let options = OpenOptions { image_size, ..OpenOptions::default() };
         for source in [folder_of(case), case.file("file")] {
-            let backbone = AnyBackbone::open(&source, Device::Cpu).map_err(|e| e.to_string())?;
+            let backbone = AnyBackbone::open_with(&source, &options, Device::Cpu)
+                .map_err(|e| e.to_string())?;
             compare(case, &backbone)?;
         }
         Ok::<(), String>(())
