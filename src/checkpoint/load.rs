@@ -91,7 +91,8 @@ impl<C: Checkpoint> Frozen<C> {
 
     /// Opens a checkpoint with the config of the caller.
     ///
-    /// A position table whose size differs from the config's is resized as timm does it: a ViT's
+    /// A position table whose size differs from the config's is resized as the library of the
+    /// file's names does it (Hugging Face mostly without antialiasing, timm with it): a ViT's
     /// table from one square grid of patches to another grid, a Swin's from one square window to
     /// another window.
     ///

@@ -14,7 +14,7 @@ use super::square_root;
 use super::vit_settings::{Sizes, ViTSettings};
 use crate::backbone::ViTConfig;
 use crate::error::Result;
-use crate::nn::resize_pos_embed;
+use crate::nn::{TableFilter, resize_pos_embed};
 
 impl ViTConfig {
     /// Infers the config of the model in a checkpoint.
@@ -184,9 +184,19 @@ fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tens
         // grid.
         Some(side) if found[1] != shape[1] => {
             let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
-            resize_pos_embed(&stored, prefix, (side, side), config.grid())
+            resize_pos_embed(&stored, prefix, (side, side), config.grid(), table_filter(plan))
         }
         _ => plan.read(name, shape, config.num_heads),
+    }
+}
+
+/// Returns the filter with which the library of the file's names resizes its position table. The
+/// only class of Hugging Face that antialiases is DINOv2 with registers.
+fn table_filter(plan: &Plan) -> TableFilter {
+    if plan.family.name.starts_with("Hugging Face") && !plan.has("reg_token") {
+        TableFilter::Plain
+    } else {
+        TableFilter::Antialiased
     }
 }
 

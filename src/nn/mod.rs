@@ -36,7 +36,7 @@ pub use noise::Noise;
 pub(crate) use noise::seed_of;
 pub use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
-pub(crate) use pos_embed::resize_pos_embed;
+pub(crate) use pos_embed::{TableFilter, resize_pos_embed};
 pub use stored::Weight;
 pub(crate) use stored::widened;
 pub(crate) use variable::variable;
