@@ -92,11 +92,16 @@ impl Checkpoint for SwinConfig {
         let candidates = windows_of(rows);
         let sides = candidates.iter().map(|(rows, cols)| format!("{rows}x{cols}"));
         let expected = format!(
-            "given with image_size, because the file does not tell them: its table of {rows} rows \
-             fits windows of {}",
+            "given with image_size, as OpenOptions::window_size or in the SwinConfig, because the \
+             file does not tell it: its table of {rows} rows fits windows of {}",
             sides.collect::<Vec<_>>().join(", ")
         );
-        Err(Error::config("window_sizes", expected, "none").in_config("SwinConfig"))
+        Err(Error::FileField {
+            file: plan.file.path().to_path_buf(),
+            field: "window_sizes".to_owned(),
+            expected,
+            found: "none".to_owned(),
+        })
     }
 
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
