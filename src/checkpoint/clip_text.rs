@@ -6,6 +6,7 @@ use std::path::Path;
 use tch::Device;
 
 use super::plan::Plan;
+use super::settings;
 use super::vit_settings::{activation, usual_heads};
 use super::{LoadReport, TensorFile};
 use crate::backbone::{ClipText, ClipTextConfig};
@@ -16,7 +17,9 @@ impl ClipTextConfig {
     /// The image tower may be in the same file.
     ///
     /// The tensors do not show every value; the table gives the rules for the others. If a rule
-    /// does not hold for your model, correct the value and use [`ClipText::open_with`].
+    /// does not hold for your model, correct the value and use [`ClipText::open_with`]. Hugging
+    /// Face's `config.json` and `open_clip_config.json` beside the checkpoint have priority over
+    /// the rules.
     ///
     /// | value | rule |
     /// |---|---|
@@ -36,16 +39,18 @@ impl ClipTextConfig {
 fn infer(plan: &Plan) -> Result<ClipTextConfig> {
     let table = plan.shape("token_embed", 2)?;
     let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
+    let fc1_rows = plan.shape("blocks.0.mlp.fc1.weight", 2)?[0];
+    let told = settings::told_of_text(plan, table[1])?;
     let config = ClipTextConfig {
         vocab_size: table[0],
         context_length: plan.shape("pos_embed", 2)?[0],
         embed_dim: table[1],
         depth: (0..).take_while(|i| plan.has(&format!("blocks.{i}.norm1.weight"))).count() as i64,
-        num_heads: usual_heads(table[1]),
+        num_heads: told.num_heads.unwrap_or_else(|| usual_heads(table[1])),
         mlp_dim,
-        activation: activation(plan, plan.shape("blocks.0.mlp.fc1.weight", 2)?[0], mlp_dim),
+        activation: told.activation.unwrap_or_else(|| activation(plan, fc1_rows, mlp_dim)),
         layer_scale: plan.has("blocks.0.ls1.gamma"),
-        norm_eps: plan.family.norm_eps,
+        norm_eps: told.norm_eps.unwrap_or(plan.family.norm_eps),
         projection: if plan.has("projection.weight") {
             Some(plan.shape("projection.weight", 2)?[0])
         } else {

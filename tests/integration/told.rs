@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use convpass::backbone::{MlpActivation, Network, Pooling};
+use convpass::backbone::{ClipTextConfig, MlpActivation, Network, Pooling};
 use convpass::checkpoint::{LoadReport, SettingSource};
 use convpass::{AnyBackbone, Error, FrozenViT, OpenOptions, ViTConfig};
 use tch::{Device, Kind, Tensor};
@@ -53,6 +53,30 @@ fn a_bare_file_whose_width_is_of_no_known_model_asks_for_the_heads() {
             );
             assert!(text.contains("--heads"), "{text}");
         }
+    }
+}
+
+/// Both files tell the text tower of the golden CLIPs two heads, which the width does not.
+#[test]
+fn the_text_tower_is_told_as_well() {
+    let model = crate::golden::fixtures().join("clip/model");
+    let hugging_face = r#"{"model_type": "clip", "text_config": {"hidden_size": 16,
+        "num_attention_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-4}}"#;
+    let open_clip = r#"{"model_cfg": {"vision_cfg": {"width": 16}, "text_cfg": {"width": 16,
+        "heads": 2, "norm_kwargs": {"eps": 1e-4}}}}"#;
+    for (file, config, text) in [
+        ("hugging_face.safetensors", "config.json", hugging_face),
+        ("open_clip.safetensors", "open_clip_config.json", open_clip),
+    ] {
+        let (folder, copy) = alone(&model.join(file));
+        let bare = ClipTextConfig::infer(&copy).unwrap();
+        assert_eq!((bare.num_heads, bare.norm_eps), (1, 1e-5));
+        std::fs::write(folder.path().join(config), text).unwrap();
+        let told = ClipTextConfig::infer(&copy).unwrap();
+        assert_eq!((told.num_heads, told.norm_eps), (2, 1e-4));
+        assert_eq!(told.activation, MlpActivation::Gelu);
+        std::fs::write(folder.path().join(config), text.replace("16", "24")).unwrap();
+        assert!(matches!(ClipTextConfig::infer(&copy), Err(Error::FileField { .. })));
     }
 }
 

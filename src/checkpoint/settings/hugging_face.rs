@@ -22,7 +22,7 @@ const fn defaults(model_type: &'static str, norm_eps: f64, activation: MlpActiva
 }
 
 /// The defaults of the config classes of transformers 4 and 5.
-const DEFAULTS: [Defaults; 9] = [
+const DEFAULTS: [Defaults; 10] = [
     defaults("vit", 1e-12, Gelu),
     defaults("vit_mae", 1e-12, Gelu),
     defaults("vit_msn", 1e-6, Gelu),
@@ -30,6 +30,7 @@ const DEFAULTS: [Defaults; 9] = [
     defaults("deit", 1e-12, Gelu),
     defaults("clip", 1e-5, QuickGelu),
     defaults("clip_vision_model", 1e-5, QuickGelu),
+    Defaults { hidden_size: 512, num_heads: 8, ..defaults("clip_text_model", 1e-5, QuickGelu) },
     defaults("dinov2", 1e-6, Gelu),
     defaults("dinov2_with_registers", 1e-6, Gelu),
 ];
@@ -48,19 +49,38 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
     let vision = &file.json["vision_config"];
     let tower = if vision.is_object() { vision } else { &file.json };
     let model_type = [tower, &file.json].map(|object| &object["model_type"]);
-    let usual = model_type
-        .iter()
-        .find_map(|&found| DEFAULTS.iter().find(|usual| found == usual.model_type));
+    let usual = model_type.into_iter().find_map(defaults_of);
+    let pooling = pooling(&file.json["architectures"]);
+    Ok(Told { pooling, ..tower_told(file, tower, usual, embed_dim)? })
+}
+
+/// Reads the settings of the text tower of a CLIP.
+pub(super) fn told_of_text(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
+    let text = &file.json["text_config"];
+    let tower = if text.is_object() { text } else { &file.json };
+    tower_told(file, tower, defaults_of(&"clip_text_model".into()), embed_dim)
+}
+
+fn defaults_of(model_type: &Value) -> Option<&'static Defaults> {
+    DEFAULTS.iter().find(|usual| model_type == usual.model_type)
+}
+
+fn tower_told(
+    file: &SideFile,
+    tower: &Value,
+    usual: Option<&Defaults>,
+    embed_dim: Option<i64>,
+) -> Result<Told> {
     check_width(file, tower, usual, embed_dim)?;
     let heads = file.number(tower, "num_attention_heads", Value::as_i64)?;
+    let eps = file.number(tower, "layer_norm_eps", Value::as_f64)?;
+    let activation = activation(file, tower, "hidden_act")?;
     Ok(Told {
         source: CONFIG.to_owned(),
         num_heads: heads.or(usual.map(|usual| usual.num_heads)),
-        norm_eps: file
-            .number(tower, "layer_norm_eps", Value::as_f64)?
-            .or(usual.map(|usual| usual.norm_eps)),
-        activation: activation(file, tower, "hidden_act")?.or(usual.map(|usual| usual.activation)),
-        pooling: pooling(&file.json["architectures"]),
+        norm_eps: eps.or(usual.map(|usual| usual.norm_eps)),
+        activation: activation.or(usual.map(|usual| usual.activation)),
+        pooling: None,
         image_size: file.size(tower, "image_size")?,
     })
 }

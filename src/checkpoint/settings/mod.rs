@@ -10,6 +10,8 @@ mod timm;
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::plan::Plan;
 use crate::backbone::{MlpActivation, Pooling};
 use crate::error::Result;
@@ -71,6 +73,29 @@ pub(super) fn told_of_timm(plan: &Plan) -> Result<Told> {
     told(plan, None)
 }
 
+/// Reads the settings of the text tower of width `embed_dim` from the files beside the checkpoint of
+/// `plan`.
+///
+/// # Errors
+/// The errors of [`told`].
+pub(super) fn told_of_text(plan: &Plan, embed_dim: i64) -> Result<Told> {
+    let checkpoint = plan.file.path();
+    let is_clip = |kind: &Value| kind.as_str().is_some_and(|kind| kind.starts_with("clip"));
+    let config = || match SideFile::read(checkpoint, CONFIG)? {
+        Some(file) if is_clip(&file.json["model_type"]) => {
+            hugging_face::told_of_text(&file, Some(embed_dim)).map(Some)
+        }
+        _ => Ok(None),
+    };
+    let open_clip = || match SideFile::read(checkpoint, OPEN_CLIP_CONFIG)? {
+        Some(file) => open_clip::told_of_text(&file, Some(embed_dim)),
+        None => Ok(None),
+    };
+    let is_open_clip = plan.family.name.starts_with("open_clip");
+    let told = if is_open_clip { or_else(open_clip()?, config)? } else { config()? };
+    Ok(told.unwrap_or_default())
+}
+
 fn or_else(first: Option<Told>, second: impl Fn() -> Result<Option<Told>>) -> Result<Option<Told>> {
     if first.is_some() { Ok(first) } else { second() }
 }
@@ -80,7 +105,9 @@ fn config_told(checkpoint: &Path, embed_dim: Option<i64>) -> Result<Option<Told>
         Some(file) if !file.json["model_type"].is_null() => {
             hugging_face::told(&file, embed_dim).map(Some)
         }
-        Some(file) if !file.json["architecture"].is_null() => timm::told(&file).map(Some),
+        Some(file) if !file.json["architecture"].is_null() => {
+            timm::told(&file, embed_dim).map(Some)
+        }
         _ => Ok(None),
     }
 }

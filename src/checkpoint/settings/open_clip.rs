@@ -27,12 +27,7 @@ const UNSUPPORTED: [&str; 7] = [
 /// Reads the settings of the image tower. Returns `None` if the file describes none. `embed_dim` is
 /// the width of the model in the checkpoint, if it has a single one.
 pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Told>> {
-    // The file that goes with the weights has the model under `model_cfg`; a bare model config of
-    // open_clip is that object itself.
-    let model = match &file.json["model_cfg"] {
-        model @ Value::Object(_) => model,
-        _ => &file.json,
-    };
+    let model = model_of(file);
     let tower = &model["vision_cfg"];
     if !tower.is_object() {
         return Ok(None);
@@ -46,11 +41,7 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Tol
     if let Some(field) = UNSUPPORTED.into_iter().find(|&field| is_set(&tower[field])) {
         return Err(file.field(field, "false", &tower[field]));
     }
-    let width = file.number(tower, "width", Value::as_i64)?.unwrap_or(768);
-    if embed_dim.is_some_and(|embed_dim| embed_dim != width) {
-        let expected = "the width of the model in the checkpoint";
-        return Err(file.field("width", expected, &tower["width"]));
-    }
+    let width = check_width(file, tower, 768, embed_dim)?;
     let head_width = file.number(tower, "head_width", Value::as_i64)?.unwrap_or(HEAD_WIDTH);
     let num_heads = (width.checked_div(head_width))
         .ok_or_else(|| file.field("head_width", "above 0", &tower["head_width"]))?;
@@ -63,6 +54,47 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Tol
         pooling: Some(pooling(file, tower)?),
         image_size: file.size(tower, "image_size")?,
     }))
+}
+
+/// Reads the settings of the text tower. Returns `None` if the file describes none, or one of
+/// another library.
+pub(super) fn told_of_text(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Told>> {
+    let model = model_of(file);
+    let tower = &model["text_cfg"];
+    if !tower.is_object() || !tower["hf_model_name"].is_null() {
+        return Ok(None);
+    }
+    check_width(file, tower, 512, embed_dim)?;
+    let eps = file.number(&tower["norm_kwargs"], "eps", Value::as_f64)?;
+    Ok(Some(Told {
+        source: source(None),
+        num_heads: Some(file.number(tower, "heads", Value::as_i64)?.unwrap_or(8)),
+        norm_eps: Some(eps.unwrap_or(NORM_EPS)),
+        activation: Some(activation(file, model, tower)?),
+        ..Told::default()
+    }))
+}
+
+/// Returns the object of the model. The file that goes with the weights has it under `model_cfg`; a
+/// bare model config of open_clip is that object itself.
+fn model_of(file: &SideFile) -> &Value {
+    match &file.json["model_cfg"] {
+        model @ Value::Object(_) => model,
+        _ => &file.json,
+    }
+}
+
+/// Returns the width of a tower, `usual` if the file does not give it, and checks that it is that
+/// of the model in the checkpoint.
+fn check_width(file: &SideFile, tower: &Value, usual: i64, embed_dim: Option<i64>) -> Result<i64> {
+    let width = file.number(tower, "width", Value::as_i64)?.unwrap_or(usual);
+    match embed_dim {
+        Some(embed_dim) if embed_dim != width => {
+            let expected = format!("{embed_dim}, the width of the model in the checkpoint");
+            Err(file.field("width", &expected, &tower["width"]))
+        }
+        _ => Ok(width),
+    }
 }
 
 fn source(timm_name: Option<&str>) -> String {

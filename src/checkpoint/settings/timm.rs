@@ -71,9 +71,17 @@ const PLAIN: [(&str, &[&str]); 6] = [
     ("attn_layer", &["\"\"", "\"attn\""]),
 ];
 
-/// Reads the settings.
-pub(super) fn told(file: &SideFile) -> Result<Told> {
+/// Reads the settings. `embed_dim` is the width of the model in the checkpoint, if it has a single
+/// one.
+pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
     let json = &file.json;
+    let width = file.number(json, "num_features", Value::as_i64)?;
+    if let (Some(width), Some(embed_dim)) = (width, embed_dim)
+        && width != embed_dim
+    {
+        let expected = format!("{embed_dim}, the width of the model in the checkpoint");
+        return Err(file.field("num_features", &expected, &json["num_features"]));
+    }
     let (name, args) = (json["architecture"].as_str().unwrap_or_default(), &json["model_args"]);
     let pooled =
         [&args["global_pool"], &json["global_pool"], &json["pretrained_cfg"]["global_pool"]];
@@ -167,7 +175,7 @@ mod tests {
     use super::*;
 
     fn read(json: Value) -> Result<Told> {
-        told(&SideFile { path: PathBuf::from(CONFIG), json })
+        told(&SideFile { path: PathBuf::from(CONFIG), json }, Some(1280))
     }
 
     #[test]
@@ -207,6 +215,7 @@ mod tests {
     fn what_is_not_supported_is_named() {
         for (change, field) in [
             (json!({"architecture": "vit_base_patch16_rpn_224"}), "architecture"),
+            (json!({"architecture": "x", "num_features": 768}), "num_features"),
             (json!({"architecture": "x", "global_pool": "avgmax"}), "global_pool"),
             (json!({"architecture": "x", "model_args": {"global_pool": "max"}}), "global_pool"),
             (json!({"architecture": "x", "model_args": {"norm_layer": "rmsnorm"}}), "norm_layer"),
