@@ -14,15 +14,20 @@ pub(super) const MAX_UNWRAPPINGS: usize = 6;
 
 /// First segments of the names of what training programs store beside a model whose names have a
 /// prefix.
-const BESIDE: [&str; 9] = [
+const BESIDE: [&str; 14] = [
     "classifier",
+    "criterion",
     "dino_head",
     "dino_loss",
     "fc",
     "head",
     "heads",
     "ibot_head",
+    "loss",
+    "loss_fn",
+    "momentum_encoder",
     "n_averaged",
+    "predictor",
     "projector",
 ];
 
@@ -177,6 +182,11 @@ mod tests {
             (&["a._orig_mod.x.w", "a._orig_mod.y"], "x.w y", "a. _orig_mod."),
             (&["module.a", "n_averaged"], "a", "module."),
             (&["backbone.a", "backbone.b.c", "dino_head.d"], "a b.c", "backbone."),
+            (
+                &["module.base.a", "module.base.b", "module.momentum_encoder.a"],
+                "a b",
+                "module. base.",
+            ),
             (&["module.a", "b.c"], "b.c module.a", ""),
             (&["0.a", "0.b"], "a b", "0."),
             (

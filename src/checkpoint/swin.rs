@@ -25,7 +25,7 @@ impl SwinConfig {
     /// |---|---|
     /// | heads | the number of columns of each stage's bias table |
     /// | windows | square if the number of rows of a stage's table is that of a square window; otherwise `(0, 0)`, which is no valid value: the file does not tell them, and no image size either |
-    /// | image size | If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
+    /// | image size | Hugging Face's `config.json` beside the file tells it. If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
     /// | eps | 1e-5 |
     ///
     /// # Errors
@@ -69,7 +69,8 @@ impl Checkpoint for SwinConfig {
         }
         // A pooling other than the average is refused.
         settings::told_of_timm(plan)?;
-        config.image_size = image_size(plan, &config);
+        let told = settings::swin_image_size(plan)?;
+        config.image_size = told.unwrap_or_else(|| image_size(plan, &config));
         Ok(config)
     }
 
@@ -92,11 +93,16 @@ impl Checkpoint for SwinConfig {
         let candidates = windows_of(rows);
         let sides = candidates.iter().map(|(rows, cols)| format!("{rows}x{cols}"));
         let expected = format!(
-            "given with image_size, because the file does not tell them: its table of {rows} rows \
-             fits windows of {}",
+            "given with image_size, as OpenOptions::window_size or in the SwinConfig, because the \
+             file does not tell it: its table of {rows} rows fits windows of {}",
             sides.collect::<Vec<_>>().join(", ")
         );
-        Err(Error::config("window_sizes", expected, "none").in_config("SwinConfig"))
+        Err(Error::FileField {
+            file: plan.file.path().to_path_buf(),
+            field: "window_sizes".to_owned(),
+            expected,
+            found: "none".to_owned(),
+        })
     }
 
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {

@@ -148,7 +148,7 @@ fn windows_that_are_not_square_must_be_given() {
     let path = case.file("file");
     let error = AnyBackbone::open(&path, Device::Cpu).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(&error, Error::Config { field, .. } if field == "window_sizes"), "{text}");
+    assert!(matches!(&error, Error::FileField { field, .. } if field == "window_sizes"), "{text}");
     assert!(text.contains("2x3") && text.contains("image_size"), "{text}");
     let options = OpenOptions {
         window_size: Some((2, 3)),

@@ -36,11 +36,6 @@ pub(super) const HUGGING_FACE: Family = Family {
     ..TIMM
 };
 
-/// Returns the epsilon of the last norm if it is not that of the other norms.
-pub(in crate::checkpoint) fn final_norm_eps(family: &Family) -> Option<f64> {
-    (family.name == HUGGING_FACE.name).then_some(1e-12)
-}
-
 #[rustfmt::skip]
 const TIMM_RULES: &[Rule] = &[
     copy("stem.0.weight", "stem.0.weight"),

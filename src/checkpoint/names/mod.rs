@@ -18,8 +18,6 @@ mod torchvision;
 
 use tch::Tensor;
 
-pub(super) use convnext::final_norm_eps;
-
 use crate::backbone::{ClipTextConfig, Network, ViTConfig};
 use crate::error::Result;
 

@@ -62,6 +62,36 @@ mod tests {
     }
 
     #[test]
+    fn calls_beside_the_weights_are_placeholders() {
+        let weights = b"X\x03\x00\x00\x00a.bctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage\
+            ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQK\x00K\x02\x85K\x01\x85\x89NtR";
+        for beside in [
+            &b""[..],
+            b"X\x01\x00\x00\x00xcposix\nsystem\nX\x04\x00\x00\x00true\x85R",
+            b"X\x01\x00\x00\x00xcmy\nClass\n)\x81}X\x01\x00\x00\x00yK\x01sb",
+            b"X\x01\x00\x00\x00xcmy\nClass\n)}\x92K\x01aX\x01\x00\x00\x00yK\x01s",
+            b"X\x01\x00\x00\x00x(cmy\nClass\nK\x01o",
+            b"X\x01\x00\x00\x00x(K\x01imy\nClass\n",
+            b"S'x'\nI01\n",
+            b"V\x78\nL12L\n",
+            b"X\x01\x00\x00\x00x\x8f(K\x01K\x02\x90",
+        ] {
+            let pickle = [b"\x80\x02}(", beside, weights, b"u."].concat();
+            let found = super::weights(&pickle).unwrap_or_else(|e| panic!("{beside:?}: {e:?}"));
+            assert_eq!((found.tensors.len(), found.keys.len()), (1, 0), "{beside:?}");
+            assert_eq!(found.tensors["a.b"].shape, [2]);
+        }
+    }
+
+    #[test]
+    fn dicts_that_are_copied_from_one_list_again_and_again_are_an_error() {
+        let list = [b"](".to_vec(), b"K\x01K\x02\x86".repeat(1000), b"eq\x000".to_vec()].concat();
+        let copies = b"ccollections\nOrderedDict\nh\x00\x85R0".repeat(300);
+        let pickle = [list, copies, b"}.".to_vec()].concat();
+        assert!(matches!(weights(&pickle), Err(PickleError::Corrupt(_))));
+    }
+
+    #[test]
     fn deep_nesting_and_endless_values_are_errors() {
         let deep = [vec![b')'], vec![0x85; 1 << 19], vec![b'.']].concat();
         assert!(matches!(weights(&deep), Err(PickleError::Corrupt(_))));

@@ -2,6 +2,7 @@
 //! files beside a checkpoint tell, and what is known of the shapes of published models.
 
 mod activations;
+mod hierarchical;
 mod hugging_face;
 mod known;
 mod open_clip;
@@ -16,6 +17,7 @@ use super::plan::Plan;
 use crate::backbone::{MlpActivation, Pooling};
 use crate::error::Result;
 
+pub(super) use hierarchical::{last_norm_eps, swin_image_size, told_of_convnext};
 pub(super) use known::{KnownConvNeXt, KnownViT};
 pub(super) use side_file::SideFile;
 
