@@ -137,7 +137,7 @@ fn what_does_not_fit_is_named(corners: &Corners) {
         (&["--target", "seed=blue"], "already has a column called seed"),
         (&["--head", "nowhere"], "--head nowhere"),
         (&["--head", "probe", "--seeds", "5"], "2shot-seed5"),
-        (&["--shots", "2", "--seeds", "0,0"], "there twice"),
+        (&["--shots", "2", "--seeds", "0,0"], "given twice"),
         (&["--shots", "6"], "6"),
         (&["--test-resize", "5"], "--test-resize"),
     ] {

@@ -17,7 +17,8 @@ const PREPROCESSOR: &str = "preprocessor_config.json";
 /// `usual`, which the backbone accepts; the resize is scaled to it.
 ///
 /// # Errors
-/// [`Error::CorruptFile`] if a file is not valid JSON; [`Error::FileField`] if the value of a field
+/// [`Error::CorruptFile`](crate::Error::CorruptFile) if a file is not valid JSON;
+/// [`Error::FileField`](crate::Error::FileField) if the value of a field
 /// is not supported.
 pub(super) fn preprocessing(
     checkpoint: &Path,
