@@ -21,6 +21,7 @@ mod swin;
 mod tensor_file;
 mod torch_zip;
 mod vit;
+mod vit_kind;
 mod vit_settings;
 mod zip_index;
 

@@ -62,11 +62,10 @@ const RULES: &[Rule] = &[
 
 /// Arguments of timm's networks in `model_args` that change the features without a tensor that
 /// shows it, each with the only values that are supported.
-const PLAIN: [(&str, &[&str]); 6] = [
+const PLAIN: [(&str, &[&str]); 5] = [
     ("norm_layer", &["\"layernorm\"", "\"layer_norm\""]),
     ("block_fn", &[]),
     ("pool_include_prefix", &["false"]),
-    ("scale_attn_norm", &["false"]),
     ("use_rot_pos_emb", &["false"]),
     ("attn_layer", &["\"\"", "\"attn\""]),
 ];
