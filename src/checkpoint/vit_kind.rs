@@ -89,6 +89,15 @@ const DINOV3: ViTKind = ViTKind {
     ..ANY
 };
 
+/// timm's own reading of DINOv3, with another pooling and image size.
+const TIMM_DINOV3: ViTKind = ViTKind {
+    families: TIMM,
+    lacks: &["pos_embed", "fc_norm.weight"],
+    pooling: Some(Pooling::Average),
+    side: 256,
+    ..DINOV3
+};
+
 /// The image tower of Perception Encoder for one width. `side` is that of the grid in training.
 const fn perception(width: i64, side: i64, offset: f64, lacks: &'static [&'static str]) -> ViTKind {
     ViTKind {
@@ -115,25 +124,16 @@ const SEPARATE_HEADS: ViTKind = ViTKind {
 /// The kinds. The first one whose marks a file has is used.
 const KINDS: &[ViTKind] = &[
     ViTKind { width: Some(4096), head_dim: Some(128), ..DINOV3 },
+    ViTKind { width: Some(4096), head_dim: Some(128), ..TIMM_DINOV3 },
     DINOV3,
     // LingBot-Vision has the class token as its usual feature, under the same names and biases.
+    ViTKind { stored: Some("blocks.0.mlp.fc1_g.weight"), ..TIMM_DINOV3 },
     ViTKind {
-        families: TIMM,
-        lacks: &["pos_embed", "fc_norm.weight"],
         parted_bias: Some(true),
-        gated: Some(false),
-        pooling: Some(Pooling::Average),
         poolings: Some("average (DINOv3 and EUPE in timm), class_token (LingBot-Vision)"),
-        side: 256,
-        ..DINOV3
+        ..TIMM_DINOV3
     },
-    ViTKind {
-        families: TIMM,
-        lacks: &["pos_embed", "fc_norm.weight"],
-        pooling: Some(Pooling::Average),
-        side: 256,
-        ..DINOV3
-    },
+    TIMM_DINOV3,
     ViTKind {
         name: "timm's rope_reg_gap",
         has: &["reg_token", "fc_norm.weight", GAMMA],

@@ -36,6 +36,8 @@ const RULES: &[Rule] = &[
     rule("vit_giant_*radio*", Heads(24)),
     rule("vit_giant_*dinov2*", Heads(24)),
     rule("vit_giant_*tipsv2*", Heads(24)),
+    rule("vit_giant_*lingbot*", Heads(24)),
+    rule("vit_huge_plus_*", Heads(20)),
     rule("vit_giant_*", Heads(16)),
     rule("vit_gigantic_*", Heads(16)),
     rule("vit_giantopt_*", Heads(16)),
