@@ -42,11 +42,15 @@ pub enum Error {
     Input { argument: &'static str, expected: String, found: String },
 
     /// The `VarStore` already has a variable with this name; tch would rename the second one.
-    #[error("the VarStore has a variable named {name} already")]
+    #[error("the VarStore already has a variable named {name}")]
     DuplicateVariable { name: String },
 
+    /// A checkpoint of the Hugging Face hub could not be fetched.
+    #[error("{name}: {reason}")]
+    Hub { name: String, reason: String },
+
     /// The file is in no supported format.
-    #[error("{}: not a format that is read here: {reason}", file.display())]
+    #[error("{}: unsupported format: {reason}", file.display())]
     UnknownFormat { file: PathBuf, reason: String },
 
     /// The checkpoint holds a backbone of another family.
@@ -57,17 +61,30 @@ pub enum Error {
     #[error("{}: corrupt: {reason}", file.display())]
     CorruptFile { file: PathBuf, reason: String },
 
-    /// The pickle in the file names code that a state dict does not need. The code was not run.
-    #[error("{}: its pickle calls {global}, which is not run here", file.display())]
+    /// The pickle in the file holds an object of a class in place of a state dict. The code of the
+    /// class was not run.
+    #[error(
+        "{}: its pickle holds a {global} in place of tensors, whose code is not run here; in \
+         Python, torch.save the state_dict() of the model",
+        file.display()
+    )]
     PickleGlobal { file: PathBuf, global: String },
 
     /// A tensor that the model needs is not in the file.
     #[error("{}: tensor {name} is missing (expected {expected:?})", file.display())]
     MissingTensor { file: PathBuf, name: String, expected: Vec<i64> },
 
+    /// The final norm of the model is not in the file, as in one that was saved for its feature maps.
+    #[error(
+        "{}: tensor {name} is missing, the final norm; a backbone that was saved without it is not \
+         supported",
+        file.display()
+    )]
+    NoFinalNorm { file: PathBuf, name: String },
+
     /// The file has tensors that no part of the model uses.
     #[error(
-        "{}: tensors with no place in the model: {}{}",
+        "{}: tensors that the model does not have: {}{}",
         file.display(),
         list(names),
         meant(names, nearest)
@@ -109,12 +126,12 @@ pub enum Error {
     ElementType { file: PathBuf, name: String, found: String },
 
     /// A file names a method of another crate that could not be created.
-    #[error("{}: its method {name} is of another crate: {reason}", file.display())]
+    #[error("{}: its method {name} belongs to another crate: {reason}", file.display())]
     OutsideMethod { file: PathBuf, name: String, reason: String },
 
     /// The adapter was trained on another backbone.
     #[error(
-        "{}: the adapter was trained beside another backbone: {}; the one given is {}",
+        "{}: the adapter was trained on another backbone: {}; the given one is {}",
         file.display(),
         called(trained_beside.as_deref().unwrap_or("one of unknown name"), expected),
         called(given, found)
@@ -137,8 +154,8 @@ pub enum Error {
     /// The state file belongs to another run than the one that should resume from it. `field` is
     /// the first field in which the two runs differ.
     #[error(
-        "{}: the state of another run, whose {field} is {found} and not {expected}; \
-         remove the file to start anew",
+        "{}: it is the state of another run, whose {field} is {found} instead of {expected}; \
+         remove the file to start a new run",
         file.display()
     )]
     OtherRun { file: PathBuf, field: String, expected: String, found: String },
@@ -152,7 +169,7 @@ pub enum Error {
     ClassFolders { folder: PathBuf, reason: String },
 
     /// A class has fewer images than the number to draw.
-    #[error("{}: class {class} has {found} images, {expected} are asked for", file.display())]
+    #[error("{}: class {class} has {found} images, but {expected} are needed", file.display())]
     TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
 
     /// An image cannot be decoded. `list` is the file list and the line that name the image, if

@@ -39,6 +39,7 @@
 //! | images to batches: file lists, resizing, augmentation (feature `data`) | [`data`] |
 //! | evaluation, on other sets of the classes too (feature `data`) | [`eval`] |
 //! | a training run that resumes, its schedule and its record (feature `train`) | [`train`] |
+//! | checkpoints of the Hugging Face hub by name, `hf:OWNER/NAME` | feature `hub` |
 //! | a progress bar; event files for TensorBoard | features `progress`, `tensorboard` |
 //! | a small backbone and four small tasks (feature `bundled`) | `data::bundled` |
 //!

@@ -8,6 +8,7 @@ mod few_shot;
 mod files;
 mod finetune;
 mod flags;
+mod inspect;
 mod manual;
 mod plan;
 mod predict;
@@ -43,6 +44,7 @@ enum Command {
     Report(report::ReportArgs),
     Search(search::SearchArgs),
     Audit(audit::AuditArgs),
+    Inspect(inspect::InspectArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
 }
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     };

@@ -134,7 +134,7 @@ fn what_does_not_fit_is_named(corners: &Corners) {
     for (flags, part) in [
         (&["--target", "a=blue", "--target", "a=blue"][..], "two sets are called a"),
         (&["--target", "odd=odd"], "found up"),
-        (&["--target", "seed=blue"], "seed is what another column"),
+        (&["--target", "seed=blue"], "already has a column called seed"),
         (&["--head", "nowhere"], "--head nowhere"),
         (&["--head", "probe", "--seeds", "5"], "2shot-seed5"),
         (&["--shots", "2", "--seeds", "0,0"], "there twice"),

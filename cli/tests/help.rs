@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&str; 10] = [
+const SUBCOMMANDS: [&str; 11] = [
     "finetune",
     "sweep",
     "few-shot",
@@ -14,6 +14,7 @@ const SUBCOMMANDS: [&str; 10] = [
     "report",
     "search",
     "audit",
+    "inspect",
     "completions",
     "man",
 ];

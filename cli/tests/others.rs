@@ -86,6 +86,31 @@ fn class_names_classify_and_become_a_head() {
 }
 
 #[test]
+fn inspect_says_where_each_setting_comes_from() {
+    let told = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/integration/fixtures/told");
+    let inspect = |case: &str| run(convpass("inspect").arg(told.join(case)));
+    let (status, text) = inspect("timm_quickgelu");
+    assert_eq!(status, Some(0), "{text}");
+    let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap_or_default();
+    assert!(line("activation").contains("QuickGelu"), "{text}");
+    assert!(line("activation").contains("vit_base_patch16_clip_quickgelu_224"), "{text}");
+    assert!(line("preprocessing.mean").contains("config.json"), "{text}");
+    assert!(line("tensors used").contains("2 skipped"), "{text}");
+    let (_, text) =
+        run(convpass("inspect").arg(told.join("open_clip_clipa")).args(["--eps", "1e-3"]));
+    assert!(text.contains("AverageThenNorm") && text.contains("open_clip_config.json"), "{text}");
+    assert!(text.contains("given by the caller"), "{text}");
+    let json = run(convpass("inspect").arg(told.join("hf_msn")).args(["--format", "json"])).1;
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(found["settings"][1]["value"], "1e-6", "{json}");
+    let bare = tempfile::tempdir().unwrap();
+    let file = bare.path().join("model.safetensors");
+    fs::copy(told.join("hf_relu/model.safetensors"), &file).unwrap();
+    let (status, text) = run(convpass("inspect").arg(&file));
+    assert!(status == Some(1) && text.contains("num_heads") && text.contains("--heads"), "{text}");
+}
+
+#[test]
 fn an_audit_counts_as_published() {
     let (status, text) = run(convpass("audit").args(["--format", "csv"]));
     assert_eq!(status, Some(0), "{text}");

@@ -63,7 +63,8 @@ impl<C: Network> Frozen<C> {
         let mut weights = Weights::new(source, int8);
         let layers = config.layers(&mut weights)?;
         if weights.count() as i64 != shape.num_params {
-            let expected = format!("{}, the weights that the layers ask for", weights.count());
+            let expected =
+                format!("{}, the number of weights that the layers request", weights.count());
             return Err(Error::config("num_params of the shape", expected, shape.num_params));
         }
         let named = weights.into_named();

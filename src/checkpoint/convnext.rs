@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::choice::Choice;
 use super::load::{Checkpoint, infer};
+use super::names::final_norm_eps;
 use super::plan::Plan;
 use super::report::{Setting, SettingSource};
 use super::settings::{self, KnownConvNeXt};
@@ -19,6 +20,7 @@ impl ConvNeXtConfig {
     /// Infers the config of the model in a checkpoint. The tensors show every value except the
     /// epsilon of the norms and the activation. timm's `config.json` beside the checkpoint tells
     /// them; otherwise they are 1e-6 and GELU, except for the widths of ConvNeXt-XXL (1e-5).
+    /// For Hugging Face's names the epsilon of the last norm is 1e-12.
     ///
     /// # Errors
     /// The errors of [`ViTConfig::infer`](crate::ViTConfig::infer), with ConvNeXt in place of ViT.
@@ -41,6 +43,7 @@ impl Checkpoint for ConvNeXtConfig {
             mlp_ratio: 0.0,
             layer_scale: plan.has(&block(0, 0, "gamma")),
             norm_eps: plan.family.norm_eps,
+            final_norm_eps: final_norm_eps(plan.family),
             activation: MlpActivation::Gelu,
         };
         for stage in (0..MAX_STAGES).take_while(|&stage| has(stage, 0)) {

@@ -34,6 +34,11 @@ impl ElementType {
         }
     }
 
+    /// Returns whether no model has weights of this dtype.
+    pub(super) fn is_other(&self) -> bool {
+        matches!(self, ElementType::Other(..))
+    }
+
     fn kind(&self) -> Option<Kind> {
         match self {
             ElementType::F64 => Some(Kind::Double),
@@ -150,26 +155,30 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Checks that every element lies within the stored bytes, and that the tensor is no larger
-    /// than the stored bytes (an expanded tensor would be). Reading the tensor then allocates no
-    /// more than the file justifies.
+    /// than they are. An expanded tensor, which repeats its elements, may be larger, up to the size
+    /// to which a deflated file of `file_size` bytes can expand. Reading the tensor then allocates
+    /// no more than the file justifies.
     ///
     /// Every entry of an index has passed this check. An entry whose element size is unknown passes
     /// unchecked, because it is never read.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self, file_size: usize) -> Result<(), String> {
         let Some(element_size) = self.element.size() else { return Ok(()) };
         let available =
             self.stored.size().checked_sub(self.skip).ok_or("its data starts past its end")?;
-        let fits = |elements: Option<usize>| {
-            let bytes = elements.and_then(|count| count.checked_mul(element_size));
-            bytes.is_some_and(|bytes| bytes <= available)
+        let bytes = |elements: Option<usize>, each: usize| elements?.checked_mul(each);
+        let expanded = self.strides.as_ref().is_some_and(|strides| strides.contains(&0));
+        let (needed, limit) = if expanded {
+            // The elements become f32.
+            let each = element_size.max(Kind::Float.elt_size_in_bytes());
+            (bytes(numel(&self.shape), each), file_size.saturating_mul(MAX_DEFLATE_RATIO))
+        } else {
+            (bytes(numel(&self.shape), element_size), available)
         };
-        if fits(numel(&self.shape)) && fits(self.span()) {
+        let fits = |bytes: Option<usize>, limit: usize| bytes.is_some_and(|bytes| bytes <= limit);
+        if fits(needed, limit) && fits(bytes(self.span(), element_size), available) {
             Ok(())
         } else {
-            Err(format!(
-                "shape {:?} of {} needs more than {available} bytes",
-                self.shape, self.element
-            ))
+            Err(format!("shape {:?} of {} needs more than {limit} bytes", self.shape, self.element))
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::hub;
 use crate::error::{Error, Result, list};
 
 /// The file names that Hugging Face, timm and open_clip use for a checkpoint. The first one that
 /// exists in a folder is used.
-const USUAL: [&str; 8] = [
+pub(super) const USUAL: [&str; 8] = [
     "model.safetensors",
     "model.safetensors.index.json",
     "open_clip_model.safetensors",
@@ -20,12 +21,15 @@ const USUAL: [&str; 8] = [
 /// The file extensions of checkpoints.
 const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "npz"];
 
-/// Returns `path` if it is a file, and the path of the checkpoint in it if it is a folder.
+/// Returns `path` if it is a file, and the path of the checkpoint in it if it is a folder. A name of
+/// the Hugging Face hub, `hf:OWNER/NAME[@REVISION][:FILE]`, is fetched first.
 ///
 /// # Errors
 /// [`Error::UnknownFormat`] if the folder holds no checkpoint, or several of which none has a usual
-/// name.
+/// name; [`Error::Hub`] if a name of the hub cannot be fetched.
 pub(super) fn checkpoint_in(path: &Path) -> Result<PathBuf> {
+    let fetched = hub::local(path)?;
+    let path = fetched.as_deref().unwrap_or(path);
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
@@ -38,10 +42,7 @@ pub(super) fn checkpoint_in(path: &Path) -> Result<PathBuf> {
         files.push(entry.map_err(Error::io(path))?.path());
     }
     files.sort();
-    let is_checkpoint = |file: &&PathBuf| {
-        let ending = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        file.is_file() && ENDINGS.contains(&ending.as_str())
-    };
+    let is_checkpoint = |file: &&PathBuf| file.is_file() && is_named_as_checkpoint(file);
     let checkpoints: Vec<&PathBuf> = files.iter().filter(is_checkpoint).collect();
     match checkpoints[..] {
         [one] => Ok(one.clone()),
@@ -52,6 +53,12 @@ pub(super) fn checkpoint_in(path: &Path) -> Result<PathBuf> {
             Err(not_one(path, "a folder with several checkpoints; name one of them", &checkpoints))
         }
     }
+}
+
+/// Returns whether a path ends as those of checkpoints do.
+pub(super) fn is_named_as_checkpoint(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    ENDINGS.contains(&ending.as_str())
 }
 
 fn not_one(folder: &Path, what: &str, files: &[&PathBuf]) -> Error {

@@ -23,6 +23,17 @@ pub trait Checkpoint: Network {
         Ok(self.clone())
     }
 
+    /// Checks that a config from [`Checkpoint::from_plan`] is valid. A value that the file does not
+    /// tell may be invalid.
+    fn check_inferred(&self) -> Result<()> {
+        self.validate()
+    }
+
+    /// Checks that the file tells every value of a config from [`Checkpoint::from_plan`].
+    fn check_told(&self, _plan: &Plan) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns the settings that neither the tensors nor a file beside them tell, although models
     /// with different values exist.
     ///
@@ -63,7 +74,7 @@ pub(super) fn infer<C: Checkpoint>(path: impl AsRef<Path>) -> Result<C> {
 
 fn infer_from<C: Checkpoint>(plan: &Plan) -> Result<C> {
     let (config, path) = (C::from_plan(plan)?, plan.file.path());
-    config.validate().map_err(|e| Error::corrupt(path, e.to_string()))?;
+    config.check_inferred().map_err(|e| Error::corrupt(path, e.to_string()))?;
     Ok(config)
 }
 
@@ -122,7 +133,9 @@ impl<C: Checkpoint> Frozen<C> {
                 if let Some(unsettled) = C::unsettled(&plan)?.first() {
                     return Err(unsettled.error(file.path()));
                 }
-                infer_from(&plan)?
+                let config: C = infer_from(&plan)?;
+                config.check_told(&plan)?;
+                config
             }
         };
         let mut taken = HashSet::new();

@@ -19,7 +19,7 @@ pub(super) fn read(file: &[u8], zip: BTreeMap<String, Stored>) -> Result<Index, 
         let entry = array(file, stored).map_err(|e| format!("array {name}: {e}"))?;
         entries.insert(name.to_owned(), entry);
     }
-    Ok(Index { entries, metadata: BTreeMap::new() })
+    Ok(Index { entries, metadata: BTreeMap::new(), keys: Vec::new() })
 }
 
 fn array(file: &[u8], stored: Stored) -> Result<Entry, String> {

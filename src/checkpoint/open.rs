@@ -28,6 +28,8 @@ pub struct OpenOptions {
     pub pooling: Option<Pooling>,
     /// Height and width of the images in pixels. The position table is resized to fit.
     pub image_size: Option<(i64, i64)>,
+    /// Rows and columns of the windows of every stage of a Swin.
+    pub window_size: Option<(i64, i64)>,
     /// Precision of the weights; f32 if `None`.
     pub precision: Option<Precision>,
 }
@@ -79,7 +81,12 @@ impl AnyBackbone {
             Err(Error::OtherBackbone { found, .. }) if found == SwinConfig::FAMILY => {
                 open_swin(source, options, device)?
             }
-            Err(Error::OtherBackbone { .. }) => open_conv_next(source, options, device)?,
+            Err(Error::OtherBackbone { found, .. }) if found == ConvNeXtConfig::FAMILY => {
+                open_conv_next(source, options, device)?
+            }
+            Err(Error::OtherBackbone { file, found, .. }) => {
+                return Err(Error::OtherBackbone { file, expected: "backbone of images", found });
+            }
             Err(error) => return Err(error),
         };
         let precision = options.precision.unwrap_or_default();
@@ -101,6 +108,7 @@ fn open_vit(
     options: &OpenOptions,
     device: Device,
 ) -> Result<(AnyFamily, LoadReport)> {
+    options.refuse("ViT", &["window_size"])?;
     if let Some(unsettled) = unsettled.iter().find(|setting| !options.give(setting.field)) {
         return Err(unsettled.error(TensorFile::open(source)?.path()));
     }
@@ -121,6 +129,12 @@ fn open_swin(
     options.refuse("Swin", &["num_heads", "norm_eps", "activation", "pooling"])?;
     let mut config = SwinConfig::infer(source)?;
     config.image_size = options.image_size.unwrap_or(config.image_size);
+    if let Some(window) = options.window_size {
+        config.window_sizes.fill(window);
+    } else if config.window_sizes.contains(&(0, 0)) {
+        // The file does not tell the windows. This is the error that says so.
+        FrozenSwin::open(source, device)?;
+    }
     let (swin, report) = FrozenSwin::open_reported(source, Some(&config), device)?;
     Ok((AnyFamily::Swin(swin), report))
 }
@@ -130,7 +144,7 @@ fn open_conv_next(
     options: &OpenOptions,
     device: Device,
 ) -> Result<(AnyFamily, LoadReport)> {
-    options.refuse("ConvNeXt", &["num_heads", "pooling"])?;
+    options.refuse("ConvNeXt", &["num_heads", "pooling", "window_size"])?;
     let mut config = ConvNeXtConfig::infer(source)?;
     config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
     config.activation = options.activation.unwrap_or(config.activation);
@@ -141,7 +155,9 @@ fn open_conv_next(
 impl OpenOptions {
     /// Returns the options that are given, each with its value.
     fn given(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let window = self.window_size.map(|window| format!("{window:?}"));
         let options = [
+            ("window_size", window),
             ("num_heads", self.num_heads.map(|heads| heads.to_string())),
             ("norm_eps", self.norm_eps.map(|eps| eps.to_string())),
             ("activation", self.activation.map(|activation| format!("{activation:?}"))),

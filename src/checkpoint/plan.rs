@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES, parts as parts_of};
-use super::{LoadReport, TensorFile};
+use super::renamed::{MAX_UNWRAPPINGS, Renamed};
+use super::unsupported::unsupported;
+use super::{LoadReport, TensorFile, shards};
 use crate::backbone::ClipTextConfig;
 use crate::error::{Error, Result, list};
 
 /// A file of a recognized family, with each of its names looked up in the family's rules.
 pub struct Plan<'a> {
-    pub(super) file: &'a TensorFile,
+    pub(super) file: Renamed<'a>,
     pub(super) family: &'static Family,
     prefix: &'static str,
     /// For each name of the model, the tensors of the file that hold its parts, in order.
@@ -53,8 +55,15 @@ impl<'a> Plan<'a> {
         families: &[&'static Family],
         others: &[&'static Family],
     ) -> Result<Self> {
-        let found = recognize(file, families).or_else(|| recognize(file, others));
-        let (family, prefix) = found.ok_or_else(|| unknown(file, families))?;
+        if let Some(reason) = shards::one_of_several(file) {
+            return Err(Error::UnknownFormat { file: file.path().to_path_buf(), reason });
+        }
+        let found = recognize(file, families).or_else(|| {
+            // A tower of an unsupported family is more than a tower of another kind beside it.
+            let names: Vec<&str> = file.names().collect();
+            unsupported(&names, &names).is_none().then(|| recognize(file, others))?
+        });
+        let Some((file, family, prefix)) = found else { return Err(unknown(file, families)) };
         if family.backbone != backbone {
             let (file, found) = (file.path().to_path_buf(), family.backbone);
             return Err(Error::OtherBackbone { file, expected: backbone, found });
@@ -67,25 +76,43 @@ impl<'a> Plan<'a> {
             skipped: Vec::new(),
             unknown: Vec::new(),
         };
-        for name in file.names() {
+        for name in plan.file.names().map(str::to_owned).collect::<Vec<_>>() {
             plan.place(name);
         }
+        let beside = |name: &String| (name.clone(), BESIDE.to_owned());
+        plan.skipped.extend(plan.file.beside().iter().map(beside));
+        plan.check_family()?;
         Ok(plan)
     }
 
-    fn place(&mut self, name: &str) {
-        let found = self.family.find(self.prefix, name);
-        let name = name.to_owned();
-        match found.map(|(rule, found)| (rule.from, rule.action, found)) {
-            None => self.unknown.push(name),
-            Some((_, Action::Skip(reason), _)) => self.skipped.push((name, reason.to_owned())),
+    /// Checks that the names without a rule are not those of a similar family that is not
+    /// supported.
+    fn check_family(&self) -> Result<()> {
+        let unknown: Vec<&str> = self.unknown.iter().map(String::as_str).collect();
+        match unsupported(&self.file.names().collect::<Vec<_>>(), &unknown) {
+            None => Ok(()),
+            Some(reason) => {
+                Err(Error::UnknownFormat { file: self.file.path().to_path_buf(), reason })
+            }
+        }
+    }
+
+    fn place(&mut self, name: String) {
+        let found = self
+            .family
+            .find(self.prefix, &name)
+            .map(|(rule, found)| (rule.from, rule.action, found));
+        let in_file = self.file.in_file(&name);
+        match found {
+            None => self.unknown.push(in_file),
+            Some((_, Action::Skip(reason), _)) => self.skipped.push((in_file, reason.to_owned())),
             Some((pattern, Action::Take { to, layout }, found)) => {
                 let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
                 // A second tensor for the same place is unexpected.
                 if sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
                     sources.push(Origin { name, pattern, layout, part })
                 } else {
-                    self.unknown.push(name)
+                    self.unknown.push(in_file)
                 }
                 sources.sort_by_key(|source| source.part);
             }
@@ -122,6 +149,10 @@ impl<'a> Plan<'a> {
         let mut shape = source.layout.to_model(found).unwrap_or_default();
         if source.layout == Layout::Same && shape.len() < rank {
             shape.splice(..0, vec![1; rank - shape.len()]);
+        }
+        if source.layout == Layout::Pointwise {
+            let ones = shape.iter().skip(rank).all(|&dim| dim == 1);
+            shape.truncate(if ones { rank } else { shape.len() });
         }
         if shape.len() != rank {
             return Err(self.mismatch(source, vec![-1; rank]));
@@ -200,6 +231,7 @@ impl<'a> Plan<'a> {
         let found = self.file_shape(source);
         let fits = match source.layout {
             Layout::Same => trim_ones(found) == trim_ones(&expected),
+            Layout::Pointwise => trim_last_ones(found) == trim_last_ones(&expected),
             _ => found == expected,
         };
         if !fits {
@@ -226,13 +258,15 @@ impl<'a> Plan<'a> {
     pub(super) fn report(self, taken: impl Fn(&str) -> bool) -> Result<LoadReport> {
         let (mut applied, mut left) = (Vec::new(), Vec::new());
         for (name, sources) in &self.sources {
-            let names = sources.iter().map(|source| source.name.clone());
+            let names = sources.iter().map(|source| self.file.in_file(&source.name));
             if taken(name) { applied.extend(names) } else { left.extend(names) }
         }
         left.sort();
         self.unexpected(left)?;
         applied.sort();
-        Ok(LoadReport { applied, skipped: self.skipped, settings: Vec::new() })
+        let (keys, taken_off) = self.file.wrappers();
+        let settings = Vec::new();
+        Ok(LoadReport { applied, skipped: self.skipped, keys, taken_off, settings })
     }
 
     /// Returns an error that lists `names` if there are any.
@@ -240,10 +274,10 @@ impl<'a> Plan<'a> {
         if names.is_empty() {
             Ok(())
         } else {
-            let known = self.family.names_like(self.prefix, &names[0]);
-            let missing = known.iter().map(String::as_str);
-            let missing = missing.filter(|name| !self.file.contains(name));
-            Err(Error::unexpected(self.file.path(), names, missing))
+            let known = self.family.names_like(self.prefix, &names[0]).into_iter();
+            let missing = known.filter(|name| !self.file.contains(name));
+            let missing: Vec<String> = missing.map(|name| self.file.in_file(&name)).collect();
+            Err(Error::unexpected(self.file.path(), names, missing.iter().map(String::as_str)))
         }
     }
 
@@ -254,7 +288,7 @@ impl<'a> Plan<'a> {
     fn mismatch(&self, source: &Origin, expected: Vec<i64>) -> Error {
         Error::ShapeMismatch {
             file: self.file.path().to_path_buf(),
-            name: source.name.clone(),
+            name: self.file.in_file(&source.name),
             expected,
             found: self.file_shape(source).to_vec(),
         }
@@ -267,15 +301,23 @@ impl<'a> Plan<'a> {
         let wanted = self.family.file_names(self.prefix, name).into_iter();
         let is_absent = |part: &Part| !part.optional && present.iter().all(|s| s.part != *part);
         let absent = wanted.into_iter().find(|(.., part)| is_absent(part));
+        let is_final_norm = FINAL_NORMS.contains(&name);
         let (name, expected) = match absent {
             Some((file_name, layout, part)) => {
                 (file_name, layout.to_file(&split(shape, part), heads))
             }
             None => (name.to_owned(), shape.to_vec()),
         };
-        Error::MissingTensor { file: self.file.path().to_path_buf(), name, expected }
+        let (file, name) = (self.file.path().to_path_buf(), self.file.in_file(&name));
+        if is_final_norm {
+            return Error::NoFinalNorm { file, name };
+        }
+        Error::MissingTensor { file, name, expected }
     }
 }
+
+/// The model's names of the weight of the last norm.
+const FINAL_NORMS: [&str; 2] = ["norm.weight", "head.norm.weight"];
 
 /// Returns the shape of one part of a tensor with the shape `shape`.
 fn split(shape: &[i64], part: Part) -> Vec<i64> {
@@ -295,9 +337,34 @@ fn trim_ones(shape: &[i64]) -> &[i64] {
     &shape[start..]
 }
 
-/// Returns the family of the file and the prefix of its names.
-fn recognize(
-    file: &TensorFile,
+fn trim_last_ones(shape: &[i64]) -> &[i64] {
+    let end = shape.iter().rposition(|&dim| dim != 1).map_or(0, |last| last + 1);
+    &shape[..end]
+}
+
+/// The reason for tensors beside a model whose names have a prefix.
+const BESIDE: &str = "beside the backbone, whose names have a prefix";
+
+/// Returns the tensors of the file under the names of the model, its family, and the prefix of the
+/// family. What training programs put around the names is taken off if the family is not recognized
+/// with it.
+fn recognize<'a>(
+    file: &'a TensorFile,
+    families: &[&'static Family],
+) -> Option<(Renamed<'a>, &'static Family, &'static str)> {
+    let mut renamed = Renamed::new(file);
+    for _ in 0..=MAX_UNWRAPPINGS {
+        if let Some((family, prefix)) = family_of(&renamed, families) {
+            return Some((renamed, family, prefix));
+        }
+        renamed = renamed.unwrapped()?;
+    }
+    None
+}
+
+/// Returns the family of the tensors and the prefix of their names.
+fn family_of(
+    file: &Renamed,
     families: &[&'static Family],
 ) -> Option<(&'static Family, &'static str)> {
     let signed = |family: &Family, prefix: &str| {
@@ -311,11 +378,11 @@ fn recognize(
 
 fn unknown(file: &TensorFile, families: &[&Family]) -> Error {
     let known = families.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
-    let found = list(&file.names().collect::<Vec<_>>());
-    Error::UnknownFormat {
-        file: file.path().to_path_buf(),
-        reason: format!("the tensor names match none of {known}; the file has {found}"),
-    }
+    let names: Vec<&str> = file.names().collect();
+    let reason = unsupported(&names, &names).unwrap_or_else(|| {
+        format!("the tensor names match none of {known}; the file has {}", list(&names))
+    });
+    Error::UnknownFormat { file: file.path().to_path_buf(), reason }
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub(super) fn read(file: &[u8]) -> Result<Index, String> {
         entries.insert(name, entry);
     }
     let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(Index { entries, metadata })
+    Ok(Index { entries, metadata, keys: Vec::new() })
 }
 
 fn shape(dims: &[usize]) -> Option<Vec<i64>> {

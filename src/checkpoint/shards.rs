@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::TensorFile;
 use crate::error::{Error, Result};
 
 #[derive(Deserialize)]
@@ -15,6 +16,17 @@ struct ShardIndex {
 /// Returns whether the file name of `path` is that of an index of shards.
 pub(super) fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
+}
+
+/// Returns what a file is that is one of several shards, as its name says and no index was opened.
+pub(super) fn one_of_several(file: &TensorFile) -> Option<String> {
+    let name = file.path().file_stem()?.to_string_lossy().into_owned();
+    let (before, of) = name.rsplit_once("-of-")?;
+    let (_, number) = before.rsplit_once('-')?;
+    let (of, number) = (of.parse::<u32>().ok()?, number.parse::<u32>().ok()?);
+    (of > 1).then(|| {
+        format!("shard {number} of {of} of a model; open the folder or the index of the shards")
+    })
 }
 
 /// Returns the paths of the shards that the index at `path` lists, and for each tensor the number

@@ -8,7 +8,7 @@ use super::load::{Checkpoint, infer};
 use super::plan::Plan;
 use super::{settings, square_root};
 use crate::backbone::SwinConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::resize_bias_table;
 
 /// One stage more than a valid config has, so that validation sees if a file has too many.
@@ -24,7 +24,7 @@ impl SwinConfig {
     /// | value | rule |
     /// |---|---|
     /// | heads | the number of columns of each stage's bias table |
-    /// | windows | square if the number of rows of a stage's table is that of a square window; otherwise one row of tokens |
+    /// | windows | square if the number of rows of a stage's table is that of a square window; otherwise `(0, 0)`, which is no valid value: the file does not tell them, and no image size either |
     /// | image size | If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
     /// | eps | 1e-5 |
     ///
@@ -73,6 +73,32 @@ impl Checkpoint for SwinConfig {
         Ok(config)
     }
 
+    /// Accepts windows that the file does not tell.
+    fn check_inferred(&self) -> Result<()> {
+        let known = |told: (i64, i64)| if told == UNTOLD { (1, 1) } else { told };
+        let mut config = self.clone();
+        if self.window_sizes.contains(&UNTOLD) {
+            config.window_sizes.iter_mut().for_each(|window| *window = known(*window));
+            config.image_size = (self.patch_size, self.patch_size);
+        }
+        config.validate()
+    }
+
+    fn check_told(&self, plan: &Plan) -> Result<()> {
+        let Some(stage) = self.window_sizes.iter().position(|&window| window == UNTOLD) else {
+            return Ok(());
+        };
+        let rows = plan.shape(&format!("layers.{stage}.blocks.0.{TABLE}"), 2)?[0];
+        let candidates = windows_of(rows);
+        let sides = candidates.iter().map(|(rows, cols)| format!("{rows}x{cols}"));
+        let expected = format!(
+            "given with image_size, because the file does not tell them: its table of {rows} rows \
+             fits windows of {}",
+            sides.collect::<Vec<_>>().join(", ")
+        );
+        Err(Error::config("window_sizes", expected, "none").in_config("SwinConfig"))
+    }
+
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
         if name.ends_with(TABLE) {
             read_table(plan, name, shape, self)
@@ -89,13 +115,28 @@ fn square_window(rows: i64) -> Option<i64> {
     square_root(rows).filter(|offsets| offsets % 2 == 1).map(|offsets| offsets / 2 + 1)
 }
 
-/// Returns a window whose table has this number of rows: a square one if possible, else one row.
+/// Stands for a window that the file does not tell.
+const UNTOLD: (i64, i64) = (0, 0);
+
+/// Returns the square window whose table has this number of rows, or [`UNTOLD`].
 fn window(rows: i64) -> (i64, i64) {
-    square_window(rows).map_or((1, rows / 2 + 1), |side| (side, side))
+    square_window(rows).map_or(UNTOLD, |side| (side, side))
+}
+
+/// Returns the windows whose tables have this number of rows, at most sixteen.
+fn windows_of(rows: i64) -> Vec<(i64, i64)> {
+    let window = |down: i64| {
+        let across = rows / down;
+        (rows % down == 0 && across % 2 == 1).then_some((down / 2 + 1, across / 2 + 1))
+    };
+    (1..=rows.clamp(1, 1 << 20)).step_by(2).filter_map(window).take(16).collect()
 }
 
 fn image_size(plan: &Plan, config: &SwinConfig) -> (i64, i64) {
     let windows = &config.window_sizes;
+    if windows.contains(&UNTOLD) {
+        return (0, 0);
+    }
     let rows: Vec<i64> = windows.iter().map(|window| window.0).collect();
     let cols: Vec<i64> = windows.iter().map(|window| window.1).collect();
     let count = plan.file.shape("layers.0.blocks.1.attn_mask").and_then(|mask| mask.first());
@@ -156,6 +197,8 @@ mod tests {
         ] {
             assert_eq!(first_grid(windows), grid, "{windows:?}");
         }
-        assert_eq!([169, 77, 1].map(window), [(7, 7), (1, 39), (1, 1)]);
+        assert_eq!([169, 77, 1, 3].map(window), [(7, 7), UNTOLD, (1, 1), UNTOLD]);
+        assert_eq!(windows_of(77), [(1, 39), (4, 6), (6, 4), (39, 1)]);
+        assert!(windows_of(-1).is_empty() && windows_of(8).is_empty());
     }
 }

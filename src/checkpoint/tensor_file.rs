@@ -7,8 +7,8 @@ use tch::Tensor;
 
 use super::entry::{ElementType, Entry};
 use super::pickle::PickleError;
-use super::{folder, npy, npz, safetensors, shards, torch_zip, zip_index};
-use crate::error::{Error, Result};
+use super::{folder, npy, npz, safetensors, shards, torch_legacy, torch_zip, zip_index};
+use crate::error::{Error, Result, list};
 use crate::ffi::FileMap;
 
 /// The file format of a checkpoint.
@@ -21,6 +21,8 @@ pub enum Container {
     Npz,
     /// The format of `torch.save` since PyTorch 1.6: a zip archive of a pickle and its storages.
     Torch,
+    /// The format of `torch.save` before PyTorch 1.6: pickles, followed by the storages.
+    TorchLegacy,
 }
 
 /// The named tensors of a checkpoint, which is one file or the shards that an index lists.
@@ -51,20 +53,26 @@ struct OneFile {
 pub(super) struct Index {
     pub(super) entries: BTreeMap<String, Entry>,
     pub(super) metadata: BTreeMap<String, String>,
+    /// The keys from the outermost dict of a pickle to the state dict; empty for other containers.
+    pub(super) keys: Vec<String>,
 }
 
 impl TensorFile {
     /// Opens a checkpoint and reads its index.
     ///
     /// `path` is a file, a folder that holds one checkpoint (Hugging Face's `model.safetensors` is
-    /// preferred), or an index of shards (`model.safetensors.index.json`). The content of a file
-    /// determines its container; its name does not matter. No code in a pickle is run.
+    /// preferred), or an index of shards (`model.safetensors.index.json`). With the feature `hub` it
+    /// may be `hf:OWNER/NAME[@REVISION][:FILE]`, which names a checkpoint on the Hugging Face hub.
+    /// The content of a file determines its container; its name does not matter. No code in a pickle
+    /// is run. In a training checkpoint, the tensors are those of the one state dict in it, below any
+    /// keys.
     ///
     /// # Errors
     /// [`Error::Io`] if the file does not exist or is not a regular file; [`Error::UnknownFormat`]
     /// if the file is not in a supported container, or if a folder does not hold exactly one
-    /// checkpoint; [`Error::CorruptFile`] if an index does not match its files;
-    /// [`Error::PickleGlobal`] if a pickle names code that a state dict does not need.
+    /// checkpoint, or a pickle not exactly one state dict; [`Error::Hub`] if a checkpoint of the hub
+    /// cannot be fetched; [`Error::CorruptFile`] if an index does not match its files;
+    /// [`Error::PickleGlobal`] if a pickle holds an object of another class in place of a state dict.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = folder::checkpoint_in(path.as_ref())?;
         if shards::is_index(&path) { Self::open_shards(path) } else { Self::open_file(path) }
@@ -123,6 +131,11 @@ impl TensorFile {
     /// shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// Returns the keys from the outermost dict of a pickle to the state dict, such as `model`.
+    pub(super) fn keys(&self) -> &[String] {
+        self.files.first().map_or(&[], |file| &file.index.keys)
     }
 
     /// Returns the names of the tensors, sorted.
@@ -190,6 +203,9 @@ impl OneFile {
 pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
     let (container, index) = if zip_index::recognizes(file) {
         read_zip(path, file)?
+    } else if torch_legacy::recognizes(file) {
+        let index = torch_legacy::read(file).map_err(|error| refused(path, error))?;
+        (Container::TorchLegacy, index)
     } else if safetensors::recognizes(file) {
         let index = safetensors::read(file).map_err(|reason| Error::corrupt(path, reason))?;
         (Container::Safetensors, index)
@@ -198,7 +214,7 @@ pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)>
     };
     for (name, entry) in &index.entries {
         let in_tensor = |reason| Error::corrupt(path, format!("tensor {name}: {reason}"));
-        entry.check().map_err(in_tensor)?;
+        entry.check(file.len()).map_err(in_tensor)?;
     }
     Ok((container, index))
 }
@@ -207,10 +223,7 @@ fn read_zip(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
     let corrupt = |reason| Error::corrupt(path, reason);
     let zip = zip_index::read(file).map_err(corrupt)?;
     if let Some(folder) = torch_zip::recognizes(&zip) {
-        let index = torch_zip::read(file, &zip, &folder).map_err(|error| match error {
-            PickleError::Corrupt(reason) => corrupt(reason),
-            PickleError::Global(global) => Error::PickleGlobal { file: path.to_path_buf(), global },
-        })?;
+        let index = torch_zip::read(file, &zip, &folder).map_err(|error| refused(path, error))?;
         return Ok((Container::Torch, index));
     }
     if npz::recognizes(&zip) {
@@ -219,8 +232,31 @@ fn read_zip(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
     Err(unknown(path, "a zip archive with neither .npy arrays nor a data.pkl"))
 }
 
-fn unknown(path: &Path, reason: &str) -> Error {
-    Error::UnknownFormat { file: path.to_path_buf(), reason: reason.to_owned() }
+/// Returns the error for a pickle that is refused.
+fn refused(path: &Path, error: PickleError) -> Error {
+    match error {
+        PickleError::Corrupt(reason) => Error::corrupt(path, reason),
+        PickleError::Global(global) => Error::PickleGlobal { file: path.to_path_buf(), global },
+        PickleError::NoTensors(keys) if keys.is_empty() => {
+            unknown(path, "its pickle holds no tensor with a name")
+        }
+        PickleError::NoTensors(keys) => unknown(
+            path,
+            format!("its pickle holds no tensor with a name, but the keys {}", list(&keys)),
+        ),
+        PickleError::Several(keys) => {
+            let reason = format!(
+                "it holds several state dicts, under the keys {}; save the one that is meant in a \
+                 file of its own",
+                list(&keys)
+            );
+            unknown(path, reason)
+        }
+    }
+}
+
+fn unknown(path: &Path, reason: impl Into<String>) -> Error {
+    Error::UnknownFormat { file: path.to_path_buf(), reason: reason.into() }
 }
 
 /// Describes a file that is in no supported container, as far as its first bytes show what it is.
@@ -228,7 +264,14 @@ fn what_else(file: &[u8]) -> &'static str {
     match file {
         [] => "an empty file",
         [0x80, 1..=5, ..] => {
-            "a plain pickle or a file of torch.save before 1.6; load it and save it again"
+            "a plain pickle, not a file of torch.save; in Python, torch.save the state dict in it"
+        }
+        _ if is_tar(file) => {
+            "a tar archive, as torch.save wrote before PyTorch 0.1.10; in Python, torch.load it and \
+             torch.save it again"
+        }
+        [b'{', ..] => {
+            "a JSON file; name the folder that it is in, or the file of the weights beside it"
         }
         _ if file.starts_with(b"\x89HDF\r\n\x1a\n") => "an HDF5 file",
         _ if file.starts_with(npy::MAGIC) => "a single .npy array, which stores no tensor name",
@@ -237,6 +280,10 @@ fn what_else(file: &[u8]) -> &'static str {
         }
         _ => "neither safetensors, nor .npz, nor a file of torch.save",
     }
+}
+
+fn is_tar(file: &[u8]) -> bool {
+    file.get(257..262) == Some(b"ustar")
 }
 
 fn entry<'a>(path: &Path, index: &'a Index, name: &str) -> Result<&'a Entry> {

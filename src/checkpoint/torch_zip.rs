@@ -41,9 +41,9 @@ pub(super) fn read(
     if record.size() > MAX_PICKLE {
         return Err("its data.pkl is too large".into());
     }
-    let views = record.with_bytes(file, pickle::state_dict).map_err(PickleError::Corrupt)??;
+    let found = record.with_bytes(file, pickle::weights).map_err(PickleError::Corrupt)??;
     let mut entries = BTreeMap::new();
-    for (name, view) in views {
+    for (name, view) in found.tensors {
         let stored = zip.get(&format!("{folder}data/{}", view.key)).cloned();
         let entry = stored
             .ok_or_else(|| format!("storage {} is not in the file", view.key))
@@ -51,10 +51,11 @@ pub(super) fn read(
             .map_err(|e| PickleError::Corrupt(format!("tensor {name}: {e}")))?;
         entries.insert(name, entry);
     }
-    Ok(Index { entries, metadata: BTreeMap::new() })
+    Ok(Index { entries, metadata: BTreeMap::new(), keys: found.keys })
 }
 
-fn entry(view: View, stored: Stored) -> Result<Entry, String> {
+/// Returns the entry of the tensor that is this view of a storage.
+pub(super) fn entry(view: View, stored: Stored) -> Result<Entry, String> {
     if view.shape.len() != view.strides.len() {
         return Err(format!(
             "shape {:?} and strides {:?} differ in length",

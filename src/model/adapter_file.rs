@@ -31,7 +31,7 @@ pub(super) fn check_size<B: Backbone>(
     };
     let found = file.names().filter_map(bytes).fold(0, i64::saturating_add);
     let corrupt = |asked: String| {
-        let reason = format!("its config asks for {asked} bytes of weights, it holds {found}");
+        let reason = format!("its config asks for {asked} bytes of weights, but it has {found}");
         Error::corrupt(file.path(), reason)
     };
     let Some(method) = config.method.stored_bytes(&backbone.shape(), found)? else {

@@ -51,7 +51,7 @@ impl AdapterInfo {
             |reason: String| Error::UnknownFormat { file: file.path().to_path_buf(), reason };
         let Some(text) = file.metadata().get(KEY) else {
             return Err(unknown(format!(
-                "no metadata `{KEY}`, so it is no adapter saved by this crate"
+                "it has no metadata `{KEY}`, so it is not an adapter of this crate"
             )));
         };
         serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))

@@ -41,7 +41,7 @@ pub(super) fn set_head(head: &Linear, weight: &Tensor, bias: Option<&Tensor>) ->
 }
 
 fn check(argument: &'static str, own: &Tensor, value: &Tensor) -> Result<()> {
-    let expected = format!("floating-point numbers {:?}", own.size());
+    let expected = format!("a floating-point tensor {:?}", own.size());
     let found = match value.defined() {
         false => "no tensor".to_owned(),
         true if value.size() == own.size() && value.is_floating_point() => return Ok(()),

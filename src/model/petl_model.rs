@@ -339,7 +339,7 @@ impl<B: Backbone> PetlModel<B> {
     /// weights as its config requires; the errors of `load_weights`.
     pub fn load_adapter(backbone: B, path: impl AsRef<Path>) -> Result<Self> {
         Self::load_adapter_with(backbone, path, &|_, _| {
-            Err("load the file with PetlModel::load_adapter_with, which is told how to make it"
+            Err("load the file with PetlModel::load_adapter_with and a reader that creates it"
                 .into())
         })
     }

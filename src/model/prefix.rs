@@ -34,7 +34,7 @@ impl<B: Backbone> PetlModel<B> {
     pub fn frozen_prefix(&self, images: &Tensor) -> Result<Stream> {
         let Some(count) = self.frozen_blocks() else {
             let found = self.config().method.name();
-            return Err(Error::config("method", "one that leaves the embedding as it is", found));
+            return Err(Error::config("method", "one that does not change the embedding", found));
         };
         tch::no_grad(|| {
             let (backbone, pass) = (self.backbone(), Pass::default());

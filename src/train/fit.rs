@@ -65,8 +65,7 @@ impl fmt::Debug for FitOptions<'_> {
 ///
 /// # Errors
 /// [`Error::Config`] for hyper-parameters that do not fit the data: fewer images than a batch, no
-/// validation images to select on; [`Error::Label`] for labels beyond the head; the errors of the
-/// data and of libtorch.
+/// validation images to select on, labels beyond the head; the errors of the data and of libtorch.
 pub fn fit<B: Backbone>(
     model: &mut PetlModel<B>,
     train: &ImageDataset,

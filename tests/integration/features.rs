@@ -91,6 +91,26 @@ fn convnext() {
     check_all("convnext", check_any::<FrozenConvNeXt>);
 }
 
+#[test]
+fn torchvision() {
+    check_all("torchvision", |case| match case.name.as_str() {
+        "swin" => check_any::<FrozenSwin>(case),
+        "convnext" => check_any::<FrozenConvNeXt>(case),
+        _ => check(case),
+    });
+}
+
+#[test]
+fn hugging_face_swin_and_convnext() {
+    check_all("hf_hierarchical", |case| {
+        if case.name.starts_with("swin") {
+            check_any::<FrozenSwin>(case)
+        } else {
+            check_any::<FrozenConvNeXt>(case)
+        }
+    });
+}
+
 /// A file of one family opened as another says which it is of.
 #[test]
 fn another_family_is_named() {

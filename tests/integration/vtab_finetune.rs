@@ -17,7 +17,8 @@ fn program() -> Command {
         let test = std::env::current_exe().unwrap();
         let profile = test.ancestors().nth(2).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "vtab_finetune"]);
+        // With the features of the whole workspace, as `make test` builds it: nothing is built anew.
+        cargo.args(["build", "--quiet", "--workspace", "--example", "vtab_finetune"]);
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use convpass::backbone::{MlpActivation, PreprocessingSource, Resampling, ResizeMode};
+use convpass::backbone::{MlpActivation, Pooling, PreprocessingSource, Resampling, ResizeMode};
+use convpass::checkpoint::{LoadReport, SettingSource};
 use convpass::data::Normalization;
 use convpass::{AnyBackbone, OpenOptions, Precision, Preprocessing};
 use tch::{Cuda, Device};
@@ -12,18 +13,26 @@ use tch::{Cuda, Device};
 /// The checkpoint, the settings that a checkpoint may lack, the precision and the device.
 #[derive(Args, Clone, Default)]
 pub struct BackboneFlags {
-    /// Checkpoint of the frozen backbone (ViT, CLIP, DINOv2, Swin or ConvNeXt): a file, or a folder
-    /// that holds one.
+    /// Checkpoint of the frozen backbone (ViT, CLIP, DINOv2, Swin or ConvNeXt): a file, a folder
+    /// that holds one, or hf:OWNER/NAME on the Hugging Face hub.
     #[arg(long, value_name = "PATH", help_heading = "Backbone")]
     pub backbone: Option<PathBuf>,
-    /// Attention heads of a ViT, if the checkpoint does not say how many [default: one for
-    /// every 64 channels].
+    /// Attention heads of a ViT, if the checkpoint does not say how many [default: those of its
+    /// config.json, or of the known model of its width, or one for every 64 channels].
     #[arg(long, value_name = "N", help_heading = "Backbone")]
     pub heads: Option<i64>,
+    /// Epsilon of the layer norms of a ViT or a ConvNeXt, if the checkpoint does not say it
+    /// [default: that of its config.json, or of its family].
+    #[arg(long, value_name = "EPS", help_heading = "Backbone")]
+    pub eps: Option<f64>,
     /// Activation of the MLPs of a ViT, if the checkpoint does not say which [default: that of its
-    /// family].
+    /// config.json, or of its family].
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Backbone")]
     pub activation: Option<ActivationFlag>,
+    /// How the tokens of a ViT become its features, if the checkpoint does not say it [default: as
+    /// its config.json says, or as its tensors show].
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Backbone")]
+    pub pooling: Option<PoolingFlag>,
     /// Height and width of the images in pixels; the position table is resized to it [default:
     /// those of the checkpoint].
     #[arg(long, value_name = "PIXELS", help_heading = "Backbone")]
@@ -43,14 +52,48 @@ pub struct BackboneFlags {
 pub enum ActivationFlag {
     /// The exact GELU.
     Gelu,
+    /// GELU with the tanh approximation, of SigLIP.
+    GeluTanh,
     /// x * sigmoid(1.702 x), of OpenAI's CLIP.
     QuickGelu,
+    /// max(x, 0).
+    Relu,
+    /// x * sigmoid(x).
+    Silu,
+}
+
+/// A pooling of the tokens.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum PoolingFlag {
+    /// The class token, after the final norm.
+    ClassToken,
+    /// The mean of the patch tokens, after the final norm.
+    Average,
+    /// The mean of the patch tokens, then the final norm.
+    AverageThenNorm,
+    /// The class token beside the mean of the patch tokens, both after the final norm.
+    ClassTokenAndAverage,
+}
+
+impl From<PoolingFlag> for Pooling {
+    fn from(pooling: PoolingFlag) -> Self {
+        match pooling {
+            PoolingFlag::ClassToken => Pooling::ClassToken,
+            PoolingFlag::Average => Pooling::Average,
+            PoolingFlag::AverageThenNorm => Pooling::AverageThenNorm,
+            PoolingFlag::ClassTokenAndAverage => Pooling::ClassTokenAndAverage,
+        }
+    }
 }
 
 impl From<ActivationFlag> for MlpActivation {
     fn from(activation: ActivationFlag) -> Self {
         match activation {
             ActivationFlag::Gelu => MlpActivation::Gelu,
+            ActivationFlag::GeluTanh => MlpActivation::GeluTanh,
+            ActivationFlag::Relu => MlpActivation::Relu,
+            ActivationFlag::Silu => MlpActivation::Silu,
             ActivationFlag::QuickGelu => MlpActivation::QuickGelu,
         }
     }
@@ -90,17 +133,31 @@ impl BackboneFlags {
         self.precision.unwrap_or_default()
     }
 
-    /// Opens the checkpoint `file`.
+    /// Opens the checkpoint `file`. A setting that had to be assumed is printed as a warning.
     pub fn open(&self, file: &Path) -> Result<Opened> {
+        let (opened, report) = self.open_reported(file)?;
+        for setting in &report.settings {
+            if let SettingSource::Assumed(_) = setting.source {
+                eprintln!("convpass: {}: {setting}", file.display());
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Opens the checkpoint `file` and returns the report of its load.
+    pub fn open_reported(&self, file: &Path) -> Result<(Opened, LoadReport)> {
         let options = OpenOptions {
             num_heads: self.heads,
+            norm_eps: self.eps,
             activation: self.activation.map(MlpActivation::from),
+            pooling: self.pooling.map(Pooling::from),
             image_size: self.image_size.map(|side| (side, side)),
             precision: self.precision,
             ..OpenOptions::default()
         };
-        let backbone = AnyBackbone::open_with(file, &options, self.device.device()?)?;
-        Ok(Opened { backbone })
+        let device = self.device.device()?;
+        let (backbone, report) = AnyBackbone::open_reported(file, &options, device)?;
+        Ok((Opened { backbone }, report))
     }
 
     /// Returns the arguments that give another process of this program the same flags, without
@@ -112,7 +169,9 @@ impl BackboneFlags {
         let number = |number: Option<i64>| number.map(|number| number.to_string());
         let flags = [
             ("--heads", number(self.heads)),
+            ("--eps", self.eps.map(|eps| eps.to_string())),
             ("--activation", value(self.activation.and_then(|a| a.to_possible_value()))),
+            ("--pooling", value(self.pooling.and_then(|pooling| pooling.to_possible_value()))),
             ("--image-size", number(self.image_size)),
             ("--precision", self.precision.map(|precision| precision.to_string())),
             ("--device", value(self.device.to_possible_value())),

@@ -28,6 +28,10 @@ pub struct ConvNeXtConfig {
     pub layer_scale: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
+    /// The epsilon of the layer norm after the pooling; `norm_eps` if `None`. Hugging Face's models
+    /// have another one there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_norm_eps: Option<f64>,
     /// The activation of the MLP, which is not packed.
     pub activation: MlpActivation,
 }
@@ -42,6 +46,7 @@ impl Default for ConvNeXtConfig {
             mlp_ratio: 4.0,
             layer_scale: true,
             norm_eps: 1e-6,
+            final_norm_eps: None,
             activation: MlpActivation::Gelu,
         }
     }
@@ -92,8 +97,11 @@ impl ConvNeXtConfig {
                 return Err(Error::config("mlp_ratio", expected, self.mlp_ratio));
             }
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        let final_eps = self.final_norm_eps.map(|eps| ("final_norm_eps", eps));
+        for (field, eps) in [("norm_eps", self.norm_eps)].into_iter().chain(final_eps) {
+            if !(eps.is_finite() && eps > 0.0) {
+                return Err(Error::config(field, "a positive number", eps));
+            }
         }
         if self.activation == MlpActivation::SwiGlu {
             let expected = "an activation without a gate";

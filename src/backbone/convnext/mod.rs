@@ -56,7 +56,11 @@ impl Network for ConvNeXtConfig {
             stages: (0..self.dims.len())
                 .map(|stage| Stage::build(self, stage, weights))
                 .collect::<Result<_>>()?,
-            norm: weights.norm("head.norm", self.feature_dim(), self.norm_eps)?,
+            norm: weights.norm(
+                "head.norm",
+                self.feature_dim(),
+                self.final_norm_eps.unwrap_or(self.norm_eps),
+            )?,
         })
     }
 
@@ -104,10 +108,12 @@ impl Network for ConvNeXtConfig {
 
     fn choices(&self) -> String {
         let eps = self.norm_eps;
+        let last = self.final_norm_eps.filter(|&last| last != eps);
+        let last = last.map(|last| format!(" final_eps={last:e}")).unwrap_or_default();
         match self.activation {
             // The text of earlier versions, which the digest covers.
-            MlpActivation::Gelu => format!("convnext eps={eps:e}"),
-            activation => format!("convnext eps={eps:e} {activation:?}"),
+            MlpActivation::Gelu => format!("convnext eps={eps:e}{last}"),
+            activation => format!("convnext eps={eps:e}{last} {activation:?}"),
         }
     }
 }

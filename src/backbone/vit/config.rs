@@ -43,7 +43,7 @@ pub struct ViTConfig {
     /// The rotary position embedding of queries and keys, if there is one (DINOv3, EVA-02).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotary: Option<Rotary>,
-    /// Whether the patch convolution has a bias. That of CLIP has none.
+    /// Whether the patch convolution has a bias. In CLIP it has none.
     pub patch_bias: bool,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,

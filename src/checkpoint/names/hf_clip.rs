@@ -2,8 +2,8 @@
 //! and of the whole `CLIPModel`. The files spell `pre_layrnorm` this way.
 
 use super::{
-    Activation, CLIP_TEXT, Family, IMAGE, INDICES, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT,
-    VIT, copy, skip,
+    Activation, CLIP_TEXT, Family, HEAD, IMAGE, INDICES, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule,
+    TEXT, VIT, copy, skip,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -65,6 +65,8 @@ const RULES: &[Rule] = &[
 #[rustfmt::skip]
 const AROUND: &[Rule] = &[
     copy("visual_projection.weight", "projection.weight"),
+    // `CLIPForImageClassification`.
+    skip("classifier.**", HEAD),
     skip("text_model.**", TEXT),
     skip("text_projection.**", TEXT),
     skip("logit_scale", TEXT),

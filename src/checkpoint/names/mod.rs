@@ -2,10 +2,10 @@
 //!
 //! A rule maps a name in the file to the model's name, which is timm's name. A pattern matches
 //! whole path segments. `*` stands for a number (of a block or a stage), `*+1` for that number plus
-//! one, `{a,b}` for one of the listed names, and a last segment `**` for any rest. The tensors
-//! whose names are listed in braces are, in this order, the equal parts of one tensor of the model.
-//! A name that is listed twice stands for a tensor of two parts, and a part whose name ends with
-//! `?` is zero if the file does not have it.
+//! one, `*x2` for twice the number, `*x2+1` for one more than that, `{a,b}` for one of the listed
+//! names, and a last segment `**` for any rest. The tensors whose names are listed in braces are,
+//! in this order, the equal parts of one tensor of the model. A name that is listed twice stands for
+//! a tensor of two parts, and a part whose name ends with `?` is zero if the file does not have it.
 
 mod convnext;
 mod dinov3;
@@ -17,8 +17,11 @@ mod hf_vit;
 mod open_clip;
 mod swin;
 mod timm;
+mod torchvision;
 
 use tch::Tensor;
+
+pub(super) use convnext::final_norm_eps;
 
 use crate::backbone::{ClipTextConfig, Network, ViTConfig};
 use crate::error::Result;
@@ -73,7 +76,7 @@ pub(super) enum PositionNames {
 }
 
 /// All families of backbones, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 14] = [
+pub(super) const FAMILIES: [&Family; 19] = [
     &google::FAMILY,
     &dinov3::META,
     &timm::FAMILY,
@@ -86,8 +89,13 @@ pub(super) const FAMILIES: [&Family; 14] = [
     &open_clip::FAMILY,
     &swin::MICROSOFT,
     &swin::TIMM,
+    &swin::HUGGING_FACE,
     &convnext::TIMM,
     &convnext::FACEBOOK,
+    &convnext::HUGGING_FACE,
+    &torchvision::VIT_FAMILY,
+    &torchvision::SWIN,
+    &torchvision::CONVNEXT,
 ];
 
 /// All families of text towers. A file with both towers also belongs to one of [`FAMILIES`].
@@ -133,6 +141,9 @@ impl Part {
 pub(super) enum Layout {
     /// As in the model. Leading dimensions of size one may be left out.
     Same,
+    /// As in the model, or with more dimensions of size one at the end: the matrix of a linear layer
+    /// as a 1x1 convolution, or a factor for each channel of a map.
+    Pointwise,
     /// A matrix of Flax, or one of CLIP's bare matrices: `[in, out]` for `[out, in]`.
     Transposed,
     /// A Flax convolution: `[h, w, in, out]` for `[out, in, h, w]`.
@@ -243,9 +254,12 @@ impl Match {
         };
         for number in self.numbers.into_iter().flatten() {
             let Some(at) = name.find('*') else { break };
-            let next = name[at..].starts_with("*+1");
-            let (len, number) = if next { (3, number.saturating_add(1)) } else { (1, number) };
-            name.replace_range(at..at + len, &number.to_string());
+            let Some((star, number)) = STARS.iter().find_map(|star| {
+                name[at..].starts_with(star.text).then(|| (star, star.to_file(number)))
+            }) else {
+                break;
+            };
+            name.replace_range(at..at + star.text.len(), &number.to_string());
         }
         name
     }
@@ -261,8 +275,8 @@ fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
             (Some(wanted), Some(found)) => (wanted, found),
             _ => return None,
         };
-        if let Some((stem, offset)) = star(wanted) {
-            let number = parse_number(found.strip_prefix(stem)?)?.checked_sub(offset)?;
+        if let Some((stem, star)) = star(wanted) {
+            let number = star.to_model(parse_number(found.strip_prefix(stem)?)?)?;
             let place = result.numbers.iter_mut().find(|place| place.is_none())?;
             *place = Some(number);
         } else if let Some((before, names, after)) = braces(wanted) {
@@ -275,11 +289,36 @@ fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
     }
 }
 
-/// Returns the text before the number in a segment of a pattern, and the number that is added to
-/// it.
-fn star(segment: &str) -> Option<(&str, u32)> {
-    let next = segment.strip_suffix("*+1").map(|stem| (stem, 1));
-    next.or_else(|| Some((segment.strip_suffix('*')?, 0)))
+/// A place for a number in a pattern.
+#[derive(Debug)]
+struct Star {
+    text: &'static str,
+    times: u32,
+    plus: u32,
+}
+
+/// The places for numbers. One that starts with the text of another comes before it.
+const STARS: [Star; 4] = [
+    Star { text: "*x2+1", times: 2, plus: 1 },
+    Star { text: "*x2", times: 2, plus: 0 },
+    Star { text: "*+1", times: 1, plus: 1 },
+    Star { text: "*", times: 1, plus: 0 },
+];
+
+impl Star {
+    fn to_file(&self, number: u32) -> u32 {
+        number.saturating_mul(self.times).saturating_add(self.plus)
+    }
+
+    fn to_model(&self, number: u32) -> Option<u32> {
+        let rest = number.checked_sub(self.plus)?;
+        (rest % self.times == 0).then(|| rest / self.times)
+    }
+}
+
+/// Returns the text before the number in a segment of a pattern, and the place for the number.
+fn star(segment: &str) -> Option<(&str, &'static Star)> {
+    STARS.iter().find_map(|star| Some((segment.strip_suffix(star.text)?, star)))
 }
 
 /// Returns the part for each name in the braces of `pattern`; the whole if there are no braces.
@@ -313,7 +352,7 @@ impl Layout {
     /// still a dimension of their own.
     fn order(self) -> &'static [i64] {
         match self {
-            Layout::Same | Layout::NoKeys => &[],
+            Layout::Same | Layout::Pointwise | Layout::NoKeys => &[],
             Layout::Transposed => &[1, 0],
             Layout::Hwio => &[3, 2, 0, 1],
             Layout::IntoHeads => &[1, 2, 0],
@@ -325,7 +364,7 @@ impl Layout {
     /// Returns the model's shape of a tensor with the shape `file` in the file; `None` if the
     /// number of dimensions does not match the layout.
     pub(super) fn to_model(self, file: &[i64]) -> Option<Vec<i64>> {
-        if matches!(self, Layout::Same | Layout::NoKeys) {
+        if matches!(self, Layout::Same | Layout::Pointwise | Layout::NoKeys) {
             return Some(file.to_vec());
         }
         let order = self.order();
@@ -354,7 +393,7 @@ impl Layout {
     /// Converts a tensor of the file to the model's layout, with the shape `shape`.
     pub(super) fn apply(self, tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
         match self {
-            Layout::Same => Ok(tensor.f_reshape(shape)?),
+            Layout::Same | Layout::Pointwise => Ok(tensor.f_reshape(shape)?),
             Layout::NoKeys => {
                 let third = shape.first().copied().unwrap_or_default() / 3;
                 let (q, v) = (tensor.f_narrow(0, 0, third)?, tensor.f_narrow(0, 2 * third, third)?);
@@ -383,6 +422,9 @@ mod tests {
             ("layers.*.b.*.x", "layers.2.b.5.x", Some(([Some(2), Some(5)], 0, 1))),
             ("layers.*+1.x", "layers.1.x", Some(([Some(0), None], 0, 1))),
             ("layers.*+1.x", "layers.0.x", None),
+            ("f.*x2+1.x", "f.5.x", Some(([Some(2), None], 0, 1))),
+            ("f.*x2+1.x", "f.4.x", None),
+            ("f.*x2.x", "f.4.x", Some(([Some(2), None], 0, 1))),
             ("{query,key,value}.bias", "query.bias", Some(([None; 2], 0, 3))),
             ("{query,key,value}.bias", "value.bias", Some(([None; 2], 2, 3))),
             ("{query,key,value}.bias", "query,key.bias", None),

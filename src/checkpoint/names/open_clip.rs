@@ -69,7 +69,9 @@ const RULES: &[Rule] = &[
 ];
 
 #[rustfmt::skip]
-const AROUND: &[Rule] = &[
+pub(super) const AROUND: &[Rule] = &[
+    // The projection of a tower of timm.
+    skip("visual.head.**", PROJECTION),
     skip("transformer.**", TEXT),
     skip("token_embedding.**", TEXT),
     skip("positional_embedding", TEXT),
@@ -106,3 +108,6 @@ const AROUND_TEXT: &[Rule] = &[
 
 /// The reason for the bias of models that were trained with SigLIP's loss.
 const BIAS: &str = "a bias that is the same for every pair of an image and a text";
+
+/// The reason for the projection of a tower that the crate reads without it.
+const PROJECTION: &str = "the projection of CLIP; the features are computed before it";

@@ -1,7 +1,9 @@
-//! The names of Swin in timm's files and in Microsoft's files. In Microsoft's files a patch merging
-//! belongs to the stage before it; in timm's files it belongs to the stage after it.
+//! The names of Swin in timm's, Microsoft's and Hugging Face's files. In timm's files a patch merging
+//! belongs to the stage after it; in the others it belongs to the stage before it.
 
-use super::{Activation, Family, HEAD, INDICES, PositionNames, Rule, copy, skip};
+use super::{
+    Activation, Family, HEAD, INDICES, MASK as PRETRAINING, PositionNames, Rule, copy, skip,
+};
 use crate::backbone::{Network, SwinConfig};
 
 pub(super) const MICROSOFT: Family = Family {
@@ -34,6 +36,18 @@ pub(super) const TIMM: Family = Family {
     positions: PositionNames::None,
 };
 
+pub(super) const HUGGING_FACE: Family = Family {
+    name: "Hugging Face Swin",
+    prefixes: &["", "swin."],
+    signatures: &[
+        "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",
+        "encoder.layers.0.blocks.0.attention.relative_position_bias.relative_position_bias_table",
+    ],
+    rules: &[HUGGING_FACE_RULES],
+    around: &[skip("classifier.**", HEAD), skip("decoder.**", PRETRAINING)],
+    ..TIMM
+};
+
 const MASK: &str = "a mask that follows from the image size and the window size";
 
 #[rustfmt::skip]
@@ -60,4 +74,43 @@ const RULES: &[Rule] = &[
     skip("layers.*.blocks.*.attn.relative_position_index", INDICES),
     skip("layers.*.blocks.*.attn_mask", MASK),
     skip("head.**", HEAD),
+];
+
+#[rustfmt::skip]
+const HUGGING_FACE_RULES: &[Rule] = &[
+    copy("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
+    copy("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"),
+    copy("embeddings.norm.weight", "patch_embed.norm.weight"),
+    copy("embeddings.norm.bias", "patch_embed.norm.bias"),
+    copy("encoder.layers.*.blocks.*.layernorm_before.weight", "layers.*.blocks.*.norm1.weight"),
+    copy("encoder.layers.*.blocks.*.layernorm_before.bias", "layers.*.blocks.*.norm1.bias"),
+    copy("encoder.layers.*.blocks.*.attention.self.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
+    copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.weight", "layers.*.blocks.*.attn.qkv.weight"),
+    copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.bias", "layers.*.blocks.*.attn.qkv.bias"),
+    copy("encoder.layers.*.blocks.*.attention.output.dense.weight", "layers.*.blocks.*.attn.proj.weight"),
+    copy("encoder.layers.*.blocks.*.attention.output.dense.bias", "layers.*.blocks.*.attn.proj.bias"),
+    copy("encoder.layers.*.blocks.*.layernorm_after.weight", "layers.*.blocks.*.norm2.weight"),
+    copy("encoder.layers.*.blocks.*.layernorm_after.bias", "layers.*.blocks.*.norm2.bias"),
+    copy("encoder.layers.*.blocks.*.intermediate.dense.weight", "layers.*.blocks.*.mlp.fc1.weight"),
+    copy("encoder.layers.*.blocks.*.intermediate.dense.bias", "layers.*.blocks.*.mlp.fc1.bias"),
+    copy("encoder.layers.*.blocks.*.output.dense.weight", "layers.*.blocks.*.mlp.fc2.weight"),
+    copy("encoder.layers.*.blocks.*.output.dense.bias", "layers.*.blocks.*.mlp.fc2.bias"),
+    copy("encoder.layers.*.downsample.norm.weight", "layers.*+1.downsample.norm.weight"),
+    copy("encoder.layers.*.downsample.norm.bias", "layers.*+1.downsample.norm.bias"),
+    copy("encoder.layers.*.downsample.reduction.weight", "layers.*+1.downsample.reduction.weight"),
+    copy("layernorm.weight", "norm.weight"),
+    copy("layernorm.bias", "norm.bias"),
+    // Module names of transformers 5, which `save_pretrained` does not write.
+    copy("encoder.layers.*.blocks.*.attention.relative_position_bias.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
+    copy("encoder.layers.*.blocks.*.attention.{q,k,v}_proj.weight", "layers.*.blocks.*.attn.qkv.weight"),
+    copy("encoder.layers.*.blocks.*.attention.{q,k,v}_proj.bias", "layers.*.blocks.*.attn.qkv.bias"),
+    copy("encoder.layers.*.blocks.*.attention.o_proj.weight", "layers.*.blocks.*.attn.proj.weight"),
+    copy("encoder.layers.*.blocks.*.attention.o_proj.bias", "layers.*.blocks.*.attn.proj.bias"),
+    copy("encoder.layers.*.blocks.*.mlp.fc1.weight", "layers.*.blocks.*.mlp.fc1.weight"),
+    copy("encoder.layers.*.blocks.*.mlp.fc1.bias", "layers.*.blocks.*.mlp.fc1.bias"),
+    copy("encoder.layers.*.blocks.*.mlp.fc2.weight", "layers.*.blocks.*.mlp.fc2.weight"),
+    copy("encoder.layers.*.blocks.*.mlp.fc2.bias", "layers.*.blocks.*.mlp.fc2.bias"),
+    skip("encoder.layers.*.blocks.*.attention.self.relative_position_index", INDICES),
+    skip("encoder.layers.*.blocks.*.attention.relative_position_bias.relative_position_index", INDICES),
+    skip("embeddings.mask_token", PRETRAINING),
 ];

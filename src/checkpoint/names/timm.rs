@@ -81,6 +81,12 @@ const RULES: &[Rule] = &[
     copy("blocks.*.mlp.w3.weight",    "blocks.*.mlp.fc2.weight"),
     copy("blocks.*.mlp.w3.bias",      "blocks.*.mlp.fc2.bias"),
     skip("mask_token",                MASK),
+    // The decoder of an MAE.
+    skip("decoder_pos_embed",         MASK),
+    skip("decoder_embed.**",          MASK),
+    skip("decoder_blocks.**",         MASK),
+    skip("decoder_norm.**",           MASK),
+    skip("decoder_pred.**",           MASK),
     skip("head.**",                   HEAD),
     skip("pre_logits.**",             HEAD),
     skip("head_dist.**",              HEAD),

@@ -132,9 +132,9 @@ impl Head {
             }
             (None, _) => {
                 let found = contents.adapted_head.as_deref().map_or("none".to_owned(), |name| {
-                    format!("a product beside the base model's {}", unwrapped(name))
+                    format!("a LoRA product for the base model's {}", unwrapped(name))
                 });
-                let expected = "a list with the head, or PeftHead::Base or PeftHead::New be given";
+                let expected = "a list with the head, or use PeftHead::Base or PeftHead::New";
                 Err(config.wrong("modules_to_save", expected, &found))
             }
         }
@@ -190,7 +190,7 @@ fn base_head(base: &TensorFile, contents: &Contents) -> Result<String> {
     match names.find(|name| base.contains(&format!("{name}.weight"))) {
         Some(name) => Ok(name.to_owned()),
         None => {
-            let reason = format!("it has no head ({}), as a base model's has", HEADS.join(", "));
+            let reason = format!("it has none of the heads of a base model ({})", HEADS.join(", "));
             Err(Error::UnknownFormat { file: base.path().to_path_buf(), reason })
         }
     }

@@ -132,7 +132,7 @@ impl<B: Backbone> PetlModel<B> {
 /// Checks that the backbone is a ViT. The tables of names cover only ViTs; a block in a stage has
 /// two numbers.
 fn check<B: Backbone>(backbone: &B) -> Result<()> {
-    let (found, reason) = (backbone.shape().family, "names of layers are known for a ViT alone");
+    let (found, reason) = (backbone.shape().family, "layer names are known only for a ViT");
     if found == ViTConfig::FAMILY {
         Ok(())
     } else {

@@ -47,7 +47,7 @@ impl Contents {
             return Err(Error::unexpected(file.path(), unexpected, []));
         }
         if contents.modules.is_empty() {
-            let reason = "it has no LoRA product beside a layer of a block".to_owned();
+            let reason = "it has no LoRA product for a layer of a block".to_owned();
             Err(Error::UnknownFormat { file: path(file), reason })
         } else {
             Ok(contents)

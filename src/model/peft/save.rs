@@ -161,7 +161,7 @@ impl ProductSource<'_> {
         self.lora.alpha * (product.rank() / self.rank(product.block)) as f64
     }
 
-    /// Returns the config with the rank and alpha of the first product. Those of other products are
+    /// Returns the config with the rank and alpha of the first product. Other values are
     /// in the patterns, by path.
     fn config(&self, first: &Product, products: &[Product], options: &PeftOptions) -> Written {
         let unlike_first = |value: &dyn Fn(&Product) -> Value| {
