@@ -84,6 +84,7 @@ impl Checkpoint for ViTConfig {
             layer_scale: plan.has("blocks.0.ls1.gamma"),
             attention_norm: plan.has("blocks.0.attn.norm.weight"),
             mlp_norm: plan.has("blocks.0.mlp.norm.weight"),
+            final_norm: sizes.kind.is_none_or(|kind| kind.final_norm),
             pooling: settings.pooling.value,
             attention_pool: if plan.has("attn_pool.latent") {
                 Some(AttentionPooling {

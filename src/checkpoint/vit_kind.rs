@@ -2,6 +2,7 @@
 //! marks, because many kinds share most of their names.
 
 use super::plan::Plan;
+use super::settings::{CONFIG, SideFile};
 use crate::backbone::{Pooling, Rotary, RotaryCoordinates, RotaryPairs};
 use crate::error::{Error, Result};
 
@@ -22,6 +23,8 @@ pub(super) struct ViTKind {
     /// Whether the MLP is gated.
     gated: Option<bool>,
     width: Option<i64>,
+    /// A part of the name of timm's architecture in the file beside the checkpoint.
+    architecture: Option<&'static str>,
     /// The end of the file's name.
     extension: Option<&'static str>,
     /// What such a file is, if it is refused.
@@ -36,6 +39,8 @@ pub(super) struct ViTKind {
     pub(super) head_dim: Option<i64>,
     /// Heads of the attention pooling; those of the blocks if `None`.
     pub(super) pool_heads: Option<i64>,
+    /// Whether there is a norm behind the blocks or the pooling.
+    pub(super) final_norm: bool,
     /// Whether attention pooling reads prefix tokens.
     pub(super) pool_prefix: bool,
     /// Side of the images in pixels, for a kind without a position table.
@@ -51,6 +56,7 @@ const ANY: ViTKind = ViTKind {
     parted_bias: None,
     gated: None,
     width: None,
+    architecture: None,
     extension: None,
     refused: None,
     rotary: None,
@@ -60,6 +66,7 @@ const ANY: ViTKind = ViTKind {
     head_dim: None,
     pool_heads: None,
     pool_prefix: false,
+    final_norm: true,
     side: 224,
 };
 
@@ -114,6 +121,34 @@ const fn perception(width: i64, side: i64, offset: f64, lacks: &'static [&'stati
     }
 }
 
+/// The towers of Perception Encoder for dense features and for language, which have no last norm.
+const fn dense_perception(
+    has: &'static [&'static str],
+    lacks: &'static [&'static str],
+    offset: f64,
+) -> ViTKind {
+    ViTKind {
+        name: "Perception Encoder without a last norm",
+        has,
+        lacks,
+        gated: Some(false),
+        rotary: indexed(1e4, offset, Some((32, 32)), true),
+        norm_eps: Some(1e-5),
+        pooling: Some(Pooling::Average),
+        final_norm: false,
+        ..ANY
+    }
+}
+
+const ROPE_WITH_TABLE: ViTKind = ViTKind {
+    name: "RoPE-ViT with a table",
+    has: &["cls_token", "pos_embed", GAMMA],
+    lacks: &["reg_token"],
+    stored: Some("blocks.0.gamma_1"),
+    parted_bias: Some(false),
+    ..ANY
+};
+
 const SEPARATE_HEADS: ViTKind = ViTKind {
     name: "DeiT with a distillation token",
     stored: Some("dist_token"),
@@ -126,6 +161,14 @@ const KINDS: &[ViTKind] = &[
     ViTKind { width: Some(4096), head_dim: Some(128), ..DINOV3 },
     ViTKind { width: Some(4096), head_dim: Some(128), ..TIMM_DINOV3 },
     DINOV3,
+    ViTKind {
+        name: "LingBot-Vision g",
+        width: Some(1536),
+        gated: Some(true),
+        pooling: Some(Pooling::ClassToken),
+        side: 512,
+        ..TIMM_DINOV3
+    },
     // LingBot-Vision has the class token as its usual feature, under the same names and biases.
     ViTKind { stored: Some("blocks.0.mlp.fc1_g.weight"), ..TIMM_DINOV3 },
     ViTKind {
@@ -180,6 +223,16 @@ const KINDS: &[ViTKind] = &[
     perception(768, 14, 1.0, &[]),
     perception(1024, 24, 1.0, &[]),
     perception(1536, 32, 0.0, &["cls_token"]),
+    dense_perception(
+        &["norm_pre.weight", "pos_embed", "cls_token"],
+        &["norm.weight", "fc_norm.weight", "attn_pool.latent", "patch_embed.proj.bias"],
+        1.0,
+    ),
+    dense_perception(
+        &["norm_pre.weight", "pos_embed", GAMMA],
+        &["norm.weight", "fc_norm.weight", "attn_pool.latent", "cls_token"],
+        0.0,
+    ),
     ViTKind {
         name: "an unknown Perception Encoder",
         has: &["attn_pool.latent", "norm_pre.weight", "pos_embed"],
@@ -190,17 +243,17 @@ const KINDS: &[ViTKind] = &[
         ..ANY
     },
     ViTKind {
-        name: "RoPE-ViT with a table",
-        has: &["cls_token", "pos_embed", GAMMA],
-        lacks: &["reg_token"],
-        stored: Some("blocks.0.gamma_1"),
-        parted_bias: Some(false),
+        architecture: Some("_rope_ape_"),
+        rotary: indexed(100.0, 0.0, None, true),
+        ..ROPE_WITH_TABLE
+    },
+    ViTKind {
         extension: Some("safetensors"),
         refused: Some(
             "timm's vit_*_rope_ape_*, whose rotary positions no tensor shows, or Facebook's \
              DeiT-III, which has the same names; Facebook's file is read with the extension .pth",
         ),
-        ..ANY
+        ..ROPE_WITH_TABLE
     },
     SEPARATE_HEADS,
     ViTKind {
@@ -223,9 +276,18 @@ impl ViTKind {
     /// everything.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`] if models of this kind are not supported.
+    /// [`Error::UnknownFormat`] if models of this kind are not supported; the errors of reading the
+    /// file beside the checkpoint.
     pub(super) fn of(plan: &Plan, width: i64, gated: bool) -> Result<Option<&'static ViTKind>> {
-        let Some(kind) = KINDS.iter().find(|kind| kind.fits(plan, width, gated)) else {
+        let config = SideFile::read(plan.file.path(), CONFIG)?;
+        let architecture = config.as_ref().and_then(|file| file.json["architecture"].as_str());
+        let fits = |kind: &&ViTKind| {
+            kind.fits(plan, width, gated)
+                && kind
+                    .architecture
+                    .is_none_or(|part| architecture.is_some_and(|a| a.contains(part)))
+        };
+        let Some(kind) = KINDS.iter().find(fits) else {
             return Ok(None);
         };
         match kind.refused {

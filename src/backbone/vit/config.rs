@@ -58,6 +58,10 @@ pub struct ViTConfig {
     /// (EVA-02).
     #[serde(skip_serializing_if = "is_false")]
     pub mlp_norm: bool,
+    /// Whether there is a layer norm behind the blocks or the pooling. Perception Encoder's towers
+    /// for dense features have none.
+    #[serde(skip_serializing_if = "is_true")]
+    pub final_norm: bool,
     /// How the tokens become the features.
     pub pooling: Pooling,
     /// The attention pooling of the checkpoint, if it has one (SigLIP). The features depend on it
@@ -91,6 +95,7 @@ impl Default for ViTConfig {
             layer_scale: false,
             attention_norm: false,
             mlp_norm: false,
+            final_norm: true,
             pooling: Pooling::ClassToken,
             attention_pool: None,
             norm_eps: 1e-6,
@@ -101,6 +106,10 @@ impl Default for ViTConfig {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// The maximum of every dimension. It keeps products of dimensions within `i64`.
@@ -147,7 +156,7 @@ impl ViTConfig {
             &[self.depth, 2 * present(self.layer_scale), c],
             &[self.depth, 2 * present(self.attention_norm), c],
             &[self.depth, 2 * present(self.mlp_norm), hidden],
-            &[2, c],
+            &[2 * present(self.final_norm), c],
             &[2 * present(self.pre_norm), c],
             &[self.projection.unwrap_or(0), c],
         ];

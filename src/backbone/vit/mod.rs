@@ -31,7 +31,7 @@ pub struct Layers {
     pos_embed: Option<Weight>,
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Option<LayerNorm>,
     attention_pool: Option<AttentionPool>,
     projection: Option<Linear>,
 }
@@ -96,7 +96,7 @@ impl Network for ViTConfig {
     }
 
     fn patch_map(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
-        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
+        let tokens = layers.final_norm(&stream.tokens, hooks)?;
         Stream { tokens, layout: stream.layout }.patches()
     }
 
@@ -130,7 +130,8 @@ impl Network for ViTConfig {
             let heads = pool.num_heads.unwrap_or(self.num_heads);
             format!(" pool_heads={heads} pool_prefix={}", pool.reads_prefix)
         });
-        let later = rotary.into_iter().chain(pool).collect::<String>();
+        let norm = (!self.final_norm).then(|| " no final norm".to_owned());
+        let later = rotary.into_iter().chain(pool).chain(norm).collect::<String>();
         format!(
             "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}{later}",
             self.num_heads,
@@ -187,7 +188,7 @@ impl Layers {
             blocks: (0..config.depth)
                 .map(|index| Block::build(&block(index), None, weights))
                 .collect::<Result<_>>()?,
-            norm: weights.norm(norm, c, eps)?,
+            norm: if config.final_norm { Some(weights.norm(norm, c, eps)?) } else { None },
             attention_pool: match &config.attention_pool {
                 Some(pool) => Some(attention_pool(config, pool, weights)?),
                 None => None,
@@ -229,6 +230,14 @@ impl Layers {
         }
     }
 
+    /// Runs the last norm, if there is one.
+    fn final_norm(&self, x: &Tensor, hooks: &Hooks) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => hooks.norm(Layer::FinalNorm, norm, x),
+            None => Ok(x.shallow_clone()),
+        }
+    }
+
     /// Computes `[B, T, C] -> [B, C]`, or `[B, 2C]` for the class token beside the mean. Pooling of
     /// the first tokens reads only these.
     fn pool(
@@ -238,7 +247,7 @@ impl Layers {
         layout: &TokenLayout,
         hooks: &Hooks,
     ) -> Result<Tensor> {
-        let norm = |x: &Tensor| hooks.norm(Layer::FinalNorm, &self.norm, x);
+        let norm = |x: &Tensor| self.final_norm(x, hooks);
         let mean = |x: &Tensor, start: i64, count: i64| -> Result<Tensor> {
             Ok(x.f_narrow(1, start, count)?.f_mean_dim(1i64, false, x.kind())?)
         };

@@ -29,7 +29,7 @@ impl BackboneConfig for ViTConfig {
                 shape(Layer::Fc2(block), hidden, c, true),
             ]);
         }
-        layers.push(norm(Layer::FinalNorm));
+        layers.extend(self.final_norm.then(|| norm(Layer::FinalNorm)));
         let block_dims = vec![c; self.depth as usize];
         let num_params = self.num_params();
         let mut num_feature_params = num_params - c * self.projection.unwrap_or(0);
