@@ -100,6 +100,9 @@ impl fmt::Display for Preprocessing {
 /// The mean and the standard deviation of ImageNet-1k.
 pub(crate) const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
+/// The mean and the standard deviation that map `0..=1` to `-1..=1`, as SigLIP uses them.
+pub(crate) const HALF: ([f32; 3], [f32; 3]) = ([0.5; 3], [0.5; 3]);
+
 /// The mean and the standard deviation of CLIP's training images.
 pub(crate) const CLIP: ([f32; 3], [f32; 3]) =
     ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);

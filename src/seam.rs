@@ -176,6 +176,13 @@ pub struct BackboneShape {
     /// pass. [`Layer::Qkv`] also stands for its parts. A bias or a norm that is not listed cannot be
     /// trained by BitFit or by the layer norm method.
     pub layers: Vec<LayerShape>,
+    /// Number of biases that the features depend on and that belong to no layer of `layers`, such as
+    /// those of an attention pooling. Only methods that train weights of the backbone itself act on
+    /// them.
+    pub other_biases: i64,
+    /// Number of weights of norms, biases included, that the features depend on and that belong to
+    /// no layer of `layers`.
+    pub other_norms: i64,
     /// Number of weights.
     pub num_params: i64,
     /// Number of weights that the features depend on. For example, CLIP's projection comes after
@@ -194,7 +201,16 @@ impl BackboneShape {
     ) -> Self {
         let lacks = &[];
         let num_feature_params = num_params;
-        BackboneShape { family, lacks, block_dims, layers, num_params, num_feature_params }
+        BackboneShape {
+            family,
+            lacks,
+            block_dims,
+            layers,
+            other_biases: 0,
+            other_norms: 0,
+            num_params,
+            num_feature_params,
+        }
     }
 
     /// Returns the shape without the places in `lacks`, each with its reason.

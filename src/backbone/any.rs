@@ -9,7 +9,7 @@ use super::{
     ImageSize, Pass, Precision, Preprocessing, PreprocessingSource, Resampling, ResizeMode, Stream,
 };
 use crate::error::Result;
-use crate::preprocessing::{CLIP, IMAGENET};
+use crate::preprocessing::{CLIP, HALF, IMAGENET};
 use crate::seam::{BackboneShape, NoMethod, Seam};
 
 /// The usual image side for a network that accepts images of any size.
@@ -29,6 +29,7 @@ pub struct AnyBackbone {
 
 /// A backbone of one of the supported families.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a program holds few backbones")]
 pub(crate) enum AnyFamily {
     ViT(FrozenViT),
     Swin(FrozenSwin),
@@ -59,12 +60,18 @@ macro_rules! map_each {
 
 impl AnyFamily {
     /// Returns the usual preprocessing of this family. Images are squashed to the size that the
-    /// backbone accepts. A ViT with a norm before its blocks uses CLIP's mean and standard
-    /// deviation; every other backbone uses those of ImageNet.
+    /// backbone accepts. A ViT with attention pooling (SigLIP, Perception Encoder) uses 0.5 for mean
+    /// and standard deviation, one with a norm before its blocks and EVA-02 those of CLIP; every other backbone uses those of ImageNet.
     pub(crate) fn usual_preprocessing(&self) -> Preprocessing {
         let (name, image_size, (mean, std)) = match self {
+            AnyFamily::ViT(vit) if vit.config().attention_pool.is_some() => {
+                ("ViT with attention pooling", vit.config().image_size, HALF)
+            }
             AnyFamily::ViT(vit) if vit.config().pre_norm => {
                 ("CLIP tower", vit.config().image_size, CLIP)
+            }
+            AnyFamily::ViT(vit) if vit.config().rotary.is_some() && vit.config().pos_embed => {
+                ("EVA-02", vit.config().image_size, CLIP)
             }
             AnyFamily::ViT(vit) => ("ViT", vit.config().image_size, IMAGENET),
             AnyFamily::Swin(swin) => ("Swin", swin.config().image_size, IMAGENET),

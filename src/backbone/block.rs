@@ -7,7 +7,8 @@ use super::hooks::BlockPass;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::nn::{
-    Attention, LayerNorm, Mlp, MlpActivation, Positions, Projected, Weight, WindowBias, Windows,
+    Attention, LayerNorm, Mlp, MlpActivation, Positions, Projected, RotaryTable, Weight,
+    WindowBias, Windows,
 };
 use crate::seam::{Layer, SubLayer, TokenLayout};
 
@@ -16,23 +17,27 @@ use crate::seam::{Layer, SubLayer, TokenLayout};
 pub(super) enum Queries {
     /// All tokens.
     All,
-    /// Only the first token.
-    ClassToken,
+    /// Only this many tokens, which are the first of the prefix.
+    First(i64),
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     norm1: LayerNorm,
     attention: Attention,
+    /// The norm between attention and its projection.
+    inner_norm1: Option<LayerNorm>,
     scale1: Option<Weight>,
     norm2: LayerNorm,
     mlp: Mlp,
+    /// The norm between the activation and the second layer of the MLP.
+    inner_norm2: Option<LayerNorm>,
     scale2: Option<Weight>,
 }
 
 impl Block {
-    /// Computes `[B, T, C] -> [B, T, C]`, or `[B, 1, C]` if only the class token is read later. The
-    /// stream must be the result of [`BlockPass::enter`].
+    /// Computes `[B, T, C] -> [B, T, C]`, or fewer tokens if only these are read later. The stream
+    /// must be the result of [`BlockPass::enter`].
     pub(super) fn forward(
         &self,
         stream: Stream,
@@ -43,14 +48,15 @@ impl Block {
         let norm1 = self.norm1.beside(&tokens)?;
         let (normed, norm) = pass.norm_of(SubLayer::Attention, &norm1, &tokens)?;
         let mut beside = normed.shallow_clone();
-        if queries == Queries::ClassToken {
-            layout = TokenLayout { prefix: 1, grid: (0, 0) };
-            tokens = tokens.f_narrow(1, 0, 1)?;
-            beside = normed.f_narrow(1, 0, 1)?;
+        let prefix = layout.prefix;
+        if let Queries::First(count) = queries {
+            layout = TokenLayout { prefix: count, grid: (0, 0) };
+            tokens = tokens.f_narrow(1, 0, count)?;
+            beside = normed.f_narrow(1, 0, count)?;
         }
         let attention = SubLayer::Attention;
         let tokens = pass.join(attention, tokens, (&beside, norm), &layout, |branch| {
-            scaled(self.attend(&branch.select(&normed)?, queries, pass)?, &self.scale1)
+            scaled(self.attend(&branch.select(&normed)?, prefix, queries, pass)?, &self.scale1)
         })?;
         let norm2 = self.norm2.beside(&tokens)?;
         let (normed, norm) = pass.norm_of(SubLayer::Mlp, &norm2, &tokens)?;
@@ -58,14 +64,21 @@ impl Block {
             let (fc1, fc2) = (Layer::Fc1(pass.block), Layer::Fc2(pass.block));
             let x = pass.before(SubLayer::Mlp, branch.select(&normed)?)?;
             let x = pass.hooks.linear(fc1, &self.mlp.fc1, &x)?;
-            let x = pass.hooks.linear(fc2, &self.mlp.fc2, &self.mlp.activate(&x)?)?;
+            let x = normed_by(&self.inner_norm2, self.mlp.activate(&x)?)?;
+            let x = pass.hooks.linear(fc2, &self.mlp.fc2, &x)?;
             scaled(x, &self.scale2)
         })
     }
 
-    /// Computes attention over the normed tokens, `[B, T, C] -> [B, T, C]`. If only the first token
-    /// is read later, only its output `[B, 1, C]` is computed.
-    fn attend(&self, normed: &Tensor, queries: Queries, pass: &BlockPass) -> Result<Tensor> {
+    /// Computes attention over the normed tokens, `[B, T, C] -> [B, T, C]`, of which `prefix` are
+    /// prefix tokens. If only the first tokens are read later, only their output is computed.
+    fn attend(
+        &self,
+        normed: &Tensor,
+        prefix: i64,
+        queries: Queries,
+        pass: &BlockPass,
+    ) -> Result<Tensor> {
         let attention = &self.attention;
         let input = match attention.windows() {
             Some(windows) => windows.partition(normed)?,
@@ -74,11 +87,12 @@ impl Block {
         let input = pass.before(SubLayer::Attention, input)?;
         let projected = self.project(&input, queries, pass)?;
         let batch = normed.size().first().copied().unwrap_or_default();
-        let mixed = attention.mix(&projected, batch)?;
+        let mixed = attention.mix(&projected, batch, prefix)?;
         let mixed = match attention.windows() {
             Some(windows) => windows.reverse(&mixed)?,
             None => mixed,
         };
+        let mixed = normed_by(&self.inner_norm1, mixed)?;
         pass.hooks.linear(Layer::Proj(pass.block), &attention.proj, &mixed)
     }
 
@@ -87,9 +101,9 @@ impl Block {
         let (qkv, hooks, block) = (&self.attention.qkv, &pass.hooks, pass.block);
         match queries {
             Queries::All => Ok(Projected::Fused(hooks.linear(Layer::Qkv(block), qkv, input)?)),
-            Queries::ClassToken => {
+            Queries::First(count) => {
                 let c = self.attention.proj.weight.size()[1];
-                let first = input.f_narrow(1, 0, 1)?;
+                let first = input.f_narrow(1, 0, count)?;
                 let q = hooks.linear(Layer::Q(block), &qkv.rows(0, c)?, &first)?;
                 let kv = hooks.linear(Layer::Kv(block), &qkv.rows(c, 2 * c)?, input)?;
                 Ok(Projected::Split(q, kv))
@@ -103,6 +117,14 @@ fn scaled(output: Tensor, gamma: &Option<Weight>) -> Result<Tensor> {
     match gamma {
         Some(gamma) => Ok(output.f_mul(gamma)?),
         None => Ok(output),
+    }
+}
+
+/// Applies a norm inside a sub-layer, if there is one.
+fn normed_by(norm: &Option<LayerNorm>, x: Tensor) -> Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(&x),
+        None => Ok(x),
     }
 }
 
@@ -121,6 +143,12 @@ pub(super) struct BlockShape {
     pub(super) qkv_bias: bool,
     pub(super) layer_scale: bool,
     pub(super) norm_eps: f64,
+    /// Whether there is a norm between attention and its projection.
+    pub(super) attention_norm: bool,
+    /// Whether there is a norm between the activation and the second layer of the MLP.
+    pub(super) mlp_norm: bool,
+    /// The rotation of queries and keys, if positions are rotary.
+    pub(super) rotary: Option<RotaryTable>,
 }
 
 impl Block {
@@ -133,23 +161,28 @@ impl Block {
         let (c, hidden, eps) = (shape.dim, shape.hidden, shape.norm_eps);
         let name = |part: &str| format!("{}.{part}", shape.name);
         let activation = shape.activation;
+        let norm_if = |present: bool, part: &str, dim: i64, weights: &mut Weights| {
+            present.then(|| weights.norm(&name(part), dim, eps)).transpose()
+        };
         Ok(Block {
             norm1: weights.norm(&name("norm1"), c, eps)?,
             attention: Attention {
-                positions: match windows {
-                    Some(windows) => {
+                positions: match (windows, &shape.rotary) {
+                    (Some(windows), _) => {
                         let sizes = [windows.table_rows(), shape.num_heads];
                         let table = name("attn.relative_position_bias_table");
                         let table = weights.get(&table, &sizes)?.shallow_clone();
                         Positions::Windows(WindowBias::new(windows, table))
                     }
-                    None => Positions::InTokens,
+                    (None, Some(table)) => Positions::Rotary(table.clone()),
+                    (None, None) => Positions::InTokens,
                 },
                 qkv: weights.linear(&name("attn.qkv"), 3 * c, c, shape.qkv_bias)?,
                 proj: weights.linear(&name("attn.proj"), c, c, true)?,
                 num_heads: shape.num_heads,
                 causal: shape.causal,
             },
+            inner_norm1: norm_if(shape.attention_norm, "attn.norm", c, weights)?,
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
             norm2: weights.norm(&name("norm2"), c, eps)?,
             mlp: Mlp {
@@ -157,6 +190,7 @@ impl Block {
                 fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
                 activation,
             },
+            inner_norm2: norm_if(shape.mlp_norm, "mlp.norm", hidden, weights)?,
             scale2: weights.get_if(shape.layer_scale, &name("ls2.gamma"), &[c])?,
         })
     }

@@ -160,6 +160,9 @@ impl ClipText {
             qkv_bias: true,
             layer_scale: config.layer_scale,
             norm_eps: eps,
+            attention_norm: false,
+            mlp_norm: false,
+            rotary: None,
         };
         Ok(ClipText {
             config: config.clone(),

@@ -55,12 +55,13 @@ pub use hooks::{BlockPass, Hooks};
 pub use network::{ImageSize, Network};
 pub use precision::Precision;
 pub use swin::{FrozenSwin, SwinConfig};
-pub use vit::{FrozenViT, Pooling, ViTConfig};
+pub use vit::{AttentionPooling, FrozenViT, Pooling, ViTConfig};
 pub use weights::{WeightSource, Weights};
 
 use crate::error::{Error, Result};
 pub use crate::nn::{
-    Branch, Conv, DropPath, LayerNorm, Linear, MlpActivation, Noise, PatchEmbed, Weight,
+    Branch, Conv, DropPath, LayerNorm, Linear, MlpActivation, Noise, PatchEmbed, Rotary,
+    RotaryCoordinates, RotaryPairs, Weight,
 };
 use crate::seam::{BackboneShape, NoMethod, Seam, TokenLayout};
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES};
+use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES, parts as parts_of};
 use super::renamed::{MAX_UNWRAPPINGS, Renamed};
 use super::unsupported::unsupported;
 use super::{LoadReport, TensorFile, shards};
@@ -25,6 +25,8 @@ pub struct Plan<'a> {
 /// A tensor of the file that is a tensor of the model or a part of one.
 struct Origin {
     name: String,
+    /// The pattern that the name matches.
+    pattern: &'static str,
     layout: Layout,
     part: Part,
 }
@@ -96,16 +98,19 @@ impl<'a> Plan<'a> {
     }
 
     fn place(&mut self, name: String) {
-        let found = self.family.find(self.prefix, &name).map(|(rule, found)| (rule.action, found));
+        let found = self
+            .family
+            .find(self.prefix, &name)
+            .map(|(rule, found)| (rule.from, rule.action, found));
         let in_file = self.file.in_file(&name);
         match found {
             None => self.unknown.push(in_file),
-            Some((Action::Skip(reason), _)) => self.skipped.push((in_file, reason.to_owned())),
-            Some((Action::Take { to, layout }, found)) => {
+            Some((_, Action::Skip(reason), _)) => self.skipped.push((in_file, reason.to_owned())),
+            Some((pattern, Action::Take { to, layout }, found)) => {
                 let (part, sources) = (found.part, self.sources.entry(found.fill(to)).or_default());
                 // A second tensor for the same place is unexpected.
                 if sources.iter().all(|s| s.part.of == part.of && s.part.index != part.index) {
-                    sources.push(Origin { name, layout, part })
+                    sources.push(Origin { name, pattern, layout, part })
                 } else {
                     self.unknown.push(in_file)
                 }
@@ -153,7 +158,8 @@ impl<'a> Plan<'a> {
             return Err(self.mismatch(source, vec![-1; rank]));
         }
         if let Some(rows) = shape.first_mut() {
-            *rows = rows.saturating_mul(source.part.of as i64);
+            let Part { of, span, .. } = source.part;
+            *rows = rows.saturating_mul(of as i64) / span as i64;
         }
         Ok(shape)
     }
@@ -164,6 +170,16 @@ impl<'a> Plan<'a> {
         Some((source.layout, self.file_shape(source)))
     }
 
+    /// Returns whether the file has the tensor `name`, with or without the backbone's prefix.
+    pub(super) fn stores(&self, name: &str) -> bool {
+        self.file.contains(name) || self.file.contains(&format!("{}{name}", self.prefix))
+    }
+
+    /// Returns whether the model's tensor `name` is fused of several tensors of the file.
+    pub(super) fn is_fused(&self, name: &str) -> bool {
+        self.sources.get(name).is_some_and(|sources| sources.iter().any(|s| s.part.of > 1))
+    }
+
     /// Reads the model's tensor `name` with the shape `shape`. `heads` is the number of heads into
     /// which Flax splits a width.
     ///
@@ -172,26 +188,18 @@ impl<'a> Plan<'a> {
     /// file; the errors of reading the tensor.
     pub(super) fn read(&self, name: &str, shape: &[i64], heads: i64) -> Result<Tensor> {
         let sources = self.sources.get(name).map_or(&[][..], Vec::as_slice);
-        let of = sources.first().map_or(1, |source| source.part.of);
-        if sources.len() != of {
-            return Err(self.missing(name, shape, heads));
-        }
-        let part_shape = split(shape, of);
-        let mut parts = Vec::with_capacity(of);
-        for source in sources {
-            let expected = source.layout.to_file(&part_shape, heads);
-            let found = self.file_shape(source);
-            let fits = match source.layout {
-                Layout::Same => trim_ones(found) == trim_ones(&expected),
-                Layout::Pointwise => trim_last_ones(found) == trim_last_ones(&expected),
-                _ => found == expected,
-            };
-            if !fits {
-                return Err(self.mismatch(source, expected));
+        let Some(first) = sources.first() else { return Err(self.missing(name, shape, heads)) };
+        let mut parts = Vec::new();
+        for part in parts_of(first.pattern) {
+            let part_shape = split(shape, part);
+            match sources.iter().find(|source| source.part == part) {
+                Some(source) => parts.push(self.read_part(source, &part_shape, heads)?),
+                None if part.optional => {
+                    let like = parts.first().map_or((Kind::Float, Device::Cpu), kind_of);
+                    parts.push(Tensor::f_zeros(&part_shape, like)?)
+                }
+                None => return Err(self.missing(name, shape, heads)),
             }
-            let tensor = self.file.tensor(&source.name)?;
-            self.check_finite(&source.name, &tensor)?;
-            parts.push(source.layout.apply(&tensor, &part_shape)?);
         }
         match parts.pop() {
             Some(whole) if parts.is_empty() => Ok(whole),
@@ -215,6 +223,23 @@ impl<'a> Plan<'a> {
         }
         let file = self.file.path().to_path_buf();
         Err(Error::NotFinite { file, name: name.to_owned(), count: bad })
+    }
+
+    /// Reads one part of a tensor of the model, with the shape `shape`.
+    fn read_part(&self, source: &Origin, shape: &[i64], heads: i64) -> Result<Tensor> {
+        let expected = source.layout.to_file(shape, heads);
+        let found = self.file_shape(source);
+        let fits = match source.layout {
+            Layout::Same => trim_ones(found) == trim_ones(&expected),
+            Layout::Pointwise => trim_last_ones(found) == trim_last_ones(&expected),
+            _ => found == expected,
+        };
+        if !fits {
+            return Err(self.mismatch(source, expected));
+        }
+        let tensor = self.file.tensor(&source.name)?;
+        self.check_finite(&source.name, &tensor)?;
+        source.layout.apply(&tensor, shape)
     }
 
     /// Checks that a rule exists for each name of the file.
@@ -274,11 +299,12 @@ impl<'a> Plan<'a> {
     fn missing(&self, name: &str, shape: &[i64], heads: i64) -> Error {
         let present = self.sources.get(name).map_or(&[][..], Vec::as_slice);
         let wanted = self.family.file_names(self.prefix, name).into_iter();
-        let absent = wanted.into_iter().find(|(.., part)| present.iter().all(|s| s.part != *part));
+        let is_absent = |part: &Part| !part.optional && present.iter().all(|s| s.part != *part);
+        let absent = wanted.into_iter().find(|(.., part)| is_absent(part));
         let is_final_norm = FINAL_NORMS.contains(&name);
         let (name, expected) = match absent {
             Some((file_name, layout, part)) => {
-                (file_name, layout.to_file(&split(shape, part.of), heads))
+                (file_name, layout.to_file(&split(shape, part), heads))
             }
             None => (name.to_owned(), shape.to_vec()),
         };
@@ -293,13 +319,17 @@ impl<'a> Plan<'a> {
 /// The model's names of the weight of the last norm.
 const FINAL_NORMS: [&str; 2] = ["norm.weight", "head.norm.weight"];
 
-/// Returns the shape of one of `of` equal parts along the first dimension.
-fn split(shape: &[i64], of: usize) -> Vec<i64> {
-    let mut part = shape.to_vec();
-    if let Some(rows) = part.first_mut() {
-        *rows = if *rows < 0 { *rows } else { *rows / of as i64 };
+/// Returns the shape of one part of a tensor with the shape `shape`.
+fn split(shape: &[i64], part: Part) -> Vec<i64> {
+    let mut shape = shape.to_vec();
+    if let Some(rows) = shape.first_mut() {
+        *rows = if *rows < 0 { *rows } else { *rows / part.of as i64 * part.span as i64 };
     }
-    part
+    shape
+}
+
+fn kind_of(tensor: &Tensor) -> (Kind, Device) {
+    (tensor.kind(), tensor.device())
 }
 
 fn trim_ones(shape: &[i64]) -> &[i64] {

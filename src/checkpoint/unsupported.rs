@@ -19,8 +19,6 @@ const fn family(
 
 const GRN: &str = "global response norm";
 const COSINE: &str = "cosine attention with continuous position bias";
-const POOL: &str = "attention pooling";
-const ROTARY: &str = "rotary positions";
 const RELATIVE: &str = "relative position bias";
 
 /// The families, the ones with more particular marks first.
@@ -36,26 +34,15 @@ const FAMILIES: &[Unsupported] = &[
     family("a ConvNeXt with an overlapping stem", "a stem of two convolutions", &["stages.0.blocks", "stem.2.weight"]),
     family("a ConvNeXt with a norm before the pooling", "this norm", &["stages.0.blocks", "norm_pre"]),
     family("a ConvNeXt with a layer after the pooling", "this layer", &["stages.0.blocks", "pre_logits"]),
-    family("an image tower of open_clip that is timm's SigLIP", POOL, &["visual.trunk", "attn_pool.latent"]),
-    family("an image tower of open_clip that is timm's EVA", ROTARY, &["visual.trunk", "attn.q_proj"]),
-    family("an image tower of open_clip that is timm's EVA", ROTARY, &["visual.trunk", "attn.q_bias"]),
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
-    family("an image tower of open_clip that is timm's ViT", "its place in the file", &["visual.trunk", "blocks.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),
-    family("SigLIP (Hugging Face)", POOL, &["head.probe"]),
-    family("SigLIP (timm)", POOL, &["attn_pool.latent"]),
-    family("DINOv3 (Hugging Face)", ROTARY, &["embeddings.register_tokens", "attention.q_proj"]),
-    family("DINOv3", ROTARY, &["storage_tokens"]),
     family("BEiT (Hugging Face)", RELATIVE, &["relative_position_bias", "lambda_1"]),
     family("BEiT", RELATIVE, &["attn.relative_position_bias_table", "gamma_1"]),
     family("BEiT", RELATIVE, &["rel_pos_bias"]),
-    family("EVA-02 or another model of timm's Eva", ROTARY, &["mlp.fc1_g"]),
-    family("EVA or another model without a bias of the keys", "separate biases of q and v", &["attn.q_bias", "attn.v_bias"]),
+    family("RoPE-ViT with learned frequencies", "rotary positions of each block", &["rope.freqs"]),
     family("AIMv2 (Hugging Face)", "RMSNorm", &["rms_norm1"]),
     family("SAM", "decomposed relative positions", &["rel_pos_h"]),
-    family("DeiT, distilled", "a second prefix token with a head of its own", &["dist_token"]),
-    family("DeiT, distilled (Hugging Face)", "a second prefix token with a head of its own", &["distillation_token"]),
     family("a ViT with a norm of queries and keys", "this norm", &["attn.q_norm"]),
     family("a ResNet of CLIP", "residual networks", &["visual.layer1", "visual.attnpool"]),
     family("a ResNet", "residual networks", &["layer1.0.conv1", "layer4"]),
@@ -95,10 +82,10 @@ mod tests {
     #[test]
     fn a_family_is_told_by_all_of_its_marks() {
         let of = |names: &[&str]| unsupported(names, names);
-        let siglip = ["visual.trunk.blocks.0.norm1.weight", "visual.trunk.attn_pool.latent"];
-        assert!(of(&siglip).unwrap().contains("SigLIP"));
-        assert!(of(&siglip[..1]).unwrap().contains("timm's ViT"));
-        assert_eq!(unsupported(&siglip, &["head.weight"]), None);
+        let swin = ["visual.trunk.layers.0.blocks.0.norm1.weight", "visual.trunk.norm.weight"];
+        assert!(of(&swin).unwrap().contains("timm's Swin"));
+        assert!(of(&swin[1..]).unwrap().contains("its architecture"));
+        assert_eq!(unsupported(&swin, &["head.weight"]), None);
         assert_eq!(of(&["blocks.0.norm1.weight", "norm.weight"]), None);
     }
 }

@@ -11,8 +11,9 @@ use super::names::PositionNames;
 use super::plan::Plan;
 use super::report::Setting;
 use super::square_root;
+use super::vit_kind::ViTKind;
 use super::vit_settings::{Sizes, ViTSettings};
-use crate::backbone::ViTConfig;
+use crate::backbone::{AttentionPooling, ViTConfig};
 use crate::error::Result;
 use crate::nn::{TableFilter, resize_pos_embed};
 
@@ -74,13 +75,26 @@ impl Checkpoint for ViTConfig {
             activation: settings.activation.value,
             class_token: sizes.class_token,
             num_registers: sizes.num_registers,
-            pos_embed: true,
+            pos_embed: sizes.pos_embed,
             pos_embed_prefix: sizes.pos_embed_prefix,
+            rotary: sizes.kind.and_then(|kind| kind.rotary),
             patch_bias: plan.has("patch_embed.proj.bias"),
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
             pre_norm: plan.has("norm_pre.weight"),
             layer_scale: plan.has("blocks.0.ls1.gamma"),
+            attention_norm: plan.has("blocks.0.attn.norm.weight"),
+            mlp_norm: plan.has("blocks.0.mlp.norm.weight"),
+            final_norm: sizes.kind.is_none_or(|kind| kind.final_norm),
             pooling: settings.pooling.value,
+            attention_pool: if plan.has("attn_pool.latent") {
+                Some(AttentionPooling {
+                    num_heads: sizes.kind.and_then(|kind| kind.pool_heads),
+                    mlp_dim: plan.shape("attn_pool.mlp.fc2.weight", 2)?[1],
+                    reads_prefix: sizes.kind.is_some_and(|kind| kind.pool_prefix),
+                })
+            } else {
+                None
+            },
             norm_eps: settings.norm_eps.value,
             projection: if plan.has("projection.weight") {
                 Some(plan.shape("projection.weight", 2)?[0])
@@ -148,9 +162,19 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
     let mlp_dim = plan.shape("blocks.0.mlp.fc2.weight", 2)?[1];
     let class_token = plan.has("cls_token");
     let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
-    let (pos_embed_prefix, grid) = positions(plan, class_token, num_registers)?;
     let (embed_dim, patch_size) = (dims[0], dims[2]);
+    let kind = ViTKind::of(plan, embed_dim, mlp_dim.checked_mul(2) == Some(fc1_rows))?;
+    let rotary = kind.filter(|kind| kind.rotary.is_some() && !plan.has("pos_embed"));
+    let (pos_embed_prefix, grid) = match rotary {
+        Some(kind) => {
+            let patches = kind.side.checked_div(patch_size).unwrap_or_default();
+            (0, (patches, patches))
+        }
+        None => positions(plan, class_token, num_registers)?,
+    };
     Ok(Sizes {
+        kind,
+        pos_embed: rotary.is_none(),
         embed_dim,
         patch_size,
         mlp_dim,
@@ -167,6 +191,7 @@ fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64,
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
     Ok(match plan.family.positions {
+        PositionNames::AllPrefix => split_positions(rows, usual.saturating_add(num_registers), &[]),
         PositionNames::None | PositionNames::Class => split_positions(rows, usual, &[]),
         PositionNames::UsuallyNoneBeside(_) => {
             split_positions(rows, usual, &prefixes(class_token, num_registers))

@@ -5,6 +5,7 @@ use super::names::{Activation, Layout};
 use super::plan::Plan;
 use super::report::{Setting, SettingSource};
 use super::settings::{self, KnownViT, Told};
+use super::vit_kind::ViTKind;
 use crate::backbone::{MlpActivation, Pooling, ViTConfig};
 use crate::error::{Error, Result};
 
@@ -14,6 +15,10 @@ const HEAD_DIM: i64 = 64;
 /// The sizes of a ViT, which its tensors show.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
+    /// The kind of the model, if it is not a plain one.
+    pub(super) kind: Option<&'static ViTKind>,
+    /// Whether there is a position table.
+    pub(super) pos_embed: bool,
     pub(super) embed_dim: i64,
     pub(super) patch_size: i64,
     pub(super) mlp_dim: i64,
@@ -22,7 +27,7 @@ pub(super) struct Sizes {
     pub(super) num_registers: i64,
     /// Rows of the position table for prefix tokens.
     pub(super) pos_embed_prefix: i64,
-    /// The grid of the other rows of the position table.
+    /// The grid of the other rows of the position table; the usual grid if there is no table.
     pub(super) grid: (i64, i64),
 }
 
@@ -52,7 +57,7 @@ impl ViTSettings {
         let known = KnownViT::find(embed_dim, mlp_dim, patch_size, class_token, patches);
         let mut unsettled = Vec::new();
         Ok(ViTSettings {
-            num_heads: num_heads(plan, embed_dim, &told, known, &mut unsettled),
+            num_heads: num_heads(plan, sizes, &told, known, &mut unsettled),
             norm_eps: norm_eps(plan, sizes, &told, &mut unsettled),
             activation: activation_of(plan, sizes, &told, known, &mut unsettled),
             pooling: pooling(plan, sizes, &told, &mut unsettled)?,
@@ -80,7 +85,7 @@ fn names(plan: &Plan) -> String {
 
 fn num_heads(
     plan: &Plan,
-    embed_dim: i64,
+    sizes: &Sizes,
     told: &Told,
     known: Option<&KnownViT>,
     unsettled: &mut Vec<Unsettled>,
@@ -88,9 +93,17 @@ fn num_heads(
     if let Some((Layout::IntoHeads, &[_, heads, _])) = plan.first_part("blocks.0.attn.qkv.weight") {
         return Choice::new(heads, SettingSource::Tensors);
     }
-    Choice::told(told.num_heads, &told.source, || match known {
-        Some(known) => Choice::new(known.num_heads, SettingSource::Known(known.name.to_owned())),
-        None => {
+    let embed_dim = sizes.embed_dim;
+    let of_kind = sizes.kind.and_then(|kind| Some((kind, kind.head_dim?)));
+    let of_kind = of_kind.filter(|(_, head_dim)| embed_dim % head_dim == 0);
+    Choice::told(told.num_heads, &told.source, || match (of_kind, known) {
+        (Some((kind, head_dim)), _) => {
+            Choice::new(embed_dim / head_dim, SettingSource::Known(kind.name.to_owned()))
+        }
+        (None, Some(known)) => {
+            Choice::new(known.num_heads, SettingSource::Known(known.name.to_owned()))
+        }
+        (None, None) => {
             if embed_dim % HEAD_DIM != 0 {
                 unsettled.push(Unsettled {
                     field: "num_heads",
@@ -115,6 +128,9 @@ fn norm_eps(
     unsettled: &mut Vec<Unsettled>,
 ) -> Choice<f64> {
     Choice::told(told.norm_eps, &told.source, || {
+        if let Some((kind, eps)) = sizes.kind.and_then(|kind| Some((kind, kind.norm_eps?))) {
+            return Choice::new(eps, SettingSource::Known(kind.name.to_owned()));
+        }
         if plan.has("norm_pre.weight") {
             return Choice::new(
                 1e-5,
@@ -198,6 +214,7 @@ pub(super) fn activation(plan: &Plan, fc1_rows: i64, mlp_dim: i64) -> MlpActivat
     }
     match plan.family.activation {
         Activation::QuickGelu => MlpActivation::QuickGelu,
+        Activation::GeluTanh => MlpActivation::GeluTanh,
         Activation::QuickGeluBeside(_) if is_openai(plan) => MlpActivation::QuickGelu,
         Activation::Gelu | Activation::QuickGeluBeside(_) => MlpActivation::Gelu,
     }
@@ -210,6 +227,7 @@ fn pooling(
     unsettled: &mut Vec<Unsettled>,
 ) -> Result<Choice<Pooling>> {
     let norm_last = plan.has("fc_norm.weight");
+    let of_kind = sizes.kind.and_then(|kind| kind.pooling);
     if let Some(pooling) = told.pooling {
         let pooling = match pooling {
             Pooling::ClassToken | Pooling::ClassTokenAndAverage if !sizes.class_token => {
@@ -221,6 +239,10 @@ fn pooling(
                 });
             }
             Pooling::Average if norm_last => Pooling::AverageThenNorm,
+            // timm calls the mean of both tokens of a DeiT `token`.
+            Pooling::ClassToken if of_kind == Some(Pooling::ClassAndDistillation) => {
+                Pooling::ClassAndDistillation
+            }
             pooling => pooling,
         };
         return Ok(Choice::new(pooling, SettingSource::File(told.source.clone())));
@@ -240,11 +262,16 @@ fn pooling(
             flag: "--pooling",
         });
     }
-    let pooling = match (norm_last, sizes.class_token) {
-        (true, _) => Pooling::AverageThenNorm,
-        (false, true) if is_double => Pooling::ClassTokenAndAverage,
-        (false, true) => Pooling::ClassToken,
-        (false, false) => Pooling::Average,
+    if let (false, Some(candidates)) = (is_double, sizes.kind.and_then(|kind| kind.poolings)) {
+        unsettled.push(Unsettled { field: "pooling", candidates, flag: "--pooling" });
+    }
+    let pooling = match (of_kind, sizes.class_token) {
+        _ if norm_last => Pooling::AverageThenNorm,
+        (_, true) if is_double => Pooling::ClassTokenAndAverage,
+        (Some(pooling), _) => pooling,
+        _ if plan.has("attn_pool.latent") => Pooling::Attention,
+        (None, true) => Pooling::ClassToken,
+        (None, false) => Pooling::Average,
     };
     Ok(Choice::new(pooling, SettingSource::Tensors))
 }
@@ -258,9 +285,7 @@ fn image_size(sizes: &Sizes, told: &Told) -> Choice<(i64, i64)> {
     };
     let side = |patches: i64| patches.saturating_mul(patch);
     let of_table = (side(sizes.grid.0), side(sizes.grid.1));
-    let told_size = told
-        .image_size
-        .map(|size| (size.0 - size.0 % patch.max(1), size.1 - size.1 % patch.max(1)));
-    let fitting = told_size.filter(|&size| patches(size) == patches(of_table));
+    let fits = |size: (i64, i64)| !sizes.pos_embed || patches(size) == patches(of_table);
+    let fitting = told.image_size.filter(|&size| fits(size));
     Choice::told(fitting, &told.source, || Choice::new(of_table, SettingSource::Tensors))
 }

@@ -1,12 +1,12 @@
 //! Multi-head self-attention in three steps: projection, position, attention.
 //!
 //! The first step creates [`Projected`]. The code that holds the projection does it and calls the
-//! seam after it. The second step adds positions: it returns a bias for the scores between the
-//! tokens of a window, or nothing. The third step is softmax attention.
+//! seam after it. The second step adds positions: it rotates queries and keys, or returns a bias for
+//! the scores between the tokens of a window, or does nothing. The third step is softmax attention.
 
 use tch::Tensor;
 
-use super::{Linear, WindowBias, self_attention};
+use super::{Linear, RotaryTable, WindowBias, self_attention};
 use crate::error::Result;
 
 /// Multi-head self-attention. The weight of the projection `qkv` is `[3C, C]`: queries, then keys,
@@ -33,6 +33,8 @@ pub(crate) enum Positions {
     InTokens,
     /// Tokens attend within windows, with a learned bias for each offset between two tokens.
     Windows(WindowBias),
+    /// Queries and keys of patches are rotated by angles that depend on their place in the grid.
+    Rotary(RotaryTable),
 }
 
 /// Queries, keys and values before they are split into heads.
@@ -47,16 +49,21 @@ impl Attention {
     /// Returns the windows within which tokens attend, or `None` if attention is global.
     pub(crate) fn windows(&self) -> Option<&WindowBias> {
         match &self.positions {
-            Positions::InTokens => None,
+            Positions::InTokens | Positions::Rotary(_) => None,
             Positions::Windows(bias) => Some(bias),
         }
     }
 
     /// Computes everything between the two projections: `[B, T, C]`, or `[B, count, C]` for fewer
     /// queries. `batch` is the number of images; an image may consist of several sequences
-    /// (windows).
-    pub(crate) fn mix(&self, projected: &Projected, batch: i64) -> Result<Tensor> {
-        let bias = self.place(projected, batch)?;
+    /// (windows). The patches follow `prefix` other tokens.
+    pub(crate) fn mix(&self, projected: &Projected, batch: i64, prefix: i64) -> Result<Tensor> {
+        let rotated = match &self.positions {
+            Positions::Rotary(table) => Some(table.place(projected, prefix)?),
+            _ => None,
+        };
+        let projected = rotated.as_ref().unwrap_or(projected);
+        let bias = self.bias(projected, batch)?;
         if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
             && self_attention::can_attend(qkv)
         {
@@ -67,7 +74,7 @@ impl Attention {
     }
 
     /// Returns the bias that positions add to the scores, if any.
-    fn place(&self, projected: &Projected, batch: i64) -> Result<Option<Tensor>> {
+    fn bias(&self, projected: &Projected, batch: i64) -> Result<Option<Tensor>> {
         match (&self.positions, projected) {
             (Positions::Windows(bias), Projected::Fused(qkv)) => {
                 Ok(Some(bias.for_batch(batch, qkv)?))
@@ -126,7 +133,7 @@ mod tests {
         };
         let x = normal(&[3, 5, c]);
         let fused = Projected::Fused(attention.qkv.forward(&x).unwrap());
-        let found = attention.mix(&fused, 3).unwrap();
+        let found = attention.mix(&fused, 3, 1).unwrap();
 
         let [q, k, v] = [0, 1, 2].map(|part: usize| {
             parts[part].forward(&x).unwrap().view([3, 5, heads, c / heads]).transpose(1, 2)
@@ -138,7 +145,7 @@ mod tests {
         // The same for the queries of the first token only.
         let first = attention.qkv.rows(0, c).unwrap().forward(&x.narrow(1, 0, 1)).unwrap();
         let rest = attention.qkv.rows(c, 2 * c).unwrap().forward(&x).unwrap();
-        let first = attention.mix(&Projected::Split(first, rest), 3).unwrap();
+        let first = attention.mix(&Projected::Split(first, rest), 3, 1).unwrap();
         assert!(first.allclose(&naive.narrow(1, 0, 1), 1e-5, 1e-5, false));
     }
 }

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod attention_pool;
 mod bias_table;
 mod conv;
 mod drop_path;
@@ -14,6 +15,7 @@ mod noise;
 mod norm;
 mod patch_embed;
 mod pos_embed;
+mod rotary;
 mod self_attention;
 mod stored;
 mod variable;
@@ -21,6 +23,7 @@ mod window;
 
 pub(crate) use activation::quick_gelu;
 pub(crate) use attention::{Attention, Positions, Projected};
+pub(crate) use attention_pool::AttentionPool;
 pub(crate) use bias_table::resize_bias_table;
 pub use conv::Conv;
 pub use drop_path::{Branch, DropPath};
@@ -37,6 +40,8 @@ pub(crate) use noise::seed_of;
 pub use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::{TableFilter, resize_pos_embed};
+pub(crate) use rotary::RotaryTable;
+pub use rotary::{Rotary, RotaryCoordinates, RotaryPairs};
 pub use stored::Weight;
 pub(crate) use stored::widened;
 pub(crate) use variable::variable;

@@ -113,9 +113,13 @@ impl Unfrozen {
         let layers = shape.layers.iter();
         match self {
             Unfrozen::All => shape.num_feature_params,
-            Unfrozen::Biases => layers.filter(|layer| layer.bias).map(|layer| layer.outputs).sum(),
+            Unfrozen::Biases => {
+                let listed: i64 = layers.filter(|l| l.bias).map(|layer| layer.outputs).sum();
+                listed + shape.other_biases
+            }
             Unfrozen::Norms => {
-                layers.filter(|l| l.layer.is_norm()).map(|layer| 2 * layer.outputs).sum()
+                let norms = layers.filter(|l| l.layer.is_norm());
+                norms.map(|layer| 2 * layer.outputs).sum::<i64>() + shape.other_norms
             }
         }
     }

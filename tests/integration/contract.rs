@@ -1,6 +1,6 @@
 //! What every method promises on every kind of backbone.
 
-use convpass::backbone::MlpActivation;
+use convpass::backbone::{AttentionPooling, MlpActivation, Rotary, RotaryCoordinates, RotaryPairs};
 use convpass::petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, ConvBypassVariant, FactConfig, FactForm,
     LinearTarget, LowBitConfig, RepAdapterConfig, SsfConfig, VptConfig,
@@ -74,13 +74,61 @@ impl Contract for FrozenViT {
             projection: Some(7),
             ..class_token.clone()
         };
-        vec![
-            ("class token", class_token),
-            ("average", average),
-            ("registers, SwiGLU", registers),
+        let mut variants = vec![
+            ("class token", class_token.clone()),
+            ("average", average.clone()),
+            ("registers, SwiGLU", registers.clone()),
             ("CLIP", clip),
-        ]
+        ];
+        variants.extend(relatives(class_token, average, registers));
+        variants
     }
+}
+
+/// Families whose attention, pooling or prefix differs from those of a ViT.
+fn relatives(
+    class_token: ViTConfig,
+    average: ViTConfig,
+    registers: ViTConfig,
+) -> Vec<(&'static str, ViTConfig)> {
+    let dinov3 = ViTConfig {
+        num_heads: 3,
+        pos_embed: false,
+        pos_embed_prefix: 0,
+        rotary: Some(Rotary::DINOV3),
+        activation: MlpActivation::Gelu,
+        pooling: Pooling::ClassToken,
+        norm_eps: 1e-5,
+        ..registers
+    };
+    let siglip = ViTConfig {
+        activation: MlpActivation::GeluTanh,
+        pooling: Pooling::Attention,
+        attention_pool: Some(AttentionPooling {
+            num_heads: Some(2),
+            mlp_dim: 40,
+            reads_prefix: false,
+        }),
+        ..average
+    };
+    let distilled = ViTConfig {
+        num_registers: 1,
+        pos_embed_prefix: 2,
+        pooling: Pooling::ClassAndDistillation,
+        ..class_token.clone()
+    };
+    let coordinates =
+        RotaryCoordinates::Index { offset: 1.0, reference: Some((4, 4)), columns_first: true };
+    let eva = ViTConfig {
+        num_heads: 2,
+        rotary: Some(Rotary { base: 1e4, pairs: RotaryPairs::Neighbours, coordinates }),
+        activation: MlpActivation::SwiGlu,
+        attention_norm: true,
+        mlp_norm: true,
+        pooling: Pooling::AverageThenNorm,
+        ..class_token
+    };
+    vec![("DINOv3", dinov3), ("SigLIP", siglip), ("DeiT", distilled), ("EVA-02", eva)]
 }
 
 /// Shifted windows that do not divide the grid, in stages of several widths and of one.

@@ -50,6 +50,28 @@ fn hugging_face_dinov2() {
 }
 
 #[test]
+fn dinov3() {
+    check_all("dinov3", check);
+}
+
+#[test]
+fn siglip() {
+    check_all("siglip", check);
+}
+
+/// EVA, EVA-02, RoPE-ViT, Perception Encoder and BEiT-3.
+#[test]
+fn timm_eva() {
+    check_all("timm_eva", check);
+}
+
+/// DeiT with a distillation token, DeiT-III and MAE.
+#[test]
+fn deit() {
+    check_all("deit", check);
+}
+
+#[test]
 fn open_clip() {
     check_all("open_clip", check);
 }

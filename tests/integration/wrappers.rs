@@ -122,11 +122,12 @@ fn a_file_says_what_it_is_if_it_is_not_a_backbone() {
         ("norm.safetensors", &["module.norm.", "final norm"], &|name| {
             (!name.starts_with("module.norm.")).then(|| name.to_owned())
         }),
-        ("clip.safetensors", &["SigLIP", "attention pooling"], &|name| {
+        ("clip.safetensors", &["timm's Swin", "its place in the file"], &|name| {
             Some(match name {
-                "module.head.weight" => "visual.trunk.attn_pool.latent".to_owned(),
                 "module.head.bias" => "text.token_embedding.weight".to_owned(),
-                name => name.replace("module", "visual.trunk"),
+                name => name
+                    .replace("module.blocks", "module.layers.0.blocks")
+                    .replace("module", "visual.trunk"),
             })
         }),
         ("v2.safetensors", &["Swin V2"], &|name| {

@@ -140,6 +140,8 @@ impl BackboneConfig for ConvNeXtConfig {
             lacks: &[(Place::Blocks, "its blocks are convolutions, without attention")],
             block_dims: Vec::new(),
             layers: Vec::new(),
+            other_biases: 0,
+            other_norms: 0,
             num_params: self.num_params(),
             num_feature_params: self.num_params(),
         })

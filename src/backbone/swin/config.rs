@@ -224,6 +224,8 @@ impl BackboneConfig for SwinConfig {
             family: Self::FAMILY,
             lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
             block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
+            other_biases: 0,
+            other_norms: 0,
             num_params,
             num_feature_params: num_params,
             layers,

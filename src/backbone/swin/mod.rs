@@ -158,6 +158,9 @@ impl Stage {
                 qkv_bias: config.qkv_bias,
                 layer_scale: false,
                 norm_eps: config.norm_eps,
+                attention_norm: false,
+                mlp_norm: false,
+                rotary: None,
             };
             Block::build(&shape, Some(config.windows(stage, index % 2 == 1)), weights)
         };

@@ -1,52 +1,12 @@
-//! The config of the plain ViT family, which covers ViT, CLIP's image tower and DINOv2.
+//! The config of the plain ViT family, which covers ViT, CLIP's image tower, DINOv2, DINOv3, SigLIP
+//! and their relatives.
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::block::Queries;
+use super::pooling::{AttentionPooling, Pooling};
 use crate::error::{Error, Result};
-use crate::nn::MlpActivation;
+use crate::nn::{MlpActivation, Rotary};
 use crate::seam::TokenLayout;
-
-/// How the tokens become one feature vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Pooling {
-    /// The class token, after the final norm.
-    ClassToken,
-    /// The mean of the patch tokens, without prefix tokens, after the final norm.
-    Average,
-    /// The mean of the patch tokens, then the final norm (timm's `fc_norm`).
-    AverageThenNorm,
-    /// The class token beside the mean of the patch tokens, both after the final norm: `[B, 2C]`.
-    /// The classifiers of Hugging Face's DINOv2 read it.
-    ClassTokenAndAverage,
-}
-
-impl Pooling {
-    /// Returns the tokens that pooling reads, which the last block must compute.
-    pub(in crate::backbone) fn queries(self) -> Queries {
-        match self {
-            Pooling::ClassToken => Queries::ClassToken,
-            Pooling::Average | Pooling::AverageThenNorm | Pooling::ClassTokenAndAverage => {
-                Queries::All
-            }
-        }
-    }
-
-    /// Returns whether this pooling reads a class token.
-    fn needs_class_token(self) -> bool {
-        matches!(self, Pooling::ClassToken | Pooling::ClassTokenAndAverage)
-    }
-
-    /// Returns the width of the features for tokens of width `embed_dim`.
-    pub(super) fn feature_dim(self, embed_dim: i64) -> i64 {
-        match self {
-            Pooling::ClassTokenAndAverage => embed_dim.saturating_mul(2),
-            _ => embed_dim,
-        }
-    }
-}
 
 /// The shape and the settings of a [`FrozenViT`](crate::FrozenViT).
 ///
@@ -55,7 +15,8 @@ impl Pooling {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ViTConfig {
-    /// Height and width of the images in pixels, which are multiples of `patch_size`.
+    /// Height and width of the images in pixels. Rows and columns of pixels behind the last whole
+    /// patch are not read.
     pub image_size: (i64, i64),
     /// Side of a square patch in pixels.
     pub patch_size: i64,
@@ -71,13 +32,17 @@ pub struct ViTConfig {
     pub activation: MlpActivation,
     /// Whether there is a class token before the patches.
     pub class_token: bool,
-    /// Number of register tokens, which are between the class token and the patches.
+    /// Number of register tokens, which are between the class token and the patches. A distillation
+    /// token (DeiT) is the first of them.
     pub num_registers: i64,
     /// Whether a learned position table is added to the tokens.
     pub pos_embed: bool,
     /// Number of prefix tokens that the first rows of the position table cover: none, the class
     /// token, or all.
     pub pos_embed_prefix: i64,
+    /// The rotary position embedding of queries and keys, if there is one (DINOv3, EVA-02).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
     /// Whether the patch convolution has a bias. In CLIP it has none.
     pub patch_bias: bool,
     /// Whether the query, key and value projections have a bias.
@@ -86,8 +51,23 @@ pub struct ViTConfig {
     pub pre_norm: bool,
     /// Whether each sub-layer is followed by a learned factor for each channel (DINOv2, DeiT III).
     pub layer_scale: bool,
+    /// Whether there is a layer norm between attention and its projection (EVA-02's CLIP models).
+    #[serde(skip_serializing_if = "is_false")]
+    pub attention_norm: bool,
+    /// Whether there is a layer norm between the activation and the second layer of the MLP
+    /// (EVA-02).
+    #[serde(skip_serializing_if = "is_false")]
+    pub mlp_norm: bool,
+    /// Whether there is a layer norm behind the blocks or the pooling. Perception Encoder's towers
+    /// for dense features have none.
+    #[serde(skip_serializing_if = "is_true")]
+    pub final_norm: bool,
     /// How the tokens become the features.
     pub pooling: Pooling,
+    /// The attention pooling of the checkpoint, if it has one (SigLIP). The features depend on it
+    /// only with [`Pooling::Attention`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_pool: Option<AttentionPooling>,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
     /// Output width of the projection that CLIP applies to the features, if there is one.
@@ -108,15 +88,28 @@ impl Default for ViTConfig {
             num_registers: 0,
             pos_embed: true,
             pos_embed_prefix: 1,
+            rotary: None,
             patch_bias: true,
             qkv_bias: true,
             pre_norm: false,
             layer_scale: false,
+            attention_norm: false,
+            mlp_norm: false,
+            final_norm: true,
             pooling: Pooling::ClassToken,
+            attention_pool: None,
             norm_eps: 1e-6,
             projection: None,
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// The maximum of every dimension. It keeps products of dimensions within `i64`.
@@ -150,7 +143,7 @@ impl ViTConfig {
         let present = i64::from;
         let halves = self.activation.halves();
         let positions = present(self.pos_embed).saturating_mul(self.positions());
-        let products: [&[i64]; 13] = [
+        let products: [&[i64]; 15] = [
             &[self.num_prefix_tokens(), c],
             &[positions, c],
             &[3, patch, patch, c],
@@ -161,12 +154,15 @@ impl ViTConfig {
             &[self.depth, halves, hidden],
             &[self.depth, 5, c],
             &[self.depth, 2 * present(self.layer_scale), c],
-            &[2, c],
+            &[self.depth, 2 * present(self.attention_norm), c],
+            &[self.depth, 2 * present(self.mlp_norm), hidden],
+            &[2 * present(self.final_norm), c],
             &[2 * present(self.pre_norm), c],
             &[self.projection.unwrap_or(0), c],
         ];
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
-        products.into_iter().map(product).fold(0, i64::saturating_add)
+        let pool = self.attention_pool.map_or(0, |pool| pool.num_params(c));
+        products.into_iter().map(product).fold(pool, i64::saturating_add)
     }
 
     /// Checks that the config is valid.
@@ -198,12 +194,8 @@ impl ViTConfig {
         for (field, side) in
             [("image_size.0", self.image_size.0), ("image_size.1", self.image_size.1)]
         {
-            if side % self.patch_size != 0 {
-                return Err(Error::config(
-                    field,
-                    format!("a multiple of {}", self.patch_size),
-                    side,
-                ));
+            if side < self.patch_size {
+                return Err(Error::config(field, format!("at least {}", self.patch_size), side));
             }
         }
         if self.embed_dim % self.num_heads != 0 {
@@ -215,16 +207,33 @@ impl ViTConfig {
             let expected = format!("0, {class} (class token) or {prefix} (all prefix tokens)");
             return Err(Error::config("pos_embed_prefix", expected, self.pos_embed_prefix));
         }
-        if self.pooling.needs_class_token() && !self.class_token {
-            return Err(Error::config(
-                "pooling",
-                "an average if there is no class token",
-                "class_token",
-            ));
+        if let Some(rotary) = &self.rotary {
+            rotary.check(self.embed_dim / self.num_heads)?;
         }
+        if let Some(pool) = &self.attention_pool {
+            pool.check(self.embed_dim, MAX_DIM)?;
+        }
+        self.check_pooling()?;
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
         }
         Ok(())
+    }
+
+    /// Checks that the tokens and the layers that pooling reads exist.
+    fn check_pooling(&self) -> Result<()> {
+        let expected = match self.pooling {
+            Pooling::ClassToken | Pooling::ClassTokenAndAverage if !self.class_token => {
+                "an average if there is no class token"
+            }
+            Pooling::ClassAndDistillation if !self.class_token || self.num_registers < 1 => {
+                "another one if there is no class token beside a distillation token"
+            }
+            Pooling::Attention if self.attention_pool.is_none() => {
+                "another one if there is no attention_pool"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::config("pooling", expected, self.pooling.name()))
     }
 }

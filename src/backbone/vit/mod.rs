@@ -1,6 +1,7 @@
 //! The plain ViT: patch embedding, position table, pre-norm blocks, pooling.
 
 mod config;
+mod pooling;
 mod presets;
 mod shape;
 
@@ -10,10 +11,13 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{LayerNorm, Linear, PatchEmbed, Weight, widened};
+use crate::nn::{
+    AttentionPool, LayerNorm, Linear, Mlp, MlpActivation, PatchEmbed, RotaryTable, Weight, widened,
+};
 use crate::seam::{Layer, TokenLayout};
 
-pub use config::{Pooling, ViTConfig};
+pub use config::ViTConfig;
+pub use pooling::{AttentionPooling, Pooling};
 
 /// A Vision Transformer with frozen pretrained weights: ViT, CLIP's image tower, DINOv2.
 pub type FrozenViT = Frozen<ViTConfig>;
@@ -27,7 +31,8 @@ pub struct Layers {
     pos_embed: Option<Weight>,
     pre_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Option<LayerNorm>,
+    attention_pool: Option<AttentionPool>,
     projection: Option<Linear>,
 }
 
@@ -87,11 +92,11 @@ impl Network for ViTConfig {
     }
 
     fn pool(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
-        layers.pool(self.pooling, &stream.tokens, &stream.layout, hooks)
+        layers.pool(self, &stream.tokens, &stream.layout, hooks)
     }
 
     fn patch_map(&self, layers: &Layers, stream: Stream, hooks: &Hooks) -> Result<Tensor> {
-        let tokens = hooks.norm(Layer::FinalNorm, &layers.norm, &stream.tokens)?;
+        let tokens = layers.final_norm(&stream.tokens, hooks)?;
         Stream { tokens, layout: stream.layout }.patches()
     }
 
@@ -113,12 +118,22 @@ impl Network for ViTConfig {
     }
 
     fn is_read(&self, name: &str) -> bool {
-        !name.starts_with("projection.")
+        let pools = self.pooling == Pooling::Attention;
+        !name.starts_with("projection.") && (pools || !name.starts_with("attn_pool."))
     }
 
     fn choices(&self) -> String {
+        // The settings of later versions are appended where they are used, so that the digests of
+        // older backbones stay as they are.
+        let rotary = self.rotary.map(|rotary| format!(" {}", rotary.describe()));
+        let pool = self.attention_pool.map(|pool| {
+            let heads = pool.num_heads.unwrap_or(self.num_heads);
+            format!(" pool_heads={heads} pool_prefix={}", pool.reads_prefix)
+        });
+        let norm = (!self.final_norm).then(|| " no final norm".to_owned());
+        let later = rotary.into_iter().chain(pool).chain(norm).collect::<String>();
         format!(
-            "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}",
+            "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}{later}",
             self.num_heads,
             self.norm_eps,
             self.activation,
@@ -138,6 +153,18 @@ impl Layers {
             Pooling::AverageThenNorm => "fc_norm",
             _ => "norm",
         };
+        let class_token = weights.get_if(config.class_token, "cls_token", &[1, 1, c])?;
+        let registers = weights.get_if(registers > 0, "reg_token", &[1, registers, c])?;
+        let table = [1, config.positions(), c];
+        let pos_embed = weights.get_if(config.pos_embed, "pos_embed", &table)?;
+        let patch_embed = weights.patch_embed("patch_embed.proj", c, patch, config.patch_bias)?;
+        let rotary = match &config.rotary {
+            Some(rotary) => {
+                let (grid, head_dim) = (config.grid(), c / config.num_heads);
+                Some(RotaryTable::new(rotary, grid, head_dim, &patch_embed.weight)?)
+            }
+            None => None,
+        };
         let block = |index| BlockShape {
             name: format!("blocks.{index}"),
             dim: c,
@@ -148,21 +175,24 @@ impl Layers {
             qkv_bias: config.qkv_bias,
             layer_scale: config.layer_scale,
             norm_eps: eps,
+            attention_norm: config.attention_norm,
+            mlp_norm: config.mlp_norm,
+            rotary: rotary.clone(),
         };
         Ok(Layers {
-            class_token: weights.get_if(config.class_token, "cls_token", &[1, 1, c])?,
-            registers: weights.get_if(registers > 0, "reg_token", &[1, registers, c])?,
-            pos_embed: weights.get_if(
-                config.pos_embed,
-                "pos_embed",
-                &[1, config.positions(), c],
-            )?,
-            patch_embed: weights.patch_embed("patch_embed.proj", c, patch, config.patch_bias)?,
+            class_token,
+            registers,
+            pos_embed,
+            patch_embed,
             pre_norm: if config.pre_norm { Some(weights.norm("norm_pre", c, eps)?) } else { None },
             blocks: (0..config.depth)
                 .map(|index| Block::build(&block(index), None, weights))
                 .collect::<Result<_>>()?,
-            norm: weights.norm(norm, c, eps)?,
+            norm: if config.final_norm { Some(weights.norm(norm, c, eps)?) } else { None },
+            attention_pool: match &config.attention_pool {
+                Some(pool) => Some(attention_pool(config, pool, weights)?),
+                None => None,
+            },
             projection: match config.projection {
                 Some(dim) => Some(weights.linear("projection", dim, c, false)?),
                 None => None,
@@ -200,21 +230,29 @@ impl Layers {
         }
     }
 
-    /// Computes `[B, T, C] -> [B, C]`, or `[B, 2C]` for the class token beside the mean. Class-token
-    /// pooling reads only the first token.
+    /// Runs the last norm, if there is one.
+    fn final_norm(&self, x: &Tensor, hooks: &Hooks) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => hooks.norm(Layer::FinalNorm, norm, x),
+            None => Ok(x.shallow_clone()),
+        }
+    }
+
+    /// Computes `[B, T, C] -> [B, C]`, or `[B, 2C]` for the class token beside the mean. Pooling of
+    /// the first tokens reads only these.
     fn pool(
         &self,
-        pooling: Pooling,
+        config: &ViTConfig,
         tokens: &Tensor,
         layout: &TokenLayout,
         hooks: &Hooks,
     ) -> Result<Tensor> {
-        let norm = |x: &Tensor| hooks.norm(Layer::FinalNorm, &self.norm, x);
-        let patches = |x: &Tensor| -> Result<Tensor> {
-            let x = x.f_narrow(1, layout.prefix, layout.num_patches())?;
-            Ok(x.f_mean_dim(1i64, false, x.kind())?)
+        let norm = |x: &Tensor| self.final_norm(x, hooks);
+        let mean = |x: &Tensor, start: i64, count: i64| -> Result<Tensor> {
+            Ok(x.f_narrow(1, start, count)?.f_mean_dim(1i64, false, x.kind())?)
         };
-        match pooling {
+        let patches = |x: &Tensor| mean(x, layout.prefix, layout.num_patches());
+        match config.pooling {
             Pooling::ClassToken => norm(&tokens.f_select(1, 0)?),
             Pooling::Average => patches(&norm(tokens)?),
             Pooling::AverageThenNorm => norm(&patches(tokens)?),
@@ -222,6 +260,46 @@ impl Layers {
                 let tokens = norm(tokens)?;
                 Ok(Tensor::f_cat(&[tokens.f_select(1, 0)?, patches(&tokens)?], 1)?)
             }
+            Pooling::ClassAndDistillation => mean(&norm(&tokens.f_narrow(1, 0, 2)?)?, 0, 2),
+            Pooling::Attention => {
+                let Some(pool) = &self.attention_pool else {
+                    return Err(Error::config("attention_pool", "present", "none"));
+                };
+                let reads_prefix = config.attention_pool.is_some_and(|pool| pool.reads_prefix);
+                let patches = tokens.f_narrow(1, layout.prefix, layout.num_patches())?;
+                if !reads_prefix {
+                    return pool.forward(&norm(&patches)?);
+                }
+                // Prompts are the last prefix tokens.
+                let own = tokens.f_narrow(1, 0, config.num_prefix_tokens())?;
+                pool.forward(&norm(&Tensor::f_cat(&[own, patches], 1)?)?)
+            }
         }
     }
+}
+
+/// Builds the attention pooling with timm's names.
+fn attention_pool(
+    config: &ViTConfig,
+    pool: &AttentionPooling,
+    weights: &mut Weights,
+) -> Result<AttentionPool> {
+    let (c, hidden) = (config.embed_dim, pool.mlp_dim);
+    let activation = match config.activation {
+        // The pooling beside gated MLPs has a plain one.
+        MlpActivation::SwiGlu => MlpActivation::Gelu,
+        activation => activation,
+    };
+    Ok(AttentionPool {
+        latent: weights.get("attn_pool.latent", &[1, 1, c])?,
+        qkv: weights.linear("attn_pool.qkv", 3 * c, c, true)?,
+        proj: weights.linear("attn_pool.proj", c, c, true)?,
+        norm: weights.norm("attn_pool.norm", c, config.norm_eps)?,
+        mlp: Mlp {
+            fc1: weights.linear("attn_pool.mlp.fc1", hidden, c, true)?,
+            fc2: weights.linear("attn_pool.mlp.fc2", c, hidden, true)?,
+            activation,
+        },
+        num_heads: pool.num_heads.unwrap_or(config.num_heads),
+    })
 }

@@ -29,15 +29,28 @@ impl BackboneConfig for ViTConfig {
                 shape(Layer::Fc2(block), hidden, c, true),
             ]);
         }
-        layers.push(norm(Layer::FinalNorm));
+        layers.extend(self.final_norm.then(|| norm(Layer::FinalNorm)));
         let block_dims = vec![c; self.depth as usize];
         let num_params = self.num_params();
-        let num_feature_params = num_params - c * self.projection.unwrap_or(0);
+        let mut num_feature_params = num_params - c * self.projection.unwrap_or(0);
+        // The norms within sub-layers and the layers of attention pooling are not listed.
+        let inner = c * i64::from(self.attention_norm) + hidden * i64::from(self.mlp_norm);
+        let (mut other_biases, mut other_norms) = (self.depth * inner, 2 * self.depth * inner);
+        match &self.attention_pool {
+            Some(pool) if self.pooling == Pooling::Attention => {
+                other_biases += pool.num_biases(c);
+                other_norms += 2 * c;
+            }
+            Some(pool) => num_feature_params -= pool.num_params(c),
+            None => {}
+        }
         Ok(BackboneShape {
             family: Self::FAMILY,
             lacks: &[],
             block_dims,
             layers,
+            other_biases,
+            other_norms,
             num_params,
             num_feature_params,
         })

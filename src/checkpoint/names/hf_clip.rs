@@ -34,7 +34,7 @@ pub(super) const TEXT_FAMILY: Family = Family {
 
 /// The blocks of both towers.
 #[rustfmt::skip]
-const BLOCKS: &[Rule] = &[
+pub(super) const BLOCKS: &[Rule] = &[
     copy("encoder.layers.*.layer_norm1.weight", "blocks.*.norm1.weight"),
     copy("encoder.layers.*.layer_norm1.bias", "blocks.*.norm1.bias"),
     copy("encoder.layers.*.self_attn.{q,k,v}_proj.weight", QKV_WEIGHT),

@@ -9,18 +9,20 @@ pub(super) const FAMILY: Family = Family {
     name: "Hugging Face ViT",
     backbone: VIT,
     separator: '.',
-    prefixes: &["", "vit."],
+    prefixes: &["", "vit.", "deit."],
     signatures: &["encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight"],
     rules: &[RULES],
     around: AROUND,
     norm_eps: 1e-12,
     activation: Activation::Gelu,
-    positions: PositionNames::Class,
+    // The tables of DeiT have a row for the distillation token.
+    positions: PositionNames::AllPrefix,
 };
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[
     copy("embeddings.cls_token", "cls_token"),
+    copy("embeddings.distillation_token", "reg_token"),
     copy("embeddings.position_embeddings", "pos_embed"),
     copy("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
     copy("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"),
@@ -58,5 +60,7 @@ const RULES: &[Rule] = &[
 #[rustfmt::skip]
 const AROUND: &[Rule] = &[
     skip("classifier.**", HEAD),
+    skip("cls_classifier.**", HEAD),
+    skip("distillation_classifier.**", HEAD),
     skip("decoder.**", MASK),
 ];

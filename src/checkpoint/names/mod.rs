@@ -4,12 +4,15 @@
 //! whole path segments. `*` stands for a number (of a block or a stage), `*+1` for that number plus
 //! one, `*x2` for twice the number, `*x2+1` for one more than that, `{a,b}` for one of the listed
 //! names, and a last segment `**` for any rest. The tensors whose names are listed in braces are,
-//! in this order, the parts of one tensor of the model.
+//! in this order, the equal parts of one tensor of the model. A name that is listed twice stands for
+//! a tensor of two parts, and a part whose name ends with `?` is zero if the file does not have it.
 
 mod convnext;
+mod dinov3;
 mod google;
 mod hf_clip;
 mod hf_dinov2;
+mod hf_siglip;
 mod hf_vit;
 mod open_clip;
 mod swin;
@@ -50,6 +53,7 @@ pub(super) struct Family {
 #[derive(Debug)]
 pub(super) enum Activation {
     Gelu,
+    GeluTanh,
     QuickGelu,
     /// QuickGELU in files that have one of these tensors, otherwise exact GELU.
     QuickGeluBeside(&'static [&'static str]),
@@ -62,18 +66,24 @@ pub(super) enum PositionNames {
     None,
     /// The class token, if there is one.
     Class,
+    /// All of them.
+    AllPrefix,
     /// None, the class token, or all prefix tokens. The usual case is none in files that have this
     /// tensor, and the class token in other files.
     UsuallyNoneBeside(&'static str),
 }
 
 /// All families of backbones, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 15] = [
+pub(super) const FAMILIES: [&Family; 19] = [
     &google::FAMILY,
+    &dinov3::META,
     &timm::FAMILY,
+    &dinov3::HUGGING_FACE_GATED,
+    &dinov3::HUGGING_FACE,
     &hf_vit::FAMILY,
     &hf_dinov2::FAMILY,
     &hf_clip::FAMILY,
+    &hf_siglip::FAMILY,
     &open_clip::FAMILY,
     &swin::MICROSOFT,
     &swin::TIMM,
@@ -106,11 +116,22 @@ pub(super) enum Action {
     Skip(&'static str),
 }
 
-/// One part of a tensor that is fused along its first dimension: the index and the number of parts.
+/// One part of a tensor that is fused along its first dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Part {
+    /// Number of the part, from 0.
     pub(super) index: usize,
+    /// Number of parts of the whole.
     pub(super) of: usize,
+    /// Number of parts that this one consists of.
+    pub(super) span: usize,
+    /// Whether the part is zero if the file does not have it.
+    pub(super) optional: bool,
+}
+
+impl Part {
+    /// A tensor that is not fused of parts.
+    pub(super) const WHOLE: Part = Part { index: 0, of: 1, span: 1, optional: false };
 }
 
 /// How the file lays out a tensor of the model.
@@ -131,6 +152,8 @@ pub(super) enum Layout {
     HeadsBias,
     /// A Flax projection out of heads: `[heads, d, out]` for `[out, heads * d]`.
     OutOfHeads,
+    /// The bias of queries, keys and values whose middle third, that of the keys, is not used.
+    NoKeys,
 }
 
 const fn take(from: &'static str, to: &'static str, layout: Layout) -> Rule {
@@ -154,6 +177,7 @@ const CLIP_TEXT: &str = ClipTextConfig::FAMILY;
 const HEAD: &str = "a classification head; the features are computed before it";
 const POOLER: &str = "the pooler; the features are computed before it";
 const MASK: &str = "only used for pretraining on masked images";
+const DECODER: &str = "the decoder of the pretraining";
 const TEXT: &str = "the text tower";
 const IMAGE: &str = "the image tower";
 const INDICES: &str = "position numbers, not weights";
@@ -175,7 +199,8 @@ impl Family {
             let Action::Take { to, layout } = rule.action else { continue };
             let Some(Match { numbers, .. }) = matches(to, name, '.') else { continue };
             let file_name = |part| prefix.to_owned() + &Match { numbers, part }.fill(rule.from);
-            return parts(rule.from).map(|part| (file_name(part), layout, part)).collect();
+            let parts = parts(rule.from).into_iter();
+            return parts.map(|part| (file_name(part), layout, part)).collect();
         }
         Vec::new()
     }
@@ -189,7 +214,8 @@ impl Family {
         let numbers = [found.next(), found.next()];
         let mut names = Vec::new();
         for (prefix, rule) in self.rules(prefix) {
-            let filled = parts(rule.from).map(|part| Match { numbers, part }.fill(rule.from));
+            let filled =
+                parts(rule.from).into_iter().map(|part| Match { numbers, part }.fill(rule.from));
             names.extend(filled.map(|name| prefix.to_owned() + &name));
         }
         names
@@ -218,7 +244,10 @@ impl Match {
     /// Returns the name that `pattern` matches with these values.
     pub(super) fn fill(self, pattern: &str) -> String {
         let mut name = match braces(pattern) {
-            Some((before, names, after)) => [before, names[self.part.index], after].concat(),
+            Some((before, names, after)) => {
+                let name = names[self.part.index].trim_end_matches('?');
+                [before, name, after].concat()
+            }
             None => pattern.to_owned(),
         };
         for number in self.numbers.into_iter().flatten() {
@@ -237,7 +266,7 @@ impl Match {
 /// Matches `name` to `pattern` segment by segment.
 fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
     let (mut pattern, mut name) = (pattern.split(separator), name.split(separator));
-    let mut result = Match { numbers: [None; 2], part: Part { index: 0, of: 1 } };
+    let mut result = Match { numbers: [None; 2], part: Part::WHOLE };
     loop {
         let (wanted, found) = match (pattern.next(), name.next()) {
             (None, None) | (Some("**"), Some(_)) => return Some(result),
@@ -250,8 +279,8 @@ fn matches(pattern: &str, name: &str, separator: char) -> Option<Match> {
             *place = Some(number);
         } else if let Some((before, names, after)) = braces(wanted) {
             let found = found.strip_prefix(before)?.strip_suffix(after)?;
-            let index = names.iter().position(|&name| name == found)?;
-            result.part = Part { index, of: names.len() };
+            let index = names.iter().position(|name| name.trim_end_matches('?') == found)?;
+            result.part = part(&names, index);
         } else if wanted != found {
             return None;
         }
@@ -291,9 +320,16 @@ fn star(segment: &str) -> Option<(&str, &'static Star)> {
 }
 
 /// Returns the part for each name in the braces of `pattern`; the whole if there are no braces.
-fn parts(pattern: &str) -> impl Iterator<Item = Part> {
-    let of = braces(pattern).map_or(1, |(_, names, _)| names.len());
-    (0..of).map(move |index| Part { index, of })
+pub(super) fn parts(pattern: &str) -> Vec<Part> {
+    let Some((_, names, _)) = braces(pattern) else { return vec![Part::WHOLE] };
+    let first = |index: &usize| *index == 0 || names[*index] != names[*index - 1];
+    (0..names.len()).filter(first).map(|index| part(&names, index)).collect()
+}
+
+/// Returns the part that the name at `index` and the same names after it stand for.
+fn part(names: &[&str], index: usize) -> Part {
+    let span = names[index..].iter().take_while(|name| **name == names[index]).count();
+    Part { index, of: names.len(), span, optional: names[index].ends_with('?') }
 }
 
 /// Returns the text before the braces of a pattern, the names in the braces, and the text after.
@@ -314,7 +350,7 @@ impl Layout {
     /// still a dimension of their own.
     fn order(self) -> &'static [i64] {
         match self {
-            Layout::Same | Layout::Pointwise => &[],
+            Layout::Same | Layout::Pointwise | Layout::NoKeys => &[],
             Layout::Transposed => &[1, 0],
             Layout::Hwio => &[3, 2, 0, 1],
             Layout::IntoHeads => &[1, 2, 0],
@@ -326,7 +362,7 @@ impl Layout {
     /// Returns the model's shape of a tensor with the shape `file` in the file; `None` if the
     /// number of dimensions does not match the layout.
     pub(super) fn to_model(self, file: &[i64]) -> Option<Vec<i64>> {
-        if matches!(self, Layout::Same | Layout::Pointwise) {
+        if matches!(self, Layout::Same | Layout::Pointwise | Layout::NoKeys) {
             return Some(file.to_vec());
         }
         let order = self.order();
@@ -356,6 +392,11 @@ impl Layout {
     pub(super) fn apply(self, tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
         match self {
             Layout::Same | Layout::Pointwise => Ok(tensor.f_reshape(shape)?),
+            Layout::NoKeys => {
+                let third = shape.first().copied().unwrap_or_default() / 3;
+                let (q, v) = (tensor.f_narrow(0, 0, third)?, tensor.f_narrow(0, 2 * third, third)?);
+                Ok(Tensor::f_cat(&[&q, &q.f_zeros_like()?, &v], 0)?.f_reshape(shape)?)
+            }
             _ => Ok(tensor.f_permute(self.order())?.f_reshape(shape)?.f_contiguous()?),
         }
     }
@@ -385,13 +426,15 @@ mod tests {
             ("{query,key,value}.bias", "query.bias", Some(([None; 2], 0, 3))),
             ("{query,key,value}.bias", "value.bias", Some(([None; 2], 2, 3))),
             ("{query,key,value}.bias", "query,key.bias", None),
+            ("{q,k?,v}_bias", "k_bias", Some(([None; 2], 1, 3))),
+            ("{q,kv,kv}.bias", "kv.bias", Some(([None; 2], 1, 3))),
             ("layers.*.{q,k,v}_proj.bias", "layers.7.k_proj.bias", Some(([Some(7), None], 1, 3))),
             ("layers.*.{q,k,v}_proj.bias", "layers.7.qk_proj.bias", None),
             ("layers.*.{q,k,v}_proj.bias", "layers.7.k.bias", None),
         ] {
-            let found =
-                found.map(|(numbers, index, of)| Match { numbers, part: Part { index, of } });
-            assert_eq!(matches(pattern, name, '.'), found, "{name}");
+            let matched = matches(pattern, name, '.');
+            let matched = matched.map(|m| (m.numbers, m.part.index, m.part.of));
+            assert_eq!(matched, found, "{name}");
         }
         let found = matches("a/block_*/k", "a/block_11/k", '/');
         assert_eq!(found.map(|found| found.numbers), Some([Some(11), None]));
@@ -433,9 +476,10 @@ mod tests {
         for (family, prefix, _, rule) in every_rule() {
             let Action::Take { to, .. } = rule.action else { continue };
             let numbers = numbers_for(to);
-            let to_name = Match { numbers, part: Part { index: 0, of: 1 } }.fill(to);
+            let to_name = Match { numbers, part: Part::WHOLE }.fill(to);
             let names = family.file_names(prefix, &to_name);
-            assert_eq!(names.len(), names[0].2.of, "{}: {to}", family.name);
+            let spans: usize = names.iter().map(|(.., part)| part.span).sum();
+            assert_eq!(spans, names[0].2.of, "{}: {to}", family.name);
             for (name, layout, part) in names {
                 let (found, how) = family.find(prefix, &name).expect(&name);
                 assert_eq!(how, Match { numbers, part }, "{name}");

@@ -1,16 +1,19 @@
-//! The names of timm (ViT, CLIP and DINOv2), and the names of the DINOv2 repository, which differ
-//! in three tensors.
+//! The names of timm (ViT, DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA), and the names of repositories
+//! that differ in a few tensors: DINOv2, DeiT-III, MAE.
 
-use super::{Activation, Family, HEAD, MASK, PositionNames, Rule, VIT, copy, skip};
+use super::{
+    Activation, DECODER, Family, HEAD, MASK, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT,
+    copy, skip,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "timm",
     backbone: VIT,
     separator: '.',
-    prefixes: &[""],
+    prefixes: &["", "visual.trunk."],
     signatures: &["blocks.0.norm1.weight"],
     rules: &[RULES],
-    around: &[],
+    around: AROUND,
     norm_eps: 1e-6,
     activation: Activation::Gelu,
     positions: PositionNames::UsuallyNoneBeside("reg_token"),
@@ -41,10 +44,36 @@ const RULES: &[Rule] = &[
     copy("blocks.*.ls2.gamma",        "blocks.*.ls2.gamma"),
     copy("norm.weight",               "norm.weight"),
     copy("norm.bias",                 "norm.bias"),
+    copy("dist_token",                "reg_token"),
+    copy("blocks.*.gamma_1",          "blocks.*.ls1.gamma"),
+    copy("blocks.*.gamma_2",          "blocks.*.ls2.gamma"),
+    copy("blocks.*.attn.{q,k?,v}_bias",      QKV_BIAS),
+    copy("blocks.*.attn.{q,k,v}_proj.weight", QKV_WEIGHT),
+    copy("blocks.*.attn.{q,k?,v}_proj.bias", QKV_BIAS),
+    copy("blocks.*.attn.norm.weight",  "blocks.*.attn.norm.weight"),
+    copy("blocks.*.attn.norm.bias",    "blocks.*.attn.norm.bias"),
+    copy("blocks.*.mlp.{fc1_g,fc1_x}.weight", "blocks.*.mlp.fc1.weight"),
+    copy("blocks.*.mlp.{fc1_g,fc1_x}.bias", "blocks.*.mlp.fc1.bias"),
+    copy("blocks.*.mlp.norm.weight",  "blocks.*.mlp.norm.weight"),
+    copy("blocks.*.mlp.norm.bias",    "blocks.*.mlp.norm.bias"),
+    copy("attn_pool.latent",          "attn_pool.latent"),
+    copy("attn_pool.{q,kv,kv}.weight", "attn_pool.qkv.weight"),
+    copy("attn_pool.{q,kv,kv}.bias",  "attn_pool.qkv.bias"),
+    copy("attn_pool.proj.weight",     "attn_pool.proj.weight"),
+    copy("attn_pool.proj.bias",       "attn_pool.proj.bias"),
+    copy("attn_pool.norm.weight",     "attn_pool.norm.weight"),
+    copy("attn_pool.norm.bias",       "attn_pool.norm.bias"),
+    copy("attn_pool.mlp.fc1.weight",  "attn_pool.mlp.fc1.weight"),
+    copy("attn_pool.mlp.fc1.bias",    "attn_pool.mlp.fc1.bias"),
+    copy("attn_pool.mlp.fc2.weight",  "attn_pool.mlp.fc2.weight"),
+    copy("attn_pool.mlp.fc2.bias",    "attn_pool.mlp.fc2.bias"),
     copy("fc_norm.weight",            "fc_norm.weight"),
     copy("fc_norm.bias",              "fc_norm.bias"),
-    // This crate's own name, for a CLIP image tower that was saved with its projection.
+    // This crate's own names: a CLIP image tower that was saved with its projection, and the fused
+    // projection of attention pooling.
     copy("projection.weight",         "projection.weight"),
+    copy("attn_pool.qkv.weight",      "attn_pool.qkv.weight"),
+    copy("attn_pool.qkv.bias",        "attn_pool.qkv.bias"),
     // The names of the DINOv2 repository.
     copy("register_tokens",           "reg_token"),
     copy("blocks.*.mlp.w12.weight",   "blocks.*.mlp.fc1.weight"),
@@ -60,4 +89,22 @@ const RULES: &[Rule] = &[
     skip("decoder_pred.**",           MASK),
     skip("head.**",                   HEAD),
     skip("pre_logits.**",             HEAD),
+    skip("head_dist.**",              HEAD),
+    // The decoder of an MAE.
+    skip("decoder_embed.**",          DECODER),
+    skip("decoder_pos_embed",         DECODER),
+    skip("decoder_blocks.**",         DECODER),
+    skip("decoder_norm.**",           DECODER),
+    skip("decoder_pred.**",           DECODER),
 ];
+
+/// The names around the tower in open_clip's models.
+#[rustfmt::skip]
+const AROUND: &[Rule] = &[
+    skip("text.**",      TEXT),
+    skip("visual.head.**", PROJECTION),
+    skip("logit_scale",  TEXT),
+    skip("logit_bias",   TEXT),
+];
+
+const PROJECTION: &str = "a projection after the features";

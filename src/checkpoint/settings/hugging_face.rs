@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::activations::activation;
 use super::{CONFIG, SideFile, Told};
-use crate::backbone::MlpActivation::{self, Gelu, QuickGelu};
+use crate::backbone::MlpActivation::{self, Gelu, GeluTanh, QuickGelu};
 use crate::backbone::Pooling;
 use crate::error::Result;
 
@@ -22,7 +22,7 @@ const fn defaults(model_type: &'static str, norm_eps: f64, activation: MlpActiva
 }
 
 /// The defaults of the config classes of transformers 4 and 5.
-const DEFAULTS: [Defaults; 10] = [
+const DEFAULTS: [Defaults; 13] = [
     defaults("vit", 1e-12, Gelu),
     defaults("vit_mae", 1e-12, Gelu),
     defaults("vit_msn", 1e-6, Gelu),
@@ -33,12 +33,18 @@ const DEFAULTS: [Defaults; 10] = [
     Defaults { hidden_size: 512, num_heads: 8, ..defaults("clip_text_model", 1e-5, QuickGelu) },
     defaults("dinov2", 1e-6, Gelu),
     defaults("dinov2_with_registers", 1e-6, Gelu),
+    Defaults { hidden_size: 384, num_heads: 6, ..defaults("dinov3_vit", 1e-5, Gelu) },
+    defaults("siglip", 1e-6, GeluTanh),
+    defaults("siglip_vision_model", 1e-6, GeluTanh),
 ];
 
 /// The classes whose classifier reads other features than the model type's usual ones.
-const POOLINGS: [(&str, Pooling); 2] = [
+const POOLINGS: [(&str, Pooling); 5] = [
     ("Dinov2ForImageClassification", Pooling::ClassTokenAndAverage),
     ("Dinov2WithRegistersForImageClassification", Pooling::ClassTokenAndAverage),
+    ("DINOv3ViTForImageClassification", Pooling::ClassTokenAndAverage),
+    ("SiglipForImageClassification", Pooling::Average),
+    ("DeiTForImageClassificationWithTeacher", Pooling::ClassAndDistillation),
 ];
 
 /// Reads the settings. `embed_dim` is the width of the model in the checkpoint, if it has a single

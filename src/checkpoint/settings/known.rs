@@ -40,6 +40,7 @@ const VITS: &[KnownViT] = &[
     KnownViT { mlp_dim: Some(192), ..of_width("timm's test_vit", 64, 2) },
     KnownViT { mlp_dim: Some(192), ..of_width("timm's test_vit3", 96, 3) },
     KnownViT { mlp_dim: Some(288), ..of_width("timm's test_vit4", 96, 3) },
+    KnownViT { mlp_dim: Some(8960), ..of_width("PE core G", 1536, 16) },
     KnownViT { patch_size: Some(32), class_token: Some(false), activation: TANH, ..of_width("SigLIP B/32", 768, 12) },
     KnownViT { patch_size: Some(16), class_token: Some(false), patches: Some(32 * 32), activation: TANH, ..of_width("SigLIP L/16 at 512", 1024, 16) },
     KnownViT { patch_size: Some(16), class_token: Some(false), activation: TANH, ..of_width("SigLIP so400m/16", 1152, 16) },

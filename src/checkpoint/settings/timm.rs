@@ -36,6 +36,8 @@ const RULES: &[Rule] = &[
     rule("vit_giant_*radio*", Heads(24)),
     rule("vit_giant_*dinov2*", Heads(24)),
     rule("vit_giant_*tipsv2*", Heads(24)),
+    rule("vit_giant_*lingbot*", Heads(24)),
+    rule("vit_huge_plus_*", Heads(20)),
     rule("vit_giant_*", Heads(16)),
     rule("vit_gigantic_*", Heads(16)),
     rule("vit_giantopt_*", Heads(16)),
@@ -62,11 +64,10 @@ const RULES: &[Rule] = &[
 
 /// Arguments of timm's networks in `model_args` that change the features without a tensor that
 /// shows it, each with the only values that are supported.
-const PLAIN: [(&str, &[&str]); 6] = [
+const PLAIN: [(&str, &[&str]); 5] = [
     ("norm_layer", &["\"layernorm\"", "\"layer_norm\""]),
     ("block_fn", &[]),
     ("pool_include_prefix", &["false"]),
-    ("scale_attn_norm", &["false"]),
     ("use_rot_pos_emb", &["false"]),
     ("attn_layer", &["\"\"", "\"attn\""]),
 ];

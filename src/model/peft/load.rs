@@ -23,7 +23,7 @@ pub(super) fn load<B: Backbone>(
     let config = PeftConfig::read(folder)?;
     let file = TensorFile::open(tensors_path(folder))?;
     let shape = backbone.shape();
-    let contents = Contents::of(&file, shape.block_dims.len())?;
+    let contents = Contents::of(&file, &shape)?;
     let head = Head::read(&file, &contents, &config, head, backbone.feature_dim())?;
     let products = contents.products(&file, &config, &shape)?;
 

@@ -42,7 +42,11 @@ pub enum PeftNames {
     Dinov2,
     /// `Dinov2Model` of transformers 4: `encoder.layer.N.attention.attention.query`.
     Dinov2V4,
-    /// `CLIPVisionModel` of transformers 4 and 5: `encoder.layers.N.self_attn.q_proj`.
+    /// `DINOv3ViTModel` of transformers 4: `layer.N.attention.q_proj`. In transformers 5 the prefix
+    /// ends with `model.`.
+    Dinov3,
+    /// `CLIPVisionModel` and `SiglipVisionModel` of transformers 4 and 5:
+    /// `encoder.layers.N.self_attn.q_proj`.
     Clip,
     /// `VisionTransformer` of timm: `blocks.N.attn.qkv`.
     Timm,

@@ -20,6 +20,8 @@ const UNUSED: [&str; 2] = [
 /// The block names of a family of base models.
 #[derive(Debug)]
 pub(super) struct PeftFamily {
+    /// Whether the MLPs are gated, if another family has the same names with another meaning.
+    pub(super) gated: Option<bool>,
     /// Name of the list of blocks, which precedes the number of a block.
     pub(super) blocks: &'static str,
     pub(super) modules: &'static [Module],
@@ -46,7 +48,7 @@ const fn half(path: &'static str, index: i64) -> Module {
 }
 
 #[rustfmt::skip]
-const VIT: PeftFamily = PeftFamily { blocks: "layers", modules: &[
+const VIT: PeftFamily = PeftFamily { gated: None, blocks: "layers", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -56,7 +58,7 @@ const VIT: PeftFamily = PeftFamily { blocks: "layers", modules: &[
 ] };
 
 #[rustfmt::skip]
-const VIT_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
+const VIT_4: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -66,7 +68,7 @@ const VIT_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
+const DINOV2: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layer", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -76,7 +78,7 @@ const DINOV2: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
+const DINOV2_SWIGLU: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layer", modules: &[
     whole("attention.q_proj", &[Q]),
     whole("attention.k_proj", &[K]),
     whole("attention.v_proj", &[V]),
@@ -87,7 +89,7 @@ const DINOV2_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", modules:
 ] };
 
 #[rustfmt::skip]
-const DINOV2_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
+const DINOV2_4: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -97,7 +99,7 @@ const DINOV2_4: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
 ] };
 
 #[rustfmt::skip]
-const DINOV2_4_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", modules: &[
+const DINOV2_4_SWIGLU: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layer", modules: &[
     whole("attention.attention.query", &[Q]),
     whole("attention.attention.key",   &[K]),
     whole("attention.attention.value", &[V]),
@@ -107,7 +109,7 @@ const DINOV2_4_SWIGLU: PeftFamily = PeftFamily { blocks: "encoder.layer", module
 ] };
 
 #[rustfmt::skip]
-const CLIP: PeftFamily = PeftFamily { blocks: "encoder.layers", modules: &[
+const CLIP: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layers", modules: &[
     whole("self_attn.q_proj",   &[Q]),
     whole("self_attn.k_proj",   &[K]),
     whole("self_attn.v_proj",   &[V]),
@@ -117,21 +119,36 @@ const CLIP: PeftFamily = PeftFamily { blocks: "encoder.layers", modules: &[
 ] };
 
 #[rustfmt::skip]
-const TIMM: PeftFamily = PeftFamily { blocks: "blocks", modules: &[
+const TIMM: PeftFamily = PeftFamily { gated: None, blocks: "blocks", modules: &[
     whole("attn.qkv",  &[Q, K, V]),
     whole("attn.proj", &[Proj]),
     whole("mlp.fc1",   &[Fc1]),
     whole("mlp.fc2",   &[Fc2]),
 ] };
 
+/// The names of DINOv3 and, because only the last segment of the list's name is compared, those in
+/// transformers 5, whose list is `model.layer`.
+#[rustfmt::skip]
+const DINOV3: PeftFamily = PeftFamily { gated: Some(false), blocks: "layer", modules: &[
+    whole("attention.q_proj", &[Q]),
+    whole("attention.k_proj", &[K]),
+    whole("attention.v_proj", &[V]),
+    whole("attention.o_proj", &[Proj]),
+    whole("mlp.up_proj",      &[Fc1]),
+    whole("mlp.down_proj",    &[Fc2]),
+] };
+
+#[rustfmt::skip]
+const DINOV3_GATED: PeftFamily = PeftFamily { gated: Some(true), blocks: "layer", modules: DINOV2_SWIGLU.modules };
+
 /// The names of ViT-g in the DINOv2 repository.
 #[rustfmt::skip]
-const DINOV2_REPOSITORY: PeftFamily = PeftFamily { blocks: "blocks", modules: &[
+const DINOV2_REPOSITORY: PeftFamily = PeftFamily { gated: None, blocks: "blocks", modules: &[
     whole("mlp.w12", &[Fc1]),
     whole("mlp.w3",  &[Fc2]),
 ] };
 
-const FAMILIES: [&PeftFamily; 9] = [
+const FAMILIES: [&PeftFamily; 11] = [
     &VIT,
     &VIT_4,
     &DINOV2,
@@ -141,6 +158,8 @@ const FAMILIES: [&PeftFamily; 9] = [
     &CLIP,
     &TIMM,
     &DINOV2_REPOSITORY,
+    &DINOV3,
+    &DINOV3_GATED,
 ];
 
 impl PeftNames {
@@ -155,6 +174,8 @@ impl PeftNames {
             (PeftNames::Dinov2V4, true) => &DINOV2_4_SWIGLU,
             (PeftNames::Clip, _) => &CLIP,
             (PeftNames::Timm, _) => &TIMM,
+            (PeftNames::Dinov3, false) => &DINOV3,
+            (PeftNames::Dinov3, true) => &DINOV3_GATED,
         }
     }
 }
@@ -175,13 +196,16 @@ pub(super) struct ModulePlace<'a> {
     pub(super) module: &'static Module,
 }
 
-/// Returns the position of the module at `path`, with any wrapper around its tower.
-pub(super) fn locate(path: &str) -> Option<ModulePlace<'_>> {
+/// Returns the position of the module at `path`, with any wrapper around its tower. `gated` is
+/// whether the MLPs of the backbone are gated.
+pub(super) fn locate(path: &str, gated: bool) -> Option<ModulePlace<'_>> {
     path.match_indices('.').find_map(|(at, _)| {
         let (tower, (number, below)) = (&path[..at], path[at + 1..].split_once('.')?);
         let block: usize =
             number.parse().ok().filter(|block: &usize| block.to_string() == number)?;
-        let families = FAMILIES.iter().filter(|family| ends_with(tower, family.blocks));
+        let families = FAMILIES.iter().filter(|family| {
+            ends_with(tower, family.blocks) && family.gated.is_none_or(|wanted| wanted == gated)
+        });
         let module = families.flat_map(|family| family.modules).find(|m| m.path == below)?;
         Some(ModulePlace { tower, block, module })
     })
@@ -212,7 +236,8 @@ mod tests {
             for module in family.modules {
                 for prefix in ["", "vit.", "model.vision_model."] {
                     let path = family.path(prefix, 11, module);
-                    let place = locate(&path).expect(&path);
+                    let gated = family.gated.unwrap_or(false);
+                    let place = locate(&path, gated).expect(&path);
                     assert_eq!(place.tower, format!("{prefix}{}", family.blocks));
                     assert_eq!((place.block, place.module.path), (11, module.path));
                     assert_eq!(place.module.targets, module.targets);
@@ -235,7 +260,7 @@ mod tests {
             "layers.99999999999999999999.mlp.fc1",
             "",
         ] {
-            assert!(locate(path).is_none(), "{path}");
+            assert!(locate(path, false).is_none(), "{path}");
         }
         assert!(is_head("model.classifier") && is_head("head.fc") && !is_head("heads"));
         assert!(is_unused("vit.pooler.dense") && !is_unused("vit.pooler.dense2"));

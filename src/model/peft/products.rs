@@ -10,7 +10,7 @@ use super::names::{self, Module, WRAPPERS};
 use crate::checkpoint::TensorFile;
 use crate::error::{Error, Result};
 use crate::petl::LinearTarget;
-use crate::seam::BackboneShape;
+use crate::seam::{BackboneShape, Layer};
 
 /// The suffixes that PEFT adds to the name of a module for the tensors of its product.
 const A: &str = ".lora_A.weight";
@@ -29,17 +29,28 @@ pub(super) struct Contents {
     pub(super) tower: String,
 }
 
+/// Returns whether the MLPs of the backbone are gated: the first layer is then twice as wide as the
+/// input of the second one.
+fn is_gated(shape: &BackboneShape) -> bool {
+    match (shape.layer(Layer::Fc1(0)), shape.layer(Layer::Fc2(0))) {
+        (Some(fc1), Some(fc2)) => fc1.outputs == 2 * fc2.inputs,
+        _ => false,
+    }
+}
+
 impl Contents {
-    /// Assigns the tensors of `file` to the modules of a backbone with `depth` blocks.
+    /// Assigns the tensors of `file` to the modules of a backbone of this shape.
     ///
     /// # Errors
     /// [`Error::UnexpectedTensors`] for tensors that belong neither to a head nor to a product
     /// beside a linear layer in the blocks of one tower.
-    pub(super) fn of(file: &TensorFile, depth: usize) -> Result<Self> {
+    pub(super) fn of(file: &TensorFile, shape: &BackboneShape) -> Result<Self> {
+        let depth = shape.block_dims.len();
+        let gated = is_gated(shape);
         let mut contents = Contents::default();
         let mut unexpected: Vec<String> = Vec::new();
         for name in file.names() {
-            if !contents.take(name, depth) {
+            if !contents.take(name, depth, gated) {
                 unexpected.push(name.to_owned());
             }
         }
@@ -55,7 +66,7 @@ impl Contents {
     }
 
     /// Assigns one tensor; returns `false` if it belongs to no module.
-    fn take(&mut self, name: &str, depth: usize) -> bool {
+    fn take(&mut self, name: &str, depth: usize, gated: bool) -> bool {
         let product = name.strip_suffix(A).or_else(|| name.strip_suffix(B));
         let trained = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
         match (product, trained) {
@@ -63,7 +74,7 @@ impl Contents {
             (Some(module), _) if names::is_head(unwrapped(module)) => {
                 same(&mut self.adapted_head, module)
             }
-            (Some(module), _) => self.take_module(module, depth),
+            (Some(module), _) => self.take_module(module, depth, gated),
             (None, Some(module)) => {
                 names::is_head(unwrapped(module)) && same(&mut self.head, module)
             }
@@ -71,8 +82,9 @@ impl Contents {
         }
     }
 
-    fn take_module(&mut self, name: &str, depth: usize) -> bool {
-        let Some(place) = names::locate(unwrapped(name)).filter(|place| place.block < depth) else {
+    fn take_module(&mut self, name: &str, depth: usize, gated: bool) -> bool {
+        let place = names::locate(unwrapped(name), gated);
+        let Some(place) = place.filter(|place| place.block < depth) else {
             return false;
         };
         if self.modules.is_empty() {
