@@ -10,7 +10,7 @@ use crate::backbone::{Preprocessing, PreprocessingSource, Resampling, ResizeMode
 use crate::error::Result;
 use crate::preprocessing::CLIP;
 
-const PREPROCESSOR: &str = "preprocessor_config.json";
+pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Returns the preprocessing that the files beside a checkpoint state, or `None` if they state
 /// none. A value that the files leave out comes from `usual`. The image size is always that of
@@ -38,12 +38,7 @@ pub(super) fn preprocessing(
 
 fn open_clip(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json["preprocess_cfg"];
-    let interpolation = match &json["interpolation"] {
-        Value::Null => Resampling::Bicubic,
-        name if name == "bilinear" => Resampling::Bilinear,
-        name if name == "bicubic" => Resampling::Bicubic,
-        name => return Err(file.field("interpolation", "bilinear or bicubic", name)),
-    };
+    let interpolation = interpolation(file, json, Resampling::Bicubic)?;
     let (height, width) = usual.image_size;
     let resize = match &json["resize_mode"] {
         mode if mode.is_null() || mode == "shortest" => {
@@ -93,12 +88,7 @@ fn hugging_face(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing>
 
 fn timm(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
     let json = &file.json["pretrained_cfg"];
-    let interpolation = match &json["interpolation"] {
-        Value::Null => usual.interpolation,
-        name if name == "bilinear" => Resampling::Bilinear,
-        name if name == "bicubic" => Resampling::Bicubic,
-        name => return Err(file.field("interpolation", "bilinear or bicubic", name)),
-    };
+    let interpolation = interpolation(file, json, usual.interpolation)?;
     let crop = file.number(json, "crop_pct", Value::as_f64)?.unwrap_or(1.0);
     if !(crop > 0.0 && crop <= 1.0) {
         return Err(file.field("crop_pct", "above 0 and at most 1", &json["crop_pct"]));
@@ -117,6 +107,16 @@ fn timm(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
         std: file.channels(json, "std")?.unwrap_or(usual.std),
         source: PreprocessingSource::File(CONFIG.to_owned()),
     })
+}
+
+/// Returns the interpolation that timm and open_clip name in `object`, or `usual` if there is none.
+fn interpolation(file: &SideFile, object: &Value, usual: Resampling) -> Result<Resampling> {
+    match &object["interpolation"] {
+        Value::Null => Ok(usual),
+        name if name == "bilinear" => Ok(Resampling::Bilinear),
+        name if name == "bicubic" => Ok(Resampling::Bicubic),
+        name => Err(file.field("interpolation", "bilinear or bicubic", name)),
+    }
 }
 
 /// Returns a center crop to the backbone's image size, with the ratio of resize to crop that the

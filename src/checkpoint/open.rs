@@ -5,8 +5,9 @@ use std::path::Path;
 use tch::Device;
 
 use super::choice::Unsettled;
+use super::folder::checkpoint_in;
 use super::load::infer_unsettled;
-use super::{LoadReport, TensorFile, beside};
+use super::{LoadReport, beside};
 use crate::backbone::{
     AnyBackbone, AnyFamily, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation,
     Network, Pooling, Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig,
@@ -110,7 +111,7 @@ fn open_vit(
 ) -> Result<(AnyFamily, LoadReport)> {
     options.refuse("ViT", &["window_size"])?;
     if let Some(unsettled) = unsettled.iter().find(|setting| !options.give(setting.field)) {
-        return Err(unsettled.error(TensorFile::open(source)?.path()));
+        return Err(unsettled.error(&checkpoint_in(source)?));
     }
     config.num_heads = options.num_heads.unwrap_or(config.num_heads);
     config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
@@ -131,11 +132,10 @@ fn open_swin(
     config.image_size = options.image_size.unwrap_or(config.image_size);
     if let Some(window) = options.window_size {
         config.window_sizes.fill(window);
-    } else if config.window_sizes.contains(&(0, 0)) {
-        // The file does not tell the windows. This is the error that says so.
-        FrozenSwin::open(source, device)?;
     }
-    let (swin, report) = FrozenSwin::open_reported(source, Some(&config), device)?;
+    // Windows that neither the file nor the caller tells are an error of opening without a config.
+    let told = !config.window_sizes.contains(&(0, 0));
+    let (swin, report) = FrozenSwin::open_reported(source, told.then_some(&config), device)?;
     Ok((AnyFamily::Swin(swin), report))
 }
 
@@ -191,8 +191,7 @@ fn preprocessing(
     options: &OpenOptions,
 ) -> Result<Preprocessing> {
     let usual = family.usual_preprocessing();
-    let checkpoint = TensorFile::open(source)?.path().to_path_buf();
-    let mut found = beside::preprocessing(&checkpoint, &usual)?.unwrap_or(usual);
+    let mut found = beside::preprocessing(&checkpoint_in(source)?, &usual)?.unwrap_or(usual);
     if let (AnyFamily::ConvNeXt(_), Some(size)) = (family, options.image_size) {
         let side = |(height, width): (i64, i64)| height.min(width).max(1) as f64;
         if let ResizeMode::CenterCrop { shorter_side } = &mut found.resize {

@@ -1,11 +1,13 @@
 //! Maps each tensor of a file to a tensor of the model.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
 use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES, parts as parts_of};
 use super::renamed::{MAX_UNWRAPPINGS, Renamed};
+use super::settings::{CONFIG, SideFile};
 use super::unsupported::unsupported;
 use super::{LoadReport, TensorFile, shards};
 use crate::backbone::ClipTextConfig;
@@ -20,6 +22,8 @@ pub struct Plan<'a> {
     sources: BTreeMap<String, Vec<Origin>>,
     skipped: Vec<(String, String)>,
     unknown: Vec<String>,
+    /// `config.json` beside the file, once it is read.
+    config: OnceCell<Option<SideFile>>,
 }
 
 /// A tensor of the file that is a tensor of the model or a part of one.
@@ -75,6 +79,7 @@ impl<'a> Plan<'a> {
             sources: BTreeMap::new(),
             skipped: Vec::new(),
             unknown: Vec::new(),
+            config: OnceCell::new(),
         };
         for name in plan.file.names().map(str::to_owned).collect::<Vec<_>>() {
             plan.place(name);
@@ -117,6 +122,17 @@ impl<'a> Plan<'a> {
                 sources.sort_by_key(|source| source.part);
             }
         }
+    }
+
+    /// Returns the `config.json` beside the file, if there is one. It is read once.
+    ///
+    /// # Errors
+    /// The errors of [`SideFile::read`].
+    pub(super) fn config(&self) -> Result<Option<&SideFile>> {
+        if self.config.get().is_none() {
+            let _ = self.config.set(SideFile::read(self.file.path(), CONFIG)?);
+        }
+        Ok(self.config.get().and_then(Option::as_ref))
     }
 
     /// Returns whether the names of the file are those of the library `library`, whole or around

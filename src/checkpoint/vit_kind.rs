@@ -2,7 +2,6 @@
 //! marks, because many kinds share most of their names.
 
 use super::plan::Plan;
-use super::settings::{CONFIG, SideFile};
 use crate::backbone::{Pooling, Rotary, RotaryCoordinates, RotaryPairs};
 use crate::error::{Error, Result};
 
@@ -279,8 +278,7 @@ impl ViTKind {
     /// [`Error::UnknownFormat`] if models of this kind are not supported; the errors of reading the
     /// file beside the checkpoint.
     pub(super) fn of(plan: &Plan, width: i64, gated: bool) -> Result<Option<&'static ViTKind>> {
-        let config = SideFile::read(plan.file.path(), CONFIG)?;
-        let architecture = config.as_ref().and_then(|file| file.json["architecture"].as_str());
+        let architecture = plan.config()?.and_then(|file| file.json["architecture"].as_str());
         let fits = |kind: &&ViTKind| {
             kind.fits(plan, width, gated)
                 && kind

@@ -143,7 +143,7 @@ pub fn fit_with<B: Backbone>(
     let variables = sorted_variables(model);
     let steps = train.len() / config.batch_size;
     let file = checkpoint
-        .map(|checkpoint| StateFile::new((checkpoint, owned), model, train, validation, config))
+        .map(|checkpoint| StateFile::new(checkpoint, owned, model, train, validation, config))
         .transpose()?;
     let reached = match &file {
         Some(file) => file.load(&variables, optimizer, config, steps)?.unwrap_or_default(),

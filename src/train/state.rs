@@ -136,13 +136,13 @@ impl StateFile {
     /// # Errors
     /// [`Error::Config`] if `every` is 0, [`Error::Io`] if the folder does not exist.
     pub(super) fn new<B: Backbone>(
-        options: (&RunCheckpoint, Owned),
+        checkpoint: &RunCheckpoint,
+        owned: Owned,
         model: &PetlModel<B>,
         train: &ImageDataset,
         validation: Option<&ImageDataset>,
         config: &TrainConfig,
     ) -> Result<Self> {
-        let (checkpoint, owned) = options;
         if checkpoint.every == 0 {
             return Err(Error::config("every", "1 step or more", 0));
         }

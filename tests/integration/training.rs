@@ -109,10 +109,7 @@ fn frozen_blocks_run_once_where_their_tokens_are_kept() {
         TrainConfig { prefix: Some(prefix), ..config(3) }
     };
     let whole = run(config(3));
-    let gap = |found: &BTreeMap<String, Tensor>| {
-        let gaps = whole.iter().map(|(name, w)| (w - &found[name]).abs().max().double_value(&[]));
-        gaps.fold(0.0, f64::max)
-    };
+    let gap = |found: &BTreeMap<String, Tensor>| gap(&whole, found);
     let files = || {
         let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap());
         files

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::HubName;
+use crate::checkpoint::beside::PREPROCESSOR;
+use crate::checkpoint::settings::{CONFIG, OPEN_CLIP_CONFIG};
 use crate::checkpoint::{folder, shards};
 
 /// Small files beside the weights that say how to read them.
-pub(super) const CONFIGS: [&str; 3] =
-    ["config.json", "preprocessor_config.json", "open_clip_config.json"];
+pub(super) const CONFIGS: [&str; 3] = [CONFIG, PREPROCESSOR, OPEN_CLIP_CONFIG];
 
 /// The folder of the cache: `models--OWNER--NAME` with `refs/REVISION`, `snapshots/COMMIT` and
 /// `blobs`.

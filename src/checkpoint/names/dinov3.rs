@@ -3,7 +3,7 @@
 
 use super::{
     Activation, Family, HEAD, Layout, MASK, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy,
-    skip, take,
+    skip, take, timm,
 };
 
 pub(super) const META: Family = Family {
@@ -12,7 +12,7 @@ pub(super) const META: Family = Family {
     separator: '.',
     prefixes: &[""],
     signatures: &["storage_tokens"],
-    rules: &[META_RULES],
+    rules: &[timm::SHARED, META_RULES],
     around: &[],
     norm_eps: 1e-5,
     activation: Activation::Gelu,
@@ -42,29 +42,13 @@ const LOCAL: &str = "a norm of the pretraining";
 const META_RULES: &[Rule] = &[
     copy("cls_token",                 "cls_token"),
     copy("storage_tokens",            "reg_token"),
-    copy("patch_embed.proj.weight",   "patch_embed.proj.weight"),
-    copy("patch_embed.proj.bias",     "patch_embed.proj.bias"),
-    copy("blocks.*.norm1.weight",     "blocks.*.norm1.weight"),
-    copy("blocks.*.norm1.bias",       "blocks.*.norm1.bias"),
     copy("blocks.*.attn.qkv.weight",  QKV_WEIGHT),
     take("blocks.*.attn.qkv.bias",    QKV_BIAS, Layout::NoKeys),
     skip("blocks.*.attn.qkv.bias_mask", KEY_MASK),
-    copy("blocks.*.attn.proj.weight", "blocks.*.attn.proj.weight"),
-    copy("blocks.*.attn.proj.bias",   "blocks.*.attn.proj.bias"),
-    copy("blocks.*.ls1.gamma",        "blocks.*.ls1.gamma"),
-    copy("blocks.*.norm2.weight",     "blocks.*.norm2.weight"),
-    copy("blocks.*.norm2.bias",       "blocks.*.norm2.bias"),
-    copy("blocks.*.mlp.fc1.weight",   "blocks.*.mlp.fc1.weight"),
-    copy("blocks.*.mlp.fc1.bias",     "blocks.*.mlp.fc1.bias"),
-    copy("blocks.*.mlp.fc2.weight",   "blocks.*.mlp.fc2.weight"),
-    copy("blocks.*.mlp.fc2.bias",     "blocks.*.mlp.fc2.bias"),
     copy("blocks.*.mlp.{w1,w2}.weight", "blocks.*.mlp.fc1.weight"),
     copy("blocks.*.mlp.{w1,w2}.bias", "blocks.*.mlp.fc1.bias"),
     copy("blocks.*.mlp.w3.weight",    "blocks.*.mlp.fc2.weight"),
     copy("blocks.*.mlp.w3.bias",      "blocks.*.mlp.fc2.bias"),
-    copy("blocks.*.ls2.gamma",        "blocks.*.ls2.gamma"),
-    copy("norm.weight",               "norm.weight"),
-    copy("norm.bias",                 "norm.bias"),
     skip("rope_embed.periods",        PERIODS),
     skip("mask_token",                MASK),
     skip("local_cls_norm.**",         LOCAL),

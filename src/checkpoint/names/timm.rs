@@ -12,26 +12,21 @@ pub(super) const FAMILY: Family = Family {
     separator: '.',
     prefixes: &["", "visual.trunk."],
     signatures: &["blocks.0.norm1.weight"],
-    rules: &[RULES],
+    rules: &[SHARED, RULES],
     around: AROUND,
     norm_eps: 1e-6,
     activation: Activation::Gelu,
     positions: PositionNames::UsuallyNoneBeside("reg_token"),
 };
 
+/// The names that Meta's DINOv3 has, too. They come first, because errors name the first rule for a
+/// tensor.
 #[rustfmt::skip]
-const RULES: &[Rule] = &[
-    copy("cls_token",                 "cls_token"),
-    copy("reg_token",                 "reg_token"),
-    copy("pos_embed",                 "pos_embed"),
+pub(super) const SHARED: &[Rule] = &[
     copy("patch_embed.proj.weight",   "patch_embed.proj.weight"),
     copy("patch_embed.proj.bias",     "patch_embed.proj.bias"),
-    copy("norm_pre.weight",           "norm_pre.weight"),
-    copy("norm_pre.bias",             "norm_pre.bias"),
     copy("blocks.*.norm1.weight",     "blocks.*.norm1.weight"),
     copy("blocks.*.norm1.bias",       "blocks.*.norm1.bias"),
-    copy("blocks.*.attn.qkv.weight",  "blocks.*.attn.qkv.weight"),
-    copy("blocks.*.attn.qkv.bias",    "blocks.*.attn.qkv.bias"),
     copy("blocks.*.attn.proj.weight", "blocks.*.attn.proj.weight"),
     copy("blocks.*.attn.proj.bias",   "blocks.*.attn.proj.bias"),
     copy("blocks.*.ls1.gamma",        "blocks.*.ls1.gamma"),
@@ -44,6 +39,17 @@ const RULES: &[Rule] = &[
     copy("blocks.*.ls2.gamma",        "blocks.*.ls2.gamma"),
     copy("norm.weight",               "norm.weight"),
     copy("norm.bias",                 "norm.bias"),
+];
+
+#[rustfmt::skip]
+const RULES: &[Rule] = &[
+    copy("cls_token",                 "cls_token"),
+    copy("reg_token",                 "reg_token"),
+    copy("pos_embed",                 "pos_embed"),
+    copy("norm_pre.weight",           "norm_pre.weight"),
+    copy("norm_pre.bias",             "norm_pre.bias"),
+    copy("blocks.*.attn.qkv.weight",  "blocks.*.attn.qkv.weight"),
+    copy("blocks.*.attn.qkv.bias",    "blocks.*.attn.qkv.bias"),
     copy("dist_token",                "reg_token"),
     copy("blocks.*.gamma_1",          "blocks.*.ls1.gamma"),
     copy("blocks.*.gamma_2",          "blocks.*.ls2.gamma"),
@@ -81,12 +87,6 @@ const RULES: &[Rule] = &[
     copy("blocks.*.mlp.w3.weight",    "blocks.*.mlp.fc2.weight"),
     copy("blocks.*.mlp.w3.bias",      "blocks.*.mlp.fc2.bias"),
     skip("mask_token",                MASK),
-    // The decoder of an MAE.
-    skip("decoder_pos_embed",         MASK),
-    skip("decoder_embed.**",          MASK),
-    skip("decoder_blocks.**",         MASK),
-    skip("decoder_norm.**",           MASK),
-    skip("decoder_pred.**",           MASK),
     skip("head.**",                   HEAD),
     skip("pre_logits.**",             HEAD),
     skip("head_dist.**",              HEAD),

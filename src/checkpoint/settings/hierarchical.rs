@@ -16,12 +16,11 @@ const SWIN_EPS: f64 = 1e-5;
 
 /// Returns the file of settings beside a checkpoint with Hugging Face's names, if it is of a model
 /// of the type `model_type`.
-fn config(plan: &Plan, model_type: &str) -> Result<Option<SideFile>> {
+fn config<'a>(plan: &'a Plan, model_type: &str) -> Result<Option<&'a SideFile>> {
     if !plan.family.name.starts_with("Hugging Face") {
         return Ok(None);
     }
-    let file = SideFile::read(plan.file.path(), CONFIG)?;
-    Ok(file.filter(|file| file.json["model_type"] == model_type))
+    Ok(plan.config()?.filter(|file| file.json["model_type"] == model_type))
 }
 
 /// Reads the settings of a ConvNeXt from the files beside its checkpoint.
@@ -32,7 +31,7 @@ pub(in crate::checkpoint) fn told_of_convnext(plan: &Plan) -> Result<Told> {
     match config(plan, "convnext")? {
         Some(file) => Ok(Told {
             source: CONFIG.to_owned(),
-            activation: activation(&file, &file.json, "hidden_act")?,
+            activation: activation(file, &file.json, "hidden_act")?,
             ..Told::default()
         }),
         None => told_of_timm(plan),
@@ -62,7 +61,7 @@ pub(in crate::checkpoint) fn last_norm_eps(plan: &Plan) -> Result<Option<f64>> {
 pub(in crate::checkpoint) fn swin_image_size(plan: &Plan) -> Result<Option<(i64, i64)>> {
     let Some(file) = config(plan, "swin")? else { return Ok(None) };
     let json = &file.json;
-    if !matches!(activation(&file, json, "hidden_act")?, None | Some(MlpActivation::Gelu)) {
+    if !matches!(activation(file, json, "hidden_act")?, None | Some(MlpActivation::Gelu)) {
         return Err(file.field("hidden_act", "gelu in a Swin", &json["hidden_act"]));
     }
     let eps = file.number(json, "layer_norm_eps", Value::as_f64)?;

@@ -77,7 +77,7 @@ fn tower_told(
     usual: Option<&Defaults>,
     embed_dim: Option<i64>,
 ) -> Result<Told> {
-    check_width(file, tower, usual, embed_dim)?;
+    file.width(tower, "hidden_size", usual.map(|usual| usual.hidden_size), embed_dim)?;
     let heads = file.number(tower, "num_attention_heads", Value::as_i64)?;
     let eps = file.number(tower, "layer_norm_eps", Value::as_f64)?;
     let activation = activation(file, tower, "hidden_act")?;
@@ -89,24 +89,6 @@ fn tower_told(
         pooling: None,
         image_size: file.size(tower, "image_size")?,
     })
-}
-
-/// Checks that the file describes a model of the width `embed_dim`.
-fn check_width(
-    file: &SideFile,
-    tower: &Value,
-    usual: Option<&Defaults>,
-    embed_dim: Option<i64>,
-) -> Result<()> {
-    let Some(embed_dim) = embed_dim else { return Ok(()) };
-    let width = file.number(tower, "hidden_size", Value::as_i64)?;
-    match width.or(usual.map(|usual| usual.hidden_size)) {
-        Some(width) if width != embed_dim => {
-            let expected = format!("{embed_dim}, the width of the model in the checkpoint");
-            Err(file.field("hidden_size", &expected, &tower["hidden_size"]))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn pooling(architectures: &Value) -> Option<Pooling> {

@@ -9,8 +9,6 @@ mod open_clip;
 mod side_file;
 mod timm;
 
-use std::path::Path;
-
 use serde_json::Value;
 
 use super::plan::Plan;
@@ -51,7 +49,7 @@ pub(super) struct Told {
 /// the file describes a model of another width.
 pub(super) fn told(plan: &Plan, embed_dim: Option<i64>) -> Result<Told> {
     let checkpoint = plan.file.path();
-    let config = || config_told(checkpoint, embed_dim);
+    let config = || config_told(plan, embed_dim);
     let open_clip = || match SideFile::read(checkpoint, OPEN_CLIP_CONFIG)? {
         Some(file) => open_clip::told(&file, embed_dim),
         None => Ok(None),
@@ -67,9 +65,7 @@ pub(super) fn told(plan: &Plan, embed_dim: Option<i64>) -> Result<Told> {
 /// # Errors
 /// The errors of [`told`].
 pub(super) fn told_of_timm(plan: &Plan) -> Result<Told> {
-    let checkpoint = plan.file.path();
-    let is_hugging_face = |file: &SideFile| !file.json["model_type"].is_null();
-    if SideFile::read(checkpoint, CONFIG)?.is_some_and(|file| is_hugging_face(&file)) {
+    if plan.config()?.is_some_and(|file| !file.json["model_type"].is_null()) {
         return Ok(Told::default());
     }
     told(plan, None)
@@ -83,9 +79,9 @@ pub(super) fn told_of_timm(plan: &Plan) -> Result<Told> {
 pub(super) fn told_of_text(plan: &Plan, embed_dim: i64) -> Result<Told> {
     let checkpoint = plan.file.path();
     let is_clip = |kind: &Value| kind.as_str().is_some_and(|kind| kind.starts_with("clip"));
-    let config = || match SideFile::read(checkpoint, CONFIG)? {
+    let config = || match plan.config()? {
         Some(file) if is_clip(&file.json["model_type"]) => {
-            hugging_face::told_of_text(&file, Some(embed_dim)).map(Some)
+            hugging_face::told_of_text(file, Some(embed_dim)).map(Some)
         }
         _ => Ok(None),
     };
@@ -102,14 +98,12 @@ fn or_else(first: Option<Told>, second: impl Fn() -> Result<Option<Told>>) -> Re
     if first.is_some() { Ok(first) } else { second() }
 }
 
-fn config_told(checkpoint: &Path, embed_dim: Option<i64>) -> Result<Option<Told>> {
-    match SideFile::read(checkpoint, CONFIG)? {
+fn config_told(plan: &Plan, embed_dim: Option<i64>) -> Result<Option<Told>> {
+    match plan.config()? {
         Some(file) if !file.json["model_type"].is_null() => {
-            hugging_face::told(&file, embed_dim).map(Some)
+            hugging_face::told(file, embed_dim).map(Some)
         }
-        Some(file) if !file.json["architecture"].is_null() => {
-            timm::told(&file, embed_dim).map(Some)
-        }
+        Some(file) if !file.json["architecture"].is_null() => timm::told(file, embed_dim).map(Some),
         _ => Ok(None),
     }
 }

@@ -6,6 +6,9 @@ use super::{OPEN_CLIP_CONFIG, SideFile, Told, timm};
 use crate::backbone::{MlpActivation, Pooling};
 use crate::error::Result;
 
+/// The width of an image tower if the file does not give it.
+const WIDTH: i64 = 768;
+
 /// The width of a head if the file does not give it.
 const HEAD_WIDTH: i64 = 64;
 
@@ -41,7 +44,7 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Tol
     if let Some(field) = UNSUPPORTED.into_iter().find(|&field| is_set(&tower[field])) {
         return Err(file.field(field, "false", &tower[field]));
     }
-    let width = check_width(file, tower, 768, embed_dim)?;
+    let width = file.width(tower, "width", Some(WIDTH), embed_dim)?.unwrap_or(WIDTH);
     let head_width = file.number(tower, "head_width", Value::as_i64)?.unwrap_or(HEAD_WIDTH);
     let num_heads = (width.checked_div(head_width))
         .ok_or_else(|| file.field("head_width", "above 0", &tower["head_width"]))?;
@@ -64,7 +67,7 @@ pub(super) fn told_of_text(file: &SideFile, embed_dim: Option<i64>) -> Result<Op
     if !tower.is_object() || !tower["hf_model_name"].is_null() {
         return Ok(None);
     }
-    check_width(file, tower, 512, embed_dim)?;
+    file.width(tower, "width", Some(512), embed_dim)?;
     let eps = file.number(&tower["norm_kwargs"], "eps", Value::as_f64)?;
     Ok(Some(Told {
         source: source(None),
@@ -81,19 +84,6 @@ fn model_of(file: &SideFile) -> &Value {
     match &file.json["model_cfg"] {
         model @ Value::Object(_) => model,
         _ => &file.json,
-    }
-}
-
-/// Returns the width of a tower, `usual` if the file does not give it, and checks that it is that
-/// of the model in the checkpoint.
-fn check_width(file: &SideFile, tower: &Value, usual: i64, embed_dim: Option<i64>) -> Result<i64> {
-    let width = file.number(tower, "width", Value::as_i64)?.unwrap_or(usual);
-    match embed_dim {
-        Some(embed_dim) if embed_dim != width => {
-            let expected = format!("{embed_dim}, the width of the model in the checkpoint");
-            Err(file.field("width", &expected, &tower["width"]))
-        }
-        _ => Ok(width),
     }
 }
 

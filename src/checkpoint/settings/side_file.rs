@@ -48,6 +48,25 @@ impl SideFile {
         }
     }
 
+    /// Returns the width `object[key]`, or `usual` if it is absent or null, and checks that it is
+    /// `embed_dim`, the width of the model in the checkpoint, if both are known.
+    pub(super) fn width(
+        &self,
+        object: &Value,
+        key: &str,
+        usual: Option<i64>,
+        embed_dim: Option<i64>,
+    ) -> Result<Option<i64>> {
+        let width = self.number(object, key, Value::as_i64)?.or(usual);
+        match (width, embed_dim) {
+            (Some(width), Some(embed_dim)) if width != embed_dim => {
+                let expected = format!("{embed_dim}, the width of the model in the checkpoint");
+                Err(self.field(key, &expected, &object[key]))
+            }
+            _ => Ok(width),
+        }
+    }
+
     /// Returns the height and width in `object[key]`, which is a number, a pair, or an object with
     /// the keys `height` and `width`. Returns `None` if it is absent or null.
     pub(in crate::checkpoint) fn size(

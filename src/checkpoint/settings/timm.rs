@@ -30,7 +30,7 @@ const fn rule(pattern: &'static str, setting: Setting) -> Rule {
 }
 
 /// The settings of timm 1.0 that no tensor shows. Of several rules for one setting the first one
-/// that matches is used. Heads that [`KnownViT`](super::KnownViT) tells are not repeated.
+/// that matches is used.
 const RULES: &[Rule] = &[
     rule("vit_base_patch16_gap_224*", Heads(16)),
     rule("vit_giant_*radio*", Heads(24)),
@@ -76,13 +76,7 @@ const PLAIN: [(&str, &[&str]); 5] = [
 /// one.
 pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
     let json = &file.json;
-    let width = file.number(json, "num_features", Value::as_i64)?;
-    if let (Some(width), Some(embed_dim)) = (width, embed_dim)
-        && width != embed_dim
-    {
-        let expected = format!("{embed_dim}, the width of the model in the checkpoint");
-        return Err(file.field("num_features", &expected, &json["num_features"]));
-    }
+    file.width(json, "num_features", None, embed_dim)?;
     let (name, args) = (json["architecture"].as_str().unwrap_or_default(), &json["model_args"]);
     let pooled =
         [&args["global_pool"], &json["global_pool"], &json["pretrained_cfg"]["global_pool"]];
