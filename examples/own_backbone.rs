@@ -8,8 +8,8 @@
 //! what every backbone does. The program trains, saves and loads it under Convpass.
 
 use convpass::backbone::{
-    BackboneConfig, BlockPass, Frozen, Hooks, ImageSize, LayerNorm, Linear, Network, PatchEmbed,
-    Stream, Weights,
+    BackboneConfig, BlockPass, Frozen, Hooks, ImageSize, Linear, Network, Norm, PatchEmbed, Stream,
+    Weights,
 };
 use convpass::checkpoint::TensorFile;
 use convpass::seam::{BackboneShape, Layer, LayerShape, SubLayer};
@@ -68,14 +68,14 @@ impl BackboneConfig for MixerConfig {
 struct Mixer {
     patch_embed: PatchEmbed,
     blocks: Vec<MixerBlock>,
-    norm: LayerNorm,
+    norm: Norm,
 }
 
 #[derive(Clone, Debug)]
 struct MixerBlock {
-    norm1: LayerNorm,
+    norm1: Norm,
     tokens: [Linear; 2],
-    norm2: LayerNorm,
+    norm2: Norm,
     channels: [Linear; 2],
 }
 
@@ -91,13 +91,13 @@ impl Network for MixerConfig {
             Ok(MixerBlock {
                 norm1: weights.norm(&name("norm1"), c, 1e-6)?,
                 tokens: [
-                    weights.linear(&name("mlp_tokens.fc1"), hidden, patches, true)?,
-                    weights.linear(&name("mlp_tokens.fc2"), patches, hidden, true)?,
+                    weights.linear(&name("mlp_tokens.fc1"), patches, hidden, true)?,
+                    weights.linear(&name("mlp_tokens.fc2"), hidden, patches, true)?,
                 ],
                 norm2: weights.norm(&name("norm2"), c, 1e-6)?,
                 channels: [
-                    weights.linear(&name("mlp_channels.fc1"), hidden, c, true)?,
-                    weights.linear(&name("mlp_channels.fc2"), c, hidden, true)?,
+                    weights.linear(&name("mlp_channels.fc1"), c, hidden, true)?,
+                    weights.linear(&name("mlp_channels.fc2"), hidden, c, true)?,
                 ],
             })
         };

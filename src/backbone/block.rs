@@ -7,8 +7,8 @@ use super::hooks::BlockPass;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::nn::{
-    Attention, LayerNorm, Mlp, MlpActivation, Positions, Projected, RotaryTable, Weight,
-    WindowBias, Windows,
+    Attention, Mlp, MlpActivation, Norm, Positions, Projected, RotaryTable, Weight, WindowBias,
+    Windows,
 };
 use crate::seam::{Layer, SubLayer, TokenLayout};
 
@@ -23,15 +23,15 @@ pub(super) enum Queries {
 
 #[derive(Clone, Debug)]
 pub(super) struct Block {
-    norm1: LayerNorm,
+    norm1: Norm,
     attention: Attention,
     /// The norm between attention and its projection.
-    inner_norm1: Option<LayerNorm>,
+    inner_norm1: Option<Norm>,
     scale1: Option<Weight>,
-    norm2: LayerNorm,
+    norm2: Norm,
     mlp: Mlp,
     /// The norm between the activation and the second layer of the MLP.
-    inner_norm2: Option<LayerNorm>,
+    inner_norm2: Option<Norm>,
     scale2: Option<Weight>,
 }
 
@@ -121,7 +121,7 @@ fn scaled(output: Tensor, gamma: &Option<Weight>) -> Result<Tensor> {
 }
 
 /// Applies a norm inside a sub-layer, if there is one.
-fn normed_by(norm: &Option<LayerNorm>, x: Tensor) -> Result<Tensor> {
+fn normed_by(norm: &Option<Norm>, x: Tensor) -> Result<Tensor> {
     match norm {
         Some(norm) => norm.forward(&x),
         None => Ok(x),
@@ -177,7 +177,7 @@ impl Block {
                     (None, Some(table)) => Positions::Rotary(table.clone()),
                     (None, None) => Positions::InTokens,
                 },
-                qkv: weights.linear(&name("attn.qkv"), 3 * c, c, shape.qkv_bias)?,
+                qkv: weights.linear(&name("attn.qkv"), c, 3 * c, shape.qkv_bias)?,
                 proj: weights.linear(&name("attn.proj"), c, c, true)?,
                 num_heads: shape.num_heads,
                 causal: shape.causal,
@@ -186,8 +186,8 @@ impl Block {
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
             norm2: weights.norm(&name("norm2"), c, eps)?,
             mlp: Mlp {
-                fc1: weights.linear(&name("mlp.fc1"), activation.halves() * hidden, c, true)?,
-                fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
+                fc1: weights.linear(&name("mlp.fc1"), c, activation.halves() * hidden, true)?,
+                fc2: weights.linear(&name("mlp.fc2"), hidden, c, true)?,
                 activation,
             },
             inner_norm2: norm_if(shape.mlp_norm, "mlp.norm", hidden, weights)?,

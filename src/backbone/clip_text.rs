@@ -11,7 +11,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::{WeightSource, Weights, random};
 use super::{BlockPass, Hooks, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, LayerNorm, Linear, MlpActivation, Weight};
+use crate::nn::{DropPath, Linear, MlpActivation, Norm, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
 /// The shape and the settings of a [`ClipText`]. The default is the text tower of CLIP ViT-B/16.
@@ -123,7 +123,7 @@ pub struct ClipText {
     /// `[T, C]`.
     pos_embed: Weight,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    norm: Norm,
     projection: Option<Linear>,
     logit_scale: Option<f64>,
 }
@@ -173,7 +173,7 @@ impl ClipText {
                 .collect::<Result<_>>()?,
             norm: weights.norm("norm", c, eps)?,
             projection: match config.projection {
-                Some(dim) => Some(weights.linear("projection", dim, c, false)?),
+                Some(dim) => Some(weights.linear("projection", c, dim, false)?),
                 None => None,
             },
             logit_scale: match weights.get_if(config.logit_scale, "logit_scale", &[])? {

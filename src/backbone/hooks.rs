@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::Stream;
 use crate::error::Result;
 use crate::ffi::untouched;
-use crate::nn::{Branch, DropPath, LayerNorm, Linear, PatchEmbed};
+use crate::nn::{Branch, DropPath, Linear, Norm, PatchEmbed};
 use crate::seam::{Beside, Layer, NormOf, Seam, Site, SubLayer, TokenLayout};
 
 /// The places of a method around the layers of a backbone, in one pass.
@@ -53,11 +53,11 @@ impl<'a> Hooks<'a> {
         self.after(layer, x, linear.forward(x)?)
     }
 
-    /// Runs a layer norm and then the method: `[.., C] -> [.., C]`.
+    /// Runs a norm and then the method: `[.., C] -> [.., C]`.
     ///
     /// # Errors
-    /// The errors of [`LayerNorm::forward`] and of the method.
-    pub fn norm(&self, layer: Layer, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    /// The errors of [`Norm::forward`] and of the method.
+    pub fn norm(&self, layer: Layer, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         self.after(layer, x, norm.forward(x)?)
     }
 
@@ -70,17 +70,18 @@ impl<'a> Hooks<'a> {
     }
 
     /// Does the same as [`Hooks::norm`] for a norm whose dtype already fits `x`. It also returns
-    /// the norm if the method did not change its output.
+    /// the norm if it is a layer norm and the method did not change its output.
     fn norm_of<'n>(
         &self,
         layer: Layer,
-        norm: &'n LayerNorm,
+        norm: &'n Norm,
         x: &Tensor,
     ) -> Result<(Tensor, Option<NormOf<'n>>)> {
         let output = norm.apply(x)?;
         let normed = self.after(layer, x, output.shallow_clone())?;
-        let LayerNorm { weight, bias, eps } = norm;
-        let of = untouched(&normed, &output).then_some(NormOf { weight, bias, eps: *eps });
+        // An RMS norm has no bias, and nothing recomputes its output.
+        let of = norm.bias.as_ref().filter(|_| untouched(&normed, &output));
+        let of = of.map(|bias| NormOf { weight: &norm.weight, bias, eps: norm.eps });
         Ok((normed, of))
     }
 }
@@ -127,7 +128,7 @@ impl BlockPass<'_> {
     pub fn sub_layer(
         &self,
         sub_layer: SubLayer,
-        norm: &LayerNorm,
+        norm: &Norm,
         stream: Stream,
         f: impl FnOnce(Tensor) -> Result<Tensor>,
     ) -> Result<Stream> {
@@ -140,12 +141,12 @@ impl BlockPass<'_> {
         Ok(Stream { tokens, layout })
     }
 
-    /// Runs the norm before a sub-layer. Also returns the norm itself if the method did not change
-    /// its output.
+    /// Runs the norm before a sub-layer. Also returns the norm itself if it is a layer norm whose output
+    /// the method did not change.
     pub(super) fn norm_of<'n>(
         &self,
         sub_layer: SubLayer,
-        norm: &'n LayerNorm,
+        norm: &'n Norm,
         tokens: &Tensor,
     ) -> Result<(Tensor, Option<NormOf<'n>>)> {
         let layer = match sub_layer {

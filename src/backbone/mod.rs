@@ -60,7 +60,7 @@ pub use weights::{WeightSource, Weights};
 
 use crate::error::{Error, Result};
 pub use crate::nn::{
-    Branch, Conv, DropPath, LayerNorm, Linear, MlpActivation, Noise, PatchEmbed, Rotary,
+    Branch, Conv, DropPath, Linear, MlpActivation, Noise, Norm, PatchEmbed, Rotary,
     RotaryCoordinates, RotaryPairs, Weight,
 };
 use crate::seam::{BackboneShape, NoMethod, Seam, TokenLayout};

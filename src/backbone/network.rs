@@ -50,7 +50,7 @@ pub trait Network: BackboneConfig + Clone + Send {
     /// Name of the family.
     const FAMILY: &'static str;
 
-    /// The layers with their weights: [`Linear`](super::Linear), [`LayerNorm`](super::LayerNorm)
+    /// The layers with their weights: [`Linear`](super::Linear), [`Norm`](super::Norm)
     /// and the like, whose `Clone` shares the weights.
     type Layers: Clone + Debug + Send;
 

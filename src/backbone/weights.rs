@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::nn::{Conv, Init, InitRng, LayerNorm, Linear, PatchEmbed, Weight, quantize};
+use crate::nn::{Conv, Init, InitRng, Linear, Norm, PatchEmbed, Weight, quantize};
 
 /// A function that returns the weight with a name and a shape.
 pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
@@ -69,14 +69,15 @@ impl Weights<'_, '_> {
         present.then(|| self.get(name, shape)).transpose()
     }
 
-    /// Returns a linear layer with `NAME.weight [out, inner]` and, if `bias` is true, `NAME.bias
-    /// [out]`. In an int8 backbone the weight is int8 and comes with `NAME.scale [out]`.
+    /// Returns a linear layer with `NAME.weight [outputs, inputs]` and, if `bias` is true,
+    /// `NAME.bias [outputs]`. In an int8 backbone the weight is int8 and comes with `NAME.scale
+    /// [outputs]`.
     ///
     /// # Errors
     /// The errors of [`Weights::get`].
-    pub fn linear(&mut self, name: &str, out: i64, inner: i64, bias: bool) -> Result<Linear> {
+    pub fn linear(&mut self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
         let weight_name = format!("{name}.weight");
-        let mut weight = self.ask(&weight_name, &[out, inner], true)?;
+        let mut weight = self.ask(&weight_name, &[outputs, inputs], true)?;
         let mut scale = None;
         if self.int8 && weight.kind() != Kind::Int8 {
             let (quantized, row_scale) = quantize(&weight)?;
@@ -85,12 +86,12 @@ impl Weights<'_, '_> {
             self.named.push((format!("{name}.scale"), row_scale.shallow_clone()));
             (weight, scale) = (quantized, Some(row_scale));
         } else if weight.kind() == Kind::Int8 {
-            let of_rows = self.ask(&format!("{name}.scale"), &[out], false)?;
+            let of_rows = self.ask(&format!("{name}.scale"), &[outputs], false)?;
             self.count -= of_rows.numel();
             scale = Some(of_rows);
         }
         let bias =
-            if bias { Some(self.ask(&format!("{name}.bias"), &[out], false)?) } else { None };
+            if bias { Some(self.ask(&format!("{name}.bias"), &[outputs], false)?) } else { None };
         Ok(Linear { weight, bias, scale })
     }
 
@@ -115,10 +116,19 @@ impl Weights<'_, '_> {
     ///
     /// # Errors
     /// The errors of [`Weights::get`].
-    pub fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<LayerNorm> {
+    pub fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<Norm> {
         let weight = self.ask(&format!("{name}.weight"), &[dim], false)?;
-        let bias = self.ask(&format!("{name}.bias"), &[dim], false)?;
-        Ok(LayerNorm { weight, bias, eps })
+        let bias = Some(self.ask(&format!("{name}.bias"), &[dim], false)?);
+        Ok(Norm { weight, bias, eps })
+    }
+
+    /// Returns an RMS norm with `NAME.weight [dim]`.
+    ///
+    /// # Errors
+    /// The errors of [`Weights::get`].
+    pub fn rms_norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<Norm> {
+        let weight = self.ask(&format!("{name}.weight"), &[dim], false)?;
+        Ok(Norm { weight, bias: None, eps })
     }
 
     /// Returns a patch embedding with `NAME.weight [dim, 3, patch, patch]` and, if `bias` is true,

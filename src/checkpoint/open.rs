@@ -42,8 +42,8 @@ impl AnyBackbone {
     /// the family, the naming scheme and the container.
     ///
     /// # Errors
-    /// The errors of [`TensorFile::open`]; [`Error::UnknownFormat`] if the tensor names match no
-    /// supported family; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
+    /// The errors of [`TensorFile::open`](crate::checkpoint::TensorFile::open);
+    /// [`Error::UnknownFormat`] if the tensor names match no supported family; [`Error::MissingTensor`], [`Error::ShapeMismatch`] and
     /// [`Error::UnexpectedTensors`], which use the names in the file; [`Error::FileField`] if a
     /// field of a file beside the weights is not supported; [`Error::Unsettled`] if nothing tells a
     /// setting, although models with different values exist; [`Error::NotFinite`] if a weight is

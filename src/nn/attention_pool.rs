@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::{LayerNorm, Linear, Mlp, Weight};
+use super::{Linear, Mlp, Norm, Weight};
 use crate::error::Result;
 
 /// Attention of a learned token to all others, followed by an MLP with a residual connection.
@@ -14,7 +14,7 @@ pub(crate) struct AttentionPool {
     /// Queries, then keys, then values.
     pub(crate) qkv: Linear,
     pub(crate) proj: Linear,
-    pub(crate) norm: LayerNorm,
+    pub(crate) norm: Norm,
     pub(crate) mlp: Mlp,
     pub(crate) num_heads: i64,
 }

@@ -37,7 +37,7 @@ pub use mlp::MlpActivation;
 pub use noise::Noise;
 #[cfg(feature = "train")]
 pub(crate) use noise::seed_of;
-pub use norm::LayerNorm;
+pub use norm::Norm;
 pub use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::{TableFilter, resize_pos_embed};
 pub(crate) use rotary::RotaryTable;

@@ -1,21 +1,22 @@
-//! Layer norm.
+//! The norms of tokens.
 
 use tch::Tensor;
 
 use super::stored::widened;
 use crate::error::Result;
 
-/// Layer norm over the last dimension. Its weight and bias are `[C]`, and `Clone` shares them.
+/// A norm over the last dimension: a layer norm if it has a bias, and otherwise an RMS norm, which
+/// does not subtract the mean. The weight and the bias are `[C]`, and `Clone` shares them.
 ///
 /// `eps` has no default: it differs between model families.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub struct Norm {
     pub(crate) weight: Tensor,
-    pub(crate) bias: Tensor,
+    pub(crate) bias: Option<Tensor>,
     pub(crate) eps: f64,
 }
 
-impl LayerNorm {
+impl Norm {
     /// Applies the norm: `[.., C] -> [.., C]`.
     ///
     /// # Errors
@@ -25,22 +26,25 @@ impl LayerNorm {
     }
 
     /// Returns the norm in a dtype that libtorch accepts together with the dtype of `x`.
-    pub(crate) fn beside(&self, x: &Tensor) -> Result<LayerNorm> {
-        let (weight, bias) = (widened(&self.weight, x)?, widened(&self.bias, x)?);
-        Ok(LayerNorm { weight, bias, eps: self.eps })
+    pub(crate) fn beside(&self, x: &Tensor) -> Result<Norm> {
+        let weight = widened(&self.weight, x)?;
+        let bias = self.bias.as_ref().map(|bias| widened(bias, x)).transpose()?;
+        Ok(Norm { weight, bias, eps: self.eps })
     }
 
-    /// Applies the norm without a conversion; `self` is the result of [`LayerNorm::beside`] for
-    /// `x`.
+    /// Applies the norm without a conversion; `self` is the result of [`Norm::beside`] for `x`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (shape, cudnn) = (self.weight.size(), false);
-        Ok(x.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, cudnn)?)
+        let (shape, weight, cudnn) = (self.weight.size(), Some(&self.weight), false);
+        match &self.bias {
+            Some(bias) => Ok(x.f_layer_norm(shape, weight, Some(bias), self.eps, cudnn)?),
+            None => Ok(x.f_rms_norm(shape, weight, Some(self.eps))?),
+        }
     }
 }
 
-impl Clone for LayerNorm {
+impl Clone for Norm {
     fn clone(&self) -> Self {
-        let (weight, bias) = (self.weight.shallow_clone(), self.bias.shallow_clone());
-        LayerNorm { weight, bias, eps: self.eps }
+        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
+        Norm { weight: self.weight.shallow_clone(), bias, eps: self.eps }
     }
 }

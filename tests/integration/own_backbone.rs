@@ -1,7 +1,7 @@
 //! A backbone of another crate keeps the promises of all backbones without a word about them.
 
 use convpass::backbone::{
-    BackboneConfig, BlockPass, Forward, Frozen, Hooks, ImageSize, LayerNorm, Linear, Network,
+    BackboneConfig, BlockPass, Forward, Frozen, Hooks, ImageSize, Linear, Network, Norm,
     PatchEmbed, Stream, Weights,
 };
 use convpass::backbone::{Noise, Pass};
@@ -31,7 +31,7 @@ const MLPS: Mlps = Mlps { depth: 4, forgotten: 0, dropout: 0.5, lists_mix: true 
 #[derive(Clone, Debug)]
 struct Layers {
     embed: PatchEmbed,
-    blocks: Vec<(LayerNorm, Linear, LayerNorm, Linear)>,
+    blocks: Vec<(Norm, Linear, Norm, Linear)>,
 }
 
 impl BackboneConfig for Mlps {

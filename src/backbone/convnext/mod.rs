@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::Result;
-use crate::nn::{Conv, LayerNorm, Mlp, MlpActivation, Weight};
+use crate::nn::{Conv, Mlp, MlpActivation, Norm, Weight};
 use crate::seam::TokenLayout;
 
 pub use config::ConvNeXtConfig;
@@ -23,21 +23,21 @@ pub type FrozenConvNeXt = Frozen<ConvNeXtConfig>;
 #[derive(Clone, Debug)]
 pub struct Layers {
     stem: Conv,
-    stem_norm: LayerNorm,
+    stem_norm: Norm,
     stages: Vec<Stage>,
-    norm: LayerNorm,
+    norm: Norm,
 }
 
 #[derive(Clone, Debug)]
 struct Stage {
-    downsample: Option<(LayerNorm, Conv)>,
+    downsample: Option<(Norm, Conv)>,
     blocks: Vec<Block>,
 }
 
 #[derive(Clone, Debug)]
 struct Block {
     conv: Conv,
-    norm: LayerNorm,
+    norm: Norm,
     mlp: Mlp,
     gamma: Option<Weight>,
 }
@@ -122,7 +122,7 @@ impl Network for ConvNeXtConfig {
 const NO_TOKENS: TokenLayout = TokenLayout { prefix: 0, grid: (0, 0) };
 
 /// Applies a layer norm over the channels of `[B, C, H, W]`.
-fn norm_channels(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+fn norm_channels(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     Ok(norm.forward(&x.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?)
 }
 
@@ -145,8 +145,8 @@ impl Stage {
                 conv: weights.conv(&name("conv_dw"), &[c, 1, k, k], 1, k / 2)?,
                 norm: weights.norm(&name("norm"), c, config.norm_eps)?,
                 mlp: Mlp {
-                    fc1: weights.linear(&name("mlp.fc1"), hidden, c, true)?,
-                    fc2: weights.linear(&name("mlp.fc2"), c, hidden, true)?,
+                    fc1: weights.linear(&name("mlp.fc1"), c, hidden, true)?,
+                    fc2: weights.linear(&name("mlp.fc2"), hidden, c, true)?,
                     activation: config.activation,
                 },
                 gamma: weights.get_if(config.layer_scale, &name("gamma"), &[c])?,

@@ -10,7 +10,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::{Error, Result};
-use crate::nn::{LayerNorm, Linear, MlpActivation, PatchEmbed, side_by_side};
+use crate::nn::{Linear, MlpActivation, Norm, PatchEmbed, side_by_side};
 use crate::seam::{Layer, TokenLayout};
 
 pub use config::SwinConfig;
@@ -26,9 +26,9 @@ pub type FrozenSwin = Frozen<SwinConfig>;
 #[derive(Clone, Debug)]
 pub struct Layers {
     patch_embed: PatchEmbed,
-    patch_norm: Option<LayerNorm>,
+    patch_norm: Option<Norm>,
     stages: Vec<Stage>,
-    norm: LayerNorm,
+    norm: Norm,
 }
 
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ struct Stage {
 /// The patch merging into a stage.
 #[derive(Clone, Debug)]
 struct Merging {
-    norm: LayerNorm,
+    norm: Norm,
     reduction: Linear,
 }
 
@@ -176,7 +176,7 @@ impl Merging {
         let name = |part: &str| format!("layers.{stage}.downsample.{part}");
         Ok(Merging {
             norm: weights.norm(&name("norm"), inputs, config.norm_eps)?,
-            reduction: weights.linear(&name("reduction"), outputs, inputs, config.merge_bias)?,
+            reduction: weights.linear(&name("reduction"), inputs, outputs, config.merge_bias)?,
         })
     }
 

@@ -12,7 +12,7 @@ use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream};
 use crate::error::{Error, Result};
 use crate::nn::{
-    AttentionPool, LayerNorm, Linear, Mlp, MlpActivation, PatchEmbed, RotaryTable, Weight, widened,
+    AttentionPool, Linear, Mlp, MlpActivation, Norm, PatchEmbed, RotaryTable, Weight, widened,
 };
 use crate::seam::{Layer, TokenLayout};
 
@@ -29,9 +29,9 @@ pub struct Layers {
     class_token: Option<Weight>,
     registers: Option<Weight>,
     pos_embed: Option<Weight>,
-    pre_norm: Option<LayerNorm>,
+    pre_norm: Option<Norm>,
     blocks: Vec<Block>,
-    norm: Option<LayerNorm>,
+    norm: Option<Norm>,
     attention_pool: Option<AttentionPool>,
     projection: Option<Linear>,
 }
@@ -194,7 +194,7 @@ impl Layers {
                 None => None,
             },
             projection: match config.projection {
-                Some(dim) => Some(weights.linear("projection", dim, c, false)?),
+                Some(dim) => Some(weights.linear("projection", c, dim, false)?),
                 None => None,
             },
         })
@@ -292,12 +292,12 @@ fn attention_pool(
     };
     Ok(AttentionPool {
         latent: weights.get("attn_pool.latent", &[1, 1, c])?,
-        qkv: weights.linear("attn_pool.qkv", 3 * c, c, true)?,
+        qkv: weights.linear("attn_pool.qkv", c, 3 * c, true)?,
         proj: weights.linear("attn_pool.proj", c, c, true)?,
         norm: weights.norm("attn_pool.norm", c, config.norm_eps)?,
         mlp: Mlp {
-            fc1: weights.linear("attn_pool.mlp.fc1", hidden, c, true)?,
-            fc2: weights.linear("attn_pool.mlp.fc2", c, hidden, true)?,
+            fc1: weights.linear("attn_pool.mlp.fc1", c, hidden, true)?,
+            fc2: weights.linear("attn_pool.mlp.fc2", hidden, c, true)?,
             activation,
         },
         num_heads: pool.num_heads.unwrap_or(config.num_heads),
