@@ -136,6 +136,7 @@ fn finetune(args: &Args, task: &str, file: &Path, out: &Path) -> Result<()> {
     RunRecord {
         test_split: Some(test.split_hash().to_owned()),
         test_top1: Some(tested.top1()),
+        test: Some(tested.scores()),
         test_seconds: Some(started.elapsed().as_secs_f64()),
         ..RunRecord::new(task, file.display().to_string(), &model, &config, &train, fit)?
     }

@@ -122,6 +122,25 @@ pub enum Error {
     #[error("{}: tensor {name}: expected finite numbers, found {count} NaN or infinite", file.display())]
     NotFinite { file: PathBuf, name: String, count: i64 },
 
+    /// A run of training produced a loss, logits or weights that are NaN or infinite.
+    #[error(
+        "training diverged at step {} of epoch {} (learning rate {lr:e}): {what} NaN or infinite; \
+         try a lower learning rate, a longer warm-up or a limit for the norm of the gradients",
+        step + 1,
+        epoch + 1
+    )]
+    #[non_exhaustive]
+    Diverged {
+        /// The epoch, counted from 0.
+        epoch: usize,
+        /// The step within the epoch, counted from 0.
+        step: usize,
+        /// The learning rate of the step.
+        lr: f64,
+        /// What is not finite, such as "the loss is".
+        what: &'static str,
+    },
+
     /// A tensor in the file has a dtype that no model uses.
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },

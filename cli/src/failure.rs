@@ -2,19 +2,53 @@
 
 use std::process::ExitCode;
 
+use convpass::eval::Evaluation;
+
 /// Flags that cannot be used together, if clap cannot detect it. The exit code is 2, as for all
 /// wrong arguments.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Prints an error and its causes, each once, and returns the exit code: 2 for wrong arguments,
-/// else 1.
+/// Results that are NaN or infinite. The exit code is 3, as for a training run that diverged.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{count} of {images} {set} images have logits that are NaN or infinite; the result is not usable"
+)]
+pub struct NotFinite {
+    set: String,
+    count: usize,
+    images: usize,
+}
+
+/// Returns an error if a logit of an image of `set` was NaN or infinite.
+pub fn finite(evaluation: &Evaluation, set: &str) -> Result<(), NotFinite> {
+    let &Evaluation { images, not_finite: count, .. } = evaluation;
+    if count == 0 { Ok(()) } else { Err(NotFinite { set: set.to_owned(), count, images }) }
+}
+
+/// Returns whether numbers that are NaN or infinite ended the command.
+fn is_not_finite(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let of_library = |cause: &convpass::Error| {
+            matches!(cause, convpass::Error::Diverged { .. } | convpass::Error::NotFinite { .. })
+        };
+        cause.is::<NotFinite>()
+            || cause.downcast_ref().is_some_and(of_library)
+            || matches!(cause.downcast_ref(), Some(crate::error::Error::Library(e)) if of_library(e))
+    })
+}
+
+/// Prints an error and its causes, each once, and returns the exit code: 2 for wrong arguments, 3
+/// for results that are NaN or infinite, else 1.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {}", chain(error));
     if error.is::<Usage>() {
         eprintln!("\nFor more information, try '--help'.");
         return ExitCode::from(2);
+    }
+    if is_not_finite(error) {
+        return ExitCode::from(3);
     }
     ExitCode::FAILURE
 }

@@ -15,6 +15,7 @@ use convpass::{AnyBackbone, FrozenViT, Method, PetlConfig, PetlModel};
 use tch::{Device, Tensor};
 
 use crate::Outcome;
+use crate::failure::finite;
 use crate::flags::{BackboneFlags, ClassFlag, InputFlags, TargetFlags, ThreadFlags};
 use crate::targets::{self, Target, TargetSet};
 
@@ -147,7 +148,9 @@ impl Bench<'_> {
         };
         let sum = evaluate_logits(logits, &images, set.subset.as_ref(), self.batches(), watch);
         eprint!("\r\x1b[K");
-        Ok(sum?)
+        let sum = sum?;
+        finite(&sum, &set.name)?;
+        Ok(sum)
     }
 
     /// Returns the images of a set; each image is decoded when it is used.

@@ -1,62 +1,17 @@
-//! Top-1 accuracy and loss of a model over a dataset.
+//! Evaluation of a model on a dataset.
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Deserializer, Serialize};
-use tch::{Kind, Reduction, Tensor};
+use tch::Tensor;
 
 #[cfg(feature = "train")]
 use super::inputs::Inputs;
+use super::metrics::Evaluation;
 use super::subset::evaluate_logits;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::model::PetlModel;
-
-/// The result of an evaluation: counts and the summed loss over the evaluated images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// The number of evaluated images.
-    pub images: usize,
-    /// The number of images whose highest logit is that of their label.
-    pub correct: usize,
-    #[serde(deserialize_with = "number")]
-    loss: f64,
-}
-
-impl Evaluation {
-    /// Returns the top-1 accuracy in percent.
-    pub fn top1(&self) -> f64 {
-        100.0 * self.correct as f64 / self.images.max(1) as f64
-    }
-
-    /// Returns the mean cross entropy.
-    pub fn loss(&self) -> f64 {
-        self.loss / self.images.max(1) as f64
-    }
-
-    /// Adds a batch with logits `[B, K]` and labels `[B]`. `loss` is the mean cross entropy of the
-    /// batch.
-    pub(crate) fn add(&mut self, logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Result<()> {
-        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
-        self.loss += loss.f_double_value(&[])? * labels.numel() as f64;
-        self.correct += hits.f_int64_value(&[])? as usize;
-        self.images += labels.numel();
-        Ok(())
-    }
-}
-
-/// Deserializes a number and reads `null` as NaN. JSON has no NaN and writes the loss of a diverged
-/// model as `null`.
-pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
-}
-
-/// Returns the mean cross entropy of logits `[B, K]` and labels `[B]`.
-pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (weight, ignored, smoothing) = (None::<&Tensor>, -100, 0.0);
-    Ok(logits.f_cross_entropy_loss(labels, weight, Reduction::Mean, ignored, smoothing)?)
-}
 
 /// Checks that the head has a row for every label. On a GPU, a label beyond the head ends the
 /// process.
@@ -114,7 +69,7 @@ pub(crate) fn evaluate_inputs<B: Backbone>(
     for batch in inputs.batches(config)? {
         let (batch, labels) = batch?;
         let logits = tch::no_grad(|| inputs.logits(model, &batch, false))?;
-        sum.add(&logits, &labels, &cross_entropy(&logits, &labels)?)?;
+        sum.add(&logits, &labels)?;
         if watch(sum.images, inputs.len()).is_break() {
             break;
         }

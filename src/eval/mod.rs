@@ -3,15 +3,20 @@
 mod evaluate;
 #[cfg(feature = "train")]
 mod inputs;
+mod loss;
+mod metrics;
 #[cfg(feature = "train")]
 mod prefix_cache;
 mod subset;
 
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::evaluate;
 #[cfg(feature = "train")]
-pub(crate) use evaluate::{check_classes, cross_entropy, evaluate_inputs, number};
+pub(crate) use evaluate::{check_classes, evaluate_inputs};
 #[cfg(feature = "train")]
 pub(crate) use inputs::Inputs;
+#[cfg(feature = "train")]
+pub(crate) use loss::cross_entropy_with;
+pub use metrics::{Evaluation, Scores};
 #[cfg(feature = "train")]
 pub use prefix_cache::PrefixCache;
 pub use subset::{ClassSubset, evaluate_logits};

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tch::Tensor;
 
-use super::evaluate::{Evaluation, cross_entropy};
+use super::metrics::Evaluation;
 use crate::clip::read_class_names;
 use crate::data::{BatchConfig, Batches, ImageDataset};
 use crate::error::{Error, Result};
@@ -171,7 +171,7 @@ pub fn evaluate_logits(
             (logits, None) => Ok(logits),
         })?;
         check_logits(&logits, &labels, dataset.num_classes())?;
-        sum.add(&logits, &labels, &cross_entropy(&logits, &labels)?)?;
+        sum.add(&logits, &labels)?;
         if watch(sum.images, dataset.len()).is_break() {
             break;
         }

@@ -42,7 +42,7 @@ pub(super) fn check_size<B: Backbone>(
     if expected == found { Ok(()) } else { Err(corrupt(expected.to_string())) }
 }
 
-/// Writes every variable of `vs` to `path` atomically.
+/// Writes every variable of `vs` to `path` atomically, unless one of them is not finite.
 pub(super) fn save(
     path: &Path,
     vs: &nn::VarStore,
@@ -51,6 +51,9 @@ pub(super) fn save(
 ) -> Result<()> {
     let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let mut tensors = BTreeMap::new();
+    for (name, variable) in &variables {
+        check_finite(path, name, variable)?;
+    }
     for (name, variable) in variables.iter().filter(|(name, _)| !low_bit.contains(name)) {
         tensors.insert(name.clone(), Bytes::of(variable)?);
     }
@@ -113,6 +116,9 @@ pub(super) fn load(
         }
         values.insert(name.clone(), file.tensor(name)?.f_reshape(&expected)?);
     }
+    for (name, value) in &values {
+        check_finite(path, name, value)?;
+    }
     tch::no_grad(|| {
         let mut pairs = variables.iter().zip(values.values());
         pairs.try_for_each(|((_, variable), value)| variable.shallow_clone().f_copy_(value))
@@ -120,6 +126,17 @@ pub(super) fn load(
     low_bit.set_loaded(coded, &variables)?;
     let applied = file.names().map(str::to_owned).collect();
     Ok(LoadReport { applied, ..LoadReport::default() })
+}
+
+/// Returns an error if `tensor`, which is called `name` in `file`, has elements that are NaN or
+/// infinite.
+fn check_finite(file: &Path, name: &str, tensor: &Tensor) -> Result<()> {
+    let finite = tensor.f_isfinite()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    let count = tensor.numel() as i64 - finite;
+    if count == 0 {
+        return Ok(());
+    }
+    Err(Error::NotFinite { file: file.to_path_buf(), name: name.to_owned(), count })
 }
 
 /// Compares shapes. A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`, and a file may

@@ -323,7 +323,8 @@ impl<B: Backbone> PetlModel<B> {
     /// is written atomically.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be written.
+    /// [`Error::NotFinite`] if a weight is NaN or infinite; [`Error::Io`] if the file cannot be
+    /// written.
     pub fn save_adapter(&self, path: impl AsRef<Path>) -> Result<()> {
         adapter_file::save(path.as_ref(), &self.var_store, &self.low_bit, &self.adapter_info()?)
     }
@@ -400,8 +401,8 @@ impl<B: Backbone> PetlModel<B> {
     /// nothing changes. A merged model is unmerged.
     ///
     /// # Errors
-    /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`] or [`Error::ShapeMismatch`] with the
-    /// name of the tensor; the errors of [`TensorFile::open`] and of reading the file.
+    /// [`Error::UnexpectedTensors`], [`Error::MissingTensor`], [`Error::ShapeMismatch`] or
+    /// [`Error::NotFinite`] with the name of the tensor; the errors of [`TensorFile::open`] and of reading the file.
     pub fn load_weights(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let file = TensorFile::open(path)?;
         let report = adapter_file::load(&file, &self.var_store, &mut self.low_bit)?;

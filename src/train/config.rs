@@ -1,29 +1,30 @@
-//! A run's hyper-parameters.
+//! The hyper-parameters of a run.
 
 use serde::{Deserialize, Serialize};
 
+use super::loss::ClassWeights;
 use super::schedule::CosineSchedule;
 use crate::data::{Augment, Normalization};
 use crate::eval::PrefixCache;
 
-/// Which epoch's weights a run ends with.
+/// The epoch whose weights the model holds after a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
-    /// The last epoch's.
+    /// The last epoch.
     #[default]
     LastEpoch,
-    /// The first of those with the best top-1 on the validation images. There is no selection on
-    /// the test set here.
+    /// The epoch with the best top-1 accuracy on the validation images; the first one of several
+    /// that are equal.
     BestOnValidation,
 }
 
-/// A run's hyper-parameters; the default is the paper's for VTAB-1k, with the normalization of
-/// the published code.
+/// The hyper-parameters of a run. The default is the protocol of the paper for VTAB-1k with the
+/// normalization of the published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Passes over the training images.
+    /// Number of passes over the training images.
     pub epochs: usize,
     /// Images per optimizer step. A last partial batch is dropped.
     pub batch_size: usize,
@@ -37,28 +38,35 @@ pub struct TrainConfig {
     /// ([`clip_grad_norm`](crate::train::clip_grad_norm)). `None` leaves them as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
+    /// The weight of each class in the loss.
+    #[serde(skip_serializing_if = "ClassWeights::is_equal")]
+    pub class_weights: ClassWeights,
+    /// The part of the target that is spread over all classes instead of the label, in `0..1`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub label_smoothing: f64,
     /// The learning rate over the run.
     pub schedule: CosineSchedule,
-    /// AdamW's decoupled weight decay.
+    /// The decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// What the pixels become.
+    /// The mean and the standard deviation that pixels are normalized with.
     pub normalization: Normalization,
     /// Seed of the order of the images, dropout and drop path.
     pub seed: i64,
-    /// How training images are changed at each pass; those of validation never are. Excludes
-    /// `prefix`.
+    /// The random changes of the training images in each pass. Validation images are not changed.
+    /// Cannot be combined with `prefix`.
     pub augment: Option<Augment>,
-    /// Which epoch's weights the run ends with.
+    /// The epoch whose weights the model holds after the run.
     pub selection: Selection,
-    /// Epochs from one pass over the validation images to the next; the last epoch has one.
+    /// Number of epochs between two passes over the validation images. There is always a pass after
+    /// the last epoch.
     pub validate_every: usize,
     /// Whether each block is computed again in the backward pass
     /// ([`PetlModel::backward_recomputed`](crate::PetlModel::backward_recomputed)): less memory,
     /// more time, the same gradients.
     pub recompute: bool,
-    /// Where what the frozen blocks in front make of each image is kept, so that it is computed
-    /// once; `None` to compute it in every step. There are such blocks where a method leaves out
-    /// the first ones ([`PetlModel::frozen_blocks`](crate::PetlModel::frozen_blocks)).
+    /// Keeps the output of the first blocks for each image, if the method does not act on them
+    /// ([`PetlModel::frozen_blocks`](crate::PetlModel::frozen_blocks)), so that it is computed
+    /// once. `None` computes it in every step.
     pub prefix: Option<PrefixCache>,
 }
 
@@ -69,6 +77,8 @@ impl Default for TrainConfig {
             batch_size: 64,
             micro_batch_size: None,
             max_grad_norm: None,
+            class_weights: ClassWeights::Equal,
+            label_smoothing: 0.0,
             schedule: CosineSchedule::default(),
             weight_decay: 1e-4,
             normalization: Normalization::ImageNet,
@@ -80,4 +90,8 @@ impl Default for TrainConfig {
             prefix: None,
         }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }

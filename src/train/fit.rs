@@ -1,24 +1,22 @@
-//! The training loop.
+//! Training: the functions that run the training loop, and its outcome.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use super::adamw::AdamW;
 use super::config::{Selection, TrainConfig};
-use super::observer::{EpochReport, Observer, RunStart, StepReport};
-use super::optimizer::{Optimizer, Schedule, check_max_norm, clip_grad_norm, zero_grad};
-use super::state::{Best, Cursor, Owned, Reached, RunCheckpoint, StateFile, sorted_variables};
+use super::loss::Loss;
+use super::observer::{EpochReport, Observer, RunStart};
+use super::optimizer::{Optimizer, Schedule, check_max_norm};
+use super::run::{Clock, Run};
+use super::state::{Cursor, Owned, Reached, RunCheckpoint, StateFile, sorted_variables};
 use crate::backbone::Backbone;
-use crate::data::{Augment, BatchConfig, ImageDataset, Order, PartialBatch};
+use crate::data::ImageDataset;
 use crate::error::{Error, Result};
-use crate::eval::{Inputs, check_classes, cross_entropy, evaluate_inputs};
+use crate::eval::check_classes;
 use crate::model::PetlModel;
-use crate::nn::seed_of;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +63,10 @@ impl fmt::Debug for FitOptions<'_> {
 ///
 /// # Errors
 /// [`Error::Config`] for hyper-parameters that do not fit the data: fewer images than a batch, no
-/// validation images to select on, labels beyond the head; the errors of the data and of libtorch.
+/// validation images to select on, labels beyond the head; [`Error::Diverged`] if the loss, the
+/// logits of validation images or the weights are NaN or infinite; the errors of the data and of
+/// libtorch. After [`Error::Diverged`] the weights of the model may not be finite; a state file
+/// ([`fit_resumable`]) still holds finite ones.
 pub fn fit<B: Backbone>(
     model: &mut PetlModel<B>,
     train: &ImageDataset,
@@ -154,9 +155,11 @@ pub fn fit_with<B: Backbone>(
     observer.start(&RunStart { epoch, step, epochs, steps, seconds });
     let clock = Clock { before: seconds, started };
     let schedule = schedule.unwrap_or(&config.schedule);
+    let (classes, device) = (model.config().num_classes, model.var_store().device());
     let mut run = Run {
         model,
         config,
+        loss: Loss::new(config, train, classes, device)?,
         variables,
         optimizer,
         schedule,
@@ -164,23 +167,13 @@ pub fn fit_with<B: Backbone>(
         file,
         clock,
         epoch_clock: clock,
+        steps_per_epoch: steps,
+        lr: 0.0,
     };
     let stopped = !run.train(train, validation, observer)?;
+    run.check_weights()?;
     let selected_epoch = run.select(stopped)?;
     Ok(Fit { epochs: run.reached.epochs, selected_epoch, stopped, seconds: run.clock.seconds() })
-}
-
-/// Seconds since an instant, added to the seconds before it.
-#[derive(Clone, Copy)]
-struct Clock {
-    before: f64,
-    started: Instant,
-}
-
-impl Clock {
-    fn seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
-    }
 }
 
 /// Checks that `config` fits the model and the images.
@@ -221,221 +214,11 @@ fn check<B: Backbone>(
         )
         .in_config("TrainConfig"));
     }
+    if !(0.0..1.0).contains(&config.label_smoothing) {
+        return Err(Error::config("label_smoothing", "within 0..1", config.label_smoothing)
+            .in_config("TrainConfig"));
+    }
+    let weights = config.class_weights.check(model.config().num_classes);
+    weights.map_err(|error| error.in_config("TrainConfig"))?;
     [Some(train), validation].into_iter().flatten().try_for_each(|set| check_classes(model, set))
-}
-
-struct Run<'a, B: Backbone> {
-    model: &'a PetlModel<B>,
-    config: &'a TrainConfig,
-    variables: BTreeMap<String, Tensor>,
-    optimizer: &'a mut dyn Optimizer,
-    schedule: &'a dyn Schedule,
-    reached: Reached,
-    file: Option<StateFile>,
-    clock: Clock,
-    epoch_clock: Clock,
-}
-
-impl<B: Backbone> Run<'_, B> {
-    /// Runs the remaining epochs. Returns `false` if the observer ended the run.
-    fn train(
-        &mut self,
-        train: &ImageDataset,
-        validation: Option<&ImageDataset>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
-        if self.reached.cursor.epoch >= self.config.epochs {
-            return Ok(true);
-        }
-        let Some(inputs) =
-            self.inputs(train, self.config.augment.as_ref(), "frozen blocks", observer)?
-        else {
-            return Ok(false);
-        };
-        let validation = match validation {
-            Some(set) => match self.inputs(set, None, "frozen blocks, validation", observer)? {
-                Some(inputs) => Some(inputs),
-                None => return Ok(false),
-            },
-            None => None,
-        };
-        while self.reached.cursor.epoch < self.config.epochs {
-            if !self.epoch(&inputs, validation.as_ref(), observer)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Returns what each step reads; `None` if the observer ended the run while it was computed.
-    fn inputs<'i>(
-        &self,
-        set: &'i ImageDataset,
-        augment: Option<&'i Augment>,
-        label: &str,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<Inputs<'i>>> {
-        let batches = self.batches(Order::Sequential, PartialBatch::Drop);
-        let mut watch = |done, images| observer.pass(label, done, images);
-        Inputs::new(self.model, set, batches, augment, self.config.prefix.as_ref(), &mut watch)
-    }
-
-    fn batches(&self, order: Order, partial: PartialBatch) -> BatchConfig {
-        let TrainConfig { batch_size, normalization, .. } = *self.config;
-        BatchConfig {
-            batch_size,
-            partial,
-            order,
-            normalization,
-            device: self.model.var_store().device(),
-        }
-    }
-
-    /// Runs the rest of an epoch and its validation. Returns `false` if the observer ended the run.
-    fn epoch(
-        &mut self,
-        inputs: &Inputs,
-        validation: Option<&Inputs>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
-        self.epoch_clock = Clock { before: self.reached.epoch_seconds, started: Instant::now() };
-        let ControlFlow::Continue(mut report) = self.steps(inputs, observer)? else {
-            return Ok(false);
-        };
-        let (done, every) = (report.epoch + 1, self.config.validate_every);
-        let due = done.is_multiple_of(every) || done == self.config.epochs;
-        if let Some(inputs) = validation.filter(|_| due) {
-            let Some(top1) = self.validate(inputs, observer)? else {
-                self.save()?;
-                return Ok(false);
-            };
-            report.val_top1 = Some(top1);
-            self.consider(report.epoch, top1)?;
-        }
-        report.seconds = self.epoch_clock.seconds();
-        observer.epoch(&report);
-        self.reached.epochs.push(report);
-        self.reached.cursor = Cursor { epoch: report.epoch + 1, ..Cursor::default() };
-        self.reached.epoch_seconds = 0.0;
-        self.save()?;
-        Ok(true)
-    }
-
-    /// Takes the remaining steps of an epoch; `Break` if the observer ended the run.
-    fn steps(
-        &mut self,
-        inputs: &Inputs,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<(), EpochReport>> {
-        let Cursor { epoch, step: first, .. } = self.reached.cursor;
-        let (epochs, count) = (self.config.epochs, inputs.len() / self.config.batch_size);
-        let order = Order::Shuffled { seed: self.config.seed, epoch: epoch as i64 };
-        let batches = inputs.batches(self.batches(order, PartialBatch::Drop))?.skip(first);
-        let mut lr = self.schedule.lr(epoch, count.saturating_sub(1), epochs, count);
-        for (step, batch) in (first..).zip(batches) {
-            let (batch, labels) = batch?;
-            lr = self.schedule.lr(epoch, step, epochs, count);
-            // By the step's number, so that a run can be resumed at any step.
-            tch::manual_seed(seed_of(self.config.seed, (epoch * count + step) as u64));
-            let (logits, loss) = self.backward(inputs, &batch, &labels)?;
-            self.optimizer.step(lr)?;
-            let Cursor { step: next, sum, .. } = &mut self.reached.cursor;
-            sum.add(&logits, &labels, &loss)?;
-            *next = step + 1;
-            let (images, loss, accuracy) = (labels.numel(), sum.loss(), sum.top1());
-            let report =
-                StepReport { epoch, step, epochs, steps: count, images, lr, loss, accuracy };
-            let flow = observer.step(&report);
-            self.taken(step + 1 == count, flow.is_break())?;
-            if flow.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        let sum = self.reached.cursor.sum;
-        let (loss, accuracy) = (sum.loss(), sum.top1());
-        let (val_top1, seconds) = (None, 0.0);
-        Ok(ControlFlow::Continue(EpochReport { epoch, lr, loss, accuracy, val_top1, seconds }))
-    }
-
-    /// Leaves the gradients of a batch's mean loss in the trainables, and returns its logits `[B, K]`
-    /// and the loss, detached.
-    fn backward(
-        &self,
-        inputs: &Inputs,
-        batch: &Tensor,
-        labels: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        zero_grad(self.variables.values())?;
-        let images = labels.numel() as i64;
-        let part = self.config.micro_batch_size.map_or(images, |size| images.min(size as i64));
-        let (mut logits, mut losses) = (Vec::new(), Vec::new());
-        for first in (0..images).step_by(part.max(1) as usize) {
-            let length = part.min(images - first);
-            let batch = batch.f_narrow(0, first, length)?;
-            let labels = labels.f_narrow(0, first, length)?;
-            let share = length as f64 / images as f64;
-            let loss = |logits: &Tensor| -> Result<Tensor> {
-                let mean = cross_entropy(logits, &labels)?;
-                if length == images { Ok(mean) } else { Ok(mean.f_mul_scalar(share)?) }
-            };
-            let (part, loss) = inputs.backward(self.model, &batch, self.config.recompute, &loss)?;
-            logits.push(part);
-            losses.push(loss);
-        }
-        if let Some(max_norm) = self.config.max_grad_norm {
-            let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
-        }
-        Ok((Tensor::f_cat(&logits, 0)?, Tensor::f_stack(&losses, 0)?.f_sum(losses[0].kind())?))
-    }
-
-    /// Writes the state after a step if it is due or the run ends. The end of an epoch is written
-    /// later, with the epoch's report.
-    fn taken(&mut self, last: bool, ends: bool) -> Result<()> {
-        self.reached.epoch_seconds = self.epoch_clock.seconds();
-        let due = self.file.as_mut().is_some_and(StateFile::is_due);
-        if ends || due && !last { self.save() } else { Ok(()) }
-    }
-
-    /// Writes the state, if there is a state file.
-    fn save(&mut self) -> Result<()> {
-        self.reached.seconds = self.clock.seconds();
-        match &mut self.file {
-            Some(file) => file.save(&self.variables, &*self.optimizer, &self.reached),
-            None => Ok(()),
-        }
-    }
-
-    /// Returns the top-1 accuracy in percent; `None` if the observer ended the run.
-    fn validate(&self, inputs: &Inputs, observer: &mut dyn Observer) -> Result<Option<f64>> {
-        let config = self.batches(Order::Sequential, PartialBatch::Keep);
-        let mut watch = |done, images| observer.pass("validation", done, images);
-        let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
-        Ok((evaluation.images == inputs.len()).then(|| evaluation.top1()))
-    }
-
-    /// Copies the weights if the run selects on validation and they are the best so far.
-    fn consider(&mut self, epoch: usize, top1: f64) -> Result<()> {
-        let better = self.reached.best.as_ref().is_none_or(|best| top1 > best.top1);
-        if self.config.selection == Selection::BestOnValidation && better {
-            let weights = self.variables.iter();
-            let weights =
-                weights.map(|(name, variable)| Ok((name.clone(), variable.f_detach_copy()?)));
-            let weights = weights.collect::<Result<_>>()?;
-            self.reached.best = Some(Best { epoch, top1, weights });
-        }
-        Ok(())
-    }
-
-    /// Copies the best weights on validation into the model, if there are any, and returns the epoch
-    /// whose weights the model holds.
-    fn select(&mut self, stopped: bool) -> Result<Option<usize>> {
-        let last = self.reached.epochs.last().map(|report| report.epoch);
-        let Some(best) = &self.reached.best else { return Ok(last.filter(|_| !stopped)) };
-        for (name, variable) in &self.variables {
-            if let Some(value) = best.weights.get(name) {
-                tch::no_grad(|| variable.shallow_clone().f_copy_(value))?;
-            }
-        }
-        Ok(Some(best.epoch))
-    }
 }

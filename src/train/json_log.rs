@@ -1,4 +1,4 @@
-//! A run as JSON lines.
+//! The log of a run as JSON lines.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -11,15 +11,15 @@ use super::observer::{EpochReport, Observer, RunStart, StepReport};
 use super::pace::Pace;
 use crate::error::{Error, Result};
 
-/// Writes a JSON object on a line of its own after each step and after each epoch.
+/// Writes one JSON object on a line after each step and after each epoch.
 ///
-/// Both have `event` ("step" or "epoch"), `step` (steps of the run so far), `epoch` (from 0, the
-/// one it is in), `lr`, `loss` and `accuracy` (over the epoch so far, in percent) and `seconds` (of
-/// the run); a step has `images_per_s` of its own, an epoch `val_top1` in percent where there are
-/// validation images. A number that is none, as the loss of a run that diverged, is `null`.
+/// Each object has `event` ("step" or "epoch"), `step` (number of steps of the run so far), `epoch`
+/// (counted from 0), `lr`, `loss` and `accuracy` (of the epoch so far, in percent) and `seconds` (of
+/// the run). A step also has `images_per_s`, and an epoch `val_top1` in percent if there are
+/// validation images. JSON has no NaN, so a number that is not finite is `null`.
 ///
-/// Each line is written at once. Where a run is taken up again, the lines after that place are cut
-/// off, so that no step is there twice; a run from its beginning starts the file anew.
+/// Each line is written at once. If a run continues, the lines after its starting point are removed,
+/// so that no step occurs twice. A run from its beginning empties the file.
 #[derive(Debug)]
 pub struct JsonLog {
     path: PathBuf,
@@ -58,10 +58,10 @@ enum Event {
 }
 
 impl JsonLog {
-    /// A log of one run in the file at `path`, which may be there already.
+    /// Opens or creates the log of one run at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened.
+    /// [`Error::Io`] if the file cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let mut options = File::options();
@@ -70,22 +70,22 @@ impl JsonLog {
         Ok(JsonLog { path, file, steps: 0, pace: Pace::new(&RunStart::default()), error: None })
     }
 
-    /// Ends the log. A run goes on without it if it cannot be written.
+    /// Ends the log. An error of writing does not end the run; it is returned here.
     ///
     /// # Errors
-    /// [`Error::Io`] if that was so.
+    /// [`Error::Io`] if a line could not be written.
     pub fn finish(self) -> Result<()> {
         self.error.map_or(Ok(()), Err)
     }
 
-    /// Keeps the first error, and writes nothing after it.
+    /// Keeps the first error. Nothing is written after it.
     fn note(&mut self, result: io::Result<()>) {
         self.error = self.error.take().or(result.map_err(Error::io(&self.path)).err());
     }
 
     fn write(&mut self, line: &Line) {
         if self.error.is_none() {
-            // In one write, which a killed process has done or not.
+            // One write, so that a killed process leaves a whole line or none.
             let written = serde_json::to_string(line)
                 .map_err(io::Error::from)
                 .and_then(|text| self.file.write_all((text + "\n").as_bytes()));
@@ -136,16 +136,16 @@ impl Observer for JsonLog {
     }
 }
 
-/// Bytes of a line that is read back, at most.
+/// The largest length in bytes of a line that is read back.
 const LONGEST: u64 = 4096;
 
-/// Cuts off what is not from before `start`.
+/// Removes the lines that are not from before `start`.
 fn cut(file: &mut File, start: &RunStart) -> io::Result<()> {
     file.rewind()?;
     let (mut reader, mut line, mut kept) = (BufReader::new(&*file), Vec::new(), 0);
     loop {
         line.clear();
-        // No line of a log is as long, and another file need not have an end to its first.
+        // Bounded, because another file may have no line breaks.
         let length = reader.by_ref().take(LONGEST).read_until(b'\n', &mut line)?;
         if !is_before(&line, start) {
             break;
@@ -156,7 +156,7 @@ fn cut(file: &mut File, start: &RunStart) -> io::Result<()> {
     file.seek(SeekFrom::Start(kept)).map(drop)
 }
 
-/// Whether it is a whole line from before `start`.
+/// Returns whether `line` is complete and from before `start`.
 fn is_before(line: &[u8], start: &RunStart) -> bool {
     let Some(line) = line.strip_suffix(b"\n") else { return false };
     serde_json::from_slice(line).is_ok_and(|LinePlace { event, step, epoch }| match event {

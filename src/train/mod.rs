@@ -1,16 +1,19 @@
-//! Training: the published schedule and optimizer, a loop that can be watched, stopped and taken
-//! up again, its logs, and the record of a run.
+//! Training: a loop that can be observed, stopped and resumed, the published schedule and optimizer,
+//! logs, and the record of a run.
 
 mod adamw;
+mod batch_sum;
 mod config;
 mod fit;
 mod json_log;
+mod loss;
 mod observer;
 mod optimizer;
 mod pace;
 #[cfg(feature = "progress")]
 mod progress;
 mod record;
+mod run;
 mod schedule;
 mod state;
 #[cfg(feature = "tensorboard")]
@@ -20,6 +23,7 @@ pub use adamw::AdamW;
 pub use config::{Selection, TrainConfig};
 pub use fit::{Fit, FitOptions, fit, fit_resumable, fit_with};
 pub use json_log::JsonLog;
+pub use loss::ClassWeights;
 pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
 pub use optimizer::{Optimizer, Schedule, clip_grad_norm};
 #[cfg(feature = "progress")]

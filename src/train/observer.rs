@@ -1,102 +1,105 @@
-//! What is told of a run while it goes on.
+//! Reports of a run while it goes on.
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::eval::number;
+use super::batch_sum::number;
 
-/// Where a run starts: at its beginning, or where an interrupted one is taken up.
+/// The point at which a run starts: its beginning, or the point at which an earlier call was
+/// interrupted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RunStart {
-    /// Epochs that were finished before.
+    /// Number of epochs that were finished before.
     pub epoch: usize,
-    /// Steps of the next epoch that were taken before.
+    /// Number of steps of the next epoch that were taken before.
     pub step: usize,
-    /// Epochs of the run.
+    /// Number of epochs of the run.
     pub epochs: usize,
-    /// Steps an epoch.
+    /// Number of steps of an epoch.
     pub steps: usize,
-    /// Seconds that the run took before.
+    /// Seconds of the run before this start.
     pub seconds: f64,
 }
 
 impl RunStart {
-    /// Steps of the run that were taken before.
+    /// Returns the number of steps of the whole run that were taken before.
     pub fn steps_done(&self) -> usize {
         self.epoch.saturating_mul(self.steps).saturating_add(self.step)
     }
 }
 
-/// One step, as it ends.
+/// The report at the end of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: usize,
-    /// From 0, within the epoch.
+    /// The step within the epoch, counted from 0.
     pub step: usize,
-    /// Epochs of the run.
+    /// Number of epochs of the run.
     pub epochs: usize,
-    /// Steps an epoch.
+    /// Number of steps of an epoch.
     pub steps: usize,
-    /// Images of this step.
+    /// Number of images of this step.
     pub images: usize,
     /// The learning rate of this step.
     pub lr: f64,
-    /// Mean cross entropy over the epoch so far.
+    /// Mean cross entropy of the epoch so far.
     pub loss: f64,
-    /// Top-1 in percent on training batches, dropout and drop path on, over the epoch so far.
+    /// Top-1 accuracy in percent on the training batches of the epoch so far, with dropout and drop
+    /// path.
     pub accuracy: f64,
 }
 
 impl StepReport {
-    /// Steps of the run so far, this one counted in.
+    /// Returns the number of steps of the whole run so far, including this one.
     pub fn steps_done(&self) -> usize {
         self.epoch.saturating_mul(self.steps).saturating_add(self.step + 1)
     }
 }
 
-/// One epoch, as it ends.
+/// The report at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
-    /// From 0.
+    /// The epoch, counted from 0.
     pub epoch: usize,
-    /// The learning rate of its last step.
+    /// The learning rate of the last step.
     pub lr: f64,
     /// Mean cross entropy on the training batches.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// Top-1 in percent on the training batches, dropout and drop path on.
+    /// Top-1 accuracy in percent on the training batches, with dropout and drop path.
     pub accuracy: f64,
-    /// Top-1 in percent on the validation images, where there are any.
+    /// Top-1 accuracy in percent on the validation images, if they were evaluated.
     pub val_top1: Option<f64>,
-    /// Seconds, validation included.
+    /// Seconds of the epoch, including validation.
     pub seconds: f64,
 }
 
 /// Watches a run and may end it.
 ///
-/// A `Vec` of observers is an observer: each is told everything, and each may end the run.
+/// A `Vec` of observers is an observer that passes every report to each of them. Each may end the
+/// run.
 pub trait Observer {
-    /// Before anything else.
+    /// Called once before the first step.
     fn start(&mut self, _start: &RunStart) {}
 
-    /// After each step; `Break` ends the run with the weights as they are.
+    /// Called after each step. `Break` ends the run with the current weights.
     fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 
-    /// After each batch of a pass without training: features computed once, or validation.
-    /// `Break` ends the run.
+    /// Called after each batch of a pass without training, such as validation, with its name, the
+    /// number of finished images and the number of all images. `Break` ends the run.
     fn pass(&mut self, _label: &str, _done: usize, _images: usize) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 
-    /// After each epoch.
+    /// Called after each epoch.
     fn epoch(&mut self, _epoch: &EpochReport) {}
 }
 
-/// Watches nothing.
+/// An observer that does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -138,7 +141,7 @@ impl<O: Observer> Observer for Vec<O> {
     }
 }
 
-/// Asks all, also where one of them breaks.
+/// Returns `Break` if any of `flows` is `Break`. Every item is evaluated.
 fn all(flows: impl Iterator<Item = ControlFlow<()>>) -> ControlFlow<()> {
     match flows.filter(ControlFlow::is_break).count() {
         0 => ControlFlow::Continue(()),

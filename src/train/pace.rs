@@ -1,15 +1,15 @@
-//! The times that logs state.
+//! The times in logs.
 
 use std::time::Instant;
 
 use super::observer::RunStart;
 
-/// How long a run has taken, and its steps.
+/// Measures the time of a run and of its steps.
 #[derive(Debug)]
 pub(super) struct Pace {
     before: f64,
     started: Instant,
-    /// The end of what came before the step that is being taken.
+    /// The end of the previous step or pass.
     last: Instant,
 }
 
@@ -19,19 +19,19 @@ impl Pace {
         Pace { before: start.seconds, started: now, last: now }
     }
 
-    /// Seconds of the run, those before it was taken up counted in.
+    /// Returns the seconds of the run, including those before it continued.
     pub(super) fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
     }
 
-    /// Images a second of a step of so many images, which ends now.
+    /// Returns the images per second of a step that ends now.
     pub(super) fn step(&mut self, images: usize) -> f64 {
         let took = self.last.elapsed().as_secs_f64().max(1e-9);
         self.pass();
         images as f64 / took
     }
 
-    /// What ends now was no step.
+    /// Ends a pass that is no step.
     pub(super) fn pass(&mut self) {
         self.last = Instant::now();
     }

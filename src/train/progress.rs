@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::observer::{EpochReport, Observer, RunStart, StepReport};
 
-/// Shows epoch, loss, accuracy, images/s and time left on standard error, where that is a
-/// terminal; a finished epoch leaves a line either way.
+/// Shows epoch, loss, accuracy, images per second and remaining time on standard error if it is a
+/// terminal. Each finished epoch is printed as a line in any case.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -16,7 +16,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A bar under a label, for instance the task's name.
+    /// Creates a bar with a label, such as the name of the task.
     pub fn new(label: &str) -> Self {
         const TEMPLATE: &str = "{prefix} [{wide_bar}] {pos}/{len} steps, {msg}, {eta} left";
         let bar = ProgressBar::new(0).with_prefix(label.to_owned());
@@ -27,7 +27,7 @@ impl Progress {
         Progress { bar, images: 0 }
     }
 
-    /// A hidden bar (no terminal) swallows lines; a log keeps them.
+    /// Prints a line. A hidden bar (no terminal) would drop it.
     fn line(&self, line: String) {
         if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
     }

@@ -1,4 +1,4 @@
-//! What a run was and what came of it.
+//! The record of a run: its settings and its results.
 
 use std::path::Path;
 
@@ -9,82 +9,84 @@ use super::fit::Fit;
 use crate::backbone::Backbone;
 use crate::data::{ImageDataset, Resize};
 use crate::error::{Error, Result};
+use crate::eval::Scores;
 use crate::files::{read_json, write_atomically};
 use crate::model::{PetlConfig, PetlModel, TrainableParams};
 
-/// A run's record: enough to say what a number means and to run it again.
+/// The record of a run: the settings that are needed to repeat it, and the results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// Version of this crate.
     pub version: String,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// Method, classes, drop path and seed of the initial values.
+    /// The method, the number of classes, the drop path rate and the seed of the initial values.
     pub model: PetlConfig,
-    /// The hyper-parameters, normalization among them.
+    /// The hyper-parameters, including the normalization.
     pub train: TrainConfig,
-    /// The backbone's file or name.
+    /// File or name of the backbone.
     pub backbone: String,
-    /// The backbone's digest.
+    /// Digest of the backbone ([`Backbone::digest`]).
     pub backbone_digest: String,
-    /// How the backbone was kept and computed with, where not in f32: `bf16`, `f16`, `int8`,
-    /// `autocast-bf16`.
+    /// Precision of the backbone: `bf16`, `f16`, `int8` or `autocast-bf16`; `None` for f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
-    /// (rows, columns) of the images.
+    /// Height and width of the images in pixels.
     #[serde(default)]
     pub image_size: Option<(i64, i64)>,
-    /// What the shorter side of a test image became before its centre was cut out; `None` where
-    /// its aspect ratio was not kept.
+    /// Length in pixels of the shorter side of a resized test image before the center crop; `None`
+    /// if test images were squashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_shorter_side: Option<i64>,
-    /// How many images of each class were drawn, by the run's seed, to train on; `None` where
-    /// there was no draw.
+    /// Number of training images of each class in a few-shot run; `None` for another run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shots: Option<usize>,
-    /// Hash of the training images' list.
+    /// Hash of the list of training images.
     pub train_split: String,
-    /// Hash of the validation images' list, where there were any.
+    /// Hash of the list of validation images, if there were any.
     pub val_split: Option<String>,
-    /// Hash of the test images' list, where they were reached.
+    /// Hash of the list of test images, if they were evaluated.
     pub test_split: Option<String>,
-    /// SHA-256 of the adapter file whose head the run started from, where it did.
+    /// SHA-256 of the adapter file whose head the run started from, if there was one.
     #[serde(default)]
     pub head_digest: Option<String>,
-    /// Trained weights: of the method, of the head, and those of the backbone.
+    /// Numbers of weights of the method, the head and the backbone.
     pub trainable_params: TrainableParams,
-    /// Epoch by epoch.
+    /// The reports of the epochs.
     pub fit: Fit,
-    /// Top-1 in percent on the test images, with the weights that the run ended with.
+    /// Top-1 accuracy in percent on the test images with the final weights.
     pub test_top1: Option<f64>,
-    /// The best epoch on the test images, if the run looked at them on its way. No weights are of
-    /// it.
+    /// All metrics on the test images with the final weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Scores>,
+    /// The best result on the test images during the run, if they were evaluated then. Its weights
+    /// were not saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_on_test: Option<BestOnTest>,
     /// Seconds of the evaluation on the test images.
     pub test_seconds: Option<f64>,
-    /// The highest resident memory of the process in MB, where the system tells.
+    /// The highest resident memory of the process in MB, if the system reports it.
     pub peak_rss_mb: Option<f64>,
 }
 
-/// A figure that was chosen on the test images, as published ones often are: an upper bound, not to
-/// be held against one that was not.
+/// A result that was selected on the test images, as published ones often are. It is an upper
+/// bound and cannot be compared with a result that was not selected on them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestOnTest {
-    /// Top-1 in percent on the test images.
+    /// Top-1 accuracy in percent on the test images.
     pub top1: f64,
-    /// The first epoch that had it, from 0.
+    /// The first epoch with this result, counted from 0.
     pub epoch: usize,
-    /// Epochs from one look to the next.
+    /// Number of epochs between two evaluations.
     pub every: usize,
 }
 
 impl RunRecord {
-    /// The record of a run that trained `model` on `images`: what the model and the images tell.
-    /// Precision and the heads, shots and test images of a run are the caller's to add.
+    /// Creates the record of a run that trained `model` on `images`. The caller sets the fields
+    /// that neither of them knows: precision, shots, head and the results on test images.
     ///
     /// # Errors
-    /// What libtorch reports while the backbone's digest is computed.
+    /// The errors of [`Backbone::digest`].
     pub fn new<B: Backbone>(
         task: &str,
         backbone: impl Into<String>,
@@ -111,17 +113,18 @@ impl RunRecord {
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,
+            test: None,
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
         })
     }
 
-    /// How test images become `image_size` = (rows, columns) pixels. Where that is not the run's
-    /// size, as much is cut off in proportion.
+    /// Returns the resize of test images to `image_size` = (height, width). If it is not the size of
+    /// the run, the crop is scaled in proportion.
     ///
     /// # Errors
-    /// As [`Resize::center_crop`].
+    /// The errors of [`Resize::center_crop`].
     pub fn test_resize(&self, image_size: (i64, i64)) -> Result<Resize> {
         let longest = |(rows, columns): (i64, i64)| rows.max(columns).max(1) as f64;
         let grown = longest(image_size) / longest(self.image_size.unwrap_or(image_size));
@@ -131,10 +134,10 @@ impl RunRecord {
         }
     }
 
-    /// Writes the record as JSON; the file appears whole or not at all.
+    /// Writes the record as JSON. The file is written atomically.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::io(path)(e.into()))?;
@@ -145,13 +148,14 @@ impl RunRecord {
     /// Reads a record.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is no record.
+    /// [`Error::Io`] if the file cannot be read; [`Error::CorruptFile`] if it is not a record.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         read_json(path.as_ref())
     }
 }
 
-/// The highest resident memory of this process so far in MB (10^6 bytes), on Linux.
+/// Returns the highest resident memory of this process so far in MB (10^6 bytes). Only Linux
+/// reports it.
 pub fn peak_rss_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -8,17 +8,16 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stepped {
-    /// Once after each epoch, as the published code does it with timm's `CosineLRScheduler`:
-    /// epoch e runs at the rate of time e - 1, so that epochs 0 and 1 both run at the warm-up's
-    /// first rate.
+    /// Once after each epoch, as in the published code with timm's `CosineLRScheduler`: epoch e has
+    /// the rate of time e - 1, so that epochs 0 and 1 both have the first rate of the warm-up.
     #[default]
     AfterEpoch,
-    /// At each step: step k runs at the rate of time k.
+    /// At each step: step k has the rate of time k.
     EachStep,
 }
 
-/// Linear warm-up from `warmup_lr` to `lr`, then a cosine to `min_lr` over the whole run, the
-/// warm-up counted in it. The default is the paper's for VTAB-1k.
+/// Linear warm-up from `warmup_lr` to `lr`, then a cosine down to `min_lr`. The cosine is computed
+/// over the whole run, including the warm-up. The default is the schedule of the paper for VTAB-1k.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CosineSchedule {
@@ -47,7 +46,8 @@ impl Default for CosineSchedule {
 }
 
 impl CosineSchedule {
-    /// The default around another rate; where that is lower than the default's ends, they are too.
+    /// Returns the default schedule with another peak rate. `min_lr` and `warmup_lr` are lowered to
+    /// `lr` if it is below them.
     pub fn with_lr(lr: f64) -> Self {
         let default = CosineSchedule::default();
         let (min_lr, warmup_lr) = (default.min_lr.min(lr), default.warmup_lr.min(lr));
@@ -57,7 +57,7 @@ impl CosineSchedule {
     /// Checks the rates.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first field that is no learning rate.
+    /// [`Error::Config`] for the first rate that is negative or not finite.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|error| error.in_config("CosineSchedule"))
     }
@@ -72,8 +72,8 @@ impl CosineSchedule {
         Ok(())
     }
 
-    /// The learning rate of `step` (within its epoch) of `epoch`, in a run of `epochs` epochs of
-    /// `steps` steps each.
+    /// Returns the learning rate of `step` (within its epoch) of `epoch`, in a run of `epochs` epochs
+    /// of `steps` steps each.
     pub fn lr(&self, epoch: usize, step: usize, epochs: usize, steps: usize) -> f64 {
         match self.stepped {
             Stepped::AfterEpoch => self.at(epoch.saturating_sub(1), self.warmup_epochs, epochs),

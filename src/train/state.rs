@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
+use super::batch_sum::BatchSum;
 use super::config::TrainConfig;
 use super::observer::EpochReport;
 use super::optimizer::Optimizer;
@@ -15,14 +16,14 @@ use crate::backbone::Backbone;
 use crate::checkpoint::TensorFile;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, PrefixCache};
+use crate::eval::PrefixCache;
 use crate::ffi::autocast::Autocast;
 use crate::files::{remove_unfinished, write_atomically};
 use crate::model::{Bytes, PetlConfig, PetlModel, encode};
 
 /// The one metadata key.
 const KEY: &str = "convpass_run";
-/// Changes with what a state file holds.
+/// The version of the file's content.
 const FORMAT: u32 = 1;
 
 /// The state file of a run, and how often it is written.
@@ -46,7 +47,7 @@ pub(super) struct Cursor {
     /// Number of steps taken in the epoch after them.
     pub(super) step: usize,
     /// Loss and accuracy over these steps.
-    pub(super) sum: Evaluation,
+    pub(super) sum: BatchSum,
 }
 
 /// The progress of a run, apart from the tensors of its model and its optimizer.
@@ -283,7 +284,7 @@ pub(super) fn sorted_variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<St
 }
 
 impl Reached {
-    /// Whether a run of `config` can get to this point.
+    /// Returns whether a run of `config` can reach this point.
     fn is_possible(&self, config: &TrainConfig, steps: usize) -> bool {
         let Cursor { epoch, step, sum } = self.cursor;
         let is_last = epoch == config.epochs;
@@ -296,7 +297,7 @@ impl Reached {
     }
 }
 
-/// The tensors of variables and optimizer by their names in the file.
+/// Returns the tensors of variables and optimizer by their names in the file.
 fn stored(
     variables: &BTreeMap<String, Tensor>,
     optimizer: &dyn Optimizer,
@@ -323,7 +324,7 @@ fn info(file: &TensorFile) -> Result<Info<Reached>> {
     serde_json::from_str(text).map_err(|e| unknown(format!("metadata `{KEY}`: {e}")))
 }
 
-/// Reads every tensor of the file: those of these names and shapes and no others.
+/// Reads all tensors of the file, which must have exactly these names and shapes.
 fn read(
     file: &TensorFile,
     expected: impl Iterator<Item = (String, Vec<i64>)>,

@@ -1,7 +1,7 @@
-//! A run as an event file of TensorBoard.
+//! The log of a run as an event file of TensorBoard.
 //!
-//! The crates for this need `protoc` to build, or an old protobuf with advisories against it; what
-//! is needed here is two messages and a frame around them.
+//! The available crates need `protoc` to build, or an old version of protobuf with advisories. Only
+//! two messages and a frame around them are needed.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,13 +15,12 @@ use super::observer::{EpochReport, Observer, RunStart, StepReport};
 use super::pace::Pace;
 use crate::error::{Error, Result};
 
-/// Writes scalars for TensorBoard, over the steps of the run so far: `train/loss` and
-/// `train/accuracy` (over the epoch so far, in percent), `train/lr` and `train/images_per_s` after
-/// each step; `epoch/loss`, `epoch/accuracy` and, where there are validation images, `val/top1`
-/// after each epoch.
+/// Writes scalars for TensorBoard: `train/loss`, `train/accuracy` (of the epoch so far, in percent),
+/// `train/lr` and `train/images_per_s` after each step; `epoch/loss`, `epoch/accuracy` and, if there
+/// are validation images, `val/top1` after each epoch. The step is counted through the whole run.
 ///
-/// Each start of a run has a file of its own, which tells TensorBoard to leave out what older files
-/// of the folder have from there on: no step is shown twice.
+/// Each start of a run writes its own file. It tells TensorBoard to drop the steps of older files
+/// from its starting point on, so that no step is shown twice.
 #[derive(Debug)]
 pub struct TensorBoard {
     path: PathBuf,
@@ -32,11 +31,11 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// A new event file in `folder`, which is made if it is not there. TensorBoard shows a folder
-    /// as a run of that name.
+    /// Creates an event file in `folder`, and the folder if it does not exist. TensorBoard shows a
+    /// folder as a run of that name.
     ///
     /// # Errors
-    /// [`Error::Io`] if folder or file cannot be made.
+    /// [`Error::Io`] if the folder or the file cannot be created.
     pub fn create(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -53,18 +52,18 @@ impl TensorBoard {
         }
     }
 
-    /// Ends the log. A run goes on without it if it cannot be written.
+    /// Ends the log. An error of writing does not end the run; it is returned here.
     ///
     /// # Errors
-    /// [`Error::Io`] if that was so.
+    /// [`Error::Io`] if an event could not be written.
     pub fn finish(self) -> Result<()> {
         self.error.map_or(Ok(()), Err)
     }
 
-    /// Writes the event, with the time of day. Keeps the first error, and writes nothing after it.
+    /// Writes the event with the current time. Keeps the first error; nothing is written after it.
     fn write(&mut self, event: Event) {
         if self.error.is_none() {
-            // In one write, which a killed process has done or not.
+            // One write, so that a killed process leaves a whole event or none.
             let written = self.file.write_all(&record(&Event { wall_time: now(), ..event }));
             self.error = written.map_err(Error::io(&self.path)).err();
         }
@@ -113,7 +112,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// `Event` of TensorFlow's event.proto, the fields that are used here.
+/// `Event` of TensorFlow's event.proto with the fields that are used here.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -134,7 +133,7 @@ impl Event {
     }
 }
 
-/// `SessionLog` of event.proto. A start makes what older files have from its step on obsolete.
+/// `SessionLog` of event.proto. A start makes the events of older files from its step on obsolete.
 #[derive(Clone, PartialEq, Message)]
 struct SessionLog {
     #[prost(int32, tag = "1")]
@@ -152,8 +151,8 @@ struct Summary {
     value: Vec<Scalar>,
 }
 
-/// `Summary.Value` of summary.proto. A number that is zero is written too: it is one of several
-/// kinds of value.
+/// `Summary.Value` of summary.proto. The number is one of several kinds of value, so a zero is
+/// written too.
 #[derive(Clone, PartialEq, Message)]
 struct Scalar {
     #[prost(string, tag = "1")]
@@ -170,7 +169,8 @@ fn summary(scalars: &[(&str, f64)]) -> Summary {
     Summary { value: scalars.iter().map(scalar).collect() }
 }
 
-/// An event in the frame of a TFRecord: its length, the length's checksum, the event, its checksum.
+/// Returns an event in the frame of a TFRecord: its length, the checksum of the length, the event,
+/// the checksum of the event.
 fn record(event: &Event) -> Vec<u8> {
     let event = event.encode_to_vec();
     let length = (event.len() as u64).to_le_bytes();
@@ -178,7 +178,7 @@ fn record(event: &Event) -> Vec<u8> {
     [&length[..], &of_length[..], &event[..], &of_event[..]].concat()
 }
 
-/// CRC-32C, masked as TensorFlow does it for a checksum that lies among the data.
+/// Returns the CRC-32C, masked as TensorFlow does it for a checksum that is stored beside the data.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -209,7 +209,7 @@ mod tests {
         assert!(found == std::fs::read(golden).unwrap());
     }
 
-    /// The events of a file, each frame checked.
+    /// Returns the events of a file. Each frame is checked.
     fn read(path: &Path) -> Vec<Event> {
         let bytes = std::fs::read(path).unwrap();
         let (mut rest, mut events) = (&bytes[..], Vec::new());

@@ -19,6 +19,7 @@ mod layering;
 mod low_bit;
 mod malformed;
 mod methods;
+mod metrics;
 mod opening;
 mod outside;
 mod own_backbone;

@@ -261,6 +261,7 @@ fn a_record_is_read_back_as_it_was_written() {
         trainable_params: model.trainable_params(),
         fit,
         test_top1: Some(100.0),
+        test: None,
         best_on_test: None,
         test_seconds: None,
         peak_rss_mb: convpass::train::peak_rss_mb(),

@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail, ensure};
 use convpass::data::{
     BatchConfig, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
 };
-use convpass::eval::evaluate_logits;
+use convpass::eval::{Evaluation, evaluate_logits};
 use convpass::train::{Observer, Progress, RunRecord, peak_rss_mb};
 use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
 
 use super::args::FewShotArgs;
 use super::measured::{Measured, MeasuredSet};
 use super::{Sets, TEST, save, say};
+use crate::failure::finite;
 use crate::flags::Opened;
 use crate::plan::PlannedRun;
 use crate::run_folder::{RunFolder, recorded, start_head};
@@ -246,7 +247,8 @@ impl<'a> FewShotJob<'a> {
         model.save_adapter(out.join("adapter.safetensors"))?;
         let start = Instant::now();
         let mut known = Measured::none(out);
-        let top1 = self.measure(&model, &self.test, &mut known)?;
+        let tested = self.evaluate(&model, &self.test)?;
+        known.add(&self.test, tested.top1())?;
         let test_seconds = Some(start.elapsed().as_secs_f64());
         let record = RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -265,7 +267,8 @@ impl<'a> FewShotJob<'a> {
             head_digest: planned.head_digest,
             trainable_params: model.trainable_params(),
             fit,
-            test_top1: Some(top1),
+            test_top1: Some(tested.top1()),
+            test: Some(tested.scores()),
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
@@ -287,6 +290,12 @@ impl<'a> FewShotJob<'a> {
         set: &MeasuredSet,
         known: &mut Measured,
     ) -> Result<f64> {
+        let top1 = self.evaluate(model, set)?.top1();
+        known.add(set, top1)?;
+        Ok(top1)
+    }
+
+    fn evaluate(&self, model: &PetlModel<AnyBackbone>, set: &MeasuredSet) -> Result<Evaluation> {
         let config = BatchConfig {
             batch_size: self.args.input.batch_size(),
             partial: PartialBatch::Keep,
@@ -298,8 +307,8 @@ impl<'a> FewShotJob<'a> {
         let watch = &mut |done, images| progress.pass(&set.name, done, images);
         let logits = &mut |images: &_| model.forward(images, false);
         let found = evaluate_logits(logits, &set.images, set.subset.as_ref(), config, watch)?;
-        known.add(set, found.top1())?;
-        Ok(found.top1())
+        finite(&found, &set.name)?;
+        Ok(found)
     }
 }
 

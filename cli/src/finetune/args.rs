@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use convpass::PetlConfig;
-use convpass::train::TrainConfig;
+use convpass::train::{ClassWeights, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::{
@@ -71,6 +71,19 @@ pub struct FinetuneArgs {
     /// Largest norm of the gradients; larger ones are scaled down to it [default: no limit].
     #[arg(long, value_name = "NORM", help_heading = "Training")]
     pub max_grad_norm: Option<f64>,
+    /// Weight of the classes in the loss: equal, or balanced, where each class has the same weight
+    /// in sum, whatever the number of its images.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t = ClassWeighting::Equal,
+        help_heading = "Training"
+    )]
+    pub class_weights: ClassWeighting,
+    /// Part of the target that is spread over all classes instead of the label, from 0 to 1.
+    #[arg(long, value_name = "PART", default_value_t = 0.0, help_heading = "Training")]
+    pub label_smoothing: f64,
     #[command(flatten)]
     pub out: OutFlag,
     #[command(flatten)]
@@ -102,6 +115,25 @@ pub enum Select {
     Val,
     /// Train on 800 images, measure the last epoch on the 200, and never look at the test images.
     Trial,
+}
+
+/// The weight of the classes in the loss.
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+pub enum ClassWeighting {
+    /// Every image has the same weight.
+    #[default]
+    Equal,
+    /// Every class has the same weight in sum.
+    Balanced,
+}
+
+impl From<ClassWeighting> for ClassWeights {
+    fn from(weighting: ClassWeighting) -> Self {
+        match weighting {
+            ClassWeighting::Equal => ClassWeights::Equal,
+            ClassWeighting::Balanced => ClassWeights::Balanced,
+        }
+    }
 }
 
 impl FinetuneArgs {

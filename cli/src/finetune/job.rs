@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use convpass::data::vtab::{VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
-use convpass::eval::{PrefixCache, evaluate};
+use convpass::eval::{Evaluation, PrefixCache, evaluate};
 use convpass::train::{
     BestOnTest, Fit, Observer, Progress, RunRecord, Selection, TrainConfig, peak_rss_mb,
 };
@@ -15,7 +15,7 @@ use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
 
 use super::args::{FinetuneArgs, RunSpec, Select};
 use super::watch::Watch;
-use crate::failure::chain_of;
+use crate::failure::{chain_of, finite};
 use crate::flags::Opened;
 use crate::run_folder::{RunFolder, class_names, recorded, start_head};
 use crate::stop::Stop;
@@ -64,13 +64,14 @@ impl FinetuneJob<'_> {
 
         let is_tested = !fit.stopped && args.select != Select::Trial;
         let start = Instant::now();
-        let test_top1 =
+        let tested =
             if is_tested { self.test(&model, &images.test, &spec, &mut watch)? } else { None };
-        let test_seconds = test_top1.map(|_| start.elapsed().as_secs_f64());
+        let test_seconds = tested.as_ref().map(|_| start.elapsed().as_secs_f64());
         let record = RunRecord {
             head_digest,
             test_split: is_tested.then(|| images.test.split_hash().to_owned()),
-            test_top1,
+            test_top1: tested.as_ref().map(Evaluation::top1),
+            test: tested.as_ref().map(Evaluation::scores),
             best_on_test,
             test_seconds,
             ..self.record(opened, &model, spec, fit, &images)?
@@ -145,6 +146,7 @@ impl FinetuneJob<'_> {
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,
+            test: None,
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
@@ -170,18 +172,19 @@ impl FinetuneJob<'_> {
         Ok(self.args.threads.decoding(images))
     }
 
-    /// Returns top-1 on the test images in percent, or `None` if Ctrl-C ended the test.
+    /// Returns the result on the test images, or `None` if Ctrl-C ended the test.
     fn test(
         &self,
         model: &PetlModel<AnyBackbone>,
         test: &ImageDataset,
         spec: &RunSpec,
         watch: &mut Watch,
-    ) -> Result<Option<f64>> {
+    ) -> Result<Option<Evaluation>> {
         let config = &spec.train;
         let mut pass = |done, images| watch.pass("test", done, images);
         let sums = evaluate(model, test, config.normalization, config.batch_size, &mut pass)?;
-        Ok((sums.images == test.len()).then(|| sums.top1()))
+        finite(&sums, "test")?;
+        Ok((sums.images == test.len()).then_some(sums))
     }
 
     fn train_config(&self, normalization: Normalization) -> TrainConfig {
@@ -198,6 +201,8 @@ impl FinetuneJob<'_> {
             recompute: args.recompute,
             micro_batch_size: args.micro_batch_size.map(NonZeroUsize::get),
             max_grad_norm: args.max_grad_norm,
+            class_weights: args.class_weights.into(),
+            label_smoothing: args.label_smoothing,
             prefix: args.keep_prefix.as_ref().map(|place| PrefixCache {
                 folder: (place != "memory").then(|| PathBuf::from(place)),
                 bf16: false,

@@ -56,6 +56,13 @@ fn say(args: &FinetuneArgs, record: &RunRecord) {
         };
         println!("{task}: top-1 {top1:.2} % on the test images ({weights})");
     }
+    if let Some(scores) = &record.test {
+        let top5 = scores.top5.map(|top5| format!("top-5 {top5:.2} %, ")).unwrap_or_default();
+        println!(
+            "{task}: {top5}balanced accuracy {:.2} %, macro F1 {:.2} %, calibration error {:.2} %",
+            scores.balanced_accuracy, scores.macro_f1, scores.ece
+        );
+    }
     if let Some(best) = record.best_on_test {
         println!("{task}: best-on-test {:.2} % (epoch {})", best.top1, best.epoch + 1);
     }

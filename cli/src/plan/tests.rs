@@ -180,6 +180,7 @@ fn a_record_of_another_run_is_told_by_field() {
         trainable_params: TrainableParams::new(1, 1, 1),
         fit,
         test_top1: Some(1.0),
+        test: None,
         best_on_test: None,
         test_seconds: None,
         peak_rss_mb: None,

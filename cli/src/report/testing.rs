@@ -37,6 +37,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
             seconds: 3.0,
         },
         test_top1: Some(top1),
+        test: None,
         best_on_test: None,
         test_seconds: Some(1.0),
         peak_rss_mb: None,

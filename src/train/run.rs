@@ -1,0 +1,287 @@
+//! The training loop.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use tch::Tensor;
+
+use super::config::{Selection, TrainConfig};
+use super::loss::Loss;
+use super::observer::{EpochReport, Observer, StepReport};
+use super::optimizer::{Optimizer, Schedule, clip_grad_norm, zero_grad};
+use super::state::{Best, Cursor, Reached, StateFile};
+use crate::backbone::Backbone;
+use crate::data::{Augment, BatchConfig, ImageDataset, Order, PartialBatch};
+use crate::error::{Error, Result};
+use crate::eval::{Inputs, evaluate_inputs};
+use crate::model::PetlModel;
+use crate::nn::seed_of;
+
+/// Seconds since an instant, added to the seconds before it.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    pub(super) before: f64,
+    pub(super) started: Instant,
+}
+
+impl Clock {
+    pub(super) fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// A run in progress.
+pub(super) struct Run<'a, B: Backbone> {
+    pub(super) model: &'a PetlModel<B>,
+    pub(super) config: &'a TrainConfig,
+    pub(super) loss: Loss,
+    pub(super) variables: BTreeMap<String, Tensor>,
+    pub(super) optimizer: &'a mut dyn Optimizer,
+    pub(super) schedule: &'a dyn Schedule,
+    pub(super) reached: Reached,
+    pub(super) file: Option<StateFile>,
+    pub(super) clock: Clock,
+    pub(super) epoch_clock: Clock,
+    pub(super) steps_per_epoch: usize,
+    /// The learning rate of the last step.
+    pub(super) lr: f64,
+}
+
+impl<B: Backbone> Run<'_, B> {
+    /// Runs the remaining epochs. Returns `false` if the observer ended the run.
+    pub(super) fn train(
+        &mut self,
+        train: &ImageDataset,
+        validation: Option<&ImageDataset>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        if self.reached.cursor.epoch >= self.config.epochs {
+            return Ok(true);
+        }
+        let Some(inputs) =
+            self.inputs(train, self.config.augment.as_ref(), "frozen blocks", observer)?
+        else {
+            return Ok(false);
+        };
+        let validation = match validation {
+            Some(set) => match self.inputs(set, None, "frozen blocks, validation", observer)? {
+                Some(inputs) => Some(inputs),
+                None => return Ok(false),
+            },
+            None => None,
+        };
+        while self.reached.cursor.epoch < self.config.epochs {
+            if !self.epoch(&inputs, validation.as_ref(), observer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns what each step reads; `None` if the observer ended the run while it was computed.
+    fn inputs<'i>(
+        &self,
+        set: &'i ImageDataset,
+        augment: Option<&'i Augment>,
+        label: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Inputs<'i>>> {
+        let batches = self.batches(Order::Sequential, PartialBatch::Drop);
+        let mut watch = |done, images| observer.pass(label, done, images);
+        Inputs::new(self.model, set, batches, augment, self.config.prefix.as_ref(), &mut watch)
+    }
+
+    fn batches(&self, order: Order, partial: PartialBatch) -> BatchConfig {
+        let TrainConfig { batch_size, normalization, .. } = *self.config;
+        BatchConfig {
+            batch_size,
+            partial,
+            order,
+            normalization,
+            device: self.model.var_store().device(),
+        }
+    }
+
+    /// Runs the rest of an epoch and its validation. Returns `false` if the observer ended the run.
+    fn epoch(
+        &mut self,
+        inputs: &Inputs,
+        validation: Option<&Inputs>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        self.epoch_clock = Clock { before: self.reached.epoch_seconds, started: Instant::now() };
+        let ControlFlow::Continue(mut report) = self.steps(inputs, observer)? else {
+            return Ok(false);
+        };
+        let (done, every) = (report.epoch + 1, self.config.validate_every);
+        let due = done.is_multiple_of(every) || done == self.config.epochs;
+        if let Some(inputs) = validation.filter(|_| due) {
+            let Some(top1) = self.validate(inputs, observer)? else {
+                self.save()?;
+                return Ok(false);
+            };
+            report.val_top1 = Some(top1);
+            self.consider(report.epoch, top1)?;
+        }
+        report.seconds = self.epoch_clock.seconds();
+        observer.epoch(&report);
+        self.reached.epochs.push(report);
+        self.reached.cursor = Cursor { epoch: report.epoch + 1, ..Cursor::default() };
+        self.reached.epoch_seconds = 0.0;
+        self.save()?;
+        Ok(true)
+    }
+
+    /// Takes the remaining steps of an epoch; `Break` if the observer ended the run.
+    fn steps(
+        &mut self,
+        inputs: &Inputs,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<(), EpochReport>> {
+        let Cursor { epoch, step: first, .. } = self.reached.cursor;
+        let (epochs, count) = (self.config.epochs, inputs.len() / self.config.batch_size);
+        let order = Order::Shuffled { seed: self.config.seed, epoch: epoch as i64 };
+        let batches = inputs.batches(self.batches(order, PartialBatch::Drop))?.skip(first);
+        let mut lr = self.schedule.lr(epoch, count.saturating_sub(1), epochs, count);
+        for (step, batch) in (first..).zip(batches) {
+            let (batch, labels) = batch?;
+            lr = self.schedule.lr(epoch, step, epochs, count);
+            // By the step's number, so that a run can be resumed at any step.
+            tch::manual_seed(seed_of(self.config.seed, (epoch * count + step) as u64));
+            let (logits, loss) = self.backward(inputs, &batch, &labels)?;
+            let loss = loss.f_double_value(&[])?;
+            if !loss.is_finite() {
+                return Err(Error::Diverged { epoch, step, lr, what: "the loss is" });
+            }
+            self.optimizer.step(lr)?;
+            self.lr = lr;
+            let Cursor { step: next, sum, .. } = &mut self.reached.cursor;
+            sum.add(&logits, &labels, loss)?;
+            *next = step + 1;
+            let (images, loss, accuracy) = (labels.numel(), sum.loss(), sum.top1());
+            let report =
+                StepReport { epoch, step, epochs, steps: count, images, lr, loss, accuracy };
+            let flow = observer.step(&report);
+            self.taken(step + 1 == count, flow.is_break())?;
+            if flow.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        let sum = self.reached.cursor.sum;
+        let (loss, accuracy) = (sum.loss(), sum.top1());
+        let (val_top1, seconds) = (None, 0.0);
+        Ok(ControlFlow::Continue(EpochReport { epoch, lr, loss, accuracy, val_top1, seconds }))
+    }
+
+    /// Leaves the gradients of a batch's mean loss in the trainables, and returns its logits `[B, K]`
+    /// and the loss, detached.
+    fn backward(
+        &self,
+        inputs: &Inputs,
+        batch: &Tensor,
+        labels: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        zero_grad(self.variables.values())?;
+        let (all, images) = (labels, labels.numel() as i64);
+        let part = self.config.micro_batch_size.map_or(images, |size| images.min(size as i64));
+        let (mut logits, mut losses) = (Vec::new(), Vec::new());
+        for first in (0..images).step_by(part.max(1) as usize) {
+            let length = part.min(images - first);
+            let batch = batch.f_narrow(0, first, length)?;
+            let labels = labels.f_narrow(0, first, length)?;
+            let loss = |logits: &Tensor| -> Result<Tensor> {
+                let mean = self.loss.mean(logits, &labels)?;
+                if length == images {
+                    return Ok(mean);
+                }
+                let share = self.loss.share(&labels, all)?.f_to_kind(mean.kind())?;
+                Ok(mean.f_mul(&share)?)
+            };
+            let (part, loss) = inputs.backward(self.model, &batch, self.config.recompute, &loss)?;
+            logits.push(part);
+            losses.push(loss);
+        }
+        if let Some(max_norm) = self.config.max_grad_norm {
+            let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
+        }
+        Ok((Tensor::f_cat(&logits, 0)?, Tensor::f_stack(&losses, 0)?.f_sum(losses[0].kind())?))
+    }
+
+    /// Writes the state after a step if it is due or the run ends. The end of an epoch is written
+    /// later, with the epoch's report.
+    fn taken(&mut self, last: bool, ends: bool) -> Result<()> {
+        self.reached.epoch_seconds = self.epoch_clock.seconds();
+        let due = self.file.as_mut().is_some_and(StateFile::is_due);
+        if ends || due && !last { self.save() } else { Ok(()) }
+    }
+
+    /// Writes the state, if there is a state file. Weights that are not finite are never written.
+    fn save(&mut self) -> Result<()> {
+        if self.file.is_some() {
+            self.check_weights()?;
+        }
+        self.reached.seconds = self.clock.seconds();
+        match &mut self.file {
+            Some(file) => file.save(&self.variables, &*self.optimizer, &self.reached),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns an error if a trained weight is NaN or infinite.
+    pub(super) fn check_weights(&self) -> Result<()> {
+        for variable in self.variables.values() {
+            if !variable.f_isfinite()?.f_all()?.f_int64_value(&[])?.eq(&1) {
+                return Err(self.diverged("a trained weight is"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the error of a run in which `what` NaN or infinite after the last step.
+    fn diverged(&self, what: &'static str) -> Error {
+        let Cursor { epoch, step, .. } = self.reached.cursor;
+        // After the end of an epoch the cursor is at the start of the next one.
+        let steps = self.steps_per_epoch;
+        let last = (epoch * steps + step).saturating_sub(1);
+        let (epoch, step) = (last / steps.max(1), last % steps.max(1));
+        Error::Diverged { epoch, step, lr: self.lr, what }
+    }
+
+    /// Returns the top-1 accuracy in percent; `None` if the observer ended the run.
+    fn validate(&self, inputs: &Inputs, observer: &mut dyn Observer) -> Result<Option<f64>> {
+        let config = self.batches(Order::Sequential, PartialBatch::Keep);
+        let mut watch = |done, images| observer.pass("validation", done, images);
+        let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
+        if evaluation.not_finite > 0 {
+            return Err(self.diverged("logits of validation images are"));
+        }
+        Ok((evaluation.images == inputs.len()).then(|| evaluation.top1()))
+    }
+
+    /// Copies the weights if the run selects on validation and they are the best so far.
+    fn consider(&mut self, epoch: usize, top1: f64) -> Result<()> {
+        let better = self.reached.best.as_ref().is_none_or(|best| top1 > best.top1);
+        if self.config.selection == Selection::BestOnValidation && better {
+            let weights = self.variables.iter();
+            let weights =
+                weights.map(|(name, variable)| Ok((name.clone(), variable.f_detach_copy()?)));
+            let weights = weights.collect::<Result<_>>()?;
+            self.reached.best = Some(Best { epoch, top1, weights });
+        }
+        Ok(())
+    }
+
+    /// Copies the best weights on validation into the model, if there are any, and returns the epoch
+    /// whose weights the model holds.
+    pub(super) fn select(&mut self, stopped: bool) -> Result<Option<usize>> {
+        let last = self.reached.epochs.last().map(|report| report.epoch);
+        let Some(best) = &self.reached.best else { return Ok(last.filter(|_| !stopped)) };
+        for (name, variable) in &self.variables {
+            if let Some(value) = best.weights.get(name) {
+                tch::no_grad(|| variable.shallow_clone().f_copy_(value))?;
+            }
+        }
+        Ok(Some(best.epoch))
+    }
+}
