@@ -16,7 +16,7 @@ pub enum Error {
 
     /// libtorch refused an operation.
     #[error("libtorch refused an operation")]
-    Torch(#[from] tch::TchError),
+    Torch(#[source] tch::TchError),
 
     /// A field of a config or an argument has a value that is not allowed. [`Error::config`]
     /// creates this error.
@@ -196,6 +196,21 @@ pub enum Error {
     /// any.
     #[error("{}: {reason}{}", path.display(), origin(list))]
     Image { path: PathBuf, reason: String, list: Option<(PathBuf, usize)> },
+}
+
+impl From<tch::TchError> for Error {
+    /// Leaves out the frames of libtorch's C++ stack, which tell a user nothing.
+    fn from(error: tch::TchError) -> Self {
+        Error::Torch(match error {
+            tch::TchError::Torch(text) => tch::TchError::Torch(without_frames(&text).to_owned()),
+            other => other,
+        })
+    }
+}
+
+/// Returns the message of an exception of libtorch without the C++ stack frames behind it.
+fn without_frames(text: &str) -> &str {
+    text.split("\nException raised from").next().unwrap_or(text).trim_end()
 }
 
 impl Error {

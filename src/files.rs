@@ -1,17 +1,19 @@
 //! Writing files.
 
 use std::ffi::OsString;
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
 /// How the name of a file ends while it is written.
 const UNFINISHED: &str = ".tmp";
 
-/// Writes beside `path` and renames over it, so that a reader sees the old file or the new one.
+/// Writes beside `path` and renames over it, so that a reader sees the old file or the new one. A
+/// link stays a link: the file that it leads to is replaced.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
+        let path = &target(path)?;
         let start = unfinished_start(path);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&start).suffix(UNFINISHED);
@@ -30,14 +32,29 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::io(path))
 }
 
-/// A JSON file's content.
+/// Returns the file that `path` leads to through links.
+///
+/// # Errors
+/// If it is a folder, a device or a pipe, which a rename would replace or fail on.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))
+        }
+        Ok(_) => path.canonicalize(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_path_buf()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a JSON file.
 #[cfg(feature = "train")]
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&text).map_err(|e| Error::corrupt(path, e.to_string()))
 }
 
-/// Removes what [`write_atomically`] left beside `path` in a process that was killed.
+/// Removes the temporary files that [`write_atomically`] left beside `path` in killed processes.
 #[cfg(feature = "train")]
 pub(crate) fn remove_unfinished(path: &Path) -> Result<()> {
     let start = unfinished_start(path);
@@ -64,7 +81,7 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// How the name of the file begins that becomes `path`.
+/// Returns the start of the name of the temporary file for `path`.
 fn unfinished_start(path: &Path) -> OsString {
     let mut start = OsString::from(".");
     start.push(path.file_name().unwrap_or_default());

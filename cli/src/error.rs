@@ -12,10 +12,6 @@ pub enum Error {
     #[error(transparent)]
     Library(#[from] convpass::Error),
 
-    /// libtorch refused an operation.
-    #[error("libtorch refused an operation")]
-    Torch(#[from] tch::TchError),
-
     /// A file could not be opened, read or written.
     #[error("{}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
@@ -39,6 +35,12 @@ pub enum Error {
     /// The drawing library failed on a chart.
     #[error("chart: {reason}")]
     Chart { reason: String },
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Error::Library(error.into())
+    }
 }
 
 impl Error {

@@ -10,6 +10,9 @@ use convpass::eval::Evaluation;
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// The exit code after results that are NaN or infinite.
+pub const NOT_FINITE: u8 = 3;
+
 /// Results that are NaN or infinite. The exit code is 3, as for a training run that diverged.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -28,7 +31,7 @@ pub fn finite(evaluation: &Evaluation, set: &str) -> Result<(), NotFinite> {
 }
 
 /// Returns whether numbers that are NaN or infinite ended the command.
-fn is_not_finite(error: &anyhow::Error) -> bool {
+pub fn is_not_finite(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let of_library = |cause: &convpass::Error| {
             matches!(cause, convpass::Error::Diverged { .. } | convpass::Error::NotFinite { .. })
@@ -48,7 +51,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     if is_not_finite(error) {
-        return ExitCode::from(3);
+        return ExitCode::from(NOT_FINITE);
     }
     ExitCode::FAILURE
 }

@@ -1,5 +1,6 @@
 //! Reads and writes files; a written file is complete or does not exist.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 
@@ -8,12 +9,33 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
+/// How the name of a file ends while it is written, here and in the library.
+const UNFINISHED: &str = ".tmp";
+
+/// Removes the temporary files that killed processes left in `folder`.
+pub fn remove_unfinished(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b".") && name.ends_with(UNFINISHED.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a temporary file in the folder of `path` and renames it, so that a reader sees the old
 /// file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(".");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix(&name).suffix(UNFINISHED);
+        let mut file = builder.tempfile_in(folder.unwrap_or(Path::new(".")))?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         // A temporary file can be read by its owner alone; this one is for the user.

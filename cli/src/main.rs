@@ -10,6 +10,7 @@ mod finetune;
 mod flags;
 mod inspect;
 mod manual;
+mod memory;
 mod plan;
 mod predict;
 mod report;

@@ -1,17 +1,125 @@
 //! The folder of a run: its logs, its adapter, and its state until the run is done.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use convpass::data::ImageDataset;
 use convpass::train::{
     Fit, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit, fit_resumable,
 };
 use convpass::{Backbone, PetlModel, Precision};
+use fs4::fs_std::FileExt;
 use sha2::{Digest, Sha256};
 
-use crate::failure::chain;
+use crate::failure::{chain, chain_of};
+use crate::files::remove_unfinished;
+use crate::plan::PlannedRun;
+
+/// The name of the record of a run in its folder.
+const RECORD: &str = "run.json";
+/// The name of the adapter of a run in its folder.
+const ADAPTER: &str = "adapter.safetensors";
+/// The name of the state of a run in its folder.
+const STATE: &str = "run.state.safetensors";
+
+/// A folder that no other process of this program works in until the value is dropped.
+pub struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Creates the folder if it does not exist, locks it, and removes the temporary files that a
+    /// killed process left there.
+    ///
+    /// # Errors
+    /// If another process holds the lock, or the folder cannot be written.
+    pub fn take(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let path = folder.join(".lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| path.display().to_string())?;
+        match file.try_lock_exclusive() {
+            Ok(true) => {}
+            Ok(false) => bail!(
+                "{}: another process of convpass works in this folder; wait for it, or choose \
+                 another --out",
+                folder.display()
+            ),
+            // Some network file systems have no locks.
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+        remove_unfinished(folder).with_context(|| folder.display().to_string())?;
+        Ok(FolderLock { _file: file })
+    }
+}
+
+/// Returns the record of the run `planned` if `folder` holds it and it is finished.
+///
+/// # Errors
+/// If the folder holds a finished run with other settings, which is left as it is.
+pub fn finished(folder: &Path, planned: &PlannedRun) -> Result<Option<RunRecord>> {
+    let file = folder.join(RECORD);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let differences = match RunRecord::load(&file) {
+        Ok(record) if !is_finished(&record) => return Ok(None),
+        Ok(record) => {
+            let mut differences = planned.differences(&record);
+            let adapter = folder.join(ADAPTER);
+            if differences.is_empty() && !adapter.exists() {
+                return Ok(None);
+            }
+            if !is_adapter_of(&record, &adapter)? {
+                differences.push(format!("{ADAPTER} is not the one that the record describes"));
+            }
+            if differences.is_empty() {
+                return Ok(Some(record));
+            }
+            differences
+        }
+        Err(error) => vec![chain_of(error)],
+    };
+    bail!(
+        "{} holds another run, which is left as it is ({}); use --force to replace it, or choose \
+         another --out",
+        folder.display(),
+        differences.join("; ")
+    )
+}
+
+/// Returns whether a run reached its end: it was not stopped, and it was tested if it was to be.
+fn is_finished(record: &RunRecord) -> bool {
+    !record.fit.stopped && (record.test_top1.is_some() || record.test_split.is_none())
+}
+
+/// Returns whether `adapter` is the file that `record` describes. Records of earlier versions do
+/// not tell.
+pub fn is_adapter_of(record: &RunRecord, adapter: &Path) -> Result<bool> {
+    match &record.adapter_digest {
+        Some(expected) => Ok(digest(adapter)? == *expected),
+        None => Ok(true),
+    }
+}
+
+/// Removes the record, the adapter and the state of an earlier run from `folder`. The record goes
+/// first, so that no adapter is left beside the record of another run.
+pub fn clear(folder: &Path) -> Result<()> {
+    [RECORD, ADAPTER, STATE].into_iter().try_for_each(|name| remove(&folder.join(name)))
+}
+
+/// Removes a file if it exists.
+fn remove(file: &Path) -> Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| file.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The folder of a run, and which files are written there.
 #[derive(Clone, Copy)]
@@ -25,7 +133,7 @@ pub struct RunFolder<'a> {
 
 impl RunFolder<'_> {
     fn state(&self) -> PathBuf {
-        self.path.join("run.state.safetensors")
+        self.path.join(STATE)
     }
 
     /// Trains the model. If an earlier run left its state in the folder, training continues from
@@ -59,14 +167,32 @@ impl RunFolder<'_> {
 
     /// Removes the state of the run, if there is one; the run is done.
     pub fn done(&self) -> Result<()> {
-        let state = self.state();
-        match std::fs::remove_file(&state) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| state.display().to_string())
-            }
-            _ => Ok(()),
-        }
+        remove(&self.state())
     }
+
+    /// Writes the adapter of the run and returns its digest. The record of an earlier run that was
+    /// not finished is removed first.
+    pub fn save_adapter<B: Backbone>(&self, model: &PetlModel<B>) -> Result<String> {
+        remove(&self.path.join(RECORD))?;
+        let adapter = self.path.join(ADAPTER);
+        model.save_adapter(&adapter)?;
+        digest(&adapter)
+    }
+
+    /// Writes the record of the run.
+    pub fn save_record(&self, record: &RunRecord) -> Result<()> {
+        Ok(record.save(self.path.join(RECORD))?)
+    }
+}
+
+/// Returns the name of a checkpoint for a record: an absolute path, so that it is found from any
+/// folder, or the name of a checkpoint on the hub.
+pub fn backbone_name(checkpoint: &Path) -> Result<String> {
+    if checkpoint.to_string_lossy().starts_with("hf:") {
+        return Ok(checkpoint.display().to_string());
+    }
+    let path = std::path::absolute(checkpoint);
+    Ok(path.with_context(|| checkpoint.display().to_string())?.display().to_string())
 }
 
 /// Returns the precision as a run's record stores it: `None` for f32.
@@ -96,7 +222,7 @@ pub fn start_head<B: Backbone>(model: &mut PetlModel<B>, path: &Path) -> Result<
 
 /// Returns the file of an adapter: `adapter.safetensors` in `path` if it is a folder, else `path`.
 pub fn adapter_file(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join("adapter.safetensors") } else { path.to_owned() }
+    if path.is_dir() { path.join(ADAPTER) } else { path.to_owned() }
 }
 
 /// Reads the names of the classes from `file`, one on each line. Without the file there are none.

@@ -18,7 +18,8 @@ impl Stop {
         let (flag, pressed) = (stop.clone(), AtomicBool::new(false));
         ctrlc::set_handler(move || {
             if pressed.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                // Without destructors, which would run beside threads that still use libtorch.
+                signal_hook::low_level::exit(130);
             }
             flag.ask();
             eprintln!("\n{said}; Ctrl-C again to quit at once");

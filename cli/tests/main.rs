@@ -3,6 +3,7 @@
 mod few_shot;
 mod finetune;
 mod help;
+mod mistakes;
 mod others;
 mod predict;
 mod process;

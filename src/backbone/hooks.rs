@@ -107,11 +107,16 @@ impl BlockPass<'_> {
     /// then uses the layout of the result.
     ///
     /// # Errors
-    /// The errors of the method.
+    /// [`Error::Input`](crate::Error::Input) if the tokens do not match their layout; the errors of
+    /// the method.
     pub fn enter(&self, stream: Stream) -> Result<Stream> {
         let Stream { tokens, layout } = stream;
         let entered = self.hooks.method.entering(self.block, tokens, layout, self.hooks.train);
         let (tokens, layout) = entered?;
+        // A map `[B, C, H, W]` has no layout.
+        if let [_, _, c] = tokens.size()[..] {
+            layout.check(&tokens, c)?;
+        }
         Ok(Stream { tokens, layout })
     }
 

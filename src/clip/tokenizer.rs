@@ -151,12 +151,14 @@ impl ClipTokenizer {
     /// [`ClipText::features`](crate::backbone::ClipText::features).
     ///
     /// # Errors
-    /// The errors of [`ClipTokenizer::encode`]; [`Error::Config`] if `context_length` is below 2.
+    /// The errors of [`ClipTokenizer::encode`]; [`Error::Config`] if `context_length` is not within
+    /// `2..=65536`.
     pub fn batch<S: AsRef<str>>(&self, texts: &[S], context_length: i64) -> Result<Tensor> {
-        let Some(length) = usize::try_from(context_length).ok().filter(|&length| length >= 2)
-        else {
-            return Err(Error::config("context_length", "2 or more", context_length));
-        };
+        if !(2..=MAX_CONTEXT).contains(&context_length) {
+            let expected = format!("within 2..={MAX_CONTEXT}");
+            return Err(Error::config("context_length", expected, context_length));
+        }
+        let length = context_length as usize;
         let mut all = Vec::with_capacity(texts.len().saturating_mul(length));
         for text in texts {
             let mut ids = self.encode(text.as_ref())?;
@@ -169,6 +171,9 @@ impl ClipTokenizer {
         Ok(Tensor::f_from_slice(&all)?.f_view([texts.len() as i64, context_length])?)
     }
 }
+
+/// The largest context length. It keeps the memory of a batch of texts within bounds.
+const MAX_CONTEXT: i64 = 1 << 16;
 
 type Vocab = HashMap<String, u32>;
 

@@ -1,18 +1,21 @@
 //! The tokens behind the frozen blocks of a model, computed once for each image of a dataset.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
-use tempfile::TempPath;
+use tempfile::{Builder, NamedTempFile};
 
 use crate::backbone::{Backbone, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::ffi::autocast::Autocast;
-use crate::model::PetlModel;
+use crate::model::{Bytes, PetlModel};
 use crate::seam::TokenLayout;
 
 /// Where and in which dtype the tokens behind the frozen blocks are kept, `[N, T, C]` for N images.
@@ -72,17 +75,17 @@ impl Prefix {
         {
             return Ok(Some(Prefix { tokens, layout, kind: own }));
         }
-        let store = Store::new(path, &shape, kind)?;
+        let mut store = Store::new(path, &shape, kind)?;
         let mut done = 0;
         for batch in Batches::new(dataset, config)? {
-            let tokens = model.frozen_prefix(&batch?.0)?.tokens;
-            store.tokens.f_narrow(0, done, tokens.size()[0])?.f_copy_(&tokens)?;
+            let tokens = model.frozen_prefix(&batch?.0)?.tokens.f_to_kind(kind)?;
+            store.push(done, &tokens)?;
             done += tokens.size()[0];
             if watch(done as usize, dataset.len()).is_break() {
                 return Ok(None);
             }
         }
-        Ok(Some(Prefix { tokens: store.finish()?, layout, kind: own }))
+        Ok(Some(Prefix { tokens: store.finish(&shape, kind)?, layout, kind: own }))
     }
 
     /// Returns the tokens of the images `index` on `device`, in the dtype that the backbone
@@ -98,53 +101,112 @@ impl Prefix {
     }
 }
 
-/// The output buffer of tokens that are being computed: in memory, or a memory-mapped file.
-struct Store {
-    tokens: Tensor,
-    /// The file under its temporary name, and its final path.
-    file: Option<(TempPath, PathBuf)>,
+/// The output buffer of tokens that are being computed.
+enum Store {
+    Memory(Tensor),
+    File(TokenFile),
+}
+
+/// A file of tokens that is being written under a temporary name.
+struct TokenFile {
+    file: NamedTempFile,
+    /// The final path.
+    path: PathBuf,
+    digest: Sha256,
 }
 
 impl Store {
     fn new(path: Option<PathBuf>, shape: &[i64], kind: Kind) -> Result<Self> {
         let Some(path) = path else {
-            return Ok(Store { tokens: Tensor::f_empty(shape, (kind, Device::Cpu))?, file: None });
+            return Ok(Store::Memory(Tensor::f_empty(shape, (kind, Device::Cpu))?));
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(folder))?;
-        let tokens = map(file.path(), shape, kind, true)?;
-        Ok(Store { tokens, file: Some((file.into_temp_path(), path)) })
+        remove_abandoned(folder);
+        let file = Builder::new().prefix(PREFIX).suffix(UNFINISHED).tempfile_in(folder);
+        let file = file.map_err(Error::io(folder))?;
+        // Tells other processes that the file is being written.
+        let _locked = file.as_file().try_lock_exclusive().map_err(Error::io(folder))?;
+        Ok(Store::File(TokenFile { file, path, digest: Sha256::new() }))
     }
 
-    /// Renames a complete file to its final path and returns the tokens.
-    fn finish(self) -> Result<Tensor> {
-        if let Some((file, path)) = self.file {
-            file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
-        }
-        Ok(self.tokens)
+    /// Appends the tokens of the images after the first `done`.
+    fn push(&mut self, done: i64, tokens: &Tensor) -> Result<()> {
+        match self {
+            Store::Memory(all) => all.f_narrow(0, done, tokens.size()[0])?.f_copy_(tokens)?,
+            Store::File(TokenFile { file, path, digest }) => {
+                let bytes = Bytes::of(tokens)?.data;
+                digest.update(&bytes);
+                return file.write_all(&bytes).map_err(Error::io(path));
+            }
+        };
+        Ok(())
+    }
+
+    /// Returns the tokens. A complete file gets its digest and its final path.
+    fn finish(self, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        let TokenFile { mut file, path, digest } = match self {
+            Store::Memory(tokens) => return Ok(tokens),
+            Store::File(file) => file,
+        };
+        let persist = || {
+            file.write_all(&digest.finalize())?;
+            file.as_file().sync_all()
+        };
+        persist().map_err(Error::io(&path))?;
+        file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
+        map(&path, shape, kind)
     }
 }
 
-/// Returns the tokens that an earlier run left at `path`; `None` if there is no file of the right
-/// size.
+/// How the name of a cache file begins.
+const PREFIX: &str = "prefix-";
+/// How the name of a cache file ends while it is written.
+const UNFINISHED: &str = ".tmp";
+/// Number of bytes of the digest behind the tokens.
+const DIGEST_BYTES: u64 = 32;
+
+/// Removes the files that killed processes left in `folder`. Their locks ended with the processes.
+/// A file that cannot be removed is left there, as it does no harm.
+fn remove_abandoned(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PREFIX)
+            && name.ends_with(UNFINISHED)
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock_exclusive().unwrap_or(false)
+        {
+            let _left_if_it_fails = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Returns the tokens that an earlier run left at `path`; `None` if there is no readable file of
+/// the right size whose digest is that of its tokens.
 fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
-    let expected = shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64;
-    match std::fs::metadata(path) {
-        Ok(file) if file.is_file() && file.len() == expected => {
-            map(path, shape, kind, false).map(Some)
+    let tokens = shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64;
+    let is_complete = || -> std::io::Result<bool> {
+        let found = std::fs::metadata(path)?;
+        if !found.is_file() || found.len() != tokens + DIGEST_BYTES {
+            return Ok(false);
         }
-        _ => Ok(None),
-    }
+        let (mut file, mut digest) = (File::open(path)?, Sha256::new());
+        std::io::copy(&mut (&mut file).take(tokens), &mut digest)?;
+        let mut kept = Vec::new();
+        file.read_to_end(&mut kept)?;
+        Ok(kept == digest.finalize().as_slice())
+    };
+    if is_complete().unwrap_or(false) { map(path, shape, kind).map(Some) } else { Ok(None) }
 }
 
-/// Maps a file into memory as a tensor. If `shared`, the file grows to the size of the tensor, and
-/// writing to the tensor writes to the file.
-fn map(path: &Path, shape: &[i64], kind: Kind, shared: bool) -> Result<Tensor> {
+/// Maps the tokens at the start of a file into memory.
+fn map(path: &Path, shape: &[i64], kind: Kind) -> Result<Tensor> {
     let Some(name) = path.to_str() else {
         return Err(Error::config("folder", "a path in UTF-8", path.display()));
     };
-    let count = shape.iter().product::<i64>();
+    let (count, shared) = (shape.iter().product::<i64>(), false);
     let flat = Tensor::f_from_file(name, shared, count, (kind, Device::Cpu))?;
     Ok(flat.f_view(shape)?)
 }
@@ -159,7 +221,7 @@ fn file_name<B: Backbone>(
 ) -> Result<String> {
     let mut hash = Sha256::new();
     let (backbone, blocks) = (model.backbone().digest()?, model.frozen_blocks());
-    let what = format!("1 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
+    let what = format!("2 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
     hash.update(what);
     if let Some(kind) = Autocast::active(model.backbone().device())? {
         hash.update(format!("autocast {kind}\n"));
@@ -168,5 +230,5 @@ fn file_name<B: Backbone>(
         hash.update(dataset.pixels(index)?);
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("prefix-{hex}.tokens"))
+    Ok(format!("{PREFIX}{hex}.tokens"))
 }

@@ -1,5 +1,6 @@
 //! libtorch's autocast behind a guard.
 
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 use std::marker::PhantomData;
 
@@ -15,7 +16,8 @@ use crate::error::{Error, Result};
 /// The guard may live through many training steps, because casts of trained weights are not cached.
 ///
 /// Dropping the guard restores the previous state of autocast, also after an early return, an error
-/// or a panic. Guards have to be dropped in the reverse order of their creation.
+/// or a panic. If a guard is dropped before one that was created after it, its state ends with that
+/// one.
 ///
 /// ```
 /// use convpass::Autocast;
@@ -34,10 +36,24 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 #[must_use = "autocast ends as the guard is dropped"]
 pub struct Autocast {
-    cuda: bool,
-    before: State,
+    number: u64,
     /// Makes the guard `!Send`, because each thread has a state of its own.
     _thread: PhantomData<*const ()>,
+}
+
+/// A guard of this thread that is not dropped yet, or not the last one.
+#[derive(Debug)]
+struct Entered {
+    number: u64,
+    cuda: bool,
+    /// The state before the guard.
+    before: State,
+    dropped: bool,
+}
+
+thread_local! {
+    /// The guards of this thread in the order of their creation.
+    static ENTERED: RefCell<Vec<Entered>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +89,12 @@ impl Autocast {
         // The cache keeps casts of trained weights until the guard is dropped, so after a step of
         // the optimizer they would be stale. It does not keep casts of frozen weights at all.
         State { enabled: true, kind, cache: false }.set(cuda, 1)?;
-        Ok(Autocast { cuda, before, _thread: PhantomData })
+        let number = ENTERED.with_borrow_mut(|entered| {
+            let number = entered.last().map_or(0, |last| last.number + 1);
+            entered.push(Entered { number, cuda, before, dropped: false });
+            number
+        });
+        Ok(Autocast { number, _thread: PhantomData })
     }
 
     /// Returns the dtype in which libtorch computes products on this thread and on devices of the
@@ -93,8 +114,20 @@ impl Autocast {
 
 impl Drop for Autocast {
     fn drop(&mut self) {
-        // `set` fails only if memory is short, and `drop` cannot report an error.
-        let _ = self.before.set(self.cuda, -1);
+        ENTERED.with_borrow_mut(|entered| {
+            let Some(own) = entered.iter_mut().find(|guard| guard.number == self.number) else {
+                return;
+            };
+            own.dropped = true;
+            let cuda = own.cuda;
+            // The state ends with the last guard for this type of device.
+            while let Some(last) = entered.iter().rposition(|guard| guard.cuda == cuda)
+                && entered[last].dropped
+            {
+                // `set` fails only if memory is short, and `drop` cannot report an error.
+                let _ = entered.remove(last).before.set(cuda, -1);
+            }
+        });
     }
 }
 
@@ -168,6 +201,14 @@ mod tests {
             assert!(panicked.is_err());
             assert_eq!(State::get(cuda).unwrap(), before);
         }
+        // Out of order.
+        let before = State::get(false).unwrap();
+        let outer = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        let inner = Autocast::enter(Device::Cpu, Kind::Half).unwrap();
+        drop(outer);
+        assert_eq!(State::get(false).unwrap().kind, HALF);
+        drop(inner);
+        assert_eq!(State::get(false).unwrap(), before);
         assert!(Autocast::enter(Device::Cpu, Kind::Double).is_err());
         assert!(Autocast::enter(Device::Mps, Kind::Half).is_err());
     }

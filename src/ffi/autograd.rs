@@ -7,7 +7,7 @@ use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The backward half of an operation on tensors.
 pub(crate) trait Backward: Send + 'static {
@@ -75,7 +75,7 @@ pub(super) fn take(message: *mut c_char) -> Result<()> {
         libc::free(message.cast());
         text
     };
-    Err(Error::Torch(tch::TchError::Torch(text)))
+    Err(tch::TchError::Torch(text).into())
 }
 
 type Call = unsafe extern "C" fn(

@@ -12,7 +12,9 @@ pub enum Branch {
     /// Every sample is kept, without scaling.
     All,
     /// The samples at `index` (`[K]`, i64, on the device of the tokens) are kept, and their output
-    /// is multiplied by `scale`. The entries of `index` are within `0..B`, each at most once.
+    /// is multiplied by `scale`. The entries of `index` are within `0..B`, each at most once. Only
+    /// [`DropPath::draw`] creates this variant.
+    #[non_exhaustive]
     Kept {
         /// Positions in the batch.
         index: Tensor,

@@ -50,6 +50,9 @@ pub struct RunRecord {
     /// SHA-256 of the adapter file whose head the run started from, if there was one.
     #[serde(default)]
     pub head_digest: Option<String>,
+    /// SHA-256 of the adapter file that the run wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_digest: Option<String>,
     /// Numbers of weights of the method, the head and the backbone.
     pub trainable_params: TrainableParams,
     /// The reports of the epochs.
@@ -110,6 +113,7 @@ impl RunRecord {
             val_split: None,
             test_split: None,
             head_digest: None,
+            adapter_digest: None,
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,

@@ -278,7 +278,7 @@ fn give_gradient(variable: &Tensor) -> Result<()> {
     Ok(variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
 }
 
-/// The trainables of a model in the order of their names.
+/// Returns the trainables of a model in the order of their names.
 pub(super) fn sorted_variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<String, Tensor> {
     model.var_store().variables().into_iter().collect()
 }

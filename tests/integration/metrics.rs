@@ -126,7 +126,7 @@ fn weights_that_are_not_finite_are_neither_saved_nor_loaded() {
     model.save_adapter(&good).unwrap();
     let name = "blocks.0.adapter_attn.adapter_conv.bias";
     let variable = model.var_store().variables()[name].shallow_clone();
-    tch::no_grad(|| variable.shallow_clone().fill_(f64::NAN));
+    let _filled = tch::no_grad(|| variable.shallow_clone().fill_(f64::NAN));
     let error = model.save_adapter(&bad).unwrap_err();
     let Error::NotFinite { name: found, count, .. } = &error else { panic!("{error}") };
     assert_eq!((found.as_str(), *count), (name, variable.numel() as i64));

@@ -258,6 +258,7 @@ fn a_record_is_read_back_as_it_was_written() {
         val_split: None,
         test_split: None,
         head_digest: None,
+        adapter_digest: None,
         trainable_params: model.trainable_params(),
         fit,
         test_top1: Some(100.0),

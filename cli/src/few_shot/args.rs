@@ -8,8 +8,8 @@ use convpass::data::{Augment, Normalization};
 use convpass::train::{CosineSchedule, TrainConfig};
 
 use crate::flags::{
-    BackboneFlags, ClassFlag, HeadFlag, InputFlags, LogFlags, MethodFlags, OutFlag, SeedsFlag,
-    TargetFlags, ThreadFlags, TrainingFlags, default_warmup,
+    BackboneFlags, ClassFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, MethodFlags, OutFlag,
+    SeedsFlag, TargetFlags, ThreadFlags, TrainingFlags, default_warmup,
 };
 
 /// Trains on a few images of each class, for several counts and seeds, and reports the mean.
@@ -91,6 +91,8 @@ pub struct FewShotArgs {
     pub seeds: SeedsFlag,
     #[command(flatten)]
     pub out: OutFlag,
+    #[command(flatten)]
+    pub force: ForceFlag,
     #[command(flatten)]
     pub logs: LogFlags,
 }

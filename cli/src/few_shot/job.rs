@@ -16,8 +16,9 @@ use super::measured::{Measured, MeasuredSet};
 use super::{Sets, TEST, save, say};
 use crate::failure::finite;
 use crate::flags::Opened;
+use crate::memory::PassSize;
 use crate::plan::PlannedRun;
-use crate::run_folder::{RunFolder, recorded, start_head};
+use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
 use crate::targets::TargetSet;
 
 /// The training images that were drawn for a run, and the adapter that its head starts from.
@@ -152,12 +153,21 @@ impl<'a> FewShotJob<'a> {
         model.set_class_names(self.class_names.clone())?;
         let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
         let planned = self.planned(petl, draw, head)?;
+        let pass = PassSize {
+            batch: planned.train.batch_size,
+            image_size: self.opened.image_size(),
+            keeps_blocks: self.method != Method::LinearProbe,
+        };
+        pass.check(&self.opened.backbone)?;
         let folder = RunFolder {
             path: out,
             checkpoint_every: self.args.logs.checkpoint_every,
             tensorboard: self.args.logs.tensorboard,
         };
-        let is_done = finished(&out.join("run.json"), &planned)?;
+        if self.args.force.force {
+            clear(out)?;
+        }
+        let is_done = finished(out, &planned)?.is_some();
         let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
@@ -244,7 +254,7 @@ impl<'a> FewShotJob<'a> {
         let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
         let fit = folder.fit(&mut model, &train, None, &planned.train, &mut progress)?;
         drop(progress);
-        model.save_adapter(out.join("adapter.safetensors"))?;
+        let adapter_digest = Some(folder.save_adapter(&model)?);
         let start = Instant::now();
         let mut known = Measured::none(out);
         let tested = self.evaluate(&model, &self.test)?;
@@ -255,7 +265,7 @@ impl<'a> FewShotJob<'a> {
             task: planned.task,
             model: planned.model,
             train: planned.train,
-            backbone: self.args.backbone.checkpoint()?.display().to_string(),
+            backbone: backbone_name(self.args.backbone.checkpoint()?)?,
             backbone_digest: planned.backbone_digest,
             precision: planned.precision,
             image_size: Some(planned.image_size),
@@ -265,6 +275,7 @@ impl<'a> FewShotJob<'a> {
             val_split: None,
             test_split: planned.test_split,
             head_digest: planned.head_digest,
+            adapter_digest,
             trainable_params: model.trainable_params(),
             fit,
             test_top1: Some(tested.top1()),
@@ -273,7 +284,7 @@ impl<'a> FewShotJob<'a> {
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
         };
-        record.save(out.join("run.json"))?;
+        folder.save_record(&record)?;
         Ok((model, known))
     }
 
@@ -310,21 +321,4 @@ impl<'a> FewShotJob<'a> {
         finite(&found, &set.name)?;
         Ok(found)
     }
-}
-
-/// Returns whether the record `file` exists.
-///
-/// # Errors
-/// If the record is of a run with other settings.
-fn finished(file: &Path, planned: &PlannedRun) -> Result<bool> {
-    if !file.exists() {
-        return Ok(false);
-    }
-    let differences = planned.differences(&RunRecord::load(file)?).join("; ");
-    let file = file.display();
-    ensure!(
-        differences.is_empty(),
-        "{file}: is of a run with other settings ({differences}); choose another --out"
-    );
-    Ok(true)
 }

@@ -17,6 +17,7 @@ use measured::MeasuredSet;
 use crate::Outcome;
 use crate::files::write_atomically;
 use crate::report::Spread;
+use crate::run_folder::FolderLock;
 use crate::targets::{self, TargetSet};
 
 /// The name of the test images among the sets that a run is measured on.
@@ -32,7 +33,9 @@ pub fn run(args: &FewShotArgs) -> Result<Outcome> {
     let draws = Draw::all(args, &sets.data, &out)?;
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
-    FewShotJob::new(args, method, sets, opened)?.run_all(&draws, &out.join("results.csv"))?;
+    let job = FewShotJob::new(args, method, sets, opened)?;
+    let _lock = FolderLock::take(&out)?;
+    job.run_all(&draws, &out.join("results.csv"))?;
     Ok(Outcome::Done)
 }
 

@@ -9,8 +9,8 @@ use convpass::train::{ClassWeights, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::{
-    BackboneFlags, DataFlag, HeadFlag, InputFlags, LogFlags, LooksFlag, MethodFlags, OutFlag,
-    SeedFlag, ThreadFlags, TrainingFlags,
+    BackboneFlags, DataFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, LooksFlag, MethodFlags,
+    OutFlag, SeedFlag, ThreadFlags, TrainingFlags,
 };
 
 /// Finetunes an adapter on one task and tests it once.
@@ -20,7 +20,7 @@ use crate::flags::{
 /// classes.txt with a name for each class. --out receives the adapter (adapter.safetensors), the
 /// record of the run (run.json) and its log (log.jsonl). Ctrl-C ends the run after the current
 /// step. The same command continues it, even after a kill, and the adapter is the same byte for
-/// byte.
+/// byte. A finished run is never overwritten without --force.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -86,6 +86,8 @@ pub struct FinetuneArgs {
     pub label_smoothing: f64,
     #[command(flatten)]
     pub out: OutFlag,
+    #[command(flatten)]
+    pub force: ForceFlag,
     #[command(flatten)]
     pub logs: LogFlags,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use convpass::data::vtab::{VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
 use convpass::eval::{Evaluation, PrefixCache, evaluate};
@@ -17,7 +17,11 @@ use super::args::{FinetuneArgs, RunSpec, Select};
 use super::watch::Watch;
 use crate::failure::{chain_of, finite};
 use crate::flags::Opened;
-use crate::run_folder::{RunFolder, class_names, recorded, start_head};
+use crate::memory::PassSize;
+use crate::plan::PlannedRun;
+use crate::run_folder::{
+    RunFolder, backbone_name, class_names, clear, finished, recorded, start_head,
+};
 use crate::stop::Stop;
 
 /// One run: a method on a task.
@@ -45,8 +49,21 @@ impl FinetuneJob<'_> {
         let label = format!("{} {}", self.folder.name(), spec.model.method.name());
         let (mut model, head_digest) = self.model(opened, &spec)?;
         let normalization = spec.train.normalization;
+        if args.force.force {
+            clear(out)?;
+        }
+        let planned = self.planned(opened, &model, &spec, head_digest.clone())?;
+        if let Some(record) = finished(out, &planned)?.filter(|record| self.has_looks(record)) {
+            println!("{label}: the run was finished before");
+            return Ok(record);
+        }
+        let pass = PassSize {
+            batch: spec.train.micro_batch_size.unwrap_or(spec.train.batch_size),
+            image_size: opened.image_size(),
+            keeps_blocks: !spec.train.recompute && spec.model.method != Method::LinearProbe,
+        };
+        pass.check(&opened.backbone)?;
         println!("{label}: {}, normalization {normalization}", model.trainable_params());
-        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
 
         let images = self.images(opened.image_size())?;
         let watches_test = args.looks.also_best_on_test.is_some();
@@ -59,7 +76,7 @@ impl FinetuneJob<'_> {
         };
         let (train, watched) = (&images.train, images.watched.as_ref());
         let mut fit = kept.fit(&mut model, train, watched, &spec.train, &mut watch)?;
-        model.save_adapter(out.join("adapter.safetensors"))?;
+        let adapter_digest = Some(kept.save_adapter(&model)?);
         let best_on_test = watches_test.then(|| split_off(&mut fit, &spec.train)).flatten();
 
         let is_tested = !fit.stopped && args.select != Select::Trial;
@@ -69,6 +86,7 @@ impl FinetuneJob<'_> {
         let test_seconds = tested.as_ref().map(|_| start.elapsed().as_secs_f64());
         let record = RunRecord {
             head_digest,
+            adapter_digest,
             test_split: is_tested.then(|| images.test.split_hash().to_owned()),
             test_top1: tested.as_ref().map(Evaluation::top1),
             test: tested.as_ref().map(Evaluation::scores),
@@ -76,7 +94,7 @@ impl FinetuneJob<'_> {
             test_seconds,
             ..self.record(opened, &model, spec, fit, &images)?
         };
-        record.save(out.join("run.json"))?;
+        kept.save_record(&record)?;
         let is_trial = args.select == Select::Trial && !record.fit.stopped;
         if (record.test_top1.is_some() || is_trial) && args.logs.checkpoint_every > 0 {
             kept.done()?;
@@ -103,6 +121,40 @@ impl FinetuneJob<'_> {
         let head = self.args.head.head.as_deref();
         let digest = head.map(|head| start_head(&mut model, head)).transpose()?;
         Ok((model, digest))
+    }
+
+    /// Returns the fields that the record of the run must have.
+    fn planned(
+        &self,
+        opened: &Opened,
+        model: &PetlModel<AnyBackbone>,
+        spec: &RunSpec,
+        head_digest: Option<String>,
+    ) -> Result<PlannedRun> {
+        let hash = |split| self.folder.split(split).split_hash();
+        let (train, val, test) = match self.args.select {
+            Select::Last => (VtabSplit::Train800Val200, None, Some(VtabSplit::Test)),
+            Select::Val => (VtabSplit::Train800, Some(VtabSplit::Val200), Some(VtabSplit::Test)),
+            Select::Trial => (VtabSplit::Train800, Some(VtabSplit::Val200), None),
+        };
+        Ok(PlannedRun {
+            task: self.folder.name().to_owned(),
+            model: spec.model.clone(),
+            train: spec.train.clone(),
+            backbone_digest: model.backbone().digest()?,
+            precision: recorded(self.args.backbone.precision()),
+            image_size: opened.image_size(),
+            test_shorter_side: None,
+            train_split: hash(train),
+            val_split: val.map(hash),
+            test_split: test.map(hash),
+            head_digest,
+        })
+    }
+
+    /// Returns whether a record has the tests during the run that the flags ask for.
+    fn has_looks(&self, record: &RunRecord) -> bool {
+        self.args.looks.also_best_on_test.is_none() || record.best_on_test.is_some()
     }
 
     fn images(&self, image_size: (i64, i64)) -> Result<RunImages> {
@@ -133,7 +185,7 @@ impl FinetuneJob<'_> {
             task: self.folder.name().to_owned(),
             model: spec.model,
             train: spec.train,
-            backbone: args.backbone.checkpoint()?.display().to_string(),
+            backbone: backbone_name(args.backbone.checkpoint()?)?,
             backbone_digest: model.backbone().digest()?,
             precision: recorded(args.backbone.precision()),
             image_size: Some(opened.image_size()),
@@ -143,6 +195,7 @@ impl FinetuneJob<'_> {
             val_split: images.watched.as_ref().filter(|_| args.select != Select::Last).map(hash),
             test_split: None,
             head_digest: None,
+            adapter_digest: None,
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,

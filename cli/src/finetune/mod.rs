@@ -14,6 +14,7 @@ use job::FinetuneJob;
 
 use crate::Outcome;
 use crate::failure::Usage;
+use crate::run_folder::FolderLock;
 use crate::stop::Stop;
 
 pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
@@ -30,6 +31,7 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     let out = args.folder(method.name());
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
+    let _lock = FolderLock::take(&out)?;
     let job = FinetuneJob { args, folder: &folder, method, out: &out, stop: &stop };
     let record = job.run(&opened)?;
     say(args, &record);

@@ -27,8 +27,8 @@ impl DataFlag {
 /// The number of images in a batch.
 #[derive(Args, Clone, Copy, Default)]
 pub struct BatchFlag {
-    /// Images in a batch [default: 64].
-    #[arg(long, value_name = "N", help_heading = "Data")]
+    /// Images in a batch, at most 65536 [default: 64].
+    #[arg(long, value_name = "N", value_parser = at_most::<65_536>, help_heading = "Data")]
     pub batch_size: Option<NonZeroUsize>,
 }
 
@@ -99,6 +99,15 @@ impl OutFlag {
     }
 }
 
+/// Whether an earlier run is replaced.
+#[derive(Args, Clone, Copy, Default)]
+pub struct ForceFlag {
+    /// Replace what an earlier run left in the folder of the results; without this flag a finished
+    /// run is never overwritten.
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+}
+
 /// The format of the printed results.
 #[derive(Args, Clone, Copy)]
 pub struct FormatFlag {
@@ -121,8 +130,9 @@ pub enum OutputFormat {
 /// The number of threads.
 #[derive(Args, Clone, Copy, Default)]
 pub struct ThreadFlags {
-    /// Threads that compute, and as many that decode images [default: one for each core].
-    #[arg(long, value_name = "N")]
+    /// Threads that compute, and as many that decode images, at most 256 [default: one for each
+    /// core].
+    #[arg(long, value_name = "N", value_parser = at_most::<256>)]
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -142,4 +152,11 @@ impl ThreadFlags {
         }
         Ok(())
     }
+}
+
+/// Parses a number from 1 to `MAX`.
+fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().map_err(|e| format!("{e}"))?;
+    let fits = Some(number).filter(|number: &NonZeroUsize| number.get() <= MAX);
+    fits.ok_or_else(|| format!("expected a number from 1 to {MAX}"))
 }

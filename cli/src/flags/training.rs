@@ -119,7 +119,7 @@ pub struct SeedsFlag {
         value_name = "N,..",
         value_delimiter = ',',
         default_value = "0,1,2",
-        allow_negative_numbers = true,
+        allow_hyphen_values = true,
         help_heading = "Training"
     )]
     pub seeds: Vec<i64>,

@@ -177,6 +177,7 @@ fn a_record_of_another_run_is_told_by_field() {
         val_split: None,
         test_split: Some("ef".into()),
         head_digest: None,
+        adapter_digest: None,
         trainable_params: TrainableParams::new(1, 1, 1),
         fit,
         test_top1: Some(1.0),

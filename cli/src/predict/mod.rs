@@ -19,7 +19,8 @@ use output::{ClassScore, Writer};
 
 use crate::Outcome;
 use crate::flags::{BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, ThreadFlags};
-use crate::run_folder::{adapter_file, class_names, precision_of};
+use crate::memory::PassSize;
+use crate::run_folder::{adapter_file, class_names, is_adapter_of, precision_of};
 
 /// Batches that are decoded while the model computes.
 const BATCHES_AHEAD: usize = 2;
@@ -77,6 +78,16 @@ pub fn run(args: &PredictArgs) -> Result<Outcome> {
     let adapter = adapter_file(&args.adapter);
     let beside = adapter.with_file_name("run.json");
     let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
+    if let Some(record) = &record
+        && !is_adapter_of(record, &adapter)?
+    {
+        bail!(
+            "{} is not the adapter that {} describes: another run may have been killed while it \
+             replaced this one; train again, or name a copy of the adapter outside this folder",
+            adapter.display(),
+            beside.display()
+        );
+    }
     let of_run = record.as_ref().map(|record| PathBuf::from(&record.backbone));
     let Some(file) = args.backbone.backbone.clone().or(of_run) else {
         bail!("--backbone is needed: there is no {}", beside.display());
@@ -128,6 +139,8 @@ impl Predict<'_> {
     /// Classifies the images and returns whether all of them could be read.
     fn run(&self, opened: Opened) -> Result<bool> {
         let (args, image_size) = (self.args, opened.image_size());
+        let batch = args.input.batch_size();
+        PassSize { batch, image_size, keeps_blocks: false }.check(&opened.backbone)?;
         let normalization = self.normalization(&opened)?;
         self.say_size(image_size);
         let resize = match self.record {

@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 /// One method in an [`AccuracyChart`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccuracyPoint {
-    /// The method's name, as it is written beside its mark.
+    /// The name of the method, which is written beside its mark.
     pub label: String,
-    /// Trained weights, at least one: the axis is logarithmic.
+    /// Number of trained weights, at least 1, because the axis is logarithmic.
     pub params: f64,
-    /// Top-1 in percent.
+    /// Top-1 accuracy in percent.
     pub top1: f64,
-    /// Whether the mark stands out: filled and in colour, its label bold.
+    /// Whether the mark is emphasized: filled and in colour, with a bold label.
     pub highlight: bool,
 }
 
@@ -25,9 +25,9 @@ pub struct AccuracyPoint {
 /// beside it, so that the chart needs no legend and no colours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AccuracyChart {
-    /// The line above the chart.
+    /// The title.
     pub title: String,
-    /// The methods, from 1 to 64.
+    /// From 1 to 64 methods.
     pub points: Vec<AccuracyPoint>,
 }
 
@@ -38,7 +38,7 @@ const TITLE: f64 = 21.0;
 const RADIUS: i32 = 7;
 const MARGIN: i32 = 16;
 
-/// Column and row.
+/// Column and row of a pixel.
 type Pixel = (i32, i32);
 
 impl AccuracyChart {
@@ -46,7 +46,7 @@ impl AccuracyChart {
     ///
     /// # Errors
     /// [`Error::Config`] with the first point that is outside the axes;
-    /// [`Error::Chart`] if it cannot be drawn.
+    /// [`Error::Chart`] if the chart cannot be drawn.
     pub fn svg(&self) -> Result<String> {
         self.validate()?;
         let mut svg = String::new();
@@ -102,7 +102,7 @@ impl AccuracyChart {
         Ok(())
     }
 
-    /// Draws the axes. Returns the pixel of each point, and where labels have room.
+    /// Draws the axes. Returns the pixel of each point and the area for labels.
     fn draw_axes<DB: DrawingBackend>(
         &self,
         root: &DrawingArea<DB, Shift>,
@@ -187,8 +187,8 @@ fn pixels((x, y): (f64, f64)) -> (i32, i32) {
     (x.round() as i32, y.round() as i32)
 }
 
-/// Returns 1, 2 and 5 times the powers of ten within the range, or the powers alone if these are
-/// many.
+/// Returns 1, 2 and 5 times the powers of ten within the range, or only the powers if that would be
+/// too many.
 fn ticks(left: f64, right: f64) -> Vec<f64> {
     let powers = || (0..=16).map(|exponent| 10f64.powi(exponent));
     let inside = |tick: &f64| (left..=right).contains(tick);
@@ -212,7 +212,7 @@ fn check_text(field: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Formats a percentage, with a decimal if whole numbers on the axis would repeat.
+/// Formats a percentage, with one decimal if whole numbers would occur twice on the axis.
 fn percent(top1: f64, spread: f64) -> String {
     if spread < 5.0 { format!("{top1:.1}") } else { format!("{top1:.0}") }
 }

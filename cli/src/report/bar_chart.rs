@@ -8,7 +8,7 @@ use super::palette::{ACCENT, GRID, INK, PALE, fitting, text, width};
 use super::sheet::{Column, Origin, Sheet, SheetRow, percent};
 use crate::error::{Error, Result};
 
-/// Bars of one column of a table, the best first.
+/// The bars of one column of a table, with the best one first.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct BarChart {
     pub(super) title: String,
@@ -33,7 +33,7 @@ const TEXT: f64 = 17.0;
 const ROW: i32 = 28;
 const TOP: i32 = 44;
 const MARGIN: i32 = 8;
-/// The widest label, and the most bars.
+/// The largest width of a label in pixels, and the largest number of bars.
 const LABEL: f64 = 230.0;
 const MOST: usize = 48;
 
@@ -72,7 +72,7 @@ impl BarChart {
     /// Returns the chart as an SVG document of width 480.
     ///
     /// # Errors
-    /// [`Error::Chart`] if it cannot be drawn.
+    /// [`Error::Chart`] if the chart cannot be drawn.
     pub(super) fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg).map_err(|e| Error::Chart { reason: e.to_string() })?;

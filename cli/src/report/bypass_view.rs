@@ -1,5 +1,5 @@
-//! What the bypass sees: the maps of its convolution on an image, and how far a token looks with
-//! the bypass and without it.
+//! A view of bypasses: the maps of their convolutions on an image, and the receptive field of a token
+//! with and without the bypasses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ pub struct ConvMaps {
     pub sub_layer: SubLayer,
     /// The input of the convolution: a map for each of the first bottleneck channels.
     pub before: Vec<GridMap>,
-    /// The output of the convolution before its activation, in the same way.
+    /// The output of the convolution before its activation, for the same channels.
     pub after: Vec<GridMap>,
 }
 
@@ -110,15 +110,15 @@ impl BypassView {
         })
     }
 
-    /// Writes it as JSON; the file appears whole or not at all.
+    /// Writes the view as JSON. The file is written atomically.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_json(path.as_ref(), self)
     }
 
-    /// Reads what [`BypassView::save`] wrote.
+    /// Reads a file of [`BypassView::save`].
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is cut off or
@@ -145,7 +145,7 @@ impl GridMap {
         patches == Some(self.values.len())
     }
 
-    /// The largest magnitude.
+    /// Returns the largest magnitude.
     pub(super) fn peak(&self) -> f32 {
         self.values.iter().fold(0.0, |peak: f32, value| peak.max(value.abs()))
     }
@@ -173,14 +173,14 @@ fn add(sum: &mut Option<Tensor>, next: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// `[rows, cols]` to numbers.
+/// Returns a tensor `[rows, cols]` as a map.
 fn grid_map(map: &Tensor) -> Result<GridMap> {
     let (rows, cols) = map.size2()?;
     let flat = map.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
     Ok(GridMap { grid: (rows as usize, cols as usize), values: Vec::<f32>::try_from(&flat)? })
 }
 
-/// `[rows, cols]` of an image `[1, 3, H, W]`.
+/// Returns the patch grid `[rows, cols]` of the gradient of an image `[1, 3, H, W]`.
 fn receptive_field<B: Backbone>(backbone: &B, image: &Tensor, method: &dyn Seam) -> Result<Tensor> {
     let image = image.f_detach()?.f_set_requires_grad(true)?;
     let pass = Pass::default();
@@ -219,7 +219,7 @@ fn has_patches(stream: &Stream) -> bool {
 #[derive(Debug)]
 struct Watched {
     bypasses: Bypasses,
-    /// What each bypass read, by its block and whether it is at the MLP.
+    /// The tokens that each bypass read first, by its block and whether it is beside the MLP.
     seen: RefCell<BTreeMap<(usize, bool), Seen>>,
 }
 

@@ -19,9 +19,9 @@ use crate::{Outcome, failure};
 /// Shows a folder of runs: one HTML page, charts as SVG and PNG, and tables on the terminal.
 ///
 /// A run is a folder with run.json, at any depth. With --data and --backbone, the adapter of each
-/// run that was tested classifies its test images once, which gives the accuracy by class, the
-/// confusions and the mistakes; what is found is kept beside run.json. DATA/TASK/classes.txt may
-/// hold the names of the classes, one on each line.
+/// tested run classifies its test images once, which gives the accuracy by class, the confusions and
+/// the mistakes. The result is saved beside run.json. DATA/TASK/classes.txt may hold the names of the
+/// classes, one on each line.
 #[derive(clap::Args)]
 #[command(
     mut_arg("data", |arg| arg.requires("backbone").help(
@@ -104,7 +104,7 @@ struct Analysis<'a> {
 }
 
 impl Analysis<'_> {
-    /// Images that receptive fields are averaged over.
+    /// Returns the number of images that receptive fields are averaged over.
     fn images(&self) -> usize {
         self.args.images.unwrap_or(16)
     }
@@ -163,7 +163,7 @@ impl Analysis<'_> {
     }
 }
 
-/// The first images of a task's test list.
+/// Returns the first images of the test list of a task.
 fn first_images(folder: &VtabFolder, count: usize, size: (i64, i64)) -> Result<ImageDataset> {
     let list = folder.split(VtabSplit::Test);
     let lines: Vec<String> = list
@@ -178,7 +178,7 @@ fn first_images(folder: &VtabFolder, count: usize, size: (i64, i64)) -> Result<I
     Ok(ImageDataset::load(&list, size)?)
 }
 
-/// The machine's fonts, if it has one without serifs.
+/// Returns the fonts of the machine, if one of them is sans-serif.
 fn fonts() -> Result<Arc<usvg::fontdb::Database>> {
     use usvg::fontdb::{Database, Family, Query};
     let mut fonts = Database::new();
@@ -197,7 +197,7 @@ fn fonts() -> Result<Arc<usvg::fontdb::Database>> {
     }
 }
 
-/// At twice its size, for slides.
+/// Draws the chart at twice its size, for slides.
 fn save_png(svg: &str, fonts: &Arc<usvg::fontdb::Database>, file: &Path) -> Result<()> {
     const SCALE: f32 = 2.0;
     let options = usvg::Options { fontdb: fonts.clone(), ..usvg::Options::default() };

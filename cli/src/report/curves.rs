@@ -52,7 +52,7 @@ impl Curve {
         self.points.iter().copied().filter(|(_, value)| is_drawable(*value))
     }
 
-    /// The stretches of numbers: a gap stays one.
+    /// Returns the runs of consecutive numbers, so that gaps are not drawn over.
     fn stretches(&self) -> Vec<Vec<(i32, f64)>> {
         let parts = self.points.split(|(_, value)| !is_drawable(*value));
         parts.filter(|part| !part.is_empty()).map(<[_]>::to_vec).collect()
@@ -85,7 +85,7 @@ pub(super) fn svg(epochs: &[EpochReport], quantity: Quantity) -> Result<Option<S
     Ok(Some(svg))
 }
 
-/// The range of the values, with some room.
+/// Returns the range of the values, with a margin.
 fn range(curves: &[Curve], quantity: Quantity) -> (f64, f64) {
     let values = || curves.iter().flat_map(Curve::finite).map(|(_, value)| value);
     let low = values().fold(f64::INFINITY, f64::min);

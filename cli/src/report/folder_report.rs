@@ -58,12 +58,12 @@ impl Report {
         Ok(Report { title: title.unwrap_or_else(|| "runs".to_owned()), runs, broken })
     }
 
-    /// The folder's name.
+    /// Returns the name of the folder.
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// The runs, in the order of their paths.
+    /// Returns the runs in the order of their paths.
     pub fn runs(&self) -> &[FoundRun] {
         &self.runs
     }
@@ -73,7 +73,7 @@ impl Report {
         &self.broken
     }
 
-    /// The page.
+    /// Returns the page.
     ///
     /// # Errors
     /// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
@@ -84,7 +84,8 @@ impl Report {
     /// Writes [`Report::html`]; the file appears whole or not at all.
     ///
     /// # Errors
-    /// As [`Report::html`], and [`Error::Io`](crate::error::Error::Io) if it cannot be written.
+    /// The errors of [`Report::html`]; [`Error::Io`](crate::error::Error::Io) if the file cannot be
+    /// written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), self.html()?.as_bytes())
     }

@@ -54,7 +54,7 @@ pub(super) fn rank(method: &Method) -> usize {
     ORDER.iter().position(|name| *name == method.name()).unwrap_or(ORDER.len())
 }
 
-/// `sub layers attention`, one for each field that is not the default.
+/// Returns a text such as `sub layers attention` for each field that is not the default.
 fn choices(method: &Method) -> Vec<String> {
     let fields = |method: &Method| serde_json::to_value(method).map(flat).unwrap_or_default();
     let default = serde_json::from_value::<Method>(json!({ "name": method.name() }));
@@ -65,7 +65,7 @@ fn choices(method: &Method) -> Vec<String> {
     fields(method).iter().filter(differs).map(|(name, value)| word(name, value)).collect()
 }
 
-/// The fields, those of a config within it among them.
+/// Returns the fields, including those of a nested config.
 fn flat(value: Value) -> Map<String, Value> {
     let Value::Object(mut fields) = value else { return Map::new() };
     if let Some(Value::Object(base)) = fields.remove("base") {

@@ -1,4 +1,4 @@
-//! What all charts have in common: colours, sizes of text, and how short text is.
+//! Shared by all charts: colours, text sizes, and shortened text.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -12,16 +12,16 @@ pub(super) const ACCENT: RGBColor = RGBColor(0, 90, 160);
 pub(super) const SECOND: RGBColor = RGBColor(176, 74, 0);
 
 pub(super) const FAMILY: &str = "sans-serif";
-/// plotters sets a font of size s at s / 1.24 pixels.
+/// plotters draws a font of size s with s / 1.24 pixels.
 pub(super) const EM: f64 = 1.24;
 
-/// Text of this many pixels.
+/// Returns the style of text with a size in pixels.
 pub(super) fn text(pixels: f64, color: &RGBColor, h: HPos, v: VPos) -> TextStyle<'static> {
     (FAMILY, pixels * EM).into_font().color(color).pos(Pos::new(h, v))
 }
 
-/// An estimate of how wide text is, in pixels, rather too wide than too narrow: the font is the
-/// reader's. Shares of an em are those of DejaVu Sans, one of the widest.
+/// Returns an upper estimate of the width of text in pixels. The font of the reader is unknown, so
+/// the widths are those of DejaVu Sans, one of the widest fonts.
 pub(super) fn width(text: &str, pixels: f64) -> f64 {
     let share = |c: char| match c {
         'i' | 'j' | 'l' | 'I' | 'J' | ' ' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' => 0.33,
@@ -36,7 +36,7 @@ pub(super) fn width(text: &str, pixels: f64) -> f64 {
     text.chars().map(share).sum::<f64>() * pixels
 }
 
-/// Text that a user gave, in one line of at most `most` characters.
+/// Returns text of a user in one line of at most `most` characters.
 pub(super) fn short(text: &str, most: usize) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if clean.chars().count() > most {
@@ -46,7 +46,7 @@ pub(super) fn short(text: &str, most: usize) -> String {
     }
 }
 
-/// Text that a user gave, in one line that is at most `most` pixels wide.
+/// Returns text of a user in one line of at most `most` pixels.
 pub(super) fn fitting(text: &str, pixels: f64, most: f64) -> String {
     let clean = short(text, usize::MAX);
     if width(&clean, pixels) <= most {
@@ -60,7 +60,7 @@ pub(super) fn fitting(text: &str, pixels: f64, most: f64) -> String {
     clean.chars().take_while(fits).chain(['…']).collect()
 }
 
-/// `1.5k`, `20k`, `3M`.
+/// Returns a short form of a number, such as `1.5k`, `20k` or `3M`.
 pub(super) fn short_number(number: f64) -> String {
     let (scale, unit) = match number {
         n if n >= 1e9 => (1e9, "G"),

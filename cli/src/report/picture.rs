@@ -52,7 +52,7 @@ impl Thumbnail {
         Ok(Thumbnail(STANDARD.encode(jpeg)))
     }
 
-    /// The picture as the address of itself.
+    /// Returns the picture as a data URI.
     pub(super) fn uri(&self) -> String {
         format!("data:image/jpeg;base64,{}", self.0)
     }
@@ -86,7 +86,7 @@ pub(super) type Shade = (f64, bool);
 const FIRST: [u8; 3] = [30, 120, 200];
 const SECOND: [u8; 3] = [222, 108, 24];
 
-/// A heat map of `rows` x `cols` cells as a PNG of the address of itself, each cell a square of
+/// Returns a heat map of `rows` x `cols` cells as a data URI of a PNG, each cell a square of
 /// whole pixels, so that no viewer blurs it.
 ///
 /// # Errors

@@ -18,9 +18,9 @@ use convpass::data::{
 };
 use convpass::model::PetlModel;
 
-/// Images decoded at a time.
+/// Number of images that are decoded at a time.
 const CHUNK: usize = 256;
-/// Mistakes that keep their picture.
+/// Number of mistakes that are stored with their picture.
 const GALLERY: usize = 16;
 /// The longer side of a picture, in pixels.
 const THUMBNAIL: u32 = 72;
@@ -28,29 +28,29 @@ const THUMBNAIL: u32 = 72;
 /// One image of a test list, and the model's prediction for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// The path as the list has it.
+    /// The path as written in the list.
     pub path: String,
-    /// Its class.
+    /// The class of the image.
     pub label: i64,
     /// The class with the highest logit.
     pub predicted: i64,
-    /// The softmax's probability of that class.
+    /// The softmax probability of the predicted class.
     pub confidence: f64,
     /// The picture, for the most confident mistakes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub picture: Option<Thumbnail>,
 }
 
-/// Predictions for a list of images. They are kept beside the run's record, so that a page can be
-/// made again without model and data.
+/// Predictions for a list of images. They are saved beside the record of the run, so that a page can
+/// be written again without the model and the data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Predictions {
     /// Number of classes.
     pub num_classes: i64,
-    /// Their names, in order, or none.
+    /// Names of the classes in the order of the labels, or none.
     #[serde(default)]
     pub class_names: Vec<String>,
-    /// In the order of the list.
+    /// The images in the order of the list.
     pub images: Vec<Prediction>,
 }
 
@@ -107,7 +107,7 @@ impl Predictions {
         Ok(all)
     }
 
-    /// Predictions for the next images of the list, `[B, 3, H, W]`.
+    /// Adds predictions for the next images of the list, `[B, 3, H, W]`.
     fn add<B: Backbone>(
         &mut self,
         model: &PetlModel<B>,
@@ -131,8 +131,8 @@ impl Predictions {
         Ok(())
     }
 
-    /// Gives the most confident mistakes so far their pictures, and takes them from others. `worst`
-    /// are the images that have one; `pixels` those of the images from `start` on.
+    /// Stores pictures of the most confident mistakes so far and removes the others. `worst` are the
+    /// images that have a picture; `pixels` are the pixels of the images from `start` on.
     fn keep_pictures(
         &mut self,
         worst: &mut Vec<usize>,
@@ -155,19 +155,19 @@ impl Predictions {
         Ok(())
     }
 
-    /// Writes them as JSON; the file appears whole or not at all.
+    /// Writes the predictions as JSON. The file is written atomically.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_json(path.as_ref(), self)
     }
 
-    /// Reads what [`Predictions::save`] wrote.
+    /// Reads a file of [`Predictions::save`].
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is cut off or names a
-    /// class that there is not.
+    /// [`Error::Io`] if the file cannot be read, [`Error::CorruptFile`] if it is cut off or has
+    /// a class that does not exist.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let found: Predictions = read_json(path)?;
@@ -187,13 +187,13 @@ impl Predictions {
         Ok(found)
     }
 
-    /// Top-1 in percent.
+    /// Returns the top-1 accuracy in percent.
     pub fn top1(&self) -> f64 {
         let right = self.images.iter().filter(|image| !image.is_mistake()).count();
         100.0 * right as f64 / self.images.len().max(1) as f64
     }
 
-    /// How many images there are of each (class, predicted class).
+    /// Returns the number of images for each (class, predicted class).
     pub(super) fn confusion(&self) -> BTreeMap<(i64, i64), usize> {
         self.images.iter().fold(BTreeMap::new(), |mut counts, image| {
             *counts.entry((image.label, image.predicted)).or_default() += 1;
@@ -213,14 +213,14 @@ impl Predictions {
         classes.into_iter().map(|(class, (right, all))| (class, right, all)).collect()
     }
 
-    /// Mistakes, the most confident first.
+    /// Returns the mistakes, with the most confident first.
     pub(super) fn mistakes(&self) -> Vec<&Prediction> {
         let mut mistakes: Vec<_> = self.images.iter().filter(|image| image.is_mistake()).collect();
         mistakes.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
         mistakes
     }
 
-    /// The class's name, or its number.
+    /// Returns the name of a class, or its number.
     pub(super) fn class_name(&self, class: i64) -> String {
         let name = usize::try_from(class).ok().and_then(|class| self.class_names.get(class));
         name.map_or_else(|| class.to_string(), |name| super::palette::short(name, 40))
@@ -245,7 +245,7 @@ fn read(list: &FileList, line: usize, path: &str, size: (i64, i64)) -> Result<Ar
     })?)
 }
 
-/// Images of one size as `[N, H, W, 3]`.
+/// Returns images of one size as `[N, H, W, 3]`.
 fn stack(images: &[Array3<u8>]) -> Result<Array4<u8>> {
     let views: Vec<ArrayView3<u8>> = images.iter().map(|image| image.view()).collect();
     ndarray::stack(Axis(0), &views).map_err(|e| Error::config("image_size", "one size", e))

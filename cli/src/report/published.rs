@@ -1,22 +1,21 @@
-//! Published results of ViT-B/16 (ImageNet-21k) on VTAB-1k, to stand beside one's own.
+//! Published results of ViT-B/16 (ImageNet-21k) on VTAB-1k, for comparison.
 //!
-//! Averages are G, the mean of the three group means; they are never mixed with A, the mean of the
-//! 19 tasks.
+//! All averages are G, the mean of the three group means, and not A, the mean of the 19 tasks.
 
 use convpass::data::vtab::TASKS;
 
-/// C of ViT-B/16, which the published heads are over.
+/// C of ViT-B/16, the number of inputs of the published heads.
 const EMBED_DIM: f64 = 768.0;
 
-/// A row that was published.
+/// A published row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Published {
     pub(super) method: &'static str,
-    /// Trained weights, the head's not among them; `None` where the source does not tell.
+    /// Number of trained weights without the head; `None` if the source does not state it.
     pub(super) params: Option<f64>,
     /// G in percent.
     pub(super) g: f64,
-    /// Whether [`TASKS`] has its result on each task.
+    /// Whether [`TASKS`] has the result of this row on each task.
     pub(super) has_tasks: bool,
 }
 
@@ -24,8 +23,8 @@ const fn row(method: &'static str, params: Option<f64>, g: f64) -> Published {
     Published { method, params, g, has_tasks: false }
 }
 
-/// Of arXiv 2207.07039, table 1 (h = r = 8). Its code keeps the best of every tenth epoch on the
-/// test images.
+/// Rows of arXiv 2207.07039, table 1 (h = r = 8). The published code keeps the best of every tenth
+/// epoch on the test images.
 pub(super) const PAPER: [Published; 9] = [
     row("Full", Some(85.8e6), 68.9),
     row("Linear probe", Some(0.0), 57.6),
@@ -38,7 +37,7 @@ pub(super) const PAPER: [Published; 9] = [
     Published { method: "Convpass", params: Some(327_552.0), g: 76.56, has_tasks: true },
 ];
 
-/// Of a re-tune of 16 methods under one protocol (OSU-MLB, CVPR 2025): last epoch.
+/// Rows of a study that tuned 16 methods under one protocol (OSU-MLB, CVPR 2025); last epoch.
 pub(super) const RETUNED: [Published; 9] = [
     row("Full", None, 61.85),
     row("VPT-deep", None, 73.40),
@@ -51,7 +50,7 @@ pub(super) const RETUNED: [Published; 9] = [
     row("Convpass", None, 76.35),
 ];
 
-/// Weights of a head over ViT-B/16, the mean over the 19 tasks.
+/// Returns the number of weights of a head on ViT-B/16, the mean over the 19 tasks.
 pub(super) fn mean_head() -> f64 {
     let classes: i64 = TASKS.iter().map(|task| task.num_classes).sum();
     (EMBED_DIM + 1.0) * classes as f64 / TASKS.len() as f64

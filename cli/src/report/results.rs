@@ -11,10 +11,10 @@ use super::task_table::Spread;
 use convpass::data::vtab;
 use convpass::train::{RunRecord, Selection};
 
-/// Runs of a method on a task that differ in their seeds alone.
+/// Runs of a method on a task that differ only in their seeds.
 #[derive(Debug)]
 pub(super) struct SeedRuns<'a> {
-    /// By the run's seed and that of the initial values.
+    /// The runs by the seed of the run and the seed of the initial values.
     by_seed: BTreeMap<(i64, i64), &'a RunRecord>,
 }
 
@@ -24,7 +24,7 @@ impl SeedRuns<'_> {
     }
 }
 
-/// A method on its tasks.
+/// The results of a method on its tasks.
 #[derive(Debug)]
 pub(super) struct MethodLine<'a> {
     pub(super) label: String,
@@ -36,8 +36,8 @@ impl MethodLine<'_> {
         Spread::of(&self.cells.get(task)?.top1().collect::<Vec<_>>())
     }
 
-    /// The mean of the means of groups of tasks; `None` if a task is missing. It has a deviation
-    /// where each task was run with the same seeds.
+    /// Returns the mean of the means of groups of tasks; `None` if a task is missing. It has a deviation
+    /// if each task was run with the same seeds.
     pub(super) fn average(&self, groups: &[Vec<&str>]) -> Option<Spread> {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let over = |value: &dyn Fn(&str) -> Option<f64>| -> Option<f64> {
@@ -58,7 +58,7 @@ impl MethodLine<'_> {
         Some(Spread { mean, ..Spread::of(&each)? })
     }
 
-    /// Trained weights of the method and of the head, the mean over its tasks.
+    /// Returns the number of trained weights of the method and of the head, the mean over tasks.
     pub(super) fn weights(&self) -> (f64, f64) {
         let params: Vec<_> = self
             .cells
@@ -71,17 +71,17 @@ impl MethodLine<'_> {
     }
 }
 
-/// The lines of the runs on some tasks.
+/// The rows of the results on some tasks.
 #[derive(Debug, Default)]
 pub(super) struct RunTable<'a> {
-    /// VTAB-1k's in the order of its table, others as they come.
+    /// The tasks: those of VTAB-1k in the order of its table, then others in the order of the runs.
     pub(super) tasks: Vec<&'a str>,
     pub(super) lines: Vec<MethodLine<'a>>,
     /// Notes that a reader of the numbers must know.
     pub(super) notes: Vec<String>,
 }
 
-/// The key of a line: runs with the same key are in the same line.
+/// The key of a row: runs with the same key are in the same row.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     rank: usize,
@@ -134,7 +134,7 @@ fn settings(record: &RunRecord) -> String {
 }
 
 impl<'a> RunTable<'a> {
-    /// The runs with a test result on tasks of VTAB-1k, or on other tasks.
+    /// Returns the results of the tested runs on tasks of VTAB-1k, or on other tasks.
     pub(super) fn new(runs: &'a [FoundRun], of_vtab: bool) -> Self {
         let records: Vec<&RunRecord> = runs
             .iter()
@@ -183,7 +183,7 @@ fn tasks<'a>(records: &[&'a RunRecord], of_vtab: bool) -> Vec<&'a str> {
     tasks
 }
 
-/// The label, and what else tells the line from the others.
+/// Returns the label with the settings that distinguish the row from the others.
 fn full_label(key: &Key, keys: &[Key]) -> String {
     let mut label = key.label.clone();
     let mut add = |of: &dyn Fn(&Key) -> String| {

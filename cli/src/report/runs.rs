@@ -8,36 +8,36 @@ use super::predictions::Predictions;
 use crate::error::{Error, Result};
 use convpass::train::RunRecord;
 
-/// The file that makes a folder the folder of a run.
+/// The file that marks the folder of a run.
 const RECORD: &str = "run.json";
-/// The greatest depth at which folders are searched.
+/// The largest depth at which folders are searched.
 const MAX_DEPTH: usize = 16;
 
 /// One run: a folder with `run.json`, and the files that were computed from its adapter later.
 #[derive(Clone, Debug)]
 pub struct FoundRun {
-    /// Its folder, relative to the one that was searched.
+    /// The folder, relative to the searched folder.
     pub name: PathBuf,
-    /// Its folder.
+    /// The folder.
     pub folder: PathBuf,
-    /// Its record.
+    /// The record.
     pub record: RunRecord,
-    /// What its adapter says of the test images, if [`Predictions::FILE`] is there.
+    /// The predictions of the adapter on the test images, if [`Predictions::FILE`] exists.
     pub predictions: Option<Predictions>,
-    /// What its bypasses see, if [`BypassView::FILE`] is there.
+    /// The view of the bypasses, if [`BypassView::FILE`] exists.
     pub bypass_view: Option<BypassView>,
 }
 
-/// A file that could not be read, and why.
+/// A file that could not be read, with the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BrokenFile {
-    /// The file, relative to the folder that was searched.
+    /// The file, relative to the searched folder.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 
-/// The runs below a folder, in the order of their paths, and the files that cannot be read.
+/// Returns the runs below a folder in the order of their paths, and the files that cannot be read.
 pub(super) fn read(root: &Path) -> Result<(Vec<FoundRun>, Vec<BrokenFile>)> {
     let mut found = Found { root, runs: Vec::new(), broken: Vec::new(), first: None };
     found.visit(root, 0).map_err(Error::io(root))?;
@@ -53,7 +53,7 @@ struct Found<'a> {
     root: &'a Path,
     runs: Vec<FoundRun>,
     broken: Vec<BrokenFile>,
-    /// The first record that cannot be read.
+    /// The error of the first record that cannot be read.
     first: Option<Error>,
 }
 
@@ -100,7 +100,7 @@ impl Found<'_> {
         }
     }
 
-    /// Loads an optional file.
+    /// Loads a file that may not exist.
     fn extra<T>(&mut self, file: PathBuf, load: impl Fn(&Path) -> Result<T>) -> Option<T> {
         if !file.exists() {
             return None;
@@ -114,7 +114,7 @@ impl Found<'_> {
     }
 }
 
-/// The error without the file's name.
+/// Returns the error without the name of the file.
 fn reason(error: &Error) -> String {
     match error {
         Error::Io { source, .. } => source.to_string(),

@@ -1,4 +1,4 @@
-//! Tables as data: what the page, the charts and the terminal show.
+//! Tables as data, which the page, the charts and the terminal show.
 
 use super::published::{PAPER, Published, RETUNED, mean_head};
 use super::results::{MethodLine, RunTable};
@@ -21,7 +21,7 @@ pub(super) enum Column {
 }
 
 impl Column {
-    /// The column's head.
+    /// Returns the head of the column.
     pub(super) fn name(&self) -> String {
         match self {
             Column::Task(name) => name.clone(),
@@ -59,13 +59,13 @@ impl Origin {
 pub(super) struct SheetRow {
     pub(super) label: String,
     pub(super) source: Origin,
-    /// One a column.
+    /// One figure for each column.
     pub(super) scores: Vec<Option<Spread>>,
-    /// Trained weights of the method and of its heads, the mean over tasks.
+    /// Number of trained weights of the method and of its head, the mean over tasks.
     pub(super) weights: Option<(f64, f64)>,
 }
 
-/// A table of top-1 in percent.
+/// A table of top-1 accuracies in percent.
 #[derive(Clone, Debug)]
 pub(super) struct Sheet {
     pub(super) title: String,
@@ -76,7 +76,7 @@ pub(super) struct Sheet {
 }
 
 impl Sheet {
-    /// The tables of the results there are: VTAB-1k beside what is published, and other tasks.
+    /// Returns the tables of the results: VTAB-1k with published rows, and other tasks.
     pub(super) fn all(vtab: &RunTable, own: &RunTable) -> Vec<Sheet> {
         let tables = [(vtab, Sheet::vtab as fn(&RunTable) -> Sheet), (own, Sheet::own)];
         let some = tables.into_iter().filter(|(results, _)| !results.lines.is_empty());
@@ -144,7 +144,7 @@ impl Sheet {
         results.lines.iter().map(row).collect()
     }
 
-    /// The tasks that a column is the mean of, in groups.
+    /// Returns the tasks that a column averages, in groups.
     fn groups<'a>(&'a self, column: &'a Column) -> Vec<Vec<&'a str>> {
         let tasks = self.columns.iter().filter_map(|column| match column {
             Column::Task(name) => Some(name.as_str()),
@@ -186,13 +186,13 @@ impl Sheet {
         }
     }
 
-    /// The column that stands for a whole row: G, or the mean of all tasks, or the only task.
+    /// Returns the column that summarizes a row: G, or the mean of all tasks, or the only task.
     pub(super) fn overall(&self) -> Option<usize> {
         let mean = |column: &Column| matches!(column, Column::G | Column::Mean(_));
         self.columns.iter().position(mean).or_else(|| self.columns.len().checked_sub(1))
     }
 
-    /// How many seeds the scores of a row of these runs are over: `3`, or `1–3`.
+    /// Returns the number of seeds of a row as text, such as `3` or `1–3`.
     pub(super) fn seeds(row: &SheetRow) -> String {
         let seeds = || row.scores.iter().flatten().map(|score| score.seeds);
         match (seeds().min(), seeds().max(), row.source) {
@@ -202,7 +202,7 @@ impl Sheet {
         }
     }
 
-    /// Whether the row of these runs is the best of a column's.
+    /// Returns whether a row is the best in a column.
     pub(super) fn is_best(&self, row: &SheetRow, column: usize) -> bool {
         let own = self.rows.iter().filter(|row| row.source == Origin::Own);
         let scores = || own.clone().filter_map(|row| row.scores.get(column).copied().flatten());
@@ -227,7 +227,7 @@ const PROTOCOL: &str = "Paper: arXiv 2207.07039, ViT-B/16 of ImageNet-21k; its c
     of every tenth epoch on the test images, and its Convpass row is seed 42 task by task. \
     Re-tuned: OSU-MLB (CVPR 2025), last epoch. These runs report the epoch that the run ended with.";
 
-/// `53.20`, or `53.20 ± 0.41` over seeds.
+/// Returns a figure as text: `53.20`, or `53.20 ± 0.41` over several seeds.
 pub(super) fn percent(score: &Spread) -> String {
     match score.deviation {
         Some(deviation) => format!("{:.2} ± {deviation:.2}", score.mean),

@@ -1,4 +1,4 @@
-//! A report as text, for people on a server.
+//! A report as text for a terminal.
 
 use std::fmt::Write;
 
@@ -6,7 +6,8 @@ use super::folder_report::Report;
 use super::palette::{short, short_number};
 use super::sheet::{Origin, Sheet, SheetRow, percent};
 
-/// Characters of a row's label, where the terminal is wide enough, and of a column's head.
+/// Width in characters of the label of a row if the terminal is wide enough, and of the head of a
+/// column.
 const LABEL: usize = 26;
 const HEAD: usize = 20;
 const BOLD: (&str, &str) = ("\u{1b}[1m", "\u{1b}[0m");
@@ -33,7 +34,7 @@ pub(super) fn summary(report: &Report, width: usize, color: bool) -> String {
     text
 }
 
-/// A column of the text: its head and, for each row, what is in it and whether it is the best.
+/// A column of the text: its head and, for each row, the text and whether it is the best.
 struct Printed {
     head: String,
     cells: Vec<(String, bool)>,
@@ -46,7 +47,7 @@ impl Printed {
     }
 }
 
-/// The columns, in as many parts as it takes for each to fit.
+/// Splits the columns into parts that each fit the terminal.
 fn parts(sheet: &Sheet, width: usize, label: usize) -> Vec<Vec<Printed>> {
     let cell = |row: &SheetRow, index: usize| {
         let score = row.scores.get(index).copied().flatten();
@@ -107,13 +108,13 @@ fn table(text: &mut String, sheet: &Sheet, part: &[Printed], width: usize, color
     text.push('\n');
 }
 
-/// A label and what follows it in `width` characters; the label is cut where it does not fit.
+/// Returns a label and the text behind it in `width` characters. The label is cut if it does not fit.
 fn pad(label: &str, end: &str, width: usize) -> String {
     let label = short(label, width.saturating_sub(end.chars().count()));
     format!("{:<width$}", label + end)
 }
 
-/// Words in lines of at most `width` columns; a longer word is broken.
+/// Breaks text into lines of at most `width` characters. A longer word is split.
 fn wrapped(text: &str, width: usize) -> String {
     let (mut all, mut used) = (String::new(), 0);
     for word in short(text, 2_000).split_whitespace() {

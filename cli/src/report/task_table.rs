@@ -18,7 +18,7 @@ pub struct SeedRun {
     pub seed: i64,
     /// Top-1 in percent on the test images. Nothing was selected by the test images.
     pub top1: f64,
-    /// Top-1 in percent of the best epoch on the test images, where it was asked for.
+    /// Top-1 accuracy in percent of the best epoch on the test images, if it was requested.
     pub best_on_test: Option<f64>,
     /// Trained weights.
     pub params: TrainableParams,
@@ -81,7 +81,7 @@ impl Average {
         }
     }
 
-    /// From one value for each of these tasks.
+    /// Returns the average of one value for each task.
     fn of(self, values: &[(&str, f64)]) -> Option<f64> {
         let of = |average: Average| {
             let taken = values.iter().filter(|(task, _)| average.takes(vtab::task(task)));
@@ -132,13 +132,13 @@ pub struct TaskTable {
 }
 
 impl TaskTable {
-    /// The tasks that have a run.
+    /// Returns the tasks that have a run.
     pub fn tasks_with_runs(&self) -> Vec<&str> {
         let has_run = |task: &&str| self.runs.iter().any(|run| run.task == **task);
         self.tasks.iter().map(String::as_str).filter(has_run).collect()
     }
 
-    /// A method on a task; `None` without a run.
+    /// Returns the figure of a method on a task; `None` without a run.
     pub fn cell(&self, task: &str, method: &str, figure: Figure) -> Option<Spread> {
         let values = self.seeds.iter().filter_map(|&seed| self.value(task, method, seed, figure));
         Spread::of(&values.collect::<Vec<_>>())
@@ -159,7 +159,7 @@ impl TaskTable {
         Spread::of(&self.seeds.iter().filter_map(of_seed).collect::<Vec<_>>())
     }
 
-    /// The tasks with a run that an average is over.
+    /// Returns the tasks with a run that an average covers.
     pub fn averaged(&self, average: Average) -> Vec<&str> {
         let mut tasks = self.tasks_with_runs();
         tasks.retain(|task| average.takes(vtab::task(task)));
@@ -171,13 +171,13 @@ impl TaskTable {
         self.runs.iter().find(is_it).and_then(|run| figure.of(run))
     }
 
-    /// The published average over the same tasks.
+    /// Returns the published average over the same tasks.
     fn published(&self, average: Average) -> Option<f64> {
         let value = |task| Some((task, vtab::task(task)?.convpass_top1));
         average.of(&self.averaged(average).into_iter().filter_map(value).collect::<Vec<_>>())
     }
 
-    /// A method's mean over its runs.
+    /// Returns the mean of a method over its runs.
     fn mean_of(&self, method: &str, value: impl Fn(&SeedRun) -> f64) -> Option<f64> {
         let runs = self.runs.iter().filter(|run| run.method == method);
         mean(&runs.map(value).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! Records for the tests: synthetic, of no run.
+//! Synthetic records for tests.
 
 use super::runs::FoundRun;
 use convpass::model::{PetlConfig, TrainableParams};
@@ -29,6 +29,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         val_split: None,
         test_split: Some(format!("test of {task}")),
         head_digest: None,
+        adapter_digest: None,
         trainable_params: TrainableParams::new(1_000, 650, 100_000),
         fit: Fit {
             epochs: (0..3).map(epoch).collect(),

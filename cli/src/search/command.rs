@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::{VtabFolder, VtabSplit};
 use convpass::data::{ImageDataset, Normalization, Resize};
@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 use super::{Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve};
 use crate::Outcome;
 use crate::flags::{
-    BackboneFlags, DataFlag, EpochFlags, InputFlags, Opened, OutFlag, SeedFlag, ThreadFlags,
-    bundled_backbone, default_warmup,
+    BackboneFlags, DataFlag, EpochFlags, ForceFlag, InputFlags, Opened, OutFlag, SeedFlag,
+    ThreadFlags, bundled_backbone, default_warmup,
 };
+use crate::run_folder::FolderLock;
 use crate::stop::Stop;
 
 /// Searches widths of Adapter, LoRA and prompts for each block within a parameter budget.
@@ -100,6 +101,8 @@ pub struct SearchArgs {
     seed: SeedFlag,
     #[command(flatten)]
     out: OutFlag,
+    #[command(flatten)]
+    force: ForceFlag,
 }
 
 /// The default values of flags.
@@ -183,7 +186,11 @@ impl SearchJob<'_> {
         evolution.validate()?;
         println!("{}: budget {budget} of the supernet's {widest} weights", args.task);
         let out = args.out.folder(|| PathBuf::from(format!("runs/{}-search", args.task)));
-        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+        let _lock = FolderLock::take(&out)?;
+        let file = out.join("search.json");
+        if file.exists() && !args.force.force {
+            bail!("{}: use --force to replace it, or choose another --out", file.display());
+        }
 
         let (backbone, classes) = (self.opened.backbone.clone(), self.folder.num_classes());
         let mut supernet = Supernet::new(backbone, space, classes, args.seed.seed)?;
@@ -209,7 +216,7 @@ impl SearchJob<'_> {
             "retrained": retrained,
             "seconds": seconds,
         });
-        write(&out.join("search.json"), serde_json::to_string_pretty(&record)?)?;
+        write(&file, serde_json::to_string_pretty(&record)?)?;
         println!("{seconds:.1} s, {}", out.display());
         Ok(())
     }

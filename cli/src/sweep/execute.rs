@@ -1,13 +1,13 @@
 //! Starts each run of a plan as a process of this program, unless its record exists.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use convpass::data::vtab::VtabSplit;
 use convpass::train::RunRecord;
 
@@ -19,7 +19,20 @@ use crate::plan::PlannedRun;
 use crate::run_folder::{digest, recorded};
 
 /// The record of a run, or the reason why there is none.
-type Came = Result<RunRecord, String>;
+type Came = Result<RunRecord, Failure>;
+
+/// Why a run has no record.
+pub(super) struct Failure {
+    reason: String,
+    /// Whether its numbers became NaN or infinite. Such a trial was tried, and is never selected.
+    diverged: bool,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure { reason: failure::chain(&error), diverged: failure::is_not_finite(&error) }
+    }
+}
 
 impl Board<'_> {
     /// Starts the runs that are not done yet. Returns all runs that succeeded, with their records.
@@ -34,9 +47,9 @@ impl Board<'_> {
                 Ok(None) => match self.spawn(run) {
                     Ok(None) => return Ok(None),
                     Ok(Some(record)) => (Ok(record), true),
-                    Err(error) => (Err(failure::chain(&error)), true),
+                    Err(error) => (Err(error), true),
                 },
-                Err(error) => (Err(failure::chain(&error)), true),
+                Err(error) => (Err(error.into()), true),
             };
             let number = 1 + count.fetch_add(1, Ordering::SeqCst);
             self.say(run, &outcome, is_new, format!("[{number}/{}]", runs.len()));
@@ -46,7 +59,12 @@ impl Board<'_> {
         for (index, outcome) in outcomes {
             match outcome {
                 Ok(record) => done.push((&runs[index], record)),
-                Err(reason) => self.results.failed.push((runs[index].label(), reason)),
+                Err(Failure { reason, diverged }) => {
+                    if diverged {
+                        self.diverged.insert(runs[index].out.clone());
+                    }
+                    self.results.failed.push((runs[index].label(), reason));
+                }
             }
         }
         Ok(done)
@@ -64,7 +82,7 @@ impl Board<'_> {
                 };
                 println!("{number} {}: {on} {figure:.2} %, {when}", run.label());
             }
-            Err(reason) => eprintln!("{number} {}: {reason}", run.label()),
+            Err(failure) => eprintln!("{number} {}: {}", run.label(), failure.reason),
         }
     }
 
@@ -162,7 +180,27 @@ impl Board<'_> {
     }
 
     /// Starts this program on the run and waits for it. Returns the record, or `None` after Ctrl-C.
-    fn spawn(&self, run: &SweepRun) -> Result<Option<RunRecord>> {
+    fn spawn(&self, run: &SweepRun) -> Result<Option<RunRecord>, Failure> {
+        let (status, log) = self.run_process(run)?;
+        match status.code() {
+            Some(0) => {
+                let record = RunRecord::load(run.out.join("run.json"));
+                Ok(Some(record.map_err(anyhow::Error::from)?))
+            }
+            Some(130) => Ok(None),
+            None if self.stop.is_asked() => Ok(None),
+            code => {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let said = text.lines().rev().find(|line| !line.trim().is_empty());
+                let said = said.unwrap_or_default().trim_start_matches("error: ");
+                let reason = format!("{status}: {said} ({})", log.display());
+                Err(Failure { reason, diverged: code == Some(failure::NOT_FINITE.into()) })
+            }
+        }
+    }
+
+    /// Runs the process of a run. Returns its exit status and the file of its output.
+    fn run_process(&self, run: &SweepRun) -> Result<(ExitStatus, PathBuf)> {
         let PlannedRun { model, train, .. } = self.planned(run)?;
         fs::create_dir_all(&run.out).with_context(|| run.out.display().to_string())?;
         let log = run.out.join("run.log");
@@ -184,17 +222,7 @@ impl Board<'_> {
         }
         command.arg("--out").arg(&run.out);
         let status = self.wait(command.stdout(output.try_clone()?).stderr(output))?;
-        match status.code() {
-            Some(0) => Ok(Some(RunRecord::load(run.out.join("run.json"))?)),
-            Some(130) => Ok(None),
-            None if self.stop.is_asked() => Ok(None),
-            _ => {
-                let text = fs::read_to_string(&log).unwrap_or_default();
-                let said = text.lines().rev().find(|line| !line.trim().is_empty());
-                let said = said.unwrap_or_default().trim_start_matches("error: ");
-                Err(anyhow!("{status}: {said} ({})", log.display()))
-            }
-        }
+        Ok((status, log))
     }
 }
 

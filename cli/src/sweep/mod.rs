@@ -6,11 +6,12 @@ mod execute;
 mod results;
 mod side_by_side;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use convpass::Backbone;
 use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::VtabFolder;
@@ -24,6 +25,7 @@ use crate::failure::chain;
 use crate::flags::{Processor, bundled_backbone};
 use crate::plan::{PlanMethod, Setting, SweepPlan, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
+use crate::run_folder::FolderLock;
 use crate::stop::Stop;
 
 /// The file size in bytes below which a backbone is small. A single run of a larger one keeps every
@@ -52,7 +54,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         None if is_small && args.backbone.device == Processor::Cpu => cores,
         None => 1,
     };
-    fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+    let _lock = FolderLock::take(&out)?;
 
     let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
     let mut board = Board {
@@ -67,6 +69,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         tasks,
         jobs,
         stop,
+        diverged: HashSet::new(),
     };
     println!("{}: the progress of each run is in its run.log", out.display());
     board.run()?;
@@ -124,6 +127,8 @@ struct Board<'a> {
     jobs: usize,
     threads: usize,
     stop: &'a Stop,
+    /// The folders of runs whose numbers became NaN or infinite.
+    diverged: HashSet<PathBuf>,
     results: SweepResults,
 }
 
@@ -216,8 +221,12 @@ impl Board<'_> {
                 })
                 .collect();
             let has_trials = self.plan.has_trials(method);
-            // If a trial is missing, nothing is selected, because every method has the same budget.
-            if has_trials && trials.len() < settings.len() {
+            // If a trial is missing, nothing is selected, because every method has the same budget. A
+            // trial that diverged was tried.
+            let of_pair = |run: &&SweepRun| run.task.name() == task.name() && run.method == method;
+            let diverged = runs.iter().filter(of_pair);
+            let diverged = diverged.filter(|run| self.diverged.contains(&run.out)).count();
+            if has_trials && trials.len() + diverged < settings.len() {
                 let (done, all) = (trials.len(), settings.len());
                 let label = format!("{} {}", task.name(), method.label);
                 let reason = format!("nothing selected: {done} of {all} trials are there");

@@ -80,7 +80,8 @@ fn block(maps: &ConvMaps) -> Result<Markup> {
     })
 }
 
-/// A map from zero to `peak`; with `root` its opacity goes with the square root.
+/// Returns a map as a picture whose opacity is proportional to the value divided by `peak`, or to the
+/// square root of that if `root` is true.
 fn map_picture(map: &GridMap, peak: f32, root: bool) -> Result<String> {
     let (rows, cols) = map.grid;
     heat_map((rows, cols), |row, col| {

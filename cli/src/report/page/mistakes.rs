@@ -10,10 +10,11 @@ use super::super::runs::FoundRun;
 use super::{MOST_DETAILS, by_task, chart, left_out, run_name};
 use crate::error::Result;
 
-/// The most classes that all have a bar and a label at the matrix. With more classes only the worst
-/// have a bar.
+/// The largest number of classes for which every class has a bar and a label beside the matrix. With
+/// more classes only the worst ones have a bar.
 const MOST_LABELS: usize = 20;
-/// The most classes of the matrix. With more, a cell would be smaller than a pixel.
+/// The largest number of classes for which the matrix is drawn. With more classes a cell would be
+/// smaller than a pixel.
 const MOST_CELLS: i64 = 512;
 const PAIRS: usize = 8;
 
@@ -85,7 +86,7 @@ fn class_bars(predictions: &Predictions) -> BarChart {
     BarChart { title, bars: classes.iter().take(MOST_LABELS).map(bar).collect() }
 }
 
-/// The accuracy of each class, where not all have a bar.
+/// Returns the list of the accuracy of each class, for more classes than have a bar.
 fn every_class(predictions: &Predictions) -> Markup {
     let classes = predictions.per_class();
     html! {
@@ -106,7 +107,7 @@ fn every_class(predictions: &Predictions) -> Markup {
 const SIDE: f64 = 320.0;
 const TEXT: f64 = 13.0;
 
-/// The confusion matrix as one picture, with labels where they have room.
+/// Returns the confusion matrix as one picture, with labels if there is room for them.
 fn confusion(predictions: &Predictions) -> Result<Markup> {
     let n = predictions.num_classes.max(1) as usize;
     let counts = predictions.confusion();

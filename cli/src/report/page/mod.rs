@@ -19,12 +19,12 @@ use crate::error::Result;
 
 const STYLE: &str = include_str!("style.css");
 
-/// The most runs whose curves are on the page, and the most whose mistakes and maps are. The limits
-/// keep the page small enough to be sent around.
+/// The largest numbers of runs whose curves, and whose mistakes and maps, are on the page. The limits
+/// keep the page small enough to send.
 const MOST_CURVES: usize = 120;
 const MOST_DETAILS: usize = 16;
 
-/// The whole page.
+/// Returns the whole page.
 ///
 /// # Errors
 /// [`Error::Chart`](crate::error::Error::Chart) if a chart cannot be drawn.
@@ -75,7 +75,7 @@ fn broken(broken: &[BrokenFile]) -> Markup {
     }
 }
 
-/// A chart drawn by this crate, which has escaped its texts.
+/// Embeds a chart of this crate, whose texts are escaped.
 fn chart(svg: &str, label: &str) -> Markup {
     html! { div role="img" aria-label=(label) { (PreEscaped(svg)) } }
 }
@@ -116,8 +116,8 @@ fn run_name(run: &FoundRun) -> String {
     format!("{method}, seed {}", run.record.train.seed)
 }
 
-/// The first `most` of the runs, those of a task together, tested ones before trials and first
-/// seeds before second ones, and how many are left out.
+/// Returns the first `most` of the runs and the number of the others. Runs of a task are together;
+/// tested runs come before trials, and the first seed before the second.
 fn by_task(runs: Vec<&FoundRun>, most: usize) -> (Vec<(&str, Vec<&FoundRun>)>, usize) {
     let mut runs = runs;
     let is_trial = |run: &FoundRun| run.record.test_top1.is_none();

@@ -43,7 +43,7 @@ fn table(sheet: &Sheet) -> Markup {
     }
 }
 
-/// Whether tasks and averages meet in front of the column.
+/// Returns whether the column is the first average after the tasks.
 fn is_edge(sheet: &Sheet, index: usize) -> bool {
     let is_task = |index: usize| sheet.columns.get(index).map(Column::is_task);
     index > 0 && is_task(index) != is_task(index - 1)

@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// Width of a task's name.
+/// Width in characters of the column of task names.
 const NAME: usize = 22;
-/// Width of the published figure.
+/// Width in characters of the column of published figures.
 const PAPER: usize = 7;
 
 impl fmt::Display for TaskTable {
@@ -23,7 +23,7 @@ impl fmt::Display for TaskTable {
 }
 
 impl TaskTable {
-    /// Any of its tasks has a published figure.
+    /// Returns whether any task has a published figure.
     fn has_published(&self) -> bool {
         !self.averaged(Average::A).is_empty()
     }
@@ -78,7 +78,7 @@ impl TaskTable {
         }
     }
 
-    /// Weights and seconds of each method.
+    /// Writes the weights and seconds of each method.
     fn costs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         type Value = fn(&SeedRun) -> f64;
         let rows: [(&str, Value); 3] = [
@@ -133,7 +133,8 @@ impl TaskTable {
     }
 }
 
-/// Of a method's column: its name, or `72.29 ± 0.31*`.
+/// Returns the width of the column of a method, which holds its name and figures such as
+/// `72.29 ± 0.31*`.
 fn width(method: &str) -> usize {
     method.chars().count().max(13)
 }
