@@ -14,6 +14,10 @@ pub enum Error {
     #[error("{}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
+    /// A path leads to a pipe, a socket or a device, which are not read.
+    #[error("{}: expected a regular file, found {found}", path.display())]
+    NotAFile { path: PathBuf, found: &'static str },
+
     /// libtorch refused an operation.
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),

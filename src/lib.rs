@@ -48,6 +48,8 @@
 pub mod backbone;
 pub mod checkpoint;
 pub mod clip;
+#[cfg(any(feature = "data", feature = "clip"))]
+mod contain;
 #[cfg(feature = "data")]
 pub mod data;
 mod error;

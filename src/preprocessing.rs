@@ -22,6 +22,11 @@ pub struct Preprocessing {
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue.
     pub std: [f32; 3],
+    /// Whether an image is turned as its EXIF orientation says before it is resized. Files of
+    /// versions that had no such field were made by programs that never turned images, and are read
+    /// as [`Orientation::Stored`].
+    #[serde(default = "Orientation::stored", skip_serializing_if = "Orientation::is_stored")]
+    pub orientation: Orientation,
     /// Origin of these values.
     pub source: PreprocessingSource,
 }
@@ -50,6 +55,30 @@ pub enum Resampling {
     Bilinear,
     /// Pillow's `BICUBIC`.
     Bicubic,
+}
+
+/// What is done with the EXIF orientation of an image file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Orientation {
+    /// The image is turned or mirrored as the file says, so that it stands as people see it. This
+    /// is Pillow's `ImageOps.exif_transpose`.
+    #[default]
+    Exif,
+    /// The image is used as its pixels are stored, as `Image.open` of Pillow and torchvision do.
+    Stored,
+}
+
+impl Orientation {
+    /// Returns [`Orientation::Stored`], which is the value of a file that does not say it.
+    pub(crate) fn stored() -> Self {
+        Self::Stored
+    }
+
+    /// Returns whether images are used as they are stored.
+    pub fn is_stored(&self) -> bool {
+        *self == Self::Stored
+    }
 }
 
 /// The origin of a [`Preprocessing`].

@@ -1,6 +1,5 @@
 //! The list format of VTAB-1k: one `relative/path label` on each line.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{open_regular, write_atomically};
 
 /// The longest accepted line. Without a limit, a file without line breaks would be read as one
 /// line.
@@ -61,7 +60,7 @@ impl FileList {
         if let Some(classes) = num_classes.filter(|&classes| classes < 1) {
             return Err(Error::config("num_classes", "1 or more", classes));
         }
-        let reader = BufReader::new(File::open(file).map_err(Error::io(file))?);
+        let reader = BufReader::new(open_regular(file)?);
         let classes = num_classes.unwrap_or(MAX_INFERRED_CLASSES);
         let entries = read_entries(reader, file, classes)?;
         let Some(highest) = entries.iter().map(|entry| entry.label).max() else {

@@ -27,6 +27,8 @@ pub use augment::{Augment, ColorJitter, ImageOp, Interpolation, RandAugment, Ran
 pub use batches::{BatchConfig, Batches, Order, PartialBatch};
 pub use dataset::ImageDataset;
 pub use file_list::{FileEntry, FileList};
-pub use image::decode_image;
+pub use image::{decode_image, decode_image_with};
 pub use resize::Resize;
 pub use transform::Normalization;
+
+pub use crate::preprocessing::Orientation;
