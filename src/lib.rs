@@ -93,6 +93,9 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../docs/installing.md")]
     struct Installing;
+    #[cfg(feature = "data")]
+    #[doc = include_str!("../docs/data.md")]
+    struct Data;
     #[doc = include_str!("../docs/peft.md")]
     struct Peft;
     #[cfg(feature = "testing")]

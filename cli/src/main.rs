@@ -16,6 +16,7 @@ mod report;
 mod run_folder;
 mod search;
 mod stop;
+mod survey;
 mod sweep;
 mod targets;
 mod zero_shot;

@@ -4,6 +4,7 @@ mod few_shot;
 mod finetune;
 mod help;
 mod others;
+mod own_images;
 mod predict;
 mod process;
 mod sweep;

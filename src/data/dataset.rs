@@ -13,9 +13,10 @@ use super::file_list::{FileEntry, FileList};
 use super::resize::Resize;
 use super::source::{Source, read_entry};
 use crate::error::{Error, Result};
+use crate::preprocessing::Orientation;
 
 /// The largest number of threads. More threads would only wait for each other.
-const MAX_THREADS: usize = 256;
+pub(super) const MAX_THREADS: usize = 256;
 
 /// A dataset of N images of one size with their labels. Clones share the pixels.
 ///
@@ -29,6 +30,7 @@ pub struct ImageDataset {
     num_classes: i64,
     split_hash: String,
     threads: NonZeroUsize,
+    orientation: Orientation,
 }
 
 impl ImageDataset {
@@ -79,22 +81,23 @@ impl ImageDataset {
         decode_all(list, resize, &mut pixels, threads, progress)?;
         let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
             .map_err(|e| Error::config("image_size", "a size that fits the list", e))?;
-        Ok(Self::of_list(list, Source::Memory(images)))
+        Ok(Self::of_list(list, Source::Memory(images), resize.orientation()))
     }
 
     /// Creates a dataset whose images are decoded and resized in each pass, two batches ahead of
     /// their use, on as many threads as the machine has cores. This function opens no file.
     pub fn stream(list: &FileList, resize: Resize) -> Self {
-        Self::of_list(list, Source::Files { list: list.clone(), resize })
+        Self::of_list(list, Source::Files { list: list.clone(), resize }, resize.orientation())
     }
 
-    fn of_list(list: &FileList, source: Source) -> Self {
+    fn of_list(list: &FileList, source: Source, orientation: Orientation) -> Self {
         ImageDataset {
             source: Arc::new(source),
             labels: list.entries().iter().map(|entry| entry.label).collect(),
             num_classes: list.num_classes(),
             split_hash: list.split_hash(),
             threads: cores(),
+            orientation,
         }
     }
 
@@ -122,7 +125,8 @@ impl ImageDataset {
         };
         let split_hash = hash_arrays(&images, &labels);
         let source = Arc::new(Source::Memory(images));
-        Ok(Self { source, labels, num_classes, split_hash, threads: cores() })
+        let (threads, orientation) = (cores(), Orientation::Stored);
+        Ok(Self { source, labels, num_classes, split_hash, threads, orientation })
     }
 
     /// Sets the number of threads that decode or augment images in a pass, at most 256.
@@ -147,6 +151,12 @@ impl ImageDataset {
             Source::Memory(images) => Some(images.view()),
             Source::Files { .. } => None,
         }
+    }
+
+    /// Returns what was done with the EXIF orientation of the images' files. Images of arrays are
+    /// as they are stored.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     /// Returns one image, `[H, W, 3]` RGB u8, from memory or decoded from its file.

@@ -26,7 +26,7 @@ fn images(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_photo_is_read_as_pillow_reads_it() {
     let files = images(&photos());
-    assert_eq!(files.len(), 39);
+    assert_eq!(files.len(), 42);
     for file in files {
         let name = file.file_name().unwrap().to_str().unwrap();
         let expected = decode_image(photos().join(format!("golden/{name}.png"))).unwrap();
@@ -131,4 +131,28 @@ fn a_pipe_and_a_device_are_refused_and_not_waited_for() {
     let list = FileList::read(folder.path(), list, None).unwrap();
     let error = ImageDataset::load(&list, (4, 4)).unwrap_err().to_string();
     assert!(error.contains("found a pipe") && error.contains("list.txt:1"), "{error}");
+}
+
+#[test]
+fn every_file_of_a_folder_is_listed_or_named() {
+    let root = tempfile::tempdir().unwrap();
+    let class = root.path().join("class");
+    fs::create_dir(&class).unwrap();
+    for file in images(&photos()).into_iter().chain([photos().join("make.py")]) {
+        fs::copy(&file, class.join(file.file_name().unwrap())).unwrap();
+    }
+    let list = FileList::from_folders(root.path()).unwrap();
+    assert_eq!((list.entries().len(), list.left_out().len()), (42, 1));
+    assert!(list.left_out()[0].path.ends_with("class/make.py"));
+    let threads = std::num::NonZeroUsize::MIN;
+    for depth in [SurveyDepth::Headers, SurveyDepth::Pixels] {
+        assert!(Survey::of(&list, depth, threads).unwrap().unreadable.is_empty());
+    }
+    for name in ["palette_of_4_bytes.png", "photo.avif", "photo.heic", "page.jpg", "cut.jpg"] {
+        fs::copy(photos().join("bad").join(name), class.join(name)).unwrap();
+    }
+    let list = FileList::from_folders(root.path()).unwrap();
+    let survey = Survey::of(&list, SurveyDepth::Pixels, threads).unwrap();
+    assert_eq!((survey.images, survey.unreadable.len()), (47, 5));
+    assert_eq!(list.without_unreadable(&survey).unwrap().entries().len(), 42);
 }

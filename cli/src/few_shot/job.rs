@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use convpass::data::{
-    BatchConfig, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
+    BatchConfig, FileList, ImageDataset, Normalization, Order, Orientation, PartialBatch, Resize,
 };
 use convpass::eval::evaluate_logits;
-use convpass::train::{Observer, Progress, RunRecord, peak_rss_mb};
-use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
+use convpass::train::{ImagesRecord, Observer, Progress, RunRecord, peak_rss_mb};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel, Preprocessing};
 
 use super::args::FewShotArgs;
 use super::measured::{Measured, MeasuredSet};
@@ -106,6 +106,7 @@ impl<'a> FewShotJob<'a> {
         let (rows, columns) = opened.image_size();
         let shorter_side = args.test_resize(rows.max(columns));
         let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
+        let resize = resize.with_orientation(args.orientation.orientation());
         let measured = |name: &str, list: &FileList, subset| {
             MeasuredSet::new(name, list, subset, resize, &args.threads)
         };
@@ -147,7 +148,9 @@ impl<'a> FewShotJob<'a> {
         petl.drop_path = self.args.training.drop_path.unwrap_or(petl.drop_path);
         let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
         let shorter_side = Some(self.shorter_side);
-        model.set_preprocessing(self.opened.preprocessing(self.normalization, shorter_side));
+        let orientation = self.args.orientation.orientation();
+        let preprocessing = self.opened.preprocessing(self.normalization, shorter_side);
+        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
         model.set_class_names(self.class_names.clone())?;
         let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
         let planned = self.planned(petl, draw, head)?;
@@ -156,7 +159,7 @@ impl<'a> FewShotJob<'a> {
             checkpoint_every: self.args.logs.checkpoint_every,
             tensorboard: self.args.logs.tensorboard,
         };
-        let is_done = finished(&out.join("run.json"), &planned)?;
+        let is_done = finished(&out.join("run.json"), &planned, orientation)?;
         let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
@@ -234,7 +237,8 @@ impl<'a> FewShotJob<'a> {
         let out = folder.path;
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         draw.list.save(out.join("train.txt"))?;
-        let resize = Resize::bicubic(self.opened.image_size())?;
+        let orientation = self.args.orientation.orientation();
+        let resize = Resize::bicubic(self.opened.image_size())?.with_orientation(orientation);
         // A random crop is cut from the image before it is resized.
         let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
             Some(_) => self.args.threads.decoding(ImageDataset::stream(&draw.list, resize)),
@@ -269,6 +273,7 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
+            images: ImagesRecord { orientation, class_names: self.class_names.clone(), skipped: 0 },
         };
         record.save(out.join("run.json"))?;
         Ok((model, known))
@@ -307,11 +312,16 @@ impl<'a> FewShotJob<'a> {
 ///
 /// # Errors
 /// If the record is of a run with other settings.
-fn finished(file: &Path, planned: &PlannedRun) -> Result<bool> {
+fn finished(file: &Path, planned: &PlannedRun, orientation: Orientation) -> Result<bool> {
     if !file.exists() {
         return Ok(false);
     }
-    let differences = planned.differences(&RunRecord::load(file)?).join("; ");
+    let record = RunRecord::load(file)?;
+    let mut differences = planned.differences(&record);
+    if record.images.orientation != orientation {
+        differences.push("images.orientation: --ignore-exif differs".to_owned());
+    }
+    let differences = differences.join("; ");
     let file = file.display();
     ensure!(
         differences.is_empty(),

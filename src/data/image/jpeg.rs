@@ -9,14 +9,17 @@
 use std::io::Cursor;
 
 use ::image::metadata::Orientation as Turn;
-use jpeg_decoder::{Decoder, PixelFormat};
+use jpeg_decoder::{ColorTransform, Decoder, PixelFormat};
 
 use super::budget::{Reservation, reserve};
 use super::{MAX_DECODED_BYTES, check_size, to_rgb};
 
 /// What the headers of a JPEG say about its components, up to the first scan.
 #[derive(Debug, Default, PartialEq)]
-struct Components {
+pub(super) struct Components {
+    is_jfif: bool,
+    /// Whether an Adobe segment says that the components are not transformed.
+    is_plain_adobe: bool,
     is_progressive: bool,
     /// The horizontal and vertical sampling factor of each component.
     sampling: Vec<(u8, u8)>,
@@ -42,6 +45,10 @@ impl Components {
                         components.in_first_scan = usize::from(*content.first()?);
                         return Some(components);
                     }
+                    components.is_jfif |= marker == 0xE0 && content.starts_with(b"JFIF\0");
+                    if marker == 0xEE && content.starts_with(b"Adobe") {
+                        components.is_plain_adobe = content.get(11) == Some(&0);
+                    }
                     // All of these but DHT, JPG and DAC begin a frame.
                     if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
                         components.is_progressive = marker & 3 == 2;
@@ -63,16 +70,23 @@ impl Components {
     }
 }
 
-/// Returns whether the JPEG has to be decoded with [`decode`].
-pub(super) fn is_uncommon(bytes: &[u8]) -> bool {
-    Components::read(bytes).is_some_and(|components| !components.is_common())
+/// Returns the components of a JPEG if it has to be decoded with [`decode`].
+pub(super) fn uncommon(bytes: &[u8]) -> Option<Components> {
+    Components::read(bytes).filter(|components| !components.is_common())
 }
 
 /// Decodes a JPEG of any sampling factors and scans. Returns the width, the height, the RGB
 /// samples and how the EXIF orientation turns them.
-pub(super) fn decode(bytes: &[u8]) -> Result<(u32, u32, Vec<u8>, Turn, Reservation), String> {
+pub(super) fn decode(
+    bytes: &[u8],
+    components: &Components,
+) -> Result<(u32, u32, Vec<u8>, Turn, Reservation), String> {
     let mut decoder = Decoder::new(Cursor::new(bytes));
     decoder.set_max_decoding_buffer_size(MAX_DECODED_BYTES as usize);
+    // The decoder looks at the identifiers of the components first; Pillow does so last.
+    if components.sampling.len() == 3 && components.is_plain_adobe && !components.is_jfif {
+        decoder.set_color_transform(ColorTransform::RGB);
+    }
     decoder.read_info().map_err(|e| e.to_string())?;
     let info = decoder.info().ok_or("the JPEG has no frame")?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
@@ -124,7 +138,9 @@ mod tests {
     #[test]
     fn the_common_form_is_told_by_the_headers() {
         let of = |is_progressive, sampling: &[(u8, u8)], in_first_scan| {
-            Components { is_progressive, sampling: sampling.to_vec(), in_first_scan }.is_common()
+            let sampling = sampling.to_vec();
+            let rest = Components::default();
+            Components { is_progressive, sampling, in_first_scan, ..rest }.is_common()
         };
         let (one, two) = ((1, 1), (2, 2));
         assert!(of(false, &[two, one, one], 3) && of(true, &[two, one, one], 1));

@@ -1,6 +1,7 @@
 //! Decodes one image file to RGB u8.
 
 mod budget;
+mod gif;
 mod jpeg;
 
 use std::fs::File;
@@ -84,6 +85,14 @@ fn read(file: &mut File, size: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Checks that the first bytes of `path` are those of a supported format.
+///
+/// # Errors
+/// [`Error::Image`] if they are not; else the errors of [`decode_image_with`].
+pub(super) fn check_signature(path: &Path) -> Result<()> {
+    signature(path, &mut open_regular(path)?).map(drop)
+}
+
 /// Checks without decoding the pixels that `path` is an image of a supported format whose headers
 /// are valid. Of a JPEG the end-of-image marker is checked too.
 ///
@@ -92,23 +101,28 @@ fn read(file: &mut File, size: u64) -> std::io::Result<Vec<u8>> {
 pub(super) fn check_header(path: &Path) -> Result<()> {
     let mut file = open_regular(path)?;
     let size = file.metadata().map_err(Error::io(path))?.len();
-    let mut start = Vec::new();
-    let read = (&mut file).take(SIGNATURE_BYTES).read_to_end(&mut start);
-    read.and_then(|_| file.seek(SeekFrom::Start(0))).map_err(Error::io(path))?;
-    let checked = match format_of(&start) {
+    let format = signature(path, &mut file)?;
+    file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
+    let checked = if format == ImageFormat::Jpeg {
         // The decoder reads a JPEG whole for its headers alone.
-        Ok(ImageFormat::Jpeg) => {
-            let bytes = self::read(&mut file, size).map_err(Error::io(path))?;
-            contain(|| {
-                check_end(&bytes)?;
-                open(Cursor::new(&bytes), size, ImageFormat::Jpeg).map(drop)
-            })
-        }
-        Ok(format) => contain(|| open(BufReader::new(file), size, format).map(drop)),
-        Err(reason) => Ok(Err(reason)),
+        let bytes = read(&mut file, size).map_err(Error::io(path))?;
+        contain(|| {
+            check_end(&bytes)?;
+            open(Cursor::new(&bytes), size, format).map(drop)
+        })
+    } else {
+        contain(|| open(BufReader::new(file), size, format).map(drop))
     };
     let path = path.to_path_buf();
     flat(checked).map_err(|reason| Error::Image { path, reason, list: None })
+}
+
+/// Returns the format that the first bytes of `file` are of.
+fn signature(path: &Path, file: &mut File) -> Result<ImageFormat> {
+    let mut start = Vec::new();
+    file.take(SIGNATURE_BYTES).read_to_end(&mut start).map_err(Error::io(path))?;
+    let image = |reason| Error::Image { path: path.to_path_buf(), reason, list: None };
+    format_of(&start).map_err(image)
 }
 
 /// An image and the part of the shared memory that it takes.
@@ -147,13 +161,18 @@ fn decode_or_panic(
     let format = format_of(bytes)?;
     if format == ImageFormat::Jpeg {
         check_end(bytes)?;
-        if jpeg::is_uncommon(bytes) {
+        if let Some(components) = jpeg::uncommon(bytes) {
             // At most one reservation a thread: the whole budget is given back first.
             drop(memory);
-            let (width, height, rgb, turn, memory) = jpeg::decode(bytes)?;
+            let (width, height, rgb, turn, memory) = jpeg::decode(bytes, &components)?;
             let pixels = turned(rgb, (width, height), orientation, turn)?;
             return Ok(Decoded { pixels, _memory: memory });
         }
+    }
+    if format == ImageFormat::Gif {
+        let (width, height, rgb, memory) = gif::decode(bytes, memory)?;
+        let pixels = turned(rgb, (width, height), orientation, Turn::NoTransforms)?;
+        return Ok(Decoded { pixels, _memory: memory });
     }
     let mut decoder = open(Cursor::new(bytes), bytes.len() as u64, format)?;
     let (width, height) = decoder.dimensions();
