@@ -22,10 +22,11 @@ pub fn say(warnings: &[String], left_out: &[LeftOut]) {
 }
 
 /// Looks at the images of `lists`, and returns the lists without the images that cannot be read and
-/// how many these are. Each of them is named.
+/// how many these are. Each of them is named. The first list is that of the training images.
 ///
 /// # Errors
-/// If an image cannot be read and `--skip-unreadable` is not given.
+/// If an image cannot be read and `--skip-unreadable` is not given, or if no training image of a
+/// class can be read.
 pub fn readable(
     lists: [Option<FileList>; 3],
     flags: SurveyFlags,
@@ -35,6 +36,7 @@ pub fn readable(
     let threads = threads.threads.map_or_else(std::thread::available_parallelism, Ok);
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
     let (mut readable, mut named, mut images) = ([const { None }; 3], Vec::new(), 0);
+    let before = lists.clone();
     for (list, readable) in lists.into_iter().zip(&mut readable) {
         let Some(list) = list else { continue };
         let survey = Survey::of(&list, depth, threads)?;
@@ -60,6 +62,13 @@ pub fn readable(
     }
     if count > 0 {
         eprintln!("skipped {count} of {images} images");
+    }
+    if let ([Some(before), ..], [Some(train), ..]) = (&before, &readable) {
+        let counts = before.class_counts().into_iter().zip(train.class_counts());
+        let lost = counts.into_iter().position(|(before, now)| before > 0 && now == 0);
+        if let Some(label) = lost {
+            bail!("no training image of class {} can be read", before.class_name(label as i64));
+        }
     }
     Ok((readable, count))
 }

@@ -1,6 +1,6 @@
 //! Datasets that have one folder for each class.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -87,7 +87,7 @@ impl ClassFolders {
     /// Lists the images of the folders with the labels of `class_names`.
     fn list(self, root: &Path, class_names: Vec<String>) -> Result<FileList> {
         let labels: HashMap<_, _> = class_names.iter().map(|n| composed(n)).zip(0..).collect();
-        let warnings = self.warnings();
+        let mut warnings = self.warnings();
         let (mut entries, mut left_out) = (Vec::new(), self.left_out);
         for (class, folder) in &self.folders {
             let Some(&label) = labels.get(class) else {
@@ -102,6 +102,7 @@ impl ClassFolders {
             let entry = |path| FileEntry { path, label, line: 0 };
             entries.extend(paths.into_iter().map(entry));
         }
+        warnings.extend(nested(&entries));
         // Folders are in the order of their names, which may not be the order of `class_names`.
         entries.sort_by_key(|entry| entry.label);
         left_out.sort_by(|a, b| a.path.cmp(&b.path));
@@ -120,6 +121,25 @@ impl ClassFolders {
         };
         alike.map(warning).collect()
     }
+}
+
+/// Returns a warning if all images are in folders inside the folders of the classes, and some of
+/// these inner folders occur in every class, as if they were the classes.
+fn nested(entries: &[FileEntry]) -> Option<String> {
+    let mut inner: BTreeMap<i64, BTreeSet<&str>> = BTreeMap::new();
+    for entry in entries {
+        let mut parts = entry.path.split('/').skip(1);
+        let (folder, _image) = (parts.next()?, parts.next()?);
+        inner.entry(entry.label).or_default().insert(folder);
+    }
+    let mut folders = inner.into_values();
+    let first = folders.next()?;
+    let rest: Vec<_> = folders.collect();
+    let shared = first.into_iter().filter(|name| rest.iter().all(|others| others.contains(name)));
+    let shared: Vec<&str> = shared.collect();
+    (!rest.is_empty() && !shared.is_empty()).then(|| {
+        format!("each class has the folders {}; the classes are the outer folders", listed(&shared))
+    })
 }
 
 fn refuse(folder: &Path, reason: impl Into<String>) -> Error {
@@ -292,6 +312,11 @@ mod tests {
         let root = tree(&["Cat/1.png", "cat/1.png"]);
         let warnings = FileList::from_folders(root.path()).unwrap().warnings().join(" ");
         assert!(warnings.contains("Cat, cat differ in upper and lower case"), "{warnings}");
+        let root = tree(&["set1/cat/1.png", "set1/dog/1.png", "set2/dog/1.png"]);
+        let warnings = FileList::from_folders(root.path()).unwrap().warnings().join(" ");
+        assert!(warnings.contains("each class has the folders dog"), "{warnings}");
+        let root = tree(&["cat/a/1.png", "dog/a/1.png", "dog/1.png"]);
+        assert!(FileList::from_folders(root.path()).unwrap().warnings().is_empty());
     }
 
     #[test]

@@ -85,22 +85,20 @@ impl Survey {
 }
 
 impl FileList {
-    /// Returns the list without the images that `survey`, a survey of this list, could not read.
+    /// Returns the list without the images that `survey`, a survey of this list, could not read. A
+    /// class may be left without images.
     ///
     /// # Errors
-    /// [`Error::ClassFolders`] if no image is left, or if no image of a class is left that had one.
+    /// [`Error::CorruptFile`] if no image is left.
     pub fn without_unreadable(&self, survey: &Survey) -> Result<Self> {
         let bad: HashSet<usize> = survey.unreadable.iter().map(|image| image.index).collect();
         let entries = self.entries().iter().enumerate();
         let readable = entries.filter(|(index, _)| !bad.contains(index));
-        let list = self.with_entries(readable.map(|(_, entry)| entry.clone()).collect());
-        let counts = self.class_counts().into_iter().zip(list.class_counts());
-        if let Some(label) = counts.into_iter().position(|(before, now)| before > 0 && now == 0) {
-            let name = self.class_name(label as i64);
-            let reason = format!("no image of class {name} can be read");
-            return Err(Error::ClassFolders { folder: self.file().to_path_buf(), reason });
+        let readable: Vec<_> = readable.map(|(_, entry)| entry.clone()).collect();
+        if readable.is_empty() {
+            return Err(Error::corrupt(self.file(), "none of its images can be read"));
         }
-        Ok(list)
+        Ok(self.with_entries(readable))
     }
 }
 
@@ -181,9 +179,11 @@ mod tests {
         assert!(matches!(pixels.unreadable[2].error, Error::Image { .. }));
         let readable = list.without_unreadable(&pixels).unwrap();
         assert_eq!((readable.entries().len(), readable.class_counts()), (2, vec![1, 1]));
-        std::fs::remove_file(folder.path().join("b/4.png")).unwrap();
-        let refused = list.without_unreadable(&survey(SurveyDepth::Headers)).unwrap_err();
-        assert!(refused.to_string().contains("no image of class b can be read"), "{refused}");
+        for name in ["a/1.png", "a/2.png", "b/4.png"] {
+            std::fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        let refused = list.without_unreadable(&survey(SurveyDepth::Headers));
+        assert!(matches!(refused, Err(Error::CorruptFile { .. })));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use convpass::data::{
-    FileList, ImageDataset, Orientation, Resize, decode_image, decode_image_with,
+    FileList, ImageDataset, Orientation, Resize, Survey, SurveyDepth, decode_image,
+    decode_image_with,
 };
 use convpass::{Error, Preprocessing};
 

@@ -34,13 +34,11 @@ impl RunLists {
     /// Reads the lists of `--images`, else of `--task`. Prints what is odd about them, and looks at
     /// the images.
     pub fn read(args: &FinetuneArgs) -> Result<Self> {
-        let lists = match (&args.images.images, &args.task) {
-            (Some(images), _) => Self::of_images(args, images)?,
-            (None, Some(task)) => Self::of_task(args, task)?,
+        match (&args.images.images, &args.task) {
+            (Some(images), _) => Self::of_images(args, images)?.selected(args.select),
+            (None, Some(task)) => Self::of_task(args, task),
             (None, None) => bail!("--images or --task is needed"),
-        };
-        // The parent of a run of a sweep decides what it runs.
-        if args.spec.is_some() { Ok(lists) } else { lists.surveyed(args) }
+        }
     }
 
     fn of_task(args: &FinetuneArgs, task: &str) -> Result<Self> {
@@ -61,21 +59,28 @@ impl RunLists {
             names.clear();
         }
         let val = (args.select != Select::Last).then(|| list(VtabSplit::Val200));
+        let test = (args.select != Select::Trial).then(|| list(VtabSplit::Test));
+        let mut lists = ([Some(train), val, test], 0);
+        // A sweep has many runs on the same images.
+        if args.spec.is_none() {
+            lists = survey::readable(lists.0, args.survey, args.threads)?;
+        }
+        let ([train, val, test], skipped) = lists;
         Ok(Self {
             name: folder.name().to_owned(),
             num_classes: folder.num_classes(),
             class_names: names,
-            train,
+            train: train.context("there are no training images")?,
             val,
-            test: (args.select != Select::Trial).then(|| list(VtabSplit::Test)),
-            skipped: 0,
+            test,
+            skipped,
             own: None,
         })
     }
 
     fn of_images(args: &FinetuneArgs, images: &Path) -> Result<Self> {
         let flags = &args.images;
-        let splits = Splits::open(images, flags.root.as_deref())?;
+        let mut splits = Splits::open(images, flags.root.as_deref())?;
         if splits.train.num_classes() < 2 {
             bail!(
                 "{}: expected two classes or more, found only {}",
@@ -83,9 +88,17 @@ impl RunLists {
                 splits.train.class_name(0)
             );
         }
+        survey::say(&splits.warnings, &splits.left_out);
+        splits.warnings.clear();
+        let lists = [Some(splits.train), splits.val, splits.test];
+        let ([train, val, test], skipped) = survey::readable(lists, args.survey, args.threads)?;
+        splits.train = train.context("there are no training images")?;
+        (splits.val, splits.test) = (val, test);
+        // Only images that can be read are drawn.
         let splits = splits.complete(flags.fractions(), flags.split_seed.unwrap_or(0));
         let splits = splits.context("--val-fraction, --test-fraction")?;
-        survey::say(&splits.warnings, &splits.left_out);
+        survey::say(&splits.warnings, &[]);
+        say_overlaps(&splits);
         let train = splits.train.clone();
         Ok(Self {
             name: data_name(images),
@@ -94,37 +107,13 @@ impl RunLists {
             train,
             val: splits.val.clone(),
             test: splits.test.clone(),
-            skipped: 0,
+            skipped,
             own: Some(splits),
         })
     }
 
-    /// Returns the lists without the images that cannot be read.
-    fn surveyed(mut self, args: &FinetuneArgs) -> Result<Self> {
-        let lists = [Some(self.train), self.val, self.test];
-        let ([train, val, test], skipped) = survey::readable(lists, args.survey, args.threads)?;
-        let train = train.context("there are no training images")?;
-        if let Some(own) = &mut self.own {
-            (own.train, own.val, own.test) = (train.clone(), val.clone(), test.clone());
-            let parts =
-                [("training", Some(&train)), ("validation", val.as_ref()), ("test", test.as_ref())];
-            for (at, second) in parts.iter().enumerate() {
-                for first in &parts[..at] {
-                    if let (Some(a), Some(b)) = (first.1, second.1) {
-                        survey::say_overlap((first.0, a), (second.0, b));
-                    }
-                }
-            }
-        }
-        let lists = Self { train, val, test, skipped, ..self };
-        lists.selected(args.select)
-    }
-
     /// Returns the lists of `--images` that a run trains and is measured on.
     fn selected(mut self, select: Select) -> Result<Self> {
-        if self.own.is_none() {
-            return Ok(self);
-        }
         match (select, &self.val) {
             (Select::Last, Some(val)) => {
                 self.train = self.train.joined(val)?;
@@ -172,5 +161,21 @@ impl RunLists {
             own.train.root().display()
         );
         Ok(())
+    }
+}
+
+/// Warns of images that two of the parts share.
+fn say_overlaps(splits: &Splits) {
+    let parts = [
+        ("training", Some(&splits.train)),
+        ("validation", splits.val.as_ref()),
+        ("test", splits.test.as_ref()),
+    ];
+    for (at, &(second, list)) in parts.iter().enumerate() {
+        for &(first, other) in &parts[..at] {
+            if let (Some(other), Some(list)) = (other, list) {
+                survey::say_overlap((first, other), (second, list));
+            }
+        }
     }
 }

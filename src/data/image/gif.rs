@@ -25,7 +25,8 @@ pub(super) fn decode(
     let global = decoder.global_palette().map(<[u8]>::to_vec);
     let canvas = (usize::from(decoder.width()), usize::from(decoder.height()));
     let frame = decoder.next_frame_info().map_err(|e| e.to_string())?;
-    let frame = frame.ok_or("the GIF has no frame")?;
+    // Without its indices, which are read below.
+    let frame = frame.ok_or("the GIF has no frame")?.clone();
     // A frame that is larger than the canvas enlarges it.
     let far = |start: u16, length: u16| usize::from(start) + usize::from(length);
     let width = canvas.0.max(far(frame.left, frame.width));
@@ -33,8 +34,8 @@ pub(super) fn decode(
     let (size, pixels) = ((width as u32, height as u32), width as u64 * height as u64);
     check_size(size.0, size.1, pixels * 3, bytes.len() as u64, ::image::ImageFormat::Gif)?;
     let memory = memory.unwrap_or_else(|| reserve(pixels * 4 + bytes.len() as u64));
-    let frame = decoder.read_next_frame().map_err(|e| e.to_string())?;
-    let frame = frame.ok_or("the GIF has no frame")?;
+    let mut indices = vec![0; decoder.buffer_size()];
+    decoder.read_into_buffer(&mut indices).map_err(|e| e.to_string())?;
     let palette = frame.palette.as_deref().or(global.as_deref());
     let color = |index: u8| match palette {
         Some(palette) => {
@@ -47,8 +48,7 @@ pub(super) fn decode(
     let colors: Vec<[u8; 3]> = (0..=u8::MAX).map(color).collect();
     let mut rgb = colors[usize::from(frame.transparent.unwrap_or(0))].repeat(width * height);
     let rows = rgb.chunks_exact_mut(width * 3).skip(usize::from(frame.top));
-    let indices = frame.buffer.chunks_exact(usize::from(frame.width).max(1));
-    for (row, indices) in rows.zip(indices) {
+    for (row, indices) in rows.zip(indices.chunks_exact(usize::from(frame.width).max(1))) {
         let row = row[usize::from(frame.left) * 3..].as_chunks_mut::<3>().0;
         for (pixel, &index) in row.iter_mut().zip(indices) {
             *pixel = colors[usize::from(index)];
