@@ -54,6 +54,11 @@ pub fn readable(
     for reason in &named {
         eprintln!("unreadable: {reason}");
     }
+    let list = before[0].as_ref().filter(|list| list.entries().iter().any(|e| e.line > 0));
+    if let (true, Some(list)) = (count == images, list) {
+        let (file, root) = (list.file().display(), list.root().display());
+        bail!("{file}: none of its {count} images can be read; its paths are relative to {root}");
+    }
     if count > 0 && !flags.skip_unreadable {
         bail!(
             "{count} of {images} images cannot be read; repair or remove them, or go on without \

@@ -74,6 +74,8 @@ pub struct FewShotJob<'a> {
     pub method: Method,
     pub classes: i64,
     pub class_names: Vec<String>,
+    /// The number of images that cannot be read and are skipped.
+    pub skipped: usize,
     pub test: MeasuredSet,
     pub targets: Vec<MeasuredSet>,
     /// The shorter side of a resized test image in pixels, before its centre is cut out.
@@ -116,6 +118,7 @@ impl<'a> FewShotJob<'a> {
             method,
             classes: sets.data.num_classes(),
             class_names: sets.class_names,
+            skipped: sets.skipped,
             test: measured(TEST, &sets.test, None)?,
             targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
             shorter_side,
@@ -273,7 +276,11 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
-            images: ImagesRecord { orientation, class_names: self.class_names.clone(), skipped: 0 },
+            images: ImagesRecord {
+                orientation,
+                class_names: self.class_names.clone(),
+                skipped: self.skipped,
+            },
         };
         record.save(out.join("run.json"))?;
         Ok((model, known))

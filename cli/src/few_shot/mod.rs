@@ -44,6 +44,8 @@ struct Sets {
     targets: Vec<TargetSet>,
     /// The names of the classes in the order of the labels; the label as text if it has no name.
     class_names: Vec<String>,
+    /// The number of images that cannot be read and are skipped.
+    skipped: usize,
 }
 
 impl Sets {
@@ -74,7 +76,7 @@ impl Sets {
             survey::say(list.warnings(), list.left_out());
         }
         let lists = [Some(data), Some(test), None];
-        let ([data, test, _], _) = survey::readable(lists, args.survey, args.threads)?;
+        let ([data, test, _], skipped) = survey::readable(lists, args.survey, args.threads)?;
         let (data, test) = data.zip(test).context("there are no images")?;
         survey::say_overlap(("training", &data), ("test", &test));
         let targets = targets::read(&args.targets.targets, None, &names)?;
@@ -82,7 +84,7 @@ impl Sets {
         if let Some(target) = targets.iter().find(is_taken) {
             bail!("--target: results.csv already has a column called {}", target.name);
         }
-        Ok(Sets { data, test, targets, class_names: names })
+        Ok(Sets { data, test, targets, class_names: names, skipped })
     }
 }
 

@@ -86,8 +86,8 @@ fn refusal(path: &str) -> Option<String> {
     if path.trim().is_empty() {
         return Some("the path is empty".to_owned());
     }
-    if path.contains('\0') {
-        return Some(format!("the path {path:?} contains a zero byte"));
+    if path.contains(['\0', '\r', '\n']) {
+        return Some(format!("the path {path:?} contains a line break or a zero byte"));
     }
     if !cfg!(windows) && path.contains('\\') {
         return Some(format!("the path {path:?} has backslashes; write / between folders"));
@@ -248,6 +248,7 @@ mod tests {
             ("l.txt", "images/0.png,9\nimages/1.png,0\n", 1, "end in .csv"),
             ("l.txt", "images/0.png, 9\n", 1, "end in .csv"),
             ("l.txt", "a.png 0\n\"b c.png\" 9\n", 2, "in quotes"),
+            ("l.txt", "a.png 0\rb.png 1\r", 1, "line break"),
             ("l.txt", "path label\na.png 0\n", 1, "header lines"),
             ("l.txt", "a.png 0\nb.png cat\n", 2, "names of classes are read from"),
             ("l.csv", "a.png,0\nb.png,cat\n", 2, "is a name, but that of line 1 is a number"),
