@@ -14,6 +14,10 @@ pub enum Error {
     #[error("{}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
+    /// A path leads to a pipe, a socket or a device, which are not read.
+    #[error("{}: expected a regular file, found {found}", path.display())]
+    NotAFile { path: PathBuf, found: &'static str },
+
     /// libtorch refused an operation.
     #[error("libtorch refused an operation")]
     Torch(#[source] tch::TchError),
@@ -180,6 +184,16 @@ pub enum Error {
     )]
     OtherRun { file: PathBuf, field: String, expected: String, found: String },
 
+    /// The head in an adapter file has other classes than the model. `missing` are the names that
+    /// only the model has, `unexpected` those that only the file has.
+    #[error(
+        "{}: its head is of other classes: it lacks {}, and the model lacks {}",
+        file.display(),
+        list_or_none(missing),
+        list_or_none(unexpected)
+    )]
+    ClassMismatch { file: PathBuf, missing: Vec<String>, unexpected: Vec<String> },
+
     /// A line of a file list cannot be used.
     #[error("{}:{line}: {reason}", file.display())]
     ListLine { file: PathBuf, line: usize, reason: String },
@@ -274,6 +288,11 @@ pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
         text += &format!(" and {} more ({} in all)", names.len() - SHOWN, names.len());
     }
     text
+}
+
+/// The same as [`list`], and `none` if there is no name.
+fn list_or_none(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { list(names) }
 }
 
 /// A shape as text, with `?` for a size of -1.

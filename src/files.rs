@@ -1,6 +1,8 @@
 //! Writing files.
 
 use std::ffi::OsString;
+#[cfg(feature = "data")]
+use std::fs::{File, FileType};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +47,41 @@ fn target(path: &Path) -> io::Result<PathBuf> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_path_buf()),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a regular file to read it. To open a pipe would wait for a writer, and a device may have no
+/// end.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be opened; [`Error::NotAFile`] if it is neither a regular file
+/// nor a folder, whose error is that of the system.
+#[cfg(feature = "data")]
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let found = std::fs::metadata(path).map_err(Error::io(path))?.file_type();
+    if found.is_file() || found.is_dir() {
+        return File::open(path).map_err(Error::io(path));
+    }
+    Err(Error::NotAFile { path: path.to_path_buf(), found: kind(found) })
+}
+
+/// Returns what a path leads to that is no regular file.
+#[cfg(feature = "data")]
+fn kind(found: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if found.is_fifo() {
+            return "a pipe";
+        }
+        if found.is_socket() {
+            return "a socket";
+        }
+        if found.is_char_device() || found.is_block_device() {
+            return "a device";
+        }
+    }
+    let _elsewhere = found;
+    "something else"
 }
 
 /// Reads a JSON file.

@@ -48,6 +48,8 @@
 pub mod backbone;
 pub mod checkpoint;
 pub mod clip;
+#[cfg(any(feature = "data", feature = "clip"))]
+mod contain;
 #[cfg(feature = "data")]
 pub mod data;
 mod error;
@@ -91,6 +93,9 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../docs/installing.md")]
     struct Installing;
+    #[cfg(feature = "data")]
+    #[doc = include_str!("../docs/data.md")]
+    struct Data;
     #[doc = include_str!("../docs/peft.md")]
     struct Peft;
     #[cfg(feature = "testing")]

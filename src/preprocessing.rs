@@ -22,6 +22,11 @@ pub struct Preprocessing {
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue.
     pub std: [f32; 3],
+    /// Whether an image is turned as its EXIF orientation says before it is resized. Files of
+    /// versions that had no such field were made by programs that never turned images, and are read
+    /// as [`Orientation::Stored`].
+    #[serde(default = "Orientation::stored", skip_serializing_if = "Orientation::is_stored")]
+    pub orientation: Orientation,
     /// Origin of these values.
     pub source: PreprocessingSource,
 }
@@ -52,6 +57,30 @@ pub enum Resampling {
     Bicubic,
 }
 
+/// What is done with the EXIF orientation of an image file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Orientation {
+    /// The image is turned or mirrored as the file says, so that it stands as people see it. This
+    /// is Pillow's `ImageOps.exif_transpose`.
+    #[default]
+    Exif,
+    /// The image is used as its pixels are stored, as `Image.open` of Pillow and torchvision do.
+    Stored,
+}
+
+impl Orientation {
+    /// Returns [`Orientation::Stored`], which is the value of a file that does not say it.
+    pub(crate) fn stored() -> Self {
+        Self::Stored
+    }
+
+    /// Returns whether images are used as they are stored.
+    pub fn is_stored(&self) -> bool {
+        *self == Self::Stored
+    }
+}
+
 /// The origin of a [`Preprocessing`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,6 +92,20 @@ pub enum PreprocessingSource {
     Family(String),
     /// The caller, who changed a field.
     Caller,
+}
+
+impl Preprocessing {
+    /// Returns this preprocessing for images of another size. The shorter side before a crop is
+    /// scaled with the longest side of the image.
+    pub fn for_size(mut self, image_size: (i64, i64)) -> Self {
+        let longest = |(rows, columns): (i64, i64)| rows.max(columns).max(1) as f64;
+        if let ResizeMode::CenterCrop { shorter_side } = &mut self.resize {
+            let grown = longest(image_size) / longest(self.image_size);
+            *shorter_side = (*shorter_side as f64 * grown).round() as i64;
+        }
+        self.image_size = image_size;
+        self
+    }
 }
 
 impl fmt::Display for PreprocessingSource {

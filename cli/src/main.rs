@@ -17,6 +17,7 @@ mod report;
 mod run_folder;
 mod search;
 mod stop;
+mod survey;
 mod sweep;
 mod targets;
 mod zero_shot;

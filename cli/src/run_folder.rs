@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use convpass::data::ImageDataset;
+use convpass::data::{ImageDataset, Orientation};
 use convpass::train::{
     Fit, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit, fit_resumable,
 };
@@ -60,7 +60,11 @@ impl FolderLock {
 ///
 /// # Errors
 /// If the folder holds a finished run with other settings, which is left as it is.
-pub fn finished(folder: &Path, planned: &PlannedRun) -> Result<Option<RunRecord>> {
+pub fn finished(
+    folder: &Path,
+    planned: &PlannedRun,
+    orientation: Orientation,
+) -> Result<Option<RunRecord>> {
     let file = folder.join(RECORD);
     if !file.exists() {
         return Ok(None);
@@ -69,6 +73,9 @@ pub fn finished(folder: &Path, planned: &PlannedRun) -> Result<Option<RunRecord>
         Ok(record) if !is_finished(&record) => return Ok(None),
         Ok(record) => {
             let mut differences = planned.differences(&record);
+            if record.images.orientation != orientation {
+                differences.push("images.orientation: --ignore-exif differs".to_owned());
+            }
             let adapter = folder.join(ADAPTER);
             if differences.is_empty() && !adapter.exists() {
                 return Ok(None);

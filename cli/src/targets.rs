@@ -80,7 +80,14 @@ impl Target {
             list
         } else {
             let folder = self.images.parent().unwrap_or(Path::new(""));
-            FileList::read(root.unwrap_or(folder), &self.images, Some(classes as i64))?
+            // A list numbers the classes of the set, or names them.
+            let of_set = match &subset {
+                Some(subset) => {
+                    subset.classes().iter().map(|&class| names[class as usize].clone()).collect()
+                }
+                None => names.to_vec(),
+            };
+            FileList::read_of(root.unwrap_or(folder), &self.images, &of_set)?
         };
         Ok(TargetSet { name: self.name.clone(), list, subset })
     }

@@ -15,8 +15,10 @@ use convpass::{AnyBackbone, FrozenViT, Method, PetlConfig, PetlModel};
 use tch::{Device, Tensor};
 
 use crate::Outcome;
-use crate::failure::finite;
-use crate::flags::{BackboneFlags, ClassFlag, InputFlags, TargetFlags, ThreadFlags};
+use crate::failure::{chain_of, finite};
+use crate::flags::{
+    BackboneFlags, ClassFlag, InputFlags, OrientationFlag, TargetFlags, ThreadFlags,
+};
 use crate::targets::{self, Target, TargetSet};
 
 /// Classifies images by class names alone with CLIP, and prints the top-1 accuracy of each set.
@@ -58,6 +60,8 @@ pub struct ZeroShotArgs {
     #[command(flatten)]
     input: InputFlags,
     #[command(flatten)]
+    orientation: OrientationFlag,
+    #[command(flatten)]
     backbone: BackboneFlags,
     /// Attention heads of the text tower, if the checkpoint does not say how many [default: one for
     /// every 64 channels].
@@ -74,18 +78,19 @@ pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
     let names = read_class_names(args.classes.classes.as_ref().context("--classes is needed")?)?;
     let _guard = args.backbone.precision().guard(device)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
-    let normalization = opened.normalization(args.input.normalization)?;
+    let normalization = opened.normalization(args.input.normalization);
     let backbone = opened.backbone;
     let vit = backbone.as_vit().context("--backbone: not a CLIP tower")?.clone();
     let data = targets::named("data", &args.data);
     let sets: Vec<Target> = [data].into_iter().chain(args.targets.targets.clone()).collect();
     let sets = targets::read(&sets, args.root.as_deref(), &names)?;
     let (rows, columns) = vit.config().image_size;
-    let resize = Resize::center_crop(rows.max(columns), (rows, columns))?;
+    let resize = Resize::center_crop(rows.max(columns), (rows, columns))?
+        .with_orientation(args.orientation.orientation());
     let zero_shot = encode(args, &names, device)?;
     let bench = Bench { args, device, resize, normalization, backbone, vit, zero_shot };
     if let Some(out) = &args.head_out {
-        bench.write_head(&sets[0], names.len() as i64, out)?;
+        bench.write_head(&sets[0], &names, out)?;
     }
     bench.measure(&sets)?;
     Ok(Outcome::Done)
@@ -171,13 +176,17 @@ impl Bench<'_> {
 
     /// Writes the classifier as an adapter that is a head alone. The scale of the head comes from
     /// one shuffled batch of the images of `data`.
-    fn write_head(&self, data: &TargetSet, classes: i64, out: &Path) -> Result<()> {
+    fn write_head(&self, data: &TargetSet, names: &[String], out: &Path) -> Result<()> {
         let images = self.stream(data);
         let any = BatchConfig { order: Order::Shuffled { seed: 0, epoch: 0 }, ..self.batches() };
         let (images, _) = Batches::new(&images, any)?.next().context("--data")??;
-        let config = PetlConfig::new(Method::LinearProbe, classes);
+        let config = PetlConfig::new(Method::LinearProbe, names.len() as i64);
         let mut model = PetlModel::new(self.backbone.clone(), &config)?;
         model.set_head(&self.zero_shot.head(&self.vit, &images)?, None)?;
+        // Two classes may have one name, such as the two cranes of ImageNet.
+        if let Err(error) = model.set_class_names(names.to_vec()) {
+            eprintln!("warning: the head has no names of classes: {}", chain_of(error));
+        }
         model.save_adapter(out)?;
         println!("{}", out.display());
         Ok(())

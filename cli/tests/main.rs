@@ -5,6 +5,7 @@ mod finetune;
 mod help;
 mod mistakes;
 mod others;
+mod own_images;
 mod predict;
 mod process;
 mod sweep;

@@ -6,7 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     Backbone, BlockPass, Description, Forward, FrozenConvNeXt, FrozenSwin, FrozenViT, Hooks,
-    ImageSize, Pass, Precision, Preprocessing, PreprocessingSource, Resampling, ResizeMode, Stream,
+    ImageSize, Orientation, Pass, Precision, Preprocessing, PreprocessingSource, Resampling,
+    ResizeMode, Stream,
 };
 use crate::error::Result;
 use crate::preprocessing::{CLIP, HALF, IMAGENET};
@@ -83,6 +84,7 @@ impl AnyFamily {
             interpolation: Resampling::Bicubic,
             mean,
             std,
+            orientation: Orientation::default(),
             source: PreprocessingSource::Family(name.to_owned()),
         }
     }

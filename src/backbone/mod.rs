@@ -43,7 +43,9 @@ use std::fmt::Debug;
 
 use tch::{Device, Kind, Tensor};
 
-pub use crate::preprocessing::{Preprocessing, PreprocessingSource, Resampling, ResizeMode};
+pub use crate::preprocessing::{
+    Orientation, Preprocessing, PreprocessingSource, Resampling, ResizeMode,
+};
 pub use any::AnyBackbone;
 pub(crate) use any::AnyFamily;
 pub use clip_text::{ClipText, ClipTextConfig};

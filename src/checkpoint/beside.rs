@@ -53,6 +53,7 @@ fn open_clip(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
         interpolation,
         mean: file.channels(json, "mean")?.unwrap_or(CLIP.0),
         std: file.channels(json, "std")?.unwrap_or(CLIP.1),
+        orientation: usual.orientation,
         source: PreprocessingSource::File(OPEN_CLIP_CONFIG.to_owned()),
     })
 }
@@ -83,7 +84,7 @@ fn hugging_face(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing>
         _ => ResizeMode::Squash,
     };
     let source = PreprocessingSource::File(PREPROCESSOR.to_owned());
-    Ok(Preprocessing { image_size: usual.image_size, resize, interpolation, mean, std, source })
+    Ok(Preprocessing { resize, interpolation, mean, std, source, ..usual.clone() })
 }
 
 fn timm(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
@@ -105,6 +106,7 @@ fn timm(file: &SideFile, usual: &Preprocessing) -> Result<Preprocessing> {
         interpolation,
         mean: file.channels(json, "mean")?.unwrap_or(usual.mean),
         std: file.channels(json, "std")?.unwrap_or(usual.std),
+        orientation: usual.orientation,
         source: PreprocessingSource::File(CONFIG.to_owned()),
     })
 }
@@ -141,6 +143,7 @@ mod tests {
             interpolation: Resampling::Bicubic,
             mean: [0.1; 3],
             std: [0.2; 3],
+            orientation: Default::default(),
             source: PreprocessingSource::Family("ViT".to_owned()),
         }
     }

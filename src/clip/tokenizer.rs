@@ -1,6 +1,7 @@
 //! CLIP's byte-level BPE tokenizer, built on the crate `tokenizers`.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::Read;
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use tch::Tensor;
 use tokenizers::Tokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::contain::contain;
 use crate::error::{Error, Result};
 
 /// The token at the start of a text and (in `ENDS`) the token at its end. The first spelling is
@@ -104,7 +106,10 @@ impl ClipTokenizer {
     /// errors.
     fn build(file: &Path, json: &[u8]) -> Result<Self> {
         let corrupt = |e: tokenizers::Error| Error::corrupt(file, e.to_string());
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(corrupt)?;
+        // A vocabulary that contradicts itself can make the crate panic.
+        let panicked = |panic| Error::corrupt(file, format!("it made `tokenizers` fail: {panic}"));
+        let read = contain(|| Tokenizer::from_bytes(json)).map_err(panicked)?;
+        let mut tokenizer = read.map_err(corrupt)?;
         // `batch` truncates and pads instead.
         tokenizer.with_truncation(None).map_err(corrupt)?.with_padding(None);
         let find = |names: [&'static str; 2], field| {
@@ -134,11 +139,13 @@ impl ClipTokenizer {
     /// # Errors
     /// [`Error::Input`] if the vocabulary has no token for a byte of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Input {
+        let refuse = |reason: &dyn Display| Error::Input {
             argument: "text",
             expected: "a text that the vocabulary covers".to_owned(),
-            found: format!("{text:?}: {e}"),
-        })?;
+            found: format!("{text:?}: {reason}"),
+        };
+        let encoding = contain(|| self.tokenizer.encode_fast(text, false));
+        let encoding = encoding.map_err(|panic| refuse(&panic))?.map_err(|e| refuse(&e))?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
         Ok([self.start].into_iter().chain(ids).chain([self.end]).collect())
     }

@@ -11,11 +11,12 @@ use sha2::{Digest, Sha256};
 
 use super::file_list::{FileEntry, FileList};
 use super::resize::Resize;
-use super::source::{Source, decode_entry};
+use super::source::{Source, read_entry};
 use crate::error::{Error, Result};
+use crate::preprocessing::Orientation;
 
 /// The largest number of threads. More threads would only wait for each other.
-const MAX_THREADS: usize = 256;
+pub(super) const MAX_THREADS: usize = 256;
 
 /// A dataset of N images of one size with their labels. Clones share the pixels.
 ///
@@ -29,6 +30,7 @@ pub struct ImageDataset {
     num_classes: i64,
     split_hash: String,
     threads: NonZeroUsize,
+    orientation: Orientation,
 }
 
 impl ImageDataset {
@@ -79,22 +81,23 @@ impl ImageDataset {
         decode_all(list, resize, &mut pixels, threads, progress)?;
         let images = Array4::from_shape_vec((count, rows, columns, 3), pixels)
             .map_err(|e| Error::config("image_size", "a size that fits the list", e))?;
-        Ok(Self::of_list(list, Source::Memory(images)))
+        Ok(Self::of_list(list, Source::Memory(images), resize.orientation()))
     }
 
     /// Creates a dataset whose images are decoded and resized in each pass, two batches ahead of
     /// their use, on as many threads as the machine has cores. This function opens no file.
     pub fn stream(list: &FileList, resize: Resize) -> Self {
-        Self::of_list(list, Source::Files { list: list.clone(), resize })
+        Self::of_list(list, Source::Files { list: list.clone(), resize }, resize.orientation())
     }
 
-    fn of_list(list: &FileList, source: Source) -> Self {
+    fn of_list(list: &FileList, source: Source, orientation: Orientation) -> Self {
         ImageDataset {
             source: Arc::new(source),
             labels: list.entries().iter().map(|entry| entry.label).collect(),
             num_classes: list.num_classes(),
             split_hash: list.split_hash(),
             threads: cores(),
+            orientation,
         }
     }
 
@@ -122,7 +125,8 @@ impl ImageDataset {
         };
         let split_hash = hash_arrays(&images, &labels);
         let source = Arc::new(Source::Memory(images));
-        Ok(Self { source, labels, num_classes, split_hash, threads: cores() })
+        let (threads, orientation) = (cores(), Orientation::Stored);
+        Ok(Self { source, labels, num_classes, split_hash, threads, orientation })
     }
 
     /// Sets the number of threads that decode or augment images in a pass, at most 256.
@@ -147,6 +151,12 @@ impl ImageDataset {
             Source::Memory(images) => Some(images.view()),
             Source::Files { .. } => None,
         }
+    }
+
+    /// Returns what was done with the EXIF orientation of the images' files. Images of arrays are
+    /// as they are stored.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     /// Returns one image, `[H, W, 3]` RGB u8, from memory or decoded from its file.
@@ -246,7 +256,7 @@ fn decode_all(
             let (queue, sender) = (&queue, sender.clone());
             let worker = move || {
                 while let Some(((index, entry), place)) = next(queue) {
-                    let result = decode_entry(list, entry, |image| resize.apply(image))
+                    let result = read_entry(list, entry, resize)
                         .map(|image| place.copy_from_slice(image.as_slice().unwrap_or_default()));
                     if sender.send((index, result)).is_err() {
                         break;
@@ -351,7 +361,7 @@ mod tests {
     fn the_first_bad_image_is_named_with_its_list_and_line() {
         let (folder, list) = folder_of(9);
         std::fs::remove_file(folder.path().join("3.png")).unwrap();
-        std::fs::write(folder.path().join("6.png"), b"GIF89a").unwrap();
+        std::fs::write(folder.path().join("6.png"), b"no image").unwrap();
         for threads in [1, 4] {
             let threads = NonZeroUsize::new(threads).unwrap();
             let error = ImageDataset::load_with(&list, (4, 4), threads, |_| {}).unwrap_err();
@@ -363,7 +373,11 @@ mod tests {
         let image = image::RgbImage::new(1, 1);
         image.save(folder.path().join("3.png")).unwrap();
         let error = ImageDataset::load(&list, (4, 4)).unwrap_err().to_string();
-        assert!(error.contains("neither JPEG nor PNG") && error.contains("list.txt:7"), "{error}");
+        assert!(
+            error.contains("not an image in one of the formats JPEG")
+                && error.contains("list.txt:7"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -37,16 +37,12 @@ impl FileList {
         if per_class == 0 {
             return Err(Error::config("per_class", "1 or more", 0));
         }
-        let mut classes: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
-        for entry in self.entries() {
-            classes.entry(entry.label).or_default().push(entry);
-        }
+        let classes = by_class(self);
         if at_least > 0 {
             self.check_counts(&classes, at_least)?;
         }
         let mut drawn = Vec::new();
         for (label, mut images) in classes {
-            images.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
             images.shuffle(&mut generator(seed, label));
             images.truncate(per_class);
             images.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
@@ -63,9 +59,7 @@ impl FileList {
         for label in 0..self.num_classes() {
             let found = classes.get(&label).map_or(0, Vec::len);
             if found < expected {
-                let name = self.class_names().get(label as usize);
-                let class = name.map_or_else(|| label.to_string(), String::clone);
-                let file = self.file().to_path_buf();
+                let (file, class) = (self.file().to_path_buf(), self.class_name(label));
                 return Err(Error::TooFewImages { file, class, expected, found });
             }
         }
@@ -73,8 +67,20 @@ impl FileList {
     }
 }
 
+/// Returns the images of each class that has any, sorted by path.
+pub(super) fn by_class(list: &FileList) -> BTreeMap<i64, Vec<&FileEntry>> {
+    let mut classes: BTreeMap<i64, Vec<&FileEntry>> = BTreeMap::new();
+    for entry in list.entries() {
+        classes.entry(entry.label).or_default().push(entry);
+    }
+    for images in classes.values_mut() {
+        images.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
+    }
+    classes
+}
+
 /// Creates the random generator of a class.
-fn generator(seed: i64, label: i64) -> ChaCha8Rng {
+pub(super) fn generator(seed: i64, label: i64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&label.to_le_bytes());

@@ -1,21 +1,13 @@
-//! The list format of VTAB-1k: one `relative/path label` on each line.
+//! Lists of images with their labels, read from a file or found in folders.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::list_format::{self, Known};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-
-/// The longest accepted line. Without a limit, a file without line breaks would be read as one
-/// line.
-const MAX_LINE_BYTES: u64 = 64 << 10;
-/// The largest number of classes that is inferred from the highest label. The head gets as many
-/// rows, so a higher label is rejected as a mistake (ImageNet-21k has 21,841 classes).
-const MAX_INFERRED_CLASSES: i64 = 1 << 16;
 
 /// One image of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +17,19 @@ pub struct FileEntry {
     pub path: String,
     /// The class, counted from 0.
     pub label: i64,
-    /// The line in the list, counted from 1; 0 for an image that was found in a folder.
+    /// The line in the list, or the number of the entry in a JSON file, counted from 1; 0 for an
+    /// image that was found in a folder.
     pub line: usize,
+}
+
+/// A file of a folder of images that is not in its list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftOut {
+    /// The path of the file.
+    pub path: PathBuf,
+    /// Why it is left out.
+    pub reason: String,
 }
 
 /// A list of image files with their labels. The images are not opened. Clones share the entries.
@@ -37,74 +40,141 @@ pub struct FileList {
     entries: Arc<[FileEntry]>,
     num_classes: i64,
     class_names: Arc<[String]>,
+    warnings: Arc<[String]>,
+    left_out: Arc<[LeftOut]>,
 }
 
 impl FileList {
     /// Reads the list `file`. Its paths are relative to `root`.
     ///
-    /// The label is the last field of a line, separated by white space, so paths may contain
-    /// spaces. Windows line endings, a byte order mark, blank lines and a missing last line break
-    /// are accepted. If `num_classes` is `None`, the number of classes is the highest label plus 1.
+    /// The extension of the file tells the format:
+    ///
+    /// | extension | format |
+    /// |---|---|
+    /// | `csv`, `tsv` | a table with the columns `path` and `label` or `class`, named by its first line; without such a line the two columns are path and label |
+    /// | `json` | an array of objects with the members `path` and `label` or `class`, or one object from paths to labels |
+    /// | `jsonl`, `ndjson` | such an object on each line |
+    /// | any other | a path, white space and a label on each line, as in VTAB-1k |
+    ///
+    /// Text is UTF-8, or UTF-16 with a byte order mark. Windows line endings and blank lines are
+    /// accepted. A label is a number from 0, or, in a table or JSON, the name of a class: then the
+    /// classes are the names, sorted. If `num_classes` is `None` and labels are numbers, the number
+    /// of classes is the highest label plus 1. What is odd about the labels is in
+    /// [`FileList::warnings`].
     ///
     /// # Errors
-    /// [`Error::Io`] if the list cannot be read; [`Error::ListLine`] if a line is not UTF-8, is too
-    /// long, has no path or no label, or has a label outside `0..num_classes` (without
-    /// `num_classes`: a label of 65,536 or more); [`Error::CorruptFile`] if the list contains no
-    /// image; [`Error::Config`] if `num_classes` is below 1. A missing image is an error only when
-    /// it is decoded.
+    /// [`Error::Io`] if the list cannot be read; [`Error::NotAFile`] if it is a pipe or a device;
+    /// [`Error::ListLine`] if a line is not UTF-8, is too long, has no path or no label, has a path
+    /// in quotes or with backslashes, has a label outside `0..num_classes` (without `num_classes`:
+    /// a label of 65,536 or more, or one of 1,000 or more that is 20 times the number of different
+    /// labels), or if some labels are names and others numbers; [`Error::CorruptFile`] if the list
+    /// contains no image or is not text; [`Error::UnknownFormat`] if it is a workbook of a
+    /// spreadsheet; [`Error::Config`] if `num_classes` is below 1 or not the number of names. A
+    /// missing image is an error only when it is decoded; [`Survey`](super::Survey) looks for it.
     pub fn read(
         root: impl AsRef<Path>,
         file: impl AsRef<Path>,
         num_classes: Option<i64>,
     ) -> Result<Self> {
-        let file = file.as_ref();
         if let Some(classes) = num_classes.filter(|&classes| classes < 1) {
             return Err(Error::config("num_classes", "1 or more", classes));
         }
-        let reader = BufReader::new(File::open(file).map_err(Error::io(file))?);
-        let classes = num_classes.unwrap_or(MAX_INFERRED_CLASSES);
-        let entries = read_entries(reader, file, classes)?;
-        let Some(highest) = entries.iter().map(|entry| entry.label).max() else {
-            return Err(Error::corrupt(file, "the list contains no image"));
-        };
+        let known = num_classes.map_or(Known::Nothing, Known::Count);
+        Self::read_known(root.as_ref(), file.as_ref(), known)
+    }
+
+    /// Reads a list like [`FileList::read`] whose classes are those of another one: a label is a
+    /// name in `class_names` or its position there. If all labels can be read as names, they are
+    /// names.
+    ///
+    /// # Errors
+    /// The errors of [`FileList::read`]; [`Error::ListLine`] if a label is not in `class_names`, or
+    /// if the list has both and they contradict each other.
+    pub fn read_of(
+        root: impl AsRef<Path>,
+        file: impl AsRef<Path>,
+        class_names: &[String],
+    ) -> Result<Self> {
+        Self::read_known(root.as_ref(), file.as_ref(), Known::Names(class_names))
+    }
+
+    fn read_known(root: &Path, file: &Path, known: Known) -> Result<Self> {
+        let labelled = list_format::read(file, known)?;
         Ok(Self {
-            root: root.as_ref().to_path_buf(),
+            root: root.to_path_buf(),
             file: file.to_path_buf(),
-            entries: entries.into(),
-            num_classes: num_classes.unwrap_or(highest + 1),
-            class_names: Arc::new([]),
+            entries: labelled.entries.into(),
+            num_classes: labelled.num_classes,
+            class_names: labelled.class_names.into(),
+            warnings: labelled.warnings.into(),
+            left_out: Arc::new([]),
         })
     }
 
     /// Creates the list of images that were found in the folders of their classes.
-    pub(super) fn found(root: &Path, entries: Vec<FileEntry>, class_names: Vec<String>) -> Self {
-        let num_classes = class_names.len() as i64;
-        let (root, file) = (root.to_path_buf(), root.to_path_buf());
-        Self { root, file, entries: entries.into(), num_classes, class_names: class_names.into() }
+    pub(super) fn found(
+        root: &Path,
+        entries: Vec<FileEntry>,
+        class_names: Vec<String>,
+        left_out: Vec<LeftOut>,
+        warnings: Vec<String>,
+    ) -> Self {
+        Self {
+            root: root.to_path_buf(),
+            file: root.to_path_buf(),
+            entries: entries.into(),
+            num_classes: class_names.len() as i64,
+            class_names: class_names.into(),
+            warnings: warnings.into(),
+            left_out: left_out.into(),
+        }
     }
 
-    /// Returns this list with other entries of the same classes.
+    /// Returns this list with other entries of the same classes. What is odd about the whole list
+    /// is not told of a part of it.
     pub(super) fn with_entries(&self, entries: Vec<FileEntry>) -> Self {
-        Self { entries: entries.into(), ..self.clone() }
+        let (warnings, left_out) = (Arc::new([]), Arc::new([]));
+        Self { entries: entries.into(), warnings, left_out, ..self.clone() }
     }
 
-    /// Writes the list to a file, one `path label` on each line. Read the file again with the same
-    /// root. Class names are not saved. The file is written atomically.
+    /// Returns the images of this list, then those of `other`.
     ///
     /// # Errors
-    /// [`Error::Config`] if a path cannot be written as a line, for example because it ends with a
-    /// space; [`Error::Io`] if the file cannot be written.
-    pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
-        let mut text = String::new();
-        for FileEntry { path, label, .. } in self.entries() {
-            let line = format!("{path} {label}\n");
-            let read = parse_line(line.as_bytes(), 1, i64::MAX).ok().flatten();
-            if line.matches('\n').count() > 1 || read.is_none_or(|read| read.path != *path) {
-                return Err(Error::config("path", "readable from a list", format!("{path:?}")));
-            }
-            text += &line;
+    /// [`Error::Config`] if the lists have different roots or numbers of classes.
+    pub fn joined(&self, other: &Self) -> Result<Self> {
+        if other.root != self.root || other.num_classes != self.num_classes {
+            let describe =
+                |list: &Self| format!("{} classes in {}", list.num_classes, list.root.display());
+            return Err(Error::config("other", describe(self), describe(other)));
         }
-        write_atomically(file.as_ref(), text.as_bytes())
+        let is_one_file = self.file == other.file;
+        let entries = self.entries().iter().chain(other.entries()).map(|entry| {
+            // The line is that of a list; a joined one of two files is in neither.
+            FileEntry { line: if is_one_file { entry.line } else { 0 }, ..entry.clone() }
+        });
+        Ok(self.with_entries(entries.collect()))
+    }
+
+    /// Returns this list of the folder `root/inside` with paths relative to `root`.
+    pub(super) fn seen_from(self, root: &Path, inside: &str) -> Self {
+        let moved = |entry: &FileEntry| {
+            let path = format!("{inside}/{}", entry.path);
+            FileEntry { path, ..entry.clone() }
+        };
+        let entries = self.entries.iter().map(moved).collect();
+        Self { entries, root: root.to_path_buf(), ..self }
+    }
+
+    /// Writes the list to a file in the format that its extension tells, as for
+    /// [`FileList::read`]. Read the file again with the same root. Tables and JSON keep the names
+    /// of the classes; lines of `path label` do not. The file is written atomically.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a path cannot be read again from such a file, for example because it
+    /// ends with a space; [`Error::Io`] if the file cannot be written.
+    pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
+        let file = file.as_ref();
+        write_atomically(file, &list_format::written(self, file)?)
     }
 
     /// Returns the folder that the paths are relative to.
@@ -127,11 +197,39 @@ impl FileList {
         self.num_classes
     }
 
-    /// Returns the name of each class. The slice is empty unless the list comes from
-    /// [`FileList::from_folders`] or [`FileList::from_folders_of`], or names were set with
+    /// Returns the name of each class in the order of the labels. The slice is empty unless the list
+    /// comes from folders or names its classes, or names were set with
     /// [`FileList::with_class_names`].
     pub fn class_names(&self) -> &[String] {
         &self.class_names
+    }
+
+    /// Returns what is odd about the list, a sentence for each: labels that do not occur, images
+    /// that are listed twice, folders whose names differ in case alone. Nothing in it is wrong for
+    /// certain.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Returns the files that were found in the folders of images and are not in the list, because
+    /// they are no images. Hidden files are not among them.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// Returns the name of a class, or its label as text if the classes have no names.
+    pub fn class_name(&self, label: i64) -> String {
+        let name = usize::try_from(label).ok().and_then(|label| self.class_names.get(label));
+        name.map_or_else(|| label.to_string(), String::clone)
+    }
+
+    /// Returns the number of images of each class, in the order of the labels.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.num_classes as usize];
+        for entry in self.entries() {
+            counts[entry.label as usize] += 1;
+        }
+        counts
     }
 
     /// Sets the names of the classes.
@@ -164,50 +262,6 @@ impl FileList {
     pub(super) fn set_num_classes(&mut self, num_classes: i64) {
         self.num_classes = num_classes;
     }
-}
-
-fn read_entries(mut reader: impl BufRead, file: &Path, num_classes: i64) -> Result<Vec<FileEntry>> {
-    let mut entries = Vec::new();
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        let limit = MAX_LINE_BYTES + 1;
-        let length = reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
-        let length = length.map_err(Error::io(file))? as u64;
-        if length == 0 {
-            break;
-        }
-        let parsed = if length > MAX_LINE_BYTES {
-            Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"))
-        } else {
-            parse_line(&bytes, line, num_classes)
-        };
-        entries.extend(parsed.map_err(|reason| Error::ListLine {
-            file: file.to_path_buf(),
-            line,
-            reason,
-        })?);
-    }
-    Ok(entries)
-}
-
-/// Parses one line; returns `None` for a blank line.
-fn parse_line(bytes: &[u8], line: usize, num_classes: i64) -> Result<Option<FileEntry>, String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_string())?;
-    let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text }.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let (path, label) = text
-        .rsplit_once(char::is_whitespace)
-        .ok_or_else(|| format!("expected `path label`, found {text:?}"))?;
-    let label: i64 = label
-        .parse()
-        .map_err(|_| format!("expected an integer label at the end, found {label:?}"))?;
-    if !(0..num_classes).contains(&label) {
-        return Err(format!("label {label} is not in 0..{num_classes}"));
-    }
-    Ok(Some(FileEntry { path: path.trim_end().to_string(), label, line }))
 }
 
 #[cfg(test)]
@@ -245,7 +299,10 @@ mod tests {
         assert_eq!(refusal(b"a.png 0\nb.png\n", None).0, 2);
         assert_eq!(refusal(b"a.png 0\n\nb.png one\n", None).0, 3);
         assert_eq!(refusal(b"a.png 1.0\n", None).0, 1);
-        assert_eq!(refusal(b"a.png 0\n\xff\xfe.png 1\n", None), (2, "not UTF-8".into()));
+        assert_eq!(
+            refusal(b"a.png 0\n\xff\xfe.png 1\n", None),
+            (2, "not UTF-8; save the list as UTF-8".into())
+        );
         assert_eq!(refusal(b"7\n", None).0, 1);
         let long = [b"a.png 0\n".as_slice(), &vec![b'x'; 1 << 20]].concat();
         assert_eq!(refusal(&long, None).0, 2);

@@ -4,11 +4,14 @@
 //! computes. The SIMD library that was tried starts with the other axis, which changes pixels of
 //! noise by up to 30/255, and rounds its weights to 14 bits, which changes them by up to 2/255.
 
+use std::path::Path;
+
 use multiversion::multiversion;
 use ndarray::{Array3, ArrayView3, s};
 
+use super::image::with_image;
 use crate::error::{Error, Result};
-use crate::preprocessing::{Preprocessing, Resampling, ResizeMode};
+use crate::preprocessing::{Orientation, Preprocessing, Resampling, ResizeMode};
 
 /// The number of fractional bits of the integer weights. A weighted sum of u8 samples fits in 32
 /// bits.
@@ -17,8 +20,8 @@ const WEIGHT_BITS: u32 = 22;
 /// images.
 const MAX_PIXELS: usize = (512 << 20) / 3;
 
-/// An antialiased resize to a fixed size. The result equals that of Pillow 13's `Image.resize(size,
-/// ...)` bit for bit.
+/// An antialiased resize to a fixed size, and how an image file is turned before it. The result
+/// equals that of Pillow 13's `Image.resize(size, ...)` bit for bit.
 ///
 /// When the image shrinks, the kernel widens with the scale. Rows and columns are resized in two
 /// passes. Each pass rounds and clips to u8, so the order of the passes matters where the kernel
@@ -32,6 +35,7 @@ pub struct Resize {
     /// The length of the shorter side before the centre crop. The aspect ratio is kept. `None` if
     /// there is no crop.
     shorter: Option<usize>,
+    orientation: Orientation,
 }
 
 /// The interpolation kernel.
@@ -93,7 +97,19 @@ impl Resize {
             Resampling::Bilinear => Kernel::Triangle,
             Resampling::Bicubic => Kernel::Cubic,
         };
-        Ok(Self { kernel, ..resize })
+        Ok(Self { kernel, orientation: preprocessing.orientation, ..resize })
+    }
+
+    /// Sets what is done with the EXIF orientation of image files. Without this call it is
+    /// [`Orientation::Exif`].
+    #[must_use]
+    pub fn with_orientation(self, orientation: Orientation) -> Self {
+        Self { orientation, ..self }
+    }
+
+    /// Returns what is done with the EXIF orientation of image files.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     fn new(image_size: (i64, i64), kernel: Kernel) -> Result<Self> {
@@ -107,12 +123,22 @@ impl Resize {
             let expected = format!("at most {MAX_PIXELS} pixels");
             return Err(Error::config("image_size", expected, format!("{rows} x {columns}")));
         }
-        Ok(Self { rows, columns, kernel, shorter: None })
+        let orientation = Orientation::default();
+        Ok(Self { rows, columns, kernel, shorter: None, orientation })
     }
 
     /// Returns (rows, columns) of the images that [`Resize::apply`] returns.
     pub fn image_size(&self) -> (i64, i64) {
         (self.rows as i64, self.columns as i64)
+    }
+
+    /// Decodes the image at `path`, turns it as [`Resize::orientation`] says and resizes it to
+    /// `[rows, columns, 3]` RGB u8.
+    ///
+    /// # Errors
+    /// The errors of [`decode_image_with`](super::decode_image_with) and [`Resize::apply`].
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Array3<u8>> {
+        with_image(path.as_ref(), self.orientation, |image| self.apply(image.view()))
     }
 
     /// Resizes an RGB u8 image `[H, W, 3]` to `[rows, columns, 3]`.

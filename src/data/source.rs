@@ -6,9 +6,10 @@ use ndarray::{Array3, Array4, ArrayView3};
 
 use super::augment::Augment;
 use super::file_list::{FileEntry, FileList};
-use super::image::decode_image;
+use super::image::with_image;
 use super::resize::Resize;
 use crate::error::{Error, Result};
+use crate::preprocessing::Orientation;
 
 /// The source of images.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Source {
                 pixels.map(Cow::Borrowed).ok_or_else(|| beyond(images.dim().0, index))
             }
             Self::Files { list, resize } => {
-                let image = decode_entry(list, entry(list, index)?, |image| resize.apply(image))?;
+                let image = read_entry(list, entry(list, index)?, *resize)?;
                 Ok(Cow::Owned(image.into_raw_vec_and_offset().0))
             }
         }
@@ -62,7 +63,8 @@ impl Source {
             }
             Self::Memory(images) => return Err(beyond(images.dim().0, index)),
             Self::Files { list, resize } => {
-                decode_entry(list, entry(list, index)?, |image| change(image, *resize))?
+                let entry = entry(list, index)?;
+                decode_entry(list, entry, resize.orientation(), |image| change(image, *resize))?
             }
         };
         Ok(image.into_raw_vec_and_offset().0)
@@ -90,22 +92,36 @@ fn beyond(count: usize, index: usize) -> Error {
     Error::Input { argument: "index", expected: format!("below {count}"), found: index.to_string() }
 }
 
-/// Decodes one image and resizes it with `resize`. An error names the list and the line of the
-/// image.
-pub(super) fn decode_entry(
+/// Decodes one image and resizes it. An error names the list and the line of the image.
+pub(super) fn read_entry(list: &FileList, entry: &FileEntry, resize: Resize) -> Result<Array3<u8>> {
+    decode_entry(list, entry, resize.orientation(), |image| resize.apply(image))
+}
+
+/// Decodes one image and returns what `change` makes of it. An error names the list and the line
+/// of the image.
+fn decode_entry(
     list: &FileList,
     entry: &FileEntry,
-    resize: impl FnOnce(ArrayView3<u8>) -> Result<Array3<u8>>,
+    orientation: Orientation,
+    change: impl FnOnce(ArrayView3<u8>) -> Result<Array3<u8>>,
 ) -> Result<Array3<u8>> {
     let path = list.root().join(&entry.path);
-    let reason = match decode_image(&path).and_then(|image| resize(image.view())) {
-        Ok(image) => return Ok(image),
-        Err(Error::Image { reason, .. }) => reason,
-        Err(Error::Io { source, .. }) => source.to_string(),
+    with_image(&path, orientation, |image| change(image.view()))
+        .map_err(|error| of_entry(error, list, entry))
+}
+
+/// Returns the error of an image as [`Error::Image`], with the list and the line that name the
+/// image.
+pub(super) fn of_entry(error: Error, list: &FileList, entry: &FileEntry) -> Error {
+    let path = list.root().join(&entry.path);
+    let reason = match error {
+        Error::Image { reason, .. } => reason,
+        Error::Io { source, .. } => source.to_string(),
+        Error::NotAFile { found, .. } => format!("expected a regular file, found {found}"),
         // This error is about the augmentation, not about the image.
-        Err(error @ Error::Config { .. }) => return Err(error),
-        Err(other) => other.to_string(),
+        error @ Error::Config { .. } => return error,
+        other => other.to_string(),
     };
     let named_by = (entry.line > 0).then(|| (list.file().to_path_buf(), entry.line));
-    Err(Error::Image { path, reason, list: named_by })
+    Error::Image { path, reason, list: named_by }
 }

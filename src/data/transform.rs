@@ -14,7 +14,7 @@ use crate::preprocessing::{Preprocessing, PreprocessingSource};
 /// Checkpoints of the same architecture are trained with different normalizations, and the choice
 /// changes the results. Therefore there is no default: each run names its normalization, and each
 /// result records it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
     /// The mean and standard deviation of ImageNet-1k. Its name is `imagenet`.
@@ -27,29 +27,39 @@ pub enum Normalization {
     Unit,
     /// The mean and standard deviation of CLIP's training images. Its name is `clip`.
     Clip,
+    /// Another mean and standard deviation of red, green and blue, for pixels in [0, 1]. Its text
+    /// is `MEAN,MEAN,MEAN/STD,STD,STD`.
+    Given {
+        /// The mean.
+        mean: [f32; 3],
+        /// The standard deviation, which is positive.
+        std: [f32; 3],
+    },
 }
 
 impl Normalization {
-    /// Every normalization.
+    /// Every normalization that has a name.
     pub const ALL: [Self; 4] = [Self::ImageNet, Self::Half, Self::Unit, Self::Clip];
 
-    /// Returns the name that is used in files and on the command line.
+    /// Returns the name that is used in files and on the command line; `given` if the numbers are
+    /// given instead of a name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ImageNet => "imagenet",
             Self::Half => "half",
             Self::Unit => "unit",
             Self::Clip => "clip",
+            Self::Given { .. } => "given",
         }
     }
 
-    /// Returns the named normalization with the mean and standard deviation of `preprocessing`, if
-    /// there is one.
-    pub fn of(preprocessing: &Preprocessing) -> Option<Self> {
+    /// Returns the normalization with the mean and standard deviation of `preprocessing`: the named
+    /// one if there is one.
+    pub fn of(preprocessing: &Preprocessing) -> Self {
+        let (mean, std) = (preprocessing.mean, preprocessing.std);
         let is_same = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
-        Self::ALL.into_iter().find(|named| {
-            is_same(named.mean(), preprocessing.mean) && is_same(named.std(), preprocessing.std)
-        })
+        let named = |named: &Self| is_same(named.mean(), mean) && is_same(named.std(), std);
+        Self::ALL.into_iter().find(named).unwrap_or(Self::Given { mean, std })
     }
 
     /// Returns the mean of red, green and blue, for pixels in [0, 1].
@@ -59,6 +69,7 @@ impl Normalization {
             Self::Half => [0.5; 3],
             Self::Unit => [0.0; 3],
             Self::Clip => [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            Self::Given { mean, .. } => mean,
         }
     }
 
@@ -69,6 +80,7 @@ impl Normalization {
             Self::Half => [0.5; 3],
             Self::Unit => [1.0; 3],
             Self::Clip => [0.268_629_54, 0.261_302_6, 0.275_777_1],
+            Self::Given { std, .. } => std,
         }
     }
 
@@ -108,7 +120,7 @@ impl Normalization {
 impl Preprocessing {
     /// Returns this preprocessing with the mean and standard deviation of `normalization`.
     pub fn with_normalization(mut self, normalization: Normalization) -> Self {
-        if Normalization::of(&self) != Some(normalization) {
+        if Normalization::of(&self) != normalization {
             (self.mean, self.std) = (normalization.mean(), normalization.std());
             self.source = PreprocessingSource::Caller;
         }
@@ -118,7 +130,9 @@ impl Preprocessing {
 
 impl fmt::Display for Normalization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+        let Self::Given { mean, std } = self else { return f.pad(self.name()) };
+        let text = |values: &[f32; 3]| values.map(|value| value.to_string()).join(",");
+        f.pad(&format!("{}/{}", text(mean), text(std)))
     }
 }
 
@@ -126,10 +140,25 @@ impl FromStr for Normalization {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|n| n.name() == name).ok_or_else(|| {
-            Error::config("normalization", "one of imagenet, half, unit and clip", name)
+        let named = Self::ALL.into_iter().find(|n| n.name() == name);
+        named.or_else(|| given(name)).ok_or_else(|| {
+            let expected = "imagenet, half, unit, clip or MEAN,MEAN,MEAN/STD,STD,STD";
+            Error::config("normalization", expected, name)
         })
     }
+}
+
+/// Parses `MEAN,MEAN,MEAN/STD,STD,STD`.
+fn given(text: &str) -> Option<Normalization> {
+    let numbers = |text: &str| -> Option<[f32; 3]> {
+        let values: Option<Vec<f32>> = text.split(',').map(|value| value.parse().ok()).collect();
+        values?.try_into().ok()
+    };
+    let (mean, std) = text.split_once('/')?;
+    let (mean, std) = (numbers(mean)?, numbers(std)?);
+    let fits = mean.iter().all(|value| value.is_finite())
+        && std.iter().all(|value| value.is_finite() && *value > 0.0);
+    fits.then_some(Normalization::Given { mean, std })
 }
 
 #[cfg(test)]
@@ -142,14 +171,22 @@ mod tests {
             assert_eq!(n.to_string().parse::<Normalization>().unwrap(), n);
             assert_eq!(serde_json::to_string(&n).unwrap(), format!("\"{n}\""));
         }
-        assert!(matches!("ImageNet".parse::<Normalization>(), Err(Error::Config { .. })));
+        let given = Normalization::Given { mean: [0.43, 0.411, 0.296], std: [0.213, 0.156, 0.143] };
+        assert_eq!(given.to_string(), "0.43,0.411,0.296/0.213,0.156,0.143");
+        assert_eq!(given.to_string().parse::<Normalization>().unwrap(), given);
+        let json = serde_json::to_string(&given).unwrap();
+        assert_eq!(serde_json::from_str::<Normalization>(&json).unwrap(), given);
+        for wrong in ["ImageNet", "0,0,0", "0,0/1,1", "0,0,0/1,1,0", "0,0,NaN/1,1,1", "0,0,0/1,1,-1"] {
+            assert!(matches!(wrong.parse::<Normalization>(), Err(Error::Config { .. })), "{wrong}");
+        }
     }
 
     #[test]
     fn agrees_with_the_formula_pixel_by_pixel() {
         let bytes: Vec<u8> = (0..2 * 3 * 5 * 3).map(|i| (i * 37 % 256) as u8).collect();
         let images = Tensor::from_slice(&bytes).view([2, 3, 5, 3]);
-        for n in Normalization::ALL {
+        let given = Normalization::Given { mean: [0.43, 0.411, 0.296], std: [0.213, 0.156, 0.143] };
+        for n in Normalization::ALL.into_iter().chain([given]) {
             let x = n.normalize(&images).unwrap();
             assert_eq!((x.size(), x.kind()), (vec![2, 3, 3, 5], Kind::Float));
             assert!(x.is_contiguous());

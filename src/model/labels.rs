@@ -1,5 +1,6 @@
 //! Class names, preprocessing, and a head from another file.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -82,9 +83,14 @@ impl<B: Backbone> PetlModel<B> {
 
     /// Initializes the head with the head in an adapter file, such as that of a linear probe.
     ///
+    /// If both the file and the model name their classes, the rows of the head are put in the order
+    /// of the model's names. Names that are the labels as text count as no names. Call
+    /// [`PetlModel::set_class_names`] first.
+    ///
     /// # Errors
     /// The errors of [`TensorFile::open`] and [`PetlModel::set_head`]; [`Error::MissingTensor`] if
-    /// the file has no head. The head is unchanged after an error.
+    /// the file has no head; [`Error::ClassMismatch`] if its classes have other names. The head is
+    /// unchanged after an error.
     pub fn load_head(&mut self, path: impl AsRef<Path>) -> Result<HeadSource> {
         let file = TensorFile::open(path)?;
         let tensor = |name: &str| -> Result<Tensor> {
@@ -96,14 +102,41 @@ impl<B: Backbone> PetlModel<B> {
             let (file, name) = (file.path().to_path_buf(), name.to_owned());
             Err(Error::MissingTensor { file, name, expected })
         };
-        let (weight, bias) = (tensor("head.weight")?, tensor("head.bias")?);
+        let (mut weight, mut bias) = (tensor("head.weight")?, tensor("head.bias")?);
         let bytes = std::fs::read(file.path()).map_err(Error::io(file.path()))?;
-        let beside = AdapterInfo::of(&file).ok().map(|info| info.backbone_digest);
-        let is_of_other_backbone = match beside {
-            Some(digest) => digest != self.backbone().digest()?,
+        let info = AdapterInfo::of(&file).ok();
+        let is_of_other_backbone = match &info {
+            Some(info) => info.backbone_digest != self.backbone().digest()?,
             None => false,
         };
+        let names = info.and_then(|info| info.class_names);
+        if let (Some(own), Some(names)) = (self.class_names(), names)
+            && let Some(rows) = rows_of(file.path(), own, &names)?
+        {
+            // A head with another number of rows is refused by `set_head`.
+            let rows = Tensor::f_from_slice(&rows)?;
+            (weight, bias) = (weight.f_index_select(0, &rows)?, bias.f_index_select(0, &rows)?);
+        }
         self.set_head(&weight, Some(&bias))?;
         Ok(HeadSource { digest: format!("{:x}", Sha256::digest(bytes)), is_of_other_backbone })
     }
+}
+
+/// Returns the row of the head in `file`, whose classes are called `names`, for each class of the
+/// model, or `None` if they are in the same order or not named.
+fn rows_of(file: &Path, own: &[String], names: &[String]) -> Result<Option<Vec<i64>>> {
+    let is_numbers =
+        |names: &[String]| (0..).zip(names).all(|(at, name): (i64, _)| *name == at.to_string());
+    if own == names || is_numbers(own) || is_numbers(names) {
+        return Ok(None);
+    }
+    let places: HashMap<&String, i64> = names.iter().zip(0..).collect();
+    let own_names: HashSet<&String> = own.iter().collect();
+    let missing: Vec<_> = own.iter().filter(|name| !places.contains_key(name)).cloned().collect();
+    let unexpected: Vec<_> =
+        names.iter().filter(|name| !own_names.contains(name)).cloned().collect();
+    if !missing.is_empty() || !unexpected.is_empty() {
+        return Err(Error::ClassMismatch { file: file.to_path_buf(), missing, unexpected });
+    }
+    Ok(Some(own.iter().filter_map(|name| places.get(name).copied()).collect()))
 }

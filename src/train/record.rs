@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::config::TrainConfig;
 use super::fit::Fit;
 use crate::backbone::Backbone;
-use crate::data::{ImageDataset, Resize};
+use crate::data::{ImageDataset, Orientation, Resize};
 use crate::error::{Error, Result};
 use crate::eval::Scores;
 use crate::files::{read_json, write_atomically};
+use crate::preprocessing::Preprocessing;
 use crate::model::{PetlConfig, PetlModel, TrainableParams};
 
 /// The record of a run: the settings that are needed to repeat it, and the results.
@@ -70,6 +71,50 @@ pub struct RunRecord {
     pub test_seconds: Option<f64>,
     /// The highest resident memory of the process in MB, if the system reports it.
     pub peak_rss_mb: Option<f64>,
+    /// How the images were read, what their classes are called, and how many were skipped.
+    #[serde(default, skip_serializing_if = "ImagesRecord::is_default")]
+    pub images: ImagesRecord,
+}
+
+/// What a run's record says about its images beside their lists. The default is that of records of
+/// versions that had no such field.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImagesRecord {
+    /// Whether images were turned as their EXIF orientation says.
+    pub orientation: Orientation,
+    /// The names of the classes in the order of the labels; empty if they have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
+    /// The preprocessing of training and test images; `None` if they were squashed with a bicubic
+    /// filter, as in the published protocol, or cropped according to
+    /// [`RunRecord::test_shorter_side`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocessing: Option<Preprocessing>,
+    /// The number of images that could not be read and were skipped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: usize,
+}
+
+impl Default for ImagesRecord {
+    /// Images as they are stored, of classes without names.
+    fn default() -> Self {
+        Self {
+            orientation: Orientation::Stored,
+            class_names: Vec::new(),
+            preprocessing: None,
+            skipped: 0,
+        }
+    }
+}
+
+impl ImagesRecord {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A result that was selected on the test images, as published ones often are. It is an upper
@@ -121,6 +166,11 @@ impl RunRecord {
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
+            images: ImagesRecord {
+                orientation: images.orientation(),
+                class_names: model.class_names().unwrap_or_default().to_vec(),
+                skipped: 0,
+            },
         })
     }
 
@@ -130,12 +180,16 @@ impl RunRecord {
     /// # Errors
     /// The errors of [`Resize::center_crop`].
     pub fn test_resize(&self, image_size: (i64, i64)) -> Result<Resize> {
+        if let Some(preprocessing) = &self.images.preprocessing {
+            return Resize::of(&preprocessing.clone().for_size(image_size));
+        }
         let longest = |(rows, columns): (i64, i64)| rows.max(columns).max(1) as f64;
         let grown = longest(image_size) / longest(self.image_size.unwrap_or(image_size));
-        match self.test_shorter_side {
+        let resize = match self.test_shorter_side {
             Some(side) => Resize::center_crop((side as f64 * grown).round() as i64, image_size),
             None => Resize::bicubic(image_size),
-        }
+        };
+        Ok(resize?.with_orientation(self.images.orientation))
     }
 
     /// Writes the record as JSON. The file is written atomically.

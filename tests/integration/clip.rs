@@ -367,3 +367,61 @@ fn a_head_of_another_shape_is_refused() {
     model.set_head(&weight, None).unwrap();
     assert_eq!(model.forward(&images, false).unwrap(), zeros(&[1, 3]));
 }
+
+/// The crate `tokenizers` panics on merges whose second part is shorter than the prefix of subwords.
+#[test]
+fn a_vocabulary_that_makes_the_tokenizer_panic_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let text = r#"{"version": "1.0", "model": {"type": "BPE", "continuing_subword_prefix": "long",
+        "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
+    std::fs::write(&file, text).unwrap();
+    let error = ClipTokenizer::open(&file).unwrap_err();
+    assert!(
+        matches!(&error, Error::CorruptFile { reason, .. } if reason.contains("fail")),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_rows_of_a_head_follow_the_names_of_the_classes() {
+    let config = ViTConfig {
+        image_size: (16, 16),
+        patch_size: 4,
+        embed_dim: 8,
+        depth: 1,
+        num_heads: 1,
+        mlp_dim: 8,
+        ..ViTConfig::default()
+    };
+    let vit = FrozenViT::random(&config, 0, Device::Cpu).unwrap();
+    let model = |names: &[&str]| {
+        let config = PetlConfig::new(Method::LinearProbe, 3);
+        let mut model = PetlModel::new(vit.clone(), &config).unwrap();
+        if !names.is_empty() {
+            model.set_class_names(names.iter().map(|&name| name.to_owned()).collect()).unwrap();
+        }
+        model
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("head.safetensors");
+    let mut trained = model(&["cat", "dog", "ant"]);
+    let bias = Tensor::from_slice(&[1f32, 2.0, 3.0]);
+    let weight = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([3, 8]);
+    trained.set_head(&weight, Some(&bias)).unwrap();
+    trained.save_adapter(&file).unwrap();
+    let loaded = |names: &[&str]| {
+        let mut model = model(names);
+        model.load_head(&file)?;
+        let bias = model.var_store().variables()["head.bias"].copy();
+        let first = model.var_store().variables()["head.weight"].select(1, 0);
+        Ok([Vec::<f32>::try_from(bias).unwrap(), Vec::try_from(first).unwrap()])
+    };
+    assert_eq!(loaded(&["ant", "cat", "dog"]).unwrap(), [[3.0, 1.0, 2.0], [16.0, 0.0, 8.0]]);
+    for names in [&[][..], &["0", "1", "2"], &["cat", "dog", "ant"]] {
+        assert_eq!(loaded(names).unwrap()[0], [1.0, 2.0, 3.0], "{names:?}");
+    }
+    let refused: convpass::Result<_> = loaded(&["ant", "bee", "cat"]);
+    let Err(Error::ClassMismatch { missing, unexpected, .. }) = refused else { panic!() };
+    assert_eq!((missing, unexpected), (vec!["bee".to_owned()], vec!["dog".to_owned()]));
+}

@@ -133,8 +133,17 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[test]
 fn what_is_no_image_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    for bytes in [b"".as_slice(), b"GIF89a", b"\xFF\xD8", b"\xFF\xD8\xFF\xD9", b"\x89PNG\r\n\x1a\n"]
-    {
+    for bytes in [
+        b"".as_slice(),
+        b"GIF89a",
+        b"no image",
+        b"BM",
+        b"II*\0",
+        b"RIFF\0\0\0\0WEBP",
+        b"\xFF\xD8",
+        b"\xFF\xD8\xFF\xD9",
+        b"\x89PNG\r\n\x1a\n",
+    ] {
         let error = decode(folder.path(), bytes).unwrap_err();
         assert!(matches!(&error, Error::Image { path, .. } if path.ends_with("image")), "{error}");
     }

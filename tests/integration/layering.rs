@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error` and
-/// `preprocessing`; anyone may use `ffi` and `files`.
+/// `preprocessing`; anyone may use `contain`, `ffi` and `files`.
 const ORDER: [&str; 12] = [
     "error",
     "preprocessing",
@@ -24,8 +24,8 @@ fn may_import(layer: &str, imported: &str) -> bool {
     let place = |name| ORDER.iter().position(|l| *l == name);
     match (layer, imported) {
         _ if layer == imported => true,
-        (_, "ffi" | "files") => true,
-        ("ffi" | "files", _) => imported == "error",
+        (_, "contain" | "ffi" | "files") => true,
+        ("contain" | "ffi" | "files", _) => imported == "error",
         ("data", _) => ["error", "preprocessing"].contains(&imported),
         // `eval` and what follows are fed by it.
         (_, "data") => place(layer) >= place("eval"),

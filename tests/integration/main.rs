@@ -24,6 +24,7 @@ mod opening;
 mod outside;
 mod own_backbone;
 mod peft;
+mod photos;
 mod precision;
 mod resume;
 mod streaming;

@@ -266,6 +266,7 @@ fn a_record_is_read_back_as_it_was_written() {
         best_on_test: None,
         test_seconds: None,
         peak_rss_mb: convpass::train::peak_rss_mb(),
+        images: convpass::train::ImagesRecord::default(),
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.json");

@@ -8,8 +8,9 @@ use convpass::data::{Augment, Normalization};
 use convpass::train::{CosineSchedule, TrainConfig};
 
 use crate::flags::{
-    BackboneFlags, ClassFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, MethodFlags, OutFlag,
-    SeedsFlag, TargetFlags, ThreadFlags, TrainingFlags, default_warmup,
+    BackboneFlags, ClassFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, MethodFlags,
+    OrientationFlag, OutFlag, SeedsFlag, SurveyFlags, TargetFlags, ThreadFlags, TrainingFlags,
+    data_name, default_warmup,
 };
 
 /// Trains on a few images of each class, for several counts and seeds, and reports the mean.
@@ -80,6 +81,10 @@ pub struct FewShotArgs {
     #[command(flatten)]
     pub input: InputFlags,
     #[command(flatten)]
+    pub orientation: OrientationFlag,
+    #[command(flatten)]
+    pub survey: SurveyFlags,
+    #[command(flatten)]
     pub backbone: BackboneFlags,
     #[command(flatten)]
     pub method: MethodFlags,
@@ -149,15 +154,7 @@ impl FewShotArgs {
     /// Returns the name of the data: `--name`, else the name of the folder of images or of the
     /// folder that holds the list. If that name is `train`, it is the name of the parent folder.
     pub fn data_name(&self) -> String {
-        let name = || {
-            let data = self.data.canonicalize().ok()?;
-            let mut folder = if data.is_dir() { data.as_path() } else { data.parent()? };
-            if folder.ends_with("train") {
-                folder = folder.parent()?;
-            }
-            folder.file_name()?.to_str().map(str::to_owned)
-        };
-        self.name.clone().or_else(name).unwrap_or_else(|| self.data.display().to_string())
+        self.name.clone().unwrap_or_else(|| data_name(&self.data))
     }
 
     /// Returns the settings of a run on `images` training images.

@@ -8,8 +8,8 @@ use convpass::data::{
     BatchConfig, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
 };
 use convpass::eval::{Evaluation, evaluate_logits};
-use convpass::train::{Observer, Progress, RunRecord, peak_rss_mb};
-use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
+use convpass::train::{ImagesRecord, Observer, Progress, RunRecord, peak_rss_mb};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel, Preprocessing};
 
 use super::args::FewShotArgs;
 use super::measured::{Measured, MeasuredSet};
@@ -76,6 +76,8 @@ pub struct FewShotJob<'a> {
     pub method: Method,
     pub classes: i64,
     pub class_names: Vec<String>,
+    /// The number of images that cannot be read and are skipped.
+    pub skipped: usize,
     pub test: MeasuredSet,
     pub targets: Vec<MeasuredSet>,
     /// The shorter side of a resized test image in pixels, before its centre is cut out.
@@ -108,6 +110,7 @@ impl<'a> FewShotJob<'a> {
         let (rows, columns) = opened.image_size();
         let shorter_side = args.test_resize(rows.max(columns));
         let resize = Resize::center_crop(shorter_side, (rows, columns)).context("--test-resize")?;
+        let resize = resize.with_orientation(args.orientation.orientation());
         let measured = |name: &str, list: &FileList, subset| {
             MeasuredSet::new(name, list, subset, resize, &args.threads)
         };
@@ -117,10 +120,11 @@ impl<'a> FewShotJob<'a> {
             method,
             classes: sets.data.num_classes(),
             class_names: sets.class_names,
+            skipped: sets.skipped,
             test: measured(TEST, &sets.test, None)?,
             targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
             shorter_side,
-            normalization: opened.normalization(args.input.normalization)?,
+            normalization: opened.normalization(args.input.normalization),
             digest: opened.backbone.digest()?,
             opened,
         })
@@ -149,7 +153,9 @@ impl<'a> FewShotJob<'a> {
         petl.drop_path = self.args.training.drop_path.unwrap_or(petl.drop_path);
         let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
         let shorter_side = Some(self.shorter_side);
-        model.set_preprocessing(self.opened.preprocessing(self.normalization, shorter_side));
+        let orientation = self.args.orientation.orientation();
+        let preprocessing = self.opened.preprocessing(self.normalization, shorter_side);
+        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
         model.set_class_names(self.class_names.clone())?;
         let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
         let planned = self.planned(petl, draw, head)?;
@@ -167,7 +173,7 @@ impl<'a> FewShotJob<'a> {
         if self.args.force.force {
             clear(out)?;
         }
-        let is_done = finished(out, &planned)?.is_some();
+        let is_done = finished(out, &planned, orientation)?.is_some();
         let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
@@ -245,7 +251,8 @@ impl<'a> FewShotJob<'a> {
         let out = folder.path;
         std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         draw.list.save(out.join("train.txt"))?;
-        let resize = Resize::bicubic(self.opened.image_size())?;
+        let orientation = self.args.orientation.orientation();
+        let resize = Resize::bicubic(self.opened.image_size())?.with_orientation(orientation);
         // A random crop is cut from the image before it is resized.
         let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
             Some(_) => self.args.threads.decoding(ImageDataset::stream(&draw.list, resize)),
@@ -283,6 +290,11 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
+            images: ImagesRecord {
+                orientation,
+                class_names: self.class_names.clone(),
+                skipped: self.skipped,
+            },
         };
         folder.save_record(&record)?;
         Ok((model, known))

@@ -6,7 +6,7 @@ mod measured;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use convpass::clip::read_class_names;
 use convpass::data::FileList;
 
@@ -18,6 +18,7 @@ use crate::Outcome;
 use crate::files::write_atomically;
 use crate::report::Spread;
 use crate::run_folder::FolderLock;
+use crate::survey;
 use crate::targets::{self, TargetSet};
 
 /// The name of the test images among the sets that a run is measured on.
@@ -46,36 +47,47 @@ struct Sets {
     targets: Vec<TargetSet>,
     /// The names of the classes in the order of the labels; the label as text if it has no name.
     class_names: Vec<String>,
+    /// The number of images that cannot be read and are skipped.
+    skipped: usize,
 }
 
 impl Sets {
     fn read(args: &FewShotArgs) -> Result<Self> {
         let names = args.classes.classes.as_ref().map(read_class_names).transpose()?;
-        let list = |file: &Path, classes: Option<i64>| {
-            FileList::read(file.parent().unwrap_or(Path::new("")), file, classes)
-        };
+        let folder = |file: &Path| file.parent().unwrap_or(Path::new("")).to_path_buf();
         let is_folder = args.data.is_dir();
         let data = match &names {
             Some(names) if is_folder => FileList::from_folders_of(&args.data, names)?,
             None if is_folder => FileList::from_folders(&args.data)?,
-            names => list(&args.data, names.as_ref().map(|names| names.len() as i64))?,
-        };
-        let test = if !args.test.is_dir() {
-            list(&args.test, Some(data.num_classes()))?
-        } else if is_folder {
-            FileList::from_folders_of(&args.test, data.class_names())?
-        } else {
-            bail!("{}: --test must be a list, because --data is a list", args.test.display())
+            Some(names) => FileList::read_of(folder(&args.data), &args.data, names)?,
+            None => FileList::read(folder(&args.data), &args.data, None)?,
         };
         let numbers = || (0..data.num_classes()).map(|class| class.to_string()).collect();
-        let names =
-            if is_folder { data.class_names().to_vec() } else { names.unwrap_or_else(numbers) };
+        let is_named = !data.class_names().is_empty();
+        let names = if is_named { data.class_names().to_vec() } else { numbers() };
+        let test = if !args.test.is_dir() {
+            FileList::read_of(folder(&args.test), &args.test, &names)?
+        } else if is_named {
+            FileList::from_folders_of(&args.test, &names)?
+        } else {
+            bail!(
+                "{}: --test must be a list, because --data is a list without names of classes",
+                args.test.display()
+            )
+        };
+        for list in [&data, &test] {
+            survey::say(list.warnings(), list.left_out());
+        }
+        let lists = [Some(data), Some(test), None];
+        let ([data, test, _], skipped) = survey::readable(lists, args.survey, args.threads)?;
+        let (data, test) = data.zip(test).context("there are no images")?;
+        survey::say_overlap(("training", &data), ("test", &test));
         let targets = targets::read(&args.targets.targets, None, &names)?;
         let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
         if let Some(target) = targets.iter().find(is_taken) {
             bail!("--target: results.csv already has a column called {}", target.name);
         }
-        Ok(Sets { data, test, targets, class_names: names })
+        Ok(Sets { data, test, targets, class_names: names, skipped })
     }
 }
 

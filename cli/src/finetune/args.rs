@@ -9,31 +9,50 @@ use convpass::train::{ClassWeights, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::{
-    BackboneFlags, DataFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, LooksFlag, MethodFlags,
-    OutFlag, SeedFlag, ThreadFlags, TrainingFlags,
+    BackboneFlags, DataFlag, ForceFlag, HeadFlag, ImagesFlags, InputFlags, LogFlags, LooksFlag,
+    MethodFlags, OrientationFlag, OutFlag, SeedFlag, SurveyFlags, ThreadFlags, TrainingFlags,
+    data_name,
 };
 
-/// Finetunes an adapter on one task and tests it once.
+/// Finetunes an adapter on your own images or on one task, and tests it once.
 ///
-/// The task is a folder DATA/TASK in the layout of VTAB-1k: the lists train800.txt, val200.txt,
+/// --images is a folder with one folder for each class, a folder that holds train and val or test
+/// in this layout, or a list with a path and a label or the name of a class for each image. Images
+/// for validation and for the test are drawn from it if it has none, and the lists are written to
+/// --out. --task is a folder DATA/TASK in the layout of VTAB-1k: the lists train800.txt, val200.txt,
 /// train800val200.txt and test.txt, each with a line `path label` for each image, and optionally
 /// classes.txt with a name for each class. --out receives the adapter (adapter.safetensors), the
 /// record of the run (run.json) and its log (log.jsonl). Ctrl-C ends the run after the current
 /// step. The same command continues it, even after a kill, and the adapter is the same byte for
-/// byte. A finished run is never overwritten without --force.
+/// byte. A finished run is never overwritten without --force. Then `convpass predict --adapter OUT
+/// PHOTOS` classifies other images.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
     mut_arg("backbone", |arg| arg.required(true)),
-    mut_arg("out", |arg| arg.help("Folder for the results [default: runs/TASK-METHOD]")),
-    after_long_help = "Example:\n  convpass finetune --data vtab-1k --task dtd --backbone vit_base_patch16_224.safetensors --out runs/dtd"
+    mut_arg("out", |arg| arg.help(
+        "Folder for the results [default: runs/TASK-METHOD; the name of the folder of --images in place of TASK]"
+    )),
+    mut_arg("batch_size", |arg| arg.help(
+        "Images in a batch, at most the number of training images [default: 64; 16 with --images]"
+    )),
+    mut_arg("epochs", |arg| arg.help(
+        "Epochs: passes over the training images [default: 100; 20 with --images]"
+    )),
+    after_long_help = "Examples:\n  convpass finetune --images photos/ --backbone vit_base_patch16_224.safetensors --out runs/photos\n  convpass finetune --data vtab-1k --task dtd --backbone vit_base_patch16_224.safetensors --out runs/dtd"
 )]
 pub struct FinetuneArgs {
     #[command(flatten)]
     pub data: DataFlag,
     /// Name of the folder of the task.
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub task: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "images", help_heading = "Data")]
+    pub task: Option<String>,
+    #[command(flatten)]
+    pub images: ImagesFlags,
+    #[command(flatten)]
+    pub survey: SurveyFlags,
+    #[command(flatten)]
+    pub orientation: OrientationFlag,
     #[command(flatten)]
     pub input: InputFlags,
     #[command(flatten)]
@@ -111,9 +130,11 @@ fn parse_spec(text: &str) -> Result<RunSpec, String> {
 /// The images that a run trains on, and the weights that it keeps.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Select {
-    /// Train on all 1,000 images and keep the last epoch.
+    /// Train on all 1,000 images (with --images: those for training and for validation) and keep
+    /// the last epoch.
     Last,
-    /// Train on 800 images and keep the epoch that is best on the 200 validation images.
+    /// Train on 800 images (those for training) and keep the epoch that is best on the 200
+    /// validation images.
     Val,
     /// Train on 800 images, measure the last epoch on the 200, and never look at the test images.
     Trial,
@@ -141,6 +162,33 @@ impl From<ClassWeighting> for ClassWeights {
 impl FinetuneArgs {
     /// Returns the folder of the results.
     pub fn folder(&self, method: &str) -> PathBuf {
-        self.out.folder(|| PathBuf::from("runs").join(format!("{}-{method}", self.task)))
+        let name = || match (&self.images.images, &self.task) {
+            (Some(images), _) => data_name(images),
+            (None, task) => task.clone().unwrap_or_default(),
+        };
+        self.out.folder(|| PathBuf::from("runs").join(format!("{}-{method}", name())))
+    }
+
+    /// Returns the number of epochs. The published number is for 1,000 images and takes hours on a
+    /// CPU.
+    pub fn epochs(&self) -> usize {
+        match self.training.length.epochs {
+            None if self.images.images.is_some() => 20,
+            _ => self.training.epochs(),
+        }
+    }
+
+    /// Returns the batch size for `images` training images.
+    pub fn batch_size(&self, images: usize) -> usize {
+        let default = if self.images.images.is_some() { 16 } else { 64 };
+        let size = self.input.batches.or(default);
+        if size > images {
+            let batch =
+                if self.input.batches.batch_size.is_some() { "--batch-size" } else { "batch size" };
+            eprintln!(
+                "{batch} {size}: there are {images} training images, so a batch has {images}"
+            );
+        }
+        size.min(images)
     }
 }

@@ -5,29 +5,28 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use convpass::data::vtab::{VtabFolder, VtabSplit};
-use convpass::data::{ImageDataset, Normalization, Resize};
+use convpass::data::{FileList, ImageDataset, Normalization, Resize};
 use convpass::eval::{Evaluation, PrefixCache, evaluate};
 use convpass::train::{
-    BestOnTest, Fit, Observer, Progress, RunRecord, Selection, TrainConfig, peak_rss_mb,
+    BestOnTest, Fit, ImagesRecord, Observer, Progress, RunRecord, Selection, TrainConfig,
+    peak_rss_mb,
 };
-use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel, Preprocessing};
 
 use super::args::{FinetuneArgs, RunSpec, Select};
+use super::images::RunLists;
 use super::watch::Watch;
 use crate::failure::{chain_of, finite};
 use crate::flags::Opened;
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
-use crate::run_folder::{
-    RunFolder, backbone_name, class_names, clear, finished, recorded, start_head,
-};
+use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
 use crate::stop::Stop;
 
 /// One run: a method on a task.
 pub struct FinetuneJob<'a> {
     pub args: &'a FinetuneArgs,
-    pub folder: &'a VtabFolder,
+    pub lists: &'a RunLists,
     pub method: Method,
     pub out: &'a Path,
     pub stop: &'a Stop,
@@ -38,22 +37,25 @@ struct RunImages {
     train: ImageDataset,
     /// The images that the model is measured on after epochs: validation or test images.
     watched: Option<ImageDataset>,
-    test: ImageDataset,
+    test: Option<ImageDataset>,
 }
 
 impl FinetuneJob<'_> {
     /// Trains and tests the model, and writes the adapter and the record.
     pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
         let (args, out) = (self.args, self.out);
-        let spec = self.spec(opened.normalization(args.input.normalization))?;
-        let label = format!("{} {}", self.folder.name(), spec.model.method.name());
+        let spec = self.spec(opened.normalization(args.input.normalization));
+        let label = format!("{} {}", self.lists.name, spec.model.method.name());
         let (mut model, head_digest) = self.model(opened, &spec)?;
         let normalization = spec.train.normalization;
         if args.force.force {
             clear(out)?;
         }
+        let orientation = args.orientation.orientation();
         let planned = self.planned(opened, &model, &spec, head_digest.clone())?;
-        if let Some(record) = finished(out, &planned)?.filter(|record| self.has_looks(record)) {
+        if let Some(record) =
+            finished(out, &planned, orientation)?.filter(|record| self.has_looks(record))
+        {
             println!("{label}: the run was finished before");
             return Ok(record);
         }
@@ -64,6 +66,8 @@ impl FinetuneJob<'_> {
         };
         pass.check(&opened.backbone)?;
         println!("{label}: {}, normalization {normalization}", model.trainable_params());
+
+        self.lists.write_down(out)?;
 
         let images = self.images(opened.image_size())?;
         let watches_test = args.looks.also_best_on_test.is_some();
@@ -79,15 +83,17 @@ impl FinetuneJob<'_> {
         let adapter_digest = Some(kept.save_adapter(&model)?);
         let best_on_test = watches_test.then(|| split_off(&mut fit, &spec.train)).flatten();
 
-        let is_tested = !fit.stopped && args.select != Select::Trial;
+        let test = images.test.as_ref().filter(|_| !fit.stopped && args.select != Select::Trial);
         let start = Instant::now();
-        let tested =
-            if is_tested { self.test(&model, &images.test, &spec, &mut watch)? } else { None };
+        let tested = match test {
+            Some(test) => self.test(&model, test, &spec, &mut watch)?,
+            None => None,
+        };
         let test_seconds = tested.as_ref().map(|_| start.elapsed().as_secs_f64());
         let record = RunRecord {
             head_digest,
             adapter_digest,
-            test_split: is_tested.then(|| images.test.split_hash().to_owned()),
+            test_split: test.map(|test| test.split_hash().to_owned()),
             test_top1: tested.as_ref().map(Evaluation::top1),
             test: tested.as_ref().map(Evaluation::scores),
             best_on_test,
@@ -95,8 +101,8 @@ impl FinetuneJob<'_> {
             ..self.record(opened, &model, spec, fit, &images)?
         };
         kept.save_record(&record)?;
-        let is_trial = args.select == Select::Trial && !record.fit.stopped;
-        if (record.test_top1.is_some() || is_trial) && args.logs.checkpoint_every > 0 {
+        let is_done = record.test_top1.is_some() || test.is_none() && !record.fit.stopped;
+        if is_done && args.logs.checkpoint_every > 0 {
             kept.done()?;
         }
         Ok(record)
@@ -109,13 +115,13 @@ impl FinetuneJob<'_> {
         spec: &RunSpec,
     ) -> Result<(PetlModel<AnyBackbone>, Option<String>)> {
         let mut model = PetlModel::new(opened.backbone.clone(), &spec.model)?;
-        model.set_preprocessing(opened.preprocessing(spec.train.normalization, None));
-        let file = self.folder.path().join("classes.txt");
-        let names = class_names(&file)?;
-        if !names.is_empty() {
-            // The results do not depend on the names, so wrong names are no error.
-            model.set_class_names(names).unwrap_or_else(|error| {
-                eprintln!("warning: {}: {}", file.display(), chain_of(error));
+        let orientation = self.args.orientation.orientation();
+        let preprocessing = opened.preprocessing(spec.train.normalization, None);
+        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
+        if !self.lists.class_names.is_empty() {
+            // The results do not depend on the names, so names that occur twice are no error.
+            model.set_class_names(self.lists.class_names.clone()).unwrap_or_else(|error| {
+                eprintln!("warning: the names of the classes: {}", chain_of(error));
             });
         }
         let head = self.args.head.head.as_deref();
@@ -131,23 +137,20 @@ impl FinetuneJob<'_> {
         spec: &RunSpec,
         head_digest: Option<String>,
     ) -> Result<PlannedRun> {
-        let hash = |split| self.folder.split(split).split_hash();
-        let (train, val, test) = match self.args.select {
-            Select::Last => (VtabSplit::Train800Val200, None, Some(VtabSplit::Test)),
-            Select::Val => (VtabSplit::Train800, Some(VtabSplit::Val200), Some(VtabSplit::Test)),
-            Select::Trial => (VtabSplit::Train800, Some(VtabSplit::Val200), None),
-        };
+        let (lists, select) = (self.lists, self.args.select);
+        let val = lists.val.as_ref().filter(|_| select != Select::Last);
+        let test = lists.test.as_ref().filter(|_| select != Select::Trial);
         Ok(PlannedRun {
-            task: self.folder.name().to_owned(),
+            task: lists.name.clone(),
             model: spec.model.clone(),
             train: spec.train.clone(),
             backbone_digest: model.backbone().digest()?,
             precision: recorded(self.args.backbone.precision()),
             image_size: opened.image_size(),
             test_shorter_side: None,
-            train_split: hash(train),
-            val_split: val.map(hash),
-            test_split: test.map(hash),
+            train_split: lists.train.split_hash(),
+            val_split: val.map(FileList::split_hash),
+            test_split: test.map(FileList::split_hash),
             head_digest,
         })
     }
@@ -158,16 +161,17 @@ impl FinetuneJob<'_> {
     }
 
     fn images(&self, image_size: (i64, i64)) -> Result<RunImages> {
-        let load = |split| ImageDataset::load(self.folder.split(split), image_size);
-        let test = self.test_images(image_size)?;
-        let watches_test = self.args.looks.also_best_on_test.is_some();
-        let (train, watched) = match self.args.select {
-            Select::Last => (load(VtabSplit::Train800Val200)?, watches_test.then(|| test.clone())),
-            Select::Val | Select::Trial => {
-                (load(VtabSplit::Train800)?, Some(load(VtabSplit::Val200)?))
-            }
+        let orientation = self.args.orientation.orientation();
+        let resize = Resize::bicubic(image_size)?.with_orientation(orientation);
+        let load = |list| ImageDataset::load_resized(list, resize);
+        // Each test image is decoded when it is used, because all may not fit in memory.
+        let stream = |list| self.args.threads.decoding(ImageDataset::stream(list, resize));
+        let test = self.lists.test.as_ref().map(stream);
+        let watched = match &self.lists.val {
+            Some(val) => Some(load(val)?),
+            None => test.clone().filter(|_| self.args.looks.also_best_on_test.is_some()),
         };
-        Ok(RunImages { train, watched, test })
+        Ok(RunImages { train: load(&self.lists.train)?, watched, test })
     }
 
     /// Returns the record of the run without the fields of the test.
@@ -182,7 +186,7 @@ impl FinetuneJob<'_> {
         let (args, hash) = (self.args, |set: &ImageDataset| set.split_hash().to_owned());
         Ok(RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: self.folder.name().to_owned(),
+            task: self.lists.name.clone(),
             model: spec.model,
             train: spec.train,
             backbone: backbone_name(args.backbone.checkpoint()?)?,
@@ -203,6 +207,11 @@ impl FinetuneJob<'_> {
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
+            images: ImagesRecord {
+                orientation: images.train.orientation(),
+                class_names: model.class_names().unwrap_or_default().to_vec(),
+                skipped: self.lists.skipped,
+            },
         })
     }
 
@@ -212,17 +221,10 @@ impl FinetuneJob<'_> {
         if let Some(spec) = &self.args.spec {
             return Ok(spec.clone());
         }
-        let mut model = PetlConfig::new(self.method.clone(), self.folder.num_classes());
+        let mut model = PetlConfig::new(self.method.clone(), self.lists.num_classes);
         model.seed = self.args.seed.seed;
         model.drop_path = self.args.training.drop_path.unwrap_or(model.drop_path);
         Ok(RunSpec { model, train: self.train_config(normalization?) })
-    }
-
-    /// Returns the test images. Each is decoded when it is used, because all may not fit in memory.
-    fn test_images(&self, image_size: (i64, i64)) -> Result<ImageDataset> {
-        let list = self.folder.split(VtabSplit::Test);
-        let images = ImageDataset::stream(list, Resize::bicubic(image_size)?);
-        Ok(self.args.threads.decoding(images))
     }
 
     /// Returns the result on the test images, or `None` if Ctrl-C ended the test.
@@ -242,11 +244,11 @@ impl FinetuneJob<'_> {
 
     fn train_config(&self, normalization: Normalization) -> TrainConfig {
         let (args, training) = (self.args, &self.args.training);
-        let epochs = training.epochs();
+        let epochs = args.epochs();
         TrainConfig {
             epochs,
-            batch_size: args.input.batch_size(),
-            schedule: training.cosine(),
+            batch_size: args.batch_size(self.lists.train.entries().len()),
+            schedule: training.cosine(epochs),
             weight_decay: training.weight_decay(),
             normalization,
             seed: args.seed.seed,

@@ -1,15 +1,16 @@
 //! `convpass finetune`: one run on one task.
 
 mod args;
+mod images;
 mod job;
 mod watch;
 
 use anyhow::Result;
-use convpass::data::vtab::VtabFolder;
 use convpass::train::RunRecord;
 
 use args::Select;
 pub use args::{FinetuneArgs, RunSpec};
+use images::RunLists;
 use job::FinetuneJob;
 
 use crate::Outcome;
@@ -21,18 +22,18 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     if args.looks.also_best_on_test.is_some() && args.select != Select::Last {
         return Err(Usage("--also-best-on-test needs --select last".to_owned()).into());
     }
-    let method = args.method.chosen(&args.task)?;
+    let method = args.method.chosen(args.task.as_deref().unwrap_or_default())?;
     args.threads.apply()?;
     let stop = Stop::on_ctrl_c("ending after this step; the same command continues from there")?;
     if args.spec.is_some() {
         end_with_stdin(stop.clone());
     }
-    let folder = VtabFolder::open(args.data.folder(), &args.task)?;
+    let lists = RunLists::read(args)?;
     let out = args.folder(method.name());
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
     let _lock = FolderLock::take(&out)?;
-    let job = FinetuneJob { args, folder: &folder, method, out: &out, stop: &stop };
+    let job = FinetuneJob { args, lists: &lists, method, out: &out, stop: &stop };
     let record = job.run(&opened)?;
     say(args, &record);
     println!("{}", out.display());
@@ -50,10 +51,10 @@ fn end_with_stdin(stop: Stop) {
 
 /// Prints the results.
 fn say(args: &FinetuneArgs, record: &RunRecord) {
-    let task = &args.task;
+    let task = &record.task;
     if let Some(top1) = record.test_top1 {
         let weights = match args.select {
-            Select::Val => "best epoch on the 200",
+            Select::Val => "best epoch on the validation images",
             _ => "last epoch",
         };
         println!("{task}: top-1 {top1:.2} % on the test images ({weights})");

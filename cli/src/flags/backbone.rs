@@ -214,18 +214,8 @@ impl Opened {
     }
 
     /// Returns `flag`, or without it the normalization that the backbone was trained with.
-    ///
-    /// # Errors
-    /// If `flag` is `None` and the mean and std of the backbone are those of no [`Normalization`].
-    pub fn normalization(&self, flag: Option<Normalization>) -> Result<Normalization> {
-        let preprocessing = self.backbone.preprocessing();
-        flag.or_else(|| Normalization::of(preprocessing)).with_context(|| {
-            format!(
-                "--normalization is needed: {} says mean {:?} and std {:?}, which are not those of \
-                 imagenet, half, unit or clip",
-                preprocessing.source, preprocessing.mean, preprocessing.std
-            )
-        })
+    pub fn normalization(&self, flag: Option<Normalization>) -> Normalization {
+        flag.unwrap_or_else(|| Normalization::of(self.backbone.preprocessing()))
     }
 }
 

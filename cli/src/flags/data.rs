@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use convpass::data::{ImageDataset, Normalization};
+use convpass::data::{ImageDataset, Normalization, Orientation, SplitFractions};
 
 use crate::targets::{Target, parse_target};
 
@@ -21,6 +21,79 @@ impl DataFlag {
     /// Returns the folder, `data` by default.
     pub fn folder(&self) -> &Path {
         self.data.as_deref().unwrap_or(Path::new("data"))
+    }
+}
+
+/// A person's own images in place of a task.
+#[derive(Args, Clone, Default)]
+pub struct ImagesFlags {
+    /// Train on your own images instead of a task: a folder with one folder for each class, a
+    /// folder that holds train and val or test in this layout, or a list (CSV, TSV, JSON, or lines
+    /// `path label`).
+    #[arg(
+        long,
+        value_name = "FOLDER|LIST",
+        conflicts_with_all = ["data", "task"],
+        help_heading = "Data"
+    )]
+    pub images: Option<PathBuf>,
+    /// Folder that the paths in lists are relative to [default: the folder of each list].
+    #[arg(long, value_name = "DIR", requires = "images", help_heading = "Data")]
+    pub root: Option<PathBuf>,
+    /// Fraction of the images of each class that is drawn for validation, if --images has no
+    /// validation images [default: 0.1].
+    #[arg(long, value_name = "X", requires = "images", help_heading = "Data")]
+    pub val_fraction: Option<f64>,
+    /// Fraction of the images of each class that is drawn for the test, if --images has no test
+    /// images [default: 0.2].
+    #[arg(long, value_name = "X", requires = "images", help_heading = "Data")]
+    pub test_fraction: Option<f64>,
+    /// Seed of the draw of validation and test images. It is not --seed, so that runs with
+    /// different seeds have the same images [default: 0].
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "images",
+        allow_negative_numbers = true,
+        help_heading = "Data"
+    )]
+    pub split_seed: Option<i64>,
+}
+
+impl ImagesFlags {
+    /// Returns the fractions that are drawn.
+    pub fn fractions(&self) -> SplitFractions {
+        let SplitFractions { val, test } = SplitFractions::default();
+        SplitFractions {
+            val: self.val_fraction.unwrap_or(val),
+            test: self.test_fraction.unwrap_or(test),
+        }
+    }
+}
+
+/// What is done with images that cannot be read.
+#[derive(Args, Clone, Copy, Default)]
+pub struct SurveyFlags {
+    /// Go on without the images that cannot be read. Without this flag they end the run before it
+    /// starts.
+    #[arg(long, help_heading = "Data")]
+    pub skip_unreadable: bool,
+    /// Decode every image before the run starts. Without this flag only the headers are read.
+    #[arg(long, help_heading = "Data")]
+    pub verify_images: bool,
+}
+
+/// Whether photos are turned as their EXIF orientation says.
+#[derive(Args, Clone, Copy, Default)]
+pub struct OrientationFlag {
+    /// Use photos as their pixels are stored, not turned as their EXIF orientation says.
+    #[arg(long, help_heading = "Data")]
+    pub ignore_exif: bool,
+}
+
+impl OrientationFlag {
+    pub fn orientation(self) -> Orientation {
+        if self.ignore_exif { Orientation::Stored } else { Orientation::Exif }
     }
 }
 
@@ -159,4 +232,18 @@ fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
     let number = text.parse().map_err(|e| format!("{e}"))?;
     let fits = Some(number).filter(|number: &NonZeroUsize| number.get() <= MAX);
     fits.ok_or_else(|| format!("expected a number from 1 to {MAX}"))
+}
+
+/// Returns the name of a folder of images or of the folder that holds a list. If that name is
+/// `train`, it is the name of the parent folder.
+pub fn data_name(data: &Path) -> String {
+    let name = || {
+        let data = data.canonicalize().ok()?;
+        let mut folder = if data.is_dir() { data.as_path() } else { data.parent()? };
+        if folder.ends_with("train") {
+            folder = folder.parent()?;
+        }
+        folder.file_name()?.to_str().map(str::to_owned)
+    };
+    name().unwrap_or_else(|| data.display().to_string())
 }

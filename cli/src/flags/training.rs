@@ -81,10 +81,10 @@ impl TrainingFlags {
         self.weight_decay.unwrap_or(Self::WEIGHT_DECAY)
     }
 
-    /// Returns the published schedule with the values of the flags.
-    pub fn cosine(&self) -> CosineSchedule {
+    /// Returns the published schedule with the values of the flags, for a run of `epochs`.
+    pub fn cosine(&self, epochs: usize) -> CosineSchedule {
         CosineSchedule {
-            warmup_epochs: self.warmup_epochs.unwrap_or(default_warmup(self.epochs())),
+            warmup_epochs: self.warmup_epochs.unwrap_or(default_warmup(epochs)),
             stepped: self.schedule.into(),
             ..CosineSchedule::with_lr(self.lr())
         }

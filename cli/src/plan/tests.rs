@@ -185,6 +185,7 @@ fn a_record_of_another_run_is_told_by_field() {
         best_on_test: None,
         test_seconds: None,
         peak_rss_mb: None,
+        images: Default::default(),
     };
     assert_eq!(planned.differences(&record), [""; 0]);
     let mut other = record.clone();

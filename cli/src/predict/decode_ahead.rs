@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use convpass::data::{Resize, decode_image};
+use convpass::data::{Resize, is_image_file};
 use walkdir::WalkDir;
 
 use crate::failure::chain_of;
@@ -73,10 +73,12 @@ pub fn decode_ahead(
 }
 
 fn decode(path: &Path, resize: Resize) -> Result<Vec<u8>, String> {
-    let image = decode_image(path).map_err(chain_of)?;
-    let resized =
-        resize.apply(image.view()).map_err(|e| format!("{}: {}", path.display(), chain_of(e)))?;
-    Ok(resized.into_raw_vec_and_offset().0)
+    let image = resize.read(path).map_err(|error| match error {
+        // This error does not name the file.
+        convpass::Error::Input { .. } => format!("{}: {}", path.display(), chain_of(error)),
+        error => chain_of(error),
+    })?;
+    Ok(image.into_raw_vec_and_offset().0)
 }
 
 /// Calls `hand_out` with each image of an argument: a file, the images below a folder, or the paths
@@ -96,7 +98,7 @@ fn list(
     // error, not a loop.
     for entry in WalkDir::new(argument).follow_links(true).sort_by_file_name() {
         let image = match entry {
-            Ok(entry) if entry.file_type().is_dir() || !is_image(entry.path()) => continue,
+            Ok(entry) if entry.file_type().is_dir() || !is_image_file(entry.path()) => continue,
             Ok(entry) => Ok(entry.into_path()),
             Err(error) => {
                 let path = error.path().unwrap_or(argument).to_owned();
@@ -109,16 +111,10 @@ fn list(
         }
     }
     if is_empty {
-        let reason = format!("{}: no .jpg, .jpeg or .png below this folder", argument.display());
+        let reason = format!("{}: no image below this folder", argument.display());
         return hand_out(Err((argument.to_owned(), reason)));
     }
     true
-}
-
-fn is_image(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| {
-        ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
-    })
 }
 
 /// Calls `hand_out` with the path on each line of standard input.

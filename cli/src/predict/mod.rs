@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use convpass::data::{Normalization, Resize};
+use convpass::data::{Normalization, Orientation, Resize};
 use convpass::model::AdapterInfo;
 use convpass::train::RunRecord;
 use convpass::{AnyBackbone, Backbone, PetlModel};
@@ -18,7 +18,9 @@ use decode_ahead::{Decoded, decode_ahead};
 use output::{ClassScore, Writer};
 
 use crate::Outcome;
-use crate::flags::{BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, ThreadFlags};
+use crate::flags::{
+    BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, OrientationFlag, ThreadFlags,
+};
 use crate::memory::PassSize;
 use crate::run_folder::{adapter_file, class_names, is_adapter_of, precision_of};
 
@@ -46,6 +48,9 @@ const BATCHES_AHEAD: usize = 2;
     mut_arg("normalization", |arg| arg.help(
         "Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip [default: those of the run]"
     )),
+    mut_arg("ignore_exif", |arg| arg.help(
+        "Use photos as their pixels are stored, not turned as their EXIF orientation says [default: as in the run]"
+    )),
     mut_arg("classes", |arg| arg.help(
         "Text file with the name of one class on each line, in the order of the labels [default: the names in the adapter, else numbers]"
     )),
@@ -64,6 +69,8 @@ pub struct PredictArgs {
     classes: ClassFlag,
     #[command(flatten)]
     input: InputFlags,
+    #[command(flatten)]
+    orientation: OrientationFlag,
     #[command(flatten)]
     backbone: BackboneFlags,
     #[command(flatten)]
@@ -147,6 +154,12 @@ impl Predict<'_> {
             Some(record) => record.test_resize(image_size)?,
             None => self.resize(&opened)?,
         };
+        let orientation =
+            if args.orientation.ignore_exif { Orientation::Stored } else { self.orientation() };
+        if orientation.is_stored() {
+            eprintln!("photos: as they are stored; their EXIF orientation is ignored");
+        }
+        let resize = resize.with_orientation(orientation);
         let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
         let classes = self.classes(&model)?;
         let batch_size = args.input.batch_size();
@@ -175,7 +188,7 @@ impl Predict<'_> {
         let of_adapter = self.info.backbone.as_ref();
         let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
         let (beside, adapter) = (self.beside.display(), self.adapter.display());
-        match (self.args.input.normalization, recorded, of_adapter.and_then(Normalization::of)) {
+        match (self.args.input.normalization, recorded, of_adapter.map(Normalization::of)) {
             (Some(flag), Some(recorded), _) if flag != recorded => {
                 eprintln!("normalization: {flag} by flag, although {beside} says {recorded}");
                 Ok(flag)
@@ -193,7 +206,7 @@ impl Predict<'_> {
                 Ok(of_adapter)
             }
             (None, None, None) => {
-                let usual = opened.normalization(None).map_or("none", Normalization::name);
+                let usual = opened.normalization(None);
                 bail!(
                     "--normalization is needed ({usual} is usual for this family): there is no \
                      {beside}, and {adapter} does not say"
@@ -214,6 +227,17 @@ impl Predict<'_> {
         let centre =
             centre.map_or("", |_| ", the centre of the image resized with its aspect ratio");
         eprintln!("images: {rows} x {columns}, {origin}{centre}");
+    }
+
+    /// Returns what the run did with the EXIF orientation of photos. Runs of versions that had no
+    /// choice ignored it.
+    fn orientation(&self) -> Orientation {
+        let of_adapter = self.info.backbone.as_ref();
+        let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
+        match self.record {
+            Some(record) => record.images.orientation,
+            None => of_adapter.map_or(Orientation::Stored, |known| known.orientation),
+        }
     }
 
     /// Returns the resize of the adapter if its image size is that of the backbone. Otherwise

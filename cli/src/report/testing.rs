@@ -42,6 +42,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         best_on_test: None,
         test_seconds: Some(1.0),
         peak_rss_mb: None,
+        images: Default::default(),
     }
 }
 

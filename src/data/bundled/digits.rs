@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::image::decode;
+use crate::data::image::decode_bytes;
 use crate::error::{Error, Result};
 
 const SHEET: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits.png"));
@@ -16,7 +16,8 @@ const SIDE: usize = 8;
 /// Returns every digit, `[8, 8, 3]`, with its label. They are shuffled with the seed, because the
 /// source sorts them by writer.
 pub(super) fn all(seed: i64) -> Result<Vec<(Array3<u8>, i64)>> {
-    let sheet = decode(SHEET).map_err(|reason| Error::corrupt("assets/digits.png", reason))?;
+    let sheet =
+        decode_bytes(SHEET).map_err(|reason| Error::corrupt("assets/digits.png", reason))?;
     let mut digits = Vec::new();
     for (i, label) in LABELS.trim_end().chars().enumerate() {
         let label = label
