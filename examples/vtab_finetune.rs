@@ -101,8 +101,7 @@ fn finetune(args: &Args, task: &str, file: &Path, out: &Path) -> Result<()> {
     let backbone = AnyBackbone::open(file, Device::Cpu)?;
     let preprocessing = backbone.preprocessing().clone();
     let image_size = preprocessing.image_size;
-    let normalization = args.normalization.or_else(|| Normalization::of(&preprocessing));
-    let normalization = normalization.context("--normalization is needed for this backbone")?;
+    let normalization = args.normalization.unwrap_or_else(|| Normalization::of(&preprocessing));
     let mut config = PetlConfig::new(method(args, task)?, folder.num_classes());
     config.seed = args.seed;
     config.drop_path = args.drop_path.unwrap_or(config.drop_path);

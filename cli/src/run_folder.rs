@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use convpass::data::{ImageDataset, Orientation};
+use convpass::data::ImageDataset;
 use convpass::train::{
-    Fit, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit, fit_resumable,
+    Fit, ImagesRecord, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit,
+    fit_resumable,
 };
 use convpass::{Backbone, PetlModel, Precision};
 use fs4::fs_std::FileExt;
@@ -63,7 +64,7 @@ impl FolderLock {
 pub fn finished(
     folder: &Path,
     planned: &PlannedRun,
-    orientation: Orientation,
+    images: &ImagesRecord,
 ) -> Result<Option<RunRecord>> {
     let file = folder.join(RECORD);
     if !file.exists() {
@@ -73,8 +74,11 @@ pub fn finished(
         Ok(record) if !is_finished(&record) => return Ok(None),
         Ok(record) => {
             let mut differences = planned.differences(&record);
-            if record.images.orientation != orientation {
+            if record.images.orientation != images.orientation {
                 differences.push("images.orientation: --ignore-exif differs".to_owned());
+            }
+            if record.images.preprocessing != images.preprocessing {
+                differences.push("images.preprocessing: another preprocessing".to_owned());
             }
             let adapter = folder.join(ADAPTER);
             if differences.is_empty() && !adapter.exists() {

@@ -40,7 +40,7 @@ pub enum PartialBatch {
 }
 
 /// The settings of a pass over a dataset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchConfig {
     /// The number of images in a batch.
     pub batch_size: usize,

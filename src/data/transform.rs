@@ -176,7 +176,9 @@ mod tests {
         assert_eq!(given.to_string().parse::<Normalization>().unwrap(), given);
         let json = serde_json::to_string(&given).unwrap();
         assert_eq!(serde_json::from_str::<Normalization>(&json).unwrap(), given);
-        for wrong in ["ImageNet", "0,0,0", "0,0/1,1", "0,0,0/1,1,0", "0,0,NaN/1,1,1", "0,0,0/1,1,-1"] {
+        for wrong in
+            ["ImageNet", "0,0,0", "0,0/1,1", "0,0,0/1,1,0", "0,0,NaN/1,1,1", "0,0,0/1,1,-1"]
+        {
             assert!(matches!(wrong.parse::<Normalization>(), Err(Error::Config { .. })), "{wrong}");
         }
     }

@@ -11,8 +11,8 @@ use crate::data::{ImageDataset, Orientation, Resize};
 use crate::error::{Error, Result};
 use crate::eval::Scores;
 use crate::files::{read_json, write_atomically};
-use crate::preprocessing::Preprocessing;
 use crate::model::{PetlConfig, PetlModel, TrainableParams};
+use crate::preprocessing::Preprocessing;
 
 /// The record of a run: the settings that are needed to repeat it, and the results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,6 +169,7 @@ impl RunRecord {
             images: ImagesRecord {
                 orientation: images.orientation(),
                 class_names: model.class_names().unwrap_or_default().to_vec(),
+                preprocessing: None,
                 skipped: 0,
             },
         })

@@ -173,7 +173,7 @@ impl<'a> FewShotJob<'a> {
         if self.args.force.force {
             clear(out)?;
         }
-        let is_done = finished(out, &planned, orientation)?.is_some();
+        let is_done = finished(out, &planned, &self.images_record())?.is_some();
         let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
@@ -290,14 +290,20 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
-            images: ImagesRecord {
-                orientation,
-                class_names: self.class_names.clone(),
-                skipped: self.skipped,
-            },
+            images: self.images_record(),
         };
         folder.save_record(&record)?;
         Ok((model, known))
+    }
+
+    /// Returns what the record says about the images beside their lists.
+    fn images_record(&self) -> ImagesRecord {
+        ImagesRecord {
+            orientation: self.args.orientation.orientation(),
+            class_names: self.class_names.clone(),
+            preprocessing: None,
+            skipped: self.skipped,
+        }
     }
 
     /// Loads the model of a run that is done.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::flags::{
     BackboneFlags, DataFlag, ForceFlag, HeadFlag, ImagesFlags, InputFlags, LogFlags, LooksFlag,
-    MethodFlags, OrientationFlag, OutFlag, SeedFlag, SurveyFlags, ThreadFlags, TrainingFlags,
-    data_name,
+    MethodFlags, OrientationFlag, OutFlag, PreparationFlags, SeedFlag, SurveyFlags, ThreadFlags,
+    TrainingFlags, data_name,
 };
 
 /// Finetunes an adapter on your own images or on one task, and tests it once.
@@ -53,6 +53,8 @@ pub struct FinetuneArgs {
     pub survey: SurveyFlags,
     #[command(flatten)]
     pub orientation: OrientationFlag,
+    #[command(flatten)]
+    pub preparation: PreparationFlags,
     #[command(flatten)]
     pub input: InputFlags,
     #[command(flatten)]

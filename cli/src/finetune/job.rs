@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use convpass::backbone::{Resampling, ResizeMode};
 use convpass::data::{FileList, ImageDataset, Normalization, Resize};
 use convpass::eval::{Evaluation, PrefixCache, evaluate};
 use convpass::train::{
@@ -17,7 +18,7 @@ use super::args::{FinetuneArgs, RunSpec, Select};
 use super::images::RunLists;
 use super::watch::Watch;
 use crate::failure::{chain_of, finite};
-use crate::flags::Opened;
+use crate::flags::{Opened, Preparation};
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
 use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
@@ -45,17 +46,17 @@ impl FinetuneJob<'_> {
     pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
         let (args, out) = (self.args, self.out);
         let spec = self.spec(opened.normalization(args.input.normalization));
+        let preprocessing = self.preprocessing(opened, spec.train.normalization);
         let label = format!("{} {}", self.lists.name, spec.model.method.name());
-        let (mut model, head_digest) = self.model(opened, &spec)?;
+        let (mut model, head_digest) = self.model(opened, &spec, &preprocessing)?;
         let normalization = spec.train.normalization;
         if args.force.force {
             clear(out)?;
         }
-        let orientation = args.orientation.orientation();
+        let images = self.images_record(&preprocessing);
         let planned = self.planned(opened, &model, &spec, head_digest.clone())?;
-        if let Some(record) =
-            finished(out, &planned, orientation)?.filter(|record| self.has_looks(record))
-        {
+        let earlier = finished(out, &planned, &images)?;
+        if let Some(record) = earlier.filter(|record| self.has_looks(record)) {
             println!("{label}: the run was finished before");
             return Ok(record);
         }
@@ -66,10 +67,11 @@ impl FinetuneJob<'_> {
         };
         pass.check(&opened.backbone)?;
         println!("{label}: {}, normalization {normalization}", model.trainable_params());
+        println!("{label}: images {preprocessing}");
 
         self.lists.write_down(out)?;
 
-        let images = self.images(opened.image_size())?;
+        let images = self.images(&preprocessing)?;
         let watches_test = args.looks.also_best_on_test.is_some();
         let progress = Progress::new(&label);
         let mut watch = Watch { progress, watches_test, stop: self.stop.clone() };
@@ -98,7 +100,7 @@ impl FinetuneJob<'_> {
             test: tested.as_ref().map(Evaluation::scores),
             best_on_test,
             test_seconds,
-            ..self.record(opened, &model, spec, fit, &images)?
+            ..self.record(opened, &model, spec, fit, &images, &preprocessing)?
         };
         kept.save_record(&record)?;
         let is_done = record.test_top1.is_some() || test.is_none() && !record.fit.stopped;
@@ -113,11 +115,10 @@ impl FinetuneJob<'_> {
         &self,
         opened: &Opened,
         spec: &RunSpec,
+        preprocessing: &Preprocessing,
     ) -> Result<(PetlModel<AnyBackbone>, Option<String>)> {
         let mut model = PetlModel::new(opened.backbone.clone(), &spec.model)?;
-        let orientation = self.args.orientation.orientation();
-        let preprocessing = opened.preprocessing(spec.train.normalization, None);
-        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
+        model.set_preprocessing(preprocessing.clone());
         if !self.lists.class_names.is_empty() {
             // The results do not depend on the names, so names that occur twice are no error.
             model.set_class_names(self.lists.class_names.clone()).unwrap_or_else(|error| {
@@ -160,9 +161,33 @@ impl FinetuneJob<'_> {
         self.args.looks.also_best_on_test.is_none() || record.best_on_test.is_some()
     }
 
-    fn images(&self, image_size: (i64, i64)) -> Result<RunImages> {
-        let orientation = self.args.orientation.orientation();
-        let resize = Resize::bicubic(image_size)?.with_orientation(orientation);
+    /// Returns how images are prepared: by the flags, else as the checkpoint says for own images and
+    /// as the published protocol does it for a task.
+    fn preprocessing(&self, opened: &Opened, normalization: Normalization) -> Preprocessing {
+        let args = self.args;
+        let default = match args.images.images {
+            Some(_) => Preparation::Checkpoint,
+            None => Preparation::Published,
+        };
+        let orientation = args.orientation.orientation();
+        let chosen = args.preparation.apply(opened, default).with_normalization(normalization);
+        Preprocessing { orientation, ..chosen }
+    }
+
+    /// Returns what the record says about the images beside their lists.
+    fn images_record(&self, preprocessing: &Preprocessing) -> ImagesRecord {
+        let is_published = preprocessing.resize == ResizeMode::Squash
+            && preprocessing.interpolation == Resampling::Bicubic;
+        ImagesRecord {
+            orientation: preprocessing.orientation,
+            class_names: self.lists.class_names.clone(),
+            preprocessing: (!is_published).then(|| preprocessing.clone()),
+            skipped: self.lists.skipped,
+        }
+    }
+
+    fn images(&self, preprocessing: &Preprocessing) -> Result<RunImages> {
+        let resize = Resize::of(preprocessing)?;
         let load = |list| ImageDataset::load_resized(list, resize);
         // Each test image is decoded when it is used, because all may not fit in memory.
         let stream = |list| self.args.threads.decoding(ImageDataset::stream(list, resize));
@@ -182,6 +207,7 @@ impl FinetuneJob<'_> {
         spec: RunSpec,
         fit: Fit,
         images: &RunImages,
+        preprocessing: &Preprocessing,
     ) -> Result<RunRecord> {
         let (args, hash) = (self.args, |set: &ImageDataset| set.split_hash().to_owned());
         Ok(RunRecord {
@@ -207,24 +233,20 @@ impl FinetuneJob<'_> {
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
-            images: ImagesRecord {
-                orientation: images.train.orientation(),
-                class_names: model.class_names().unwrap_or_default().to_vec(),
-                skipped: self.lists.skipped,
-            },
+            images: self.images_record(preprocessing),
         })
     }
 
     /// Returns the configs of the run: `--spec` if a sweep started the run, else those of the
     /// flags.
-    fn spec(&self, normalization: Result<Normalization>) -> Result<RunSpec> {
+    fn spec(&self, normalization: Normalization) -> RunSpec {
         if let Some(spec) = &self.args.spec {
-            return Ok(spec.clone());
+            return spec.clone();
         }
         let mut model = PetlConfig::new(self.method.clone(), self.lists.num_classes);
         model.seed = self.args.seed.seed;
         model.drop_path = self.args.training.drop_path.unwrap_or(model.drop_path);
-        Ok(RunSpec { model, train: self.train_config(normalization?) })
+        RunSpec { model, train: self.train_config(normalization) }
     }
 
     /// Returns the result on the test images, or `None` if Ctrl-C ended the test.

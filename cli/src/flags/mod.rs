@@ -5,6 +5,7 @@
 mod backbone;
 mod data;
 mod method;
+mod preparation;
 mod training;
 
 pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
@@ -13,6 +14,7 @@ pub use data::{
     OrientationFlag, OutFlag, OutputFormat, SurveyFlags, TargetFlags, ThreadFlags, data_name,
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
+pub use preparation::{Preparation, PreparationFlags};
 pub use training::{
     EpochFlags, HeadFlag, LogFlags, LooksFlag, SeedFlag, SeedsFlag, TrainingFlags, default_warmup,
 };

@@ -240,14 +240,14 @@ impl Predict<'_> {
         }
     }
 
-    /// Returns the resize of the adapter if its image size is that of the backbone. Otherwise
+    /// Returns the resize of the adapter for images of the backbone's size. If the adapter has none,
     /// images are squashed.
     fn resize(&self, opened: &Opened) -> Result<Resize> {
         let image_size = opened.image_size();
         let of_adapter = self.info.backbone.as_ref();
         match of_adapter.and_then(|backbone| backbone.preprocessing.clone()) {
-            Some(known) if known.image_size == image_size => Ok(Resize::of(&known)?),
-            _ => Ok(Resize::bicubic(image_size)?),
+            Some(known) => Ok(Resize::of(&known.for_size(image_size))?),
+            None => Ok(Resize::bicubic(image_size)?),
         }
     }
 
