@@ -3,14 +3,18 @@
 //! | form | what is written | which methods |
 //! |---|---|---|
 //! | [`OnnxModel`] (feature `onnx`) | backbone, method and head as one graph | those that fold into weights, Convpass, Adapter, AdaptFormer, VPT |
+//! | [`MergedWeights`] | backbone and head under the names of timm or transformers | those that fold into weights |
 //!
 //! Both are for ViTs ([`FrozenViT`]); every other family is an [`Error::NotExportable`].
 
 #[cfg(feature = "onnx")]
 mod onnx;
+mod weights;
 
+pub use crate::checkpoint::WeightNames;
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxFiles, OnnxModel};
+pub use weights::MergedWeights;
 
 use crate::backbone::{AnyBackbone, Backbone, FrozenViT};
 use crate::error::{Error, Result};

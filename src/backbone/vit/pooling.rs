@@ -59,7 +59,7 @@ impl Pooling {
     }
 
     /// Returns the name in JSON.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Pooling::ClassToken => "class_token",
             Pooling::Average => "average",
