@@ -3,6 +3,7 @@
 
 mod audit;
 mod error;
+mod export;
 mod failure;
 mod few_shot;
 mod files;
@@ -18,6 +19,7 @@ mod search;
 mod stop;
 mod sweep;
 mod targets;
+mod trained;
 mod zero_shot;
 
 use std::process::ExitCode;
@@ -41,6 +43,7 @@ enum Command {
     FewShot(Box<few_shot::FewShotArgs>),
     ZeroShot(zero_shot::ZeroShotArgs),
     Predict(predict::PredictArgs),
+    Export(export::ExportArgs),
     Report(report::ReportArgs),
     Search(search::SearchArgs),
     Audit(audit::AuditArgs),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::FewShot(args) => few_shot::run(&args),
         Command::ZeroShot(args) => zero_shot::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Audit(args) => audit::run(&args),

@@ -9,8 +9,8 @@ mod training;
 
 pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
 pub use data::{
-    BatchFlag, ClassFlag, DataFlag, FormatFlag, InputFlags, OutFlag, OutputFormat, TargetFlags,
-    ThreadFlags,
+    BatchFlag, ClassFlag, DataFlag, FormatFlag, InputFlags, NormalizationFlag, OutFlag,
+    OutputFormat, TargetFlags, ThreadFlags,
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
 pub use training::{

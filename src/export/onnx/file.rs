@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{write_atomically, write_atomically_with};
 
 /// The largest size of a protobuf message, in bytes.
-const MAX_MESSAGE: usize = i32::MAX as usize;
+pub(super) const MAX_MESSAGE: usize = i32::MAX as usize;
 /// Tensors of at least this many bytes are in the file beside the model, if there is one.
 const MIN_EXTERNAL: usize = 1024;
 /// The places of tensors in that file are multiples of the size of a page, so that runtimes can map
@@ -24,17 +24,17 @@ const PAGE: usize = 4096;
 /// The version of the file format that came with the operators of [`OnnxModel::OPSET`].
 const IR_VERSION: i64 = 8;
 
-/// Writes `model` to `path`, and its tensors to a file beside it if `external` or if a single file
-/// would be too large.
-pub(super) fn write(model: &OnnxModel, path: &Path, external: bool) -> Result<OnnxFiles> {
+/// Writes `model` to `path`, and its tensors to a file beside it if a single file would have more
+/// than `limit` bytes.
+pub(super) fn write(model: &OnnxModel, path: &Path, limit: usize) -> Result<OnnxFiles> {
     if path.is_dir() {
         return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
     }
-    if !external && size(model) <= MAX_MESSAGE {
+    if size(model) <= limit {
         let tensors = model.graph.constants.iter().map(|(name, tensor)| embedded(name, tensor));
         let bytes = message(model, tensors.collect::<Result<_>>()?).encode_to_vec();
-        // The estimate may be off by the names of a large graph.
-        if bytes.len() <= MAX_MESSAGE {
+        // The graph itself needs some bytes, too.
+        if bytes.len() <= limit {
             write_atomically(path, &bytes)?;
             return Ok(OnnxFiles { model: path.to_owned(), data: None });
         }

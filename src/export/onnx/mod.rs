@@ -21,7 +21,7 @@ use serde::Serialize;
 use tch::Tensor;
 
 use super::ExportableBackbone;
-use crate::backbone::{Backbone, Description, FrozenViT};
+use crate::backbone::{Backbone, Description, FrozenViT, Preprocessing};
 use crate::error::Result;
 use crate::model::{FoldedMethod, PetlModel, plain};
 use graph::{Graph, Value};
@@ -38,7 +38,7 @@ const INPUT: &str = "images";
 /// `logits [batch, K]`, or `features [batch, C]` without a head.
 ///
 /// The metadata of the file (`metadata_props`) are JSON texts: `preprocessing` (a
-/// [`Preprocessing`](crate::Preprocessing)), `class_names` (a list in the order of the logits),
+/// [`Preprocessing`]), `class_names` (a list in the order of the logits),
 /// `method` (a [`Method`](crate::Method)), `backbone` (a
 /// [`Description`](crate::backbone::Description)) and `backbone_digest`. An entry whose value is
 /// unknown is left out.
@@ -158,7 +158,7 @@ impl OnnxModel {
     }
 
     /// Sets the preprocessing of the metadata, if it is not that of the model.
-    pub fn set_preprocessing(&mut self, preprocessing: &crate::Preprocessing) {
+    pub fn set_preprocessing(&mut self, preprocessing: &Preprocessing) {
         insert(&mut self.metadata, "preprocessing", preprocessing);
     }
 
@@ -174,7 +174,7 @@ impl OnnxModel {
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if a file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<OnnxFiles> {
-        file::write(self, path.as_ref(), false)
+        file::write(self, path.as_ref(), file::MAX_MESSAGE)
     }
 
     /// Writes the model to `path` and its weights to `PATH.data`, whatever their size.
@@ -182,7 +182,7 @@ impl OnnxModel {
     /// # Errors
     /// The errors of [`OnnxModel::save`].
     pub fn save_with_data(&self, path: impl AsRef<Path>) -> Result<OnnxFiles> {
-        file::write(self, path.as_ref(), true)
+        file::write(self, path.as_ref(), 0)
     }
 }
 

@@ -9,8 +9,8 @@ use super::OnnxModel;
 use super::interpreter::{run, waves};
 use super::proto::ModelProto;
 use crate::backbone::{
-    AnyBackbone, AttentionPooling, Backbone, FrozenViT, MlpActivation, Pooling, Precision, Rotary,
-    RotaryCoordinates, RotaryPairs, SwinConfig, ViTConfig,
+    AnyBackbone, AttentionPooling, Backbone, FrozenSwin, FrozenViT, MlpActivation, Pooling,
+    Precision, Preprocessing, Rotary, RotaryCoordinates, RotaryPairs, SwinConfig, ViTConfig,
 };
 use crate::error::Error;
 use crate::model::{PetlConfig, PetlModel};
@@ -274,7 +274,7 @@ fn a_file_says_what_it_is() {
         file.metadata_props.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
     assert_eq!(&metadata, onnx.metadata());
     assert_eq!(metadata["class_names"], r#"["cat","dog"]"#);
-    let read: crate::Preprocessing = serde_json::from_str(&metadata["preprocessing"]).unwrap();
+    let read: Preprocessing = serde_json::from_str(&metadata["preprocessing"]).unwrap();
     assert_eq!(&read, model.backbone().preprocessing());
     let method: Method = serde_json::from_str(&metadata["method"]).unwrap();
     assert_eq!(method, methods()[1]);
@@ -311,6 +311,12 @@ fn large_weights_may_be_beside_the_model() {
     assert!(offsets.map(|at| at.value.parse::<usize>().unwrap()).all(|at| at % 4096 == 0));
     onnx.save_with_data(&path).unwrap();
     assert_eq!((read(&path), read(&data_path)), (file, data));
+    // A file of just the largest size, and one of a byte more.
+    let whole = saved(&onnx).len();
+    for (limit, has_data) in [(whole, false), (whole - 1, true)] {
+        let files = super::file::write(&onnx, &path, limit).unwrap();
+        assert_eq!(files.data.is_some(), has_data);
+    }
 }
 
 #[test]
@@ -323,7 +329,7 @@ fn what_has_no_graph_is_refused_with_the_reason() {
     let refused = reason(OnnxModel::new(&model(&small(), &composed)).unwrap_err());
     assert!(refused.contains("rep_adapter ONNX"), "{refused}");
     let config = SwinConfig::preset("swin_tiny_patch4_window7_224").unwrap();
-    let swin = crate::backbone::FrozenSwin::blank(&config).unwrap();
+    let swin = FrozenSwin::blank(&config).unwrap();
     let refused = reason(OnnxModel::of_backbone(&AnyBackbone::from(swin)).unwrap_err());
     assert!(refused.contains("Swin") && refused.contains("only ViTs"), "{refused}");
     let onnx = OnnxModel::of_backbone(model(&small(), &methods()[0]).backbone()).unwrap();

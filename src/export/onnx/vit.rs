@@ -7,7 +7,9 @@ use tch::Tensor;
 use super::graph::{Graph, Source, Value};
 use super::methods::Methods;
 use super::proto::AttributeProto;
-use crate::backbone::{AttentionPooling, Backbone, FrozenViT, MlpActivation, Pooling, ViTConfig};
+use crate::backbone::{
+    AttentionPooling, Backbone, FrozenViT, MlpActivation, Pooling, RotaryPairs, ViTConfig,
+};
 use crate::error::Result;
 use crate::model::FoldedMethod;
 use crate::nn::RotaryTable;
@@ -87,7 +89,7 @@ pub(super) struct ViTGraph {
     pub(super) settings: Settings,
     pub(super) weights: Source,
     pub(super) methods: Methods,
-    pub(super) rotary: Option<(RotaryTable, crate::backbone::RotaryPairs)>,
+    pub(super) rotary: Option<(RotaryTable, RotaryPairs)>,
     /// The shape `[B, 1, 1]`, to which what all images share is expanded.
     batch: Value,
 }
@@ -282,7 +284,7 @@ fn weight_of(layer: &str) -> String {
 fn rotary(
     config: &ViTConfig,
     weights: &BTreeMap<String, Tensor>,
-) -> Result<Option<(RotaryTable, crate::backbone::RotaryPairs)>> {
+) -> Result<Option<(RotaryTable, RotaryPairs)>> {
     let (Some(rotary), Some(like)) = (&config.rotary, weights.values().next()) else {
         return Ok(None);
     };
