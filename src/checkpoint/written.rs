@@ -39,7 +39,7 @@ pub(crate) struct NamedWeights {
 }
 
 /// Weight `[K, C]` and bias `[K]` of a head.
-pub(crate) type Head = (Tensor, Tensor);
+pub(crate) type ClassifierWeights = (Tensor, Tensor);
 
 impl NamedWeights {
     /// Names the weights `weights` of a ViT, all in one dtype on the CPU, and of its head if there
@@ -49,7 +49,7 @@ impl NamedWeights {
         config: &ViTConfig,
         weights: &[(String, Tensor)],
         is_read: impl Fn(&str) -> bool,
-        head: Option<Head>,
+        head: Option<ClassifierWeights>,
     ) -> Result<Self> {
         let class = WrittenClass::of(names, config, head.is_some())?;
         let mut own: BTreeMap<&str, Tensor> = weights

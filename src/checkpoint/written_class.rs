@@ -249,8 +249,7 @@ fn is_square(config: &ViTConfig) -> bool {
 fn is_plain(config: &ViTConfig) -> bool {
     config.rotary.is_none()
         && config.pos_embed
-        && !config.attention_norm
-        && !config.mlp_norm
+        && has_usual_blocks(config)
         && (config.pooling != Attention || has_usual_pool(config))
 }
 
@@ -290,9 +289,40 @@ fn is_dinov3(config: &ViTConfig) -> bool {
         && config.layer_scale
         && config.patch_bias
         && !config.pre_norm
-        && !config.attention_norm
-        && !config.mlp_norm
+        && has_usual_blocks(config)
         && config.final_norm
+}
+
+/// Returns whether the blocks have only what those of every class have. Every field is named here,
+/// so that a new one has to be considered; the fields that are not used are compared elsewhere in
+/// this file, or show in the shapes of the weights, or are arguments of the classes.
+fn has_usual_blocks(config: &ViTConfig) -> bool {
+    let &ViTConfig {
+        image_size: _,
+        patch_size: _,
+        embed_dim: _,
+        depth: _,
+        num_heads: _,
+        mlp_dim: _,
+        activation: _,
+        class_token: _,
+        num_registers: _,
+        pos_embed: _,
+        pos_embed_prefix: _,
+        rotary: _,
+        patch_bias: _,
+        qkv_bias: _,
+        pre_norm: _,
+        layer_scale: _,
+        attention_norm,
+        mlp_norm,
+        final_norm: _,
+        pooling: _,
+        attention_pool: _,
+        norm_eps: _,
+        projection: _,
+    } = config;
+    !attention_norm && !mlp_norm
 }
 
 impl WrittenClass {

@@ -27,6 +27,7 @@ pub(crate) struct Folded<B> {
 #[derive(Debug)]
 pub(crate) struct FoldedMethod {
     pub(crate) method: Method,
+    #[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "only graphs use them"))]
     pub(crate) values: BTreeMap<String, Tensor>,
 }
 

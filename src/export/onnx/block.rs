@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::graph::{Graph, Value};
+use super::graph::{Graph, GraphValue};
 use super::vit::{Tokens, ViTGraph};
 use crate::backbone::{MlpActivation, RotaryPairs};
 use crate::error::Result;
@@ -48,9 +48,9 @@ impl ViTGraph {
         &mut self,
         site: Site,
         tokens: &Tokens,
-        output: Value,
-        normed: &Value,
-    ) -> Result<Value> {
+        output: GraphValue,
+        normed: &GraphValue,
+    ) -> Result<GraphValue> {
         let output = self.after_sub_layer(site, output, &tokens.layout)?;
         let sum = self.graph.add(&tokens.value, &output);
         let sum = self.beside(site, tokens, normed, sum)?;
@@ -59,7 +59,7 @@ impl ViTGraph {
     }
 
     /// Multiplies each channel by its factor, if there are factors.
-    fn layer_scale(&mut self, x: Value, name: &str) -> Result<Value> {
+    fn layer_scale(&mut self, x: GraphValue, name: &str) -> Result<GraphValue> {
         let factors = self.constant_if_present(name)?;
         Ok(factors.map_or(x.clone(), |factors| self.graph.mul(&x, &factors)))
     }
@@ -67,10 +67,10 @@ impl ViTGraph {
     /// Runs the MLP `name`: `[.., C] -> [.., C]`.
     pub(super) fn mlp(
         &mut self,
-        x: &Value,
+        x: &GraphValue,
         name: &str,
         activation: MlpActivation,
-    ) -> Result<Value> {
+    ) -> Result<GraphValue> {
         let hidden = self.linear(x, &format!("{name}.fc1"))?;
         let hidden = match activation {
             MlpActivation::Gelu => self.graph.gelu(&hidden),
@@ -94,10 +94,10 @@ impl ViTGraph {
     fn attend(
         &mut self,
         block: &str,
-        normed: &Value,
+        normed: &GraphValue,
         prefix: i64,
         read: Option<i64>,
-    ) -> Result<Value> {
+    ) -> Result<GraphValue> {
         let (c, heads) = (self.settings.embed_dim, self.settings.num_heads);
         let qkv = format!("{block}.attn.qkv");
         let parts = match read {
@@ -126,7 +126,7 @@ impl ViTGraph {
     }
 
     /// Splits `[B, T, C]` into heads, `[B, heads, T, d]`.
-    pub(super) fn heads(&mut self, x: &Value, heads: i64) -> Value {
+    pub(super) fn heads(&mut self, x: &GraphValue, heads: i64) -> GraphValue {
         let head_dim = self.settings.embed_dim / heads;
         let x = self.graph.reshape(x, &[0, 0, heads, head_dim]);
         self.graph.transpose(&x, &[0, 2, 1, 3])
@@ -134,7 +134,11 @@ impl ViTGraph {
 
     /// Computes softmax attention from queries, keys and values in heads, `[B, heads, T, d]`, and
     /// joins the heads: `[B, T, C]`.
-    pub(super) fn softmax_attention(&mut self, [q, k, v]: [&Value; 3], heads: i64) -> Value {
+    pub(super) fn softmax_attention(
+        &mut self,
+        [q, k, v]: [&GraphValue; 3],
+        heads: i64,
+    ) -> GraphValue {
         let c = self.settings.embed_dim;
         let q = self.graph.scaled(q, ((c / heads) as f64).sqrt().recip());
         let k = self.graph.transpose(k, &[0, 1, 3, 2]);
@@ -147,7 +151,7 @@ impl ViTGraph {
 
     /// Rotates queries or keys, `[B, heads, T, d]`, if positions are rotary. The `prefix` tokens
     /// before the patches have the angle 0.
-    fn rotated(&mut self, x: &Value, prefix: i64) -> Result<Value> {
+    fn rotated(&mut self, x: &GraphValue, prefix: i64) -> Result<GraphValue> {
         let Some((table, pairs)) = &self.rotary else { return Ok(x.clone()) };
         let (cos, sin) = table.values();
         let (half, like) = (cos.size()[1], (Kind::Float, Device::Cpu));
@@ -171,7 +175,7 @@ impl ViTGraph {
 
 /// Exchanges the two channels of each pair in `[B, heads, T, d]`. In the shape `sizes` they lie
 /// along the dimension `pair`.
-fn exchange(graph: &mut Graph, x: &Value, sizes: [i64; 5], pair: i64) -> Value {
+fn exchange(graph: &mut Graph, x: &GraphValue, sizes: [i64; 5], pair: i64) -> GraphValue {
     let x = graph.reshape(x, &sizes);
     let channels = graph.split(&x, pair, &[1, 1]);
     let x = graph.concat(&[&channels[1], &channels[0]], pair);

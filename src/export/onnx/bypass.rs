@@ -1,7 +1,7 @@
 //! The graph of the layers of a bypass. It is read beside `petl/conv_bypass.rs` and
 //! `petl/up_projection.rs`.
 
-use super::graph::{Graph, Source, Value};
+use super::graph::{Graph, GraphValue, WeightSet};
 use crate::error::Result;
 use crate::seam::TokenLayout;
 
@@ -10,11 +10,11 @@ impl Graph {
     /// with the centre tap alone for prefix tokens.
     pub(super) fn convolved(
         &mut self,
-        x: &Value,
-        source: &mut Source,
+        x: &GraphValue,
+        source: &mut WeightSet,
         name: &str,
         layout: &TokenLayout,
-    ) -> Result<Value> {
+    ) -> Result<GraphValue> {
         let weight = source.get(&format!("{name}.weight"))?;
         let bias = source.get(&format!("{name}.bias"))?;
         let (h, side) = (weight.size()[0], weight.size()[2]);
@@ -52,12 +52,12 @@ impl Graph {
     /// otherwise; it is folded into W and b.
     pub(super) fn up(
         &mut self,
-        hidden: &Value,
-        source: &mut Source,
+        hidden: &GraphValue,
+        source: &mut WeightSet,
         path: &str,
         name: &str,
         scale: f64,
-    ) -> Result<Value> {
+    ) -> Result<GraphValue> {
         let weight = source.get(&format!("{path}.{name}.weight"))?;
         let bias = source.get(&format!("{path}.{name}.bias"))?;
         let (weight, bias) = match source.find(&format!("{path}.scale"))? {

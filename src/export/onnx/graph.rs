@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// The result of a node, an input of the graph, or a constant, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Value(pub(super) String);
+pub(super) struct GraphValue(pub(super) String);
 
 /// A graph under construction. Each function that adds a node returns its result, so that a node
 /// can only read what comes before it.
@@ -26,9 +26,9 @@ pub(super) struct Graph {
 
 impl Graph {
     /// Declares an input of the graph.
-    pub(super) fn input(&mut self, name: &str) -> Value {
+    pub(super) fn input(&mut self, name: &str) -> GraphValue {
         self.names.insert(name.to_owned(), 1);
-        Value(name.to_owned())
+        GraphValue(name.to_owned())
     }
 
     /// Names the nodes that follow after a part of the network.
@@ -40,61 +40,61 @@ impl Graph {
     pub(super) fn node(
         &mut self,
         op: &str,
-        inputs: &[&Value],
+        inputs: &[&GraphValue],
         attributes: Vec<AttributeProto>,
-    ) -> Value {
+    ) -> GraphValue {
         let name = self.fresh_name(op);
         self.push(op, inputs, vec![name.clone()], attributes);
-        Value(name)
+        GraphValue(name)
     }
 
     /// Adds a node with `count` results.
     pub(super) fn node_with(
         &mut self,
         op: &str,
-        inputs: &[&Value],
+        inputs: &[&GraphValue],
         attributes: Vec<AttributeProto>,
         count: usize,
-    ) -> Vec<Value> {
+    ) -> Vec<GraphValue> {
         let outputs: Vec<String> = (0..count).map(|_| self.fresh_name(op)).collect();
         self.push(op, inputs, outputs.clone(), attributes);
-        outputs.into_iter().map(Value).collect()
+        outputs.into_iter().map(GraphValue).collect()
     }
 
     /// Returns the constant `name` with the elements of `tensor`. A name stands for one tensor: a
     /// second constant of the same name is the first one.
-    pub(super) fn constant(&mut self, name: impl Into<String>, tensor: Tensor) -> Value {
+    pub(super) fn constant(&mut self, name: impl Into<String>, tensor: Tensor) -> GraphValue {
         let name = name.into();
         if self.names.insert(name.clone(), 1).is_none() {
             self.constants.push((name.clone(), tensor));
         }
-        Value(name)
+        GraphValue(name)
     }
 
     /// Returns a constant list of integers.
-    pub(super) fn ints(&mut self, values: &[i64]) -> Value {
+    pub(super) fn ints(&mut self, values: &[i64]) -> GraphValue {
         let text: Vec<String> = values.iter().map(i64::to_string).collect();
         self.constant(format!("ints.{}", text.join("_")), Tensor::from_slice(values))
     }
 
     /// Returns a constant number, in f32 and without dimensions.
-    pub(super) fn number(&mut self, value: f64) -> Value {
+    pub(super) fn number(&mut self, value: f64) -> GraphValue {
         self.constant(format!("number.{value}"), Tensor::from(value as f32))
     }
 
     /// Gives `value` the name `name`. It must be the result of the last node.
-    pub(super) fn rename(&mut self, value: Value, name: &str) -> Value {
+    pub(super) fn rename(&mut self, value: GraphValue, name: &str) -> GraphValue {
         let outputs = self.nodes.last_mut().into_iter().flat_map(|node| &mut node.output);
         for output in outputs.filter(|output| **output == value.0) {
             *output = name.to_owned();
         }
-        Value(name.to_owned())
+        GraphValue(name.to_owned())
     }
 
     fn push(
         &mut self,
         op: &str,
-        inputs: &[&Value],
+        inputs: &[&GraphValue],
         output: Vec<String>,
         attribute: Vec<AttributeProto>,
     ) {
@@ -116,16 +116,16 @@ impl Graph {
 
 /// Named tensors, each of which has to be used.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct WeightSet {
     /// What the tensors belong to, for errors.
     owner: String,
     tensors: BTreeMap<String, Tensor>,
     used: BTreeSet<String>,
 }
 
-impl Source {
+impl WeightSet {
     pub(super) fn new(owner: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
-        Source { owner: owner.into(), tensors, used: BTreeSet::new() }
+        WeightSet { owner: owner.into(), tensors, used: BTreeSet::new() }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -1,7 +1,7 @@
 //! The graphs of the methods that do not fold into weights: at which place of a block they act, and
 //! with what.
 
-use super::graph::{Source, Value, not_exportable};
+use super::graph::{GraphValue, WeightSet, not_exportable};
 use super::vit::{Tokens, ViTGraph};
 use crate::error::Result;
 use crate::model::FoldedMethod;
@@ -13,20 +13,20 @@ use crate::seam::{Site, SubLayer, TokenLayout};
 
 /// The methods of a model in the order in which they act at each place.
 #[derive(Debug)]
-pub(super) struct Methods(Vec<(Kind, Source)>);
+pub(super) struct Methods(Vec<(MethodGraph, WeightSet)>);
 
 /// What a method does, with the settings that its weights do not show. Which blocks and sub-layers
 /// it acts on shows in the names of its weights.
 #[derive(Clone, Debug)]
-enum Kind {
+enum MethodGraph {
     Bypass { scale: f64, placement: Placement },
-    Bottleneck(Bottleneck),
+    Bottleneck(BottleneckGraph),
     Prompts { deep: bool },
 }
 
 /// Two linear layers with an activation between them.
 #[derive(Clone, Debug)]
-struct Bottleneck {
+struct BottleneckGraph {
     /// The input beside the sub-layer; `None` if the method acts on the output of the sub-layer.
     beside: Option<AdaptFormerInput>,
     /// The names of the two layers.
@@ -35,7 +35,7 @@ struct Bottleneck {
     scale: f64,
 }
 
-impl Bottleneck {
+impl BottleneckGraph {
     /// Returns the path of the weights at a place.
     fn path(&self, site: Site) -> String {
         let block = site.block;
@@ -56,7 +56,7 @@ fn bypass_path(site: Site) -> String {
     format!("blocks.{}.{part}", site.block)
 }
 
-impl Kind {
+impl MethodGraph {
     /// Every field of a config is named here, so that a new one has to be considered.
     fn of(method: &Method) -> Result<Self> {
         match method {
@@ -77,7 +77,12 @@ impl Kind {
                     blocks: _,
                 } = config;
                 let names = ["down", "up"];
-                Ok(Kind::Bottleneck(Bottleneck { beside: None, names, activation, scale }))
+                Ok(MethodGraph::Bottleneck(BottleneckGraph {
+                    beside: None,
+                    names,
+                    activation,
+                    scale,
+                }))
             }
             Method::AdaptFormer(config) => {
                 let &AdaptFormerConfig {
@@ -90,11 +95,11 @@ impl Kind {
                 } = config;
                 let (beside, names) = (Some(input), ["down_proj", "up_proj"]);
                 let activation = BottleneckActivation::Relu;
-                Ok(Kind::Bottleneck(Bottleneck { beside, names, activation, scale }))
+                Ok(MethodGraph::Bottleneck(BottleneckGraph { beside, names, activation, scale }))
             }
             Method::Vpt(config) => {
                 let &VptConfig { num_tokens: _, deep, dropout: _, blocks: _ } = config;
-                Ok(Kind::Prompts { deep })
+                Ok(MethodGraph::Prompts { deep })
             }
             other => {
                 let reason = "only conv_bypass, adapter, adapt_former, vpt and methods that fold \
@@ -115,7 +120,7 @@ impl Kind {
             sub_layers: _,
             placement,
         } = config;
-        Kind::Bypass { scale, placement }
+        MethodGraph::Bypass { scale, placement }
     }
 }
 
@@ -123,7 +128,7 @@ impl Methods {
     pub(super) fn new(methods: Vec<FoldedMethod>) -> Result<Self> {
         let sourced = methods.into_iter().map(|FoldedMethod { method, values }| {
             let owner = format!("the method {}", method.name());
-            Ok((Kind::of(&method)?, Source::new(owner, values)))
+            Ok((MethodGraph::of(&method)?, WeightSet::new(owner, values)))
         });
         sourced.collect::<Result<_>>().map(Methods)
     }
@@ -139,7 +144,7 @@ impl ViTGraph {
     pub(super) fn enter(&mut self, block: usize, mut tokens: Tokens) -> Result<Tokens> {
         for index in 0..self.methods.0.len() {
             let (kind, source) = &mut self.methods.0[index];
-            let &mut Kind::Prompts { deep } = kind else { continue };
+            let &mut MethodGraph::Prompts { deep } = kind else { continue };
             let own = source.find(&format!("blocks.{block}.prompts"))?;
             let before = block.checked_sub(1).filter(|_| deep);
             let stale = match before {
@@ -173,16 +178,16 @@ impl ViTGraph {
     pub(super) fn after_sub_layer(
         &mut self,
         site: Site,
-        mut output: Value,
+        mut output: GraphValue,
         layout: &TokenLayout,
-    ) -> Result<Value> {
+    ) -> Result<GraphValue> {
         for index in 0..self.methods.0.len() {
             let input = output.clone();
             match self.methods.0[index].0.clone() {
-                Kind::Bypass { scale, placement: Placement::Sequential } => {
+                MethodGraph::Bypass { scale, placement: Placement::Sequential } => {
                     output = self.add_bypass(index, site, scale, &input, layout, output)?;
                 }
-                Kind::Bottleneck(bottleneck) if bottleneck.beside.is_none() => {
+                MethodGraph::Bottleneck(bottleneck) if bottleneck.beside.is_none() => {
                     output = self.add_bottleneck(index, site, &bottleneck, &input, output)?;
                 }
                 _ => {}
@@ -192,20 +197,20 @@ impl ViTGraph {
     }
 
     /// Runs the methods beside a sub-layer and adds their outputs to `sum [B, T, C]`, the residual
-    /// stream behind it. `tokens` is the stream before it, and `normed` the norm of that.
+    /// stream behind it. `tokens` is the stream before it, and `normed` is its norm.
     pub(super) fn beside(
         &mut self,
         site: Site,
         tokens: &Tokens,
-        normed: &Value,
-        mut sum: Value,
-    ) -> Result<Value> {
+        normed: &GraphValue,
+        mut sum: GraphValue,
+    ) -> Result<GraphValue> {
         for index in 0..self.methods.0.len() {
             match self.methods.0[index].0.clone() {
-                Kind::Bypass { scale, placement: Placement::Parallel } => {
+                MethodGraph::Bypass { scale, placement: Placement::Parallel } => {
                     sum = self.add_bypass(index, site, scale, normed, &tokens.layout, sum)?;
                 }
-                Kind::Bottleneck(bottleneck) => {
+                MethodGraph::Bottleneck(bottleneck) => {
                     let input = match bottleneck.beside {
                         Some(AdaptFormerInput::Raw) => &tokens.value,
                         Some(AdaptFormerInput::Normed) => normed,
@@ -225,10 +230,10 @@ impl ViTGraph {
         method: usize,
         site: Site,
         scale: f64,
-        x: &Value,
+        x: &GraphValue,
         layout: &TokenLayout,
-        sum: Value,
-    ) -> Result<Value> {
+        sum: GraphValue,
+    ) -> Result<GraphValue> {
         let (path, graph) = (bypass_path(site), &mut self.graph);
         let source = &mut self.methods.0[method].1;
         if !source.has(&format!("{path}.adapter_down.weight")) {
@@ -248,10 +253,10 @@ impl ViTGraph {
         &mut self,
         method: usize,
         site: Site,
-        bottleneck: &Bottleneck,
-        x: &Value,
-        sum: Value,
-    ) -> Result<Value> {
+        bottleneck: &BottleneckGraph,
+        x: &GraphValue,
+        sum: GraphValue,
+    ) -> Result<GraphValue> {
         let (path, [down, up]) = (bottleneck.path(site), bottleneck.names);
         let (graph, source) = (&mut self.graph, &mut self.methods.0[method].1);
         if !source.has(&format!("{path}.{down}.weight")) {

@@ -24,7 +24,7 @@ use super::ExportableBackbone;
 use crate::backbone::{Backbone, Description, FrozenViT, Preprocessing};
 use crate::error::Result;
 use crate::model::{FoldedMethod, PetlModel, plain};
-use graph::{Graph, Value};
+use graph::{Graph, GraphValue};
 use proto::ValueInfo;
 use vit::ViTGraph;
 
@@ -147,7 +147,7 @@ impl OnnxModel {
                 (logits, "logits", classes)
             }
         };
-        let Value(output) = graph.rename(output, name);
+        let GraphValue(output) = graph.rename(output, name);
         let (rows, cols) = vit.config().image_size;
         Ok(OnnxModel {
             graph,

@@ -1,6 +1,6 @@
 //! The graph of attention pooling. It is read beside `nn/attention_pool.rs`.
 
-use super::graph::Value;
+use super::graph::GraphValue;
 use super::vit::ViTGraph;
 use crate::backbone::MlpActivation;
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::error::Result;
 impl ViTGraph {
     /// Computes `[B, T, C] -> [B, C]`: attention of the learned query to the tokens, then an MLP
     /// with a residual connection.
-    pub(super) fn attention_pool(&mut self, tokens: &Value, heads: i64) -> Result<Value> {
+    pub(super) fn attention_pool(&mut self, tokens: &GraphValue, heads: i64) -> Result<GraphValue> {
         let c = self.settings.embed_dim;
         self.graph.enter("attn_pool");
         let latent = self.constant("attn_pool.latent")?;

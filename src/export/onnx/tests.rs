@@ -148,6 +148,10 @@ fn methods() -> Vec<Method> {
             bits: 2,
             method: Box::new(Method::ConvBypass(bypass.clone())),
         }),
+        Method::LowBit(LowBitConfig {
+            bits: 1,
+            method: Box::new(Method::Lora(LoraConfig::default())),
+        }),
         Method::Compose {
             methods: vec![
                 Method::Lora(LoraConfig { rank: 2, ..LoraConfig::default() }),

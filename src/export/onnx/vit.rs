@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::graph::{Graph, Source, Value};
+use super::graph::{Graph, GraphValue, WeightSet};
 use super::methods::Methods;
 use super::proto::AttributeProto;
 use crate::backbone::{
@@ -18,7 +18,7 @@ use crate::seam::TokenLayout;
 /// Tokens `[B, P + N, C]` and their layout.
 #[derive(Clone, Debug)]
 pub(super) struct Tokens {
-    pub(super) value: Value,
+    pub(super) value: GraphValue,
     pub(super) layout: TokenLayout,
 }
 
@@ -87,17 +87,17 @@ impl Settings {
 pub(super) struct ViTGraph {
     pub(super) graph: Graph,
     pub(super) settings: Settings,
-    pub(super) weights: Source,
+    pub(super) weights: WeightSet,
     pub(super) methods: Methods,
     pub(super) rotary: Option<(RotaryTable, RotaryPairs)>,
     /// The shape `[B, 1, 1]`, to which what all images share is expanded.
-    batch: Value,
+    batch: GraphValue,
 }
 
 impl ViTGraph {
     /// Makes the graph of the features `[B, C]` of `images [B, 3, H, W]`. Returns it with the value
     /// of the features.
-    pub(super) fn of(vit: &FrozenViT, methods: Vec<FoldedMethod>) -> Result<(Graph, Value)> {
+    pub(super) fn of(vit: &FrozenViT, methods: Vec<FoldedMethod>) -> Result<(Graph, GraphValue)> {
         let config = vit.config();
         let weights = vit.named_weights().iter().filter(|(name, _)| vit.is_read(name));
         let weights: BTreeMap<String, Tensor> =
@@ -116,7 +116,7 @@ impl ViTGraph {
             graph,
             settings: Settings::of(config),
             rotary: rotary(config, &weights)?,
-            weights: Source::new("the backbone", weights),
+            weights: WeightSet::new("the backbone", weights),
             methods: Methods::new(methods)?,
         };
         let features = vit.features(&images)?;
@@ -125,7 +125,7 @@ impl ViTGraph {
         Ok((vit.graph, features))
     }
 
-    fn features(&mut self, images: &Value) -> Result<Value> {
+    fn features(&mut self, images: &GraphValue) -> Result<GraphValue> {
         let mut tokens = self.embed(images)?;
         for block in 0..self.settings.depth {
             let is_last = block + 1 == self.settings.depth;
@@ -136,7 +136,7 @@ impl ViTGraph {
     }
 
     /// Computes `[B, 3, H, W] -> [B, P + N, C]`.
-    fn embed(&mut self, images: &Value) -> Result<Tokens> {
+    fn embed(&mut self, images: &GraphValue) -> Result<Tokens> {
         let (c, patch) = (self.settings.embed_dim, self.settings.patch_size);
         let layout = self.settings.own_layout;
         self.graph.enter("patch_embed");
@@ -183,7 +183,7 @@ impl ViTGraph {
 
     /// Computes `[B, T, C] -> [B, C]`, or `[B, 2C]` for the class token beside the mean. The tokens
     /// are all tokens, or the first ones if pooling reads no others.
-    fn pool(&mut self, tokens: &Tokens) -> Result<Value> {
+    fn pool(&mut self, tokens: &Tokens) -> Result<GraphValue> {
         self.graph.enter("pool");
         let value = &tokens.value;
         match self.settings.pooling {
@@ -221,7 +221,7 @@ impl ViTGraph {
     }
 
     /// Returns the patches, and with `prefix` the class and register tokens before them.
-    fn pooled(&mut self, tokens: &Tokens, prefix: bool) -> Value {
+    fn pooled(&mut self, tokens: &Tokens, prefix: bool) -> GraphValue {
         let layout = tokens.layout;
         let patches = self.graph.narrow(&tokens.value, 1, layout.prefix, layout.num_patches());
         let own = self.settings.own_layout.prefix;
@@ -233,44 +233,44 @@ impl ViTGraph {
         self.graph.concat(&[&first, &patches], 1)
     }
 
-    fn mean_of_patches(&mut self, x: &Value, layout: &TokenLayout) -> Value {
+    fn mean_of_patches(&mut self, x: &GraphValue, layout: &TokenLayout) -> GraphValue {
         let patches = self.graph.narrow(x, 1, layout.prefix, layout.num_patches());
         self.graph.mean_of_tokens(&patches)
     }
 
     /// Runs the norm behind the blocks or the pooling, if there is one.
-    fn final_norm(&mut self, x: &Value) -> Result<Value> {
+    fn final_norm(&mut self, x: &GraphValue) -> Result<GraphValue> {
         match ["norm", "fc_norm"].into_iter().find(|name| self.weights.has(&weight_of(name))) {
             Some(name) => self.norm(x, name),
             None => Ok(x.clone()),
         }
     }
 
-    pub(super) fn norm(&mut self, x: &Value, name: &str) -> Result<Value> {
+    pub(super) fn norm(&mut self, x: &GraphValue, name: &str) -> Result<GraphValue> {
         self.graph.norm(x, &mut self.weights, name, self.settings.norm_eps)
     }
 
     /// Runs a norm if the backbone has it.
-    pub(super) fn norm_if_present(&mut self, x: Value, name: &str) -> Result<Value> {
+    pub(super) fn norm_if_present(&mut self, x: GraphValue, name: &str) -> Result<GraphValue> {
         if self.weights.has(&weight_of(name)) { self.norm(&x, name) } else { Ok(x) }
     }
 
-    pub(super) fn linear(&mut self, x: &Value, name: &str) -> Result<Value> {
+    pub(super) fn linear(&mut self, x: &GraphValue, name: &str) -> Result<GraphValue> {
         self.graph.linear(x, &mut self.weights, name)
     }
 
-    pub(super) fn constant(&mut self, name: &str) -> Result<Value> {
+    pub(super) fn constant(&mut self, name: &str) -> Result<GraphValue> {
         let tensor = self.weights.get(name)?;
         Ok(self.graph.constant(name, tensor))
     }
 
-    pub(super) fn constant_if_present(&mut self, name: &str) -> Result<Option<Value>> {
+    pub(super) fn constant_if_present(&mut self, name: &str) -> Result<Option<GraphValue>> {
         let tensor = self.weights.find(name)?;
         Ok(tensor.map(|tensor| self.graph.constant(name, tensor)))
     }
 
     /// Returns tokens `[1, T, C]` that are the same for each image of the batch: `[B, T, C]`.
-    pub(super) fn shared(&mut self, name: &str, tokens: Tensor) -> Value {
+    pub(super) fn shared(&mut self, name: &str, tokens: Tensor) -> GraphValue {
         let tokens = self.graph.constant(name, tokens);
         self.graph.node("Expand", &[&tokens, &self.batch.clone()], Vec::new())
     }
