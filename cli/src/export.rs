@@ -146,7 +146,8 @@ fn check_free(out: &Path, force: bool) -> Result<()> {
     }
     let mut data = out.as_os_str().to_owned();
     data.push(".data");
-    for file in [out, Path::new(&data)].into_iter().filter(|file| !force && file.exists()) {
+    let files = [out, Path::new(&data)];
+    if let Some(file) = files.into_iter().find(|file| !force && file.exists()) {
         bail!("{}: the file exists; --force overwrites it", file.display());
     }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());

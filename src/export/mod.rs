@@ -2,7 +2,7 @@
 //!
 //! | form | what is written | which methods |
 //! |---|---|---|
-//! | [`OnnxModel`] (feature `onnx`) | backbone, method and head as one graph | those that fold into weights, Convpass, Adapter, AdaptFormer, VPT |
+//! | `OnnxModel` (feature `onnx`) | backbone, method and head as one graph | those that fold into weights, Convpass, Adapter, AdaptFormer, VPT |
 //! | [`MergedWeights`] | backbone and head under the names of timm or transformers | those that fold into weights |
 //!
 //! Both are for ViTs ([`FrozenViT`]); every other family is an [`Error::NotExportable`].
