@@ -80,8 +80,8 @@ pub struct OnnxFiles {
 impl OnnxModel {
     /// The version of ONNX's operators that the graph uses.
     ///
-    /// It is the first one with an operator for layer norms. Later ones have operators for GELU and
-    /// attention, which fewer runtimes know; runtimes recognize both in their plain form.
+    /// It is the first one with an operator for layer norms. The operators for GELU and attention
+    /// are in later ones, which fewer runtimes know.
     pub const OPSET: i64 = 17;
 
     /// Creates the graph of the logits `[B, K]` of a model.

@@ -6,6 +6,7 @@ use prost::Message;
 use tch::{Device, Tensor};
 
 use super::OnnxModel;
+use super::graph::WeightSet;
 use super::interpreter::{run, waves};
 use super::proto::ModelProto;
 use crate::backbone::{
@@ -343,4 +344,16 @@ fn what_has_no_graph_is_refused_with_the_reason() {
         assert!(matches!(onnx.save_with_data(&path), Err(Error::Io { .. })), "{path:?}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_weight_without_a_place_is_an_error() {
+    let weights = ["a", "b"].map(|name| (name.to_owned(), waves(&[2], 1.0)));
+    let mut weights = WeightSet::new("the backbone", weights.into());
+    weights.get("a").unwrap();
+    let error = weights.check_used().unwrap_err().to_string();
+    assert!(error.contains("the graph has no place for its weight b"), "{error}");
+    assert!(weights.find("b").unwrap().is_some() && weights.find("c").unwrap().is_none());
+    weights.check_used().unwrap();
+    assert!(weights.get("c").unwrap_err().to_string().contains("it has no weight c"));
 }
