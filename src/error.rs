@@ -41,6 +41,18 @@ pub enum Error {
     #[error("{method} cannot act on a {backbone}: {reason}")]
     Unsupported { method: &'static str, backbone: &'static str, reason: &'static str },
 
+    /// The model cannot be written in this form.
+    #[error("{model} cannot be exported as {form}: {reason}")]
+    #[non_exhaustive]
+    NotExportable {
+        /// The part of the model that does not allow it, such as its method.
+        model: String,
+        /// The form: the kind of file, and for a file of weights the names.
+        form: &'static str,
+        /// The reason, with what can be done instead.
+        reason: String,
+    },
+
     /// A tensor passed by the caller has the wrong shape, dtype or device.
     #[error("{argument}: expected {expected}, found {found}")]
     Input { argument: &'static str, expected: String, found: String },

@@ -14,6 +14,16 @@ const UNFINISHED: &str = ".tmp";
 /// Writes beside `path` and renames over it, so that a reader sees the old file or the new one. A
 /// link stays a link: the file that it leads to is replaced.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically_with(path, |file| file.write_all(bytes), || Ok(()))
+}
+
+/// Does the same as [`write_atomically`] with the bytes that `content` writes. `before` runs when
+/// all bytes are on the disk and `path` still holds the old file.
+pub(crate) fn write_atomically_with(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    before: impl FnOnce() -> std::io::Result<()>,
+) -> Result<()> {
     let write = || {
         let path = &target(path)?;
         let start = unfinished_start(path);
@@ -26,8 +36,9 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let mut file = builder.tempfile_in(folder(path))?;
-        file.write_all(bytes)?;
+        content(&mut file)?;
         file.as_file().sync_all()?;
+        before()?;
         file.persist(path)?;
         Ok(())
     };

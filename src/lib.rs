@@ -35,6 +35,7 @@
 //! | the contract that both have to keep (feature `testing`) | `testing` |
 //! | parameter counts without a model | [`audit`](fn@audit) |
 //! | adapters of Hugging Face PEFT | [`PetlModel::load_peft`], [`PetlModel::save_peft`] |
+//! | adapted models as ONNX (feature `onnx`) or under the names of timm and transformers | [`export`] |
 //! | CLIP's text tower and zero-shot classification (tokenizer: feature `clip`) | [`clip`] |
 //! | images to batches: file lists, resizing, augmentation (feature `data`) | [`data`] |
 //! | evaluation, on other sets of the classes too (feature `data`) | [`eval`] |
@@ -55,6 +56,7 @@ pub mod data;
 mod error;
 #[cfg(feature = "data")]
 pub mod eval;
+pub mod export;
 mod ffi;
 mod files;
 pub mod model;

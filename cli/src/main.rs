@@ -3,6 +3,7 @@
 
 mod audit;
 mod error;
+mod export;
 mod failure;
 mod few_shot;
 mod files;
@@ -20,6 +21,7 @@ mod stop;
 mod survey;
 mod sweep;
 mod targets;
+mod trained;
 mod zero_shot;
 
 use std::process::ExitCode;
@@ -43,6 +45,7 @@ enum Command {
     FewShot(Box<few_shot::FewShotArgs>),
     ZeroShot(zero_shot::ZeroShotArgs),
     Predict(predict::PredictArgs),
+    Export(export::ExportArgs),
     Report(report::ReportArgs),
     Search(search::SearchArgs),
     Audit(audit::AuditArgs),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::FewShot(args) => few_shot::run(&args),
         Command::ZeroShot(args) => zero_shot::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Audit(args) => audit::run(&args),

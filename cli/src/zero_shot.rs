@@ -78,7 +78,7 @@ pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
     let names = read_class_names(args.classes.classes.as_ref().context("--classes is needed")?)?;
     let _guard = args.backbone.precision().guard(device)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
-    let normalization = opened.normalization(args.input.normalization);
+    let normalization = opened.normalization(args.input.images.normalization);
     let backbone = opened.backbone;
     let vit = backbone.as_vit().context("--backbone: not a CLIP tower")?.clone();
     let data = targets::named("data", &args.data);

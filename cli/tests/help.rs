@@ -5,12 +5,13 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const SUBCOMMANDS: [&str; 11] = [
+const SUBCOMMANDS: [&str; 12] = [
     "finetune",
     "sweep",
     "few-shot",
     "zero-shot",
     "predict",
+    "export",
     "report",
     "search",
     "audit",
@@ -84,6 +85,10 @@ fn wrong_arguments_are_named_and_exit_with_2() {
         (vec!["few-shot", "--data", "x"], "--test"),
         (vec!["zero-shot", "--data", "x"], "--classes"),
         (vec!["predict", "--adapter", "x"], "IMAGES"),
+        (vec!["export", "--adapter", "x"], "--out"),
+        (vec!["export", "--out", "x"], "--backbone"),
+        (vec!["export", "--adapter", "x", "--out", "y", "--format", "safetensors"], "--names"),
+        (vec!["export", "--adapter", "x", "--out", "y", "--names", "timm"], "--names needs"),
         (vec!["serve"], "serve"),
     ] {
         let output = convpass(&arguments);

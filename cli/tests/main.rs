@@ -1,5 +1,6 @@
 //! The command `convpass` as users run it: each test starts the program as a process.
 
+mod export;
 mod few_shot;
 mod finetune;
 mod help;

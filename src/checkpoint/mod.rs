@@ -27,6 +27,8 @@ mod unsupported;
 mod vit;
 mod vit_kind;
 mod vit_settings;
+mod written;
+mod written_class;
 mod zip_index;
 
 #[cfg(test)]
@@ -35,6 +37,8 @@ mod robustness;
 pub use open::OpenOptions;
 pub use report::{LoadReport, Setting, SettingSource};
 pub use tensor_file::{Container, TensorFile};
+pub(crate) use written::NamedWeights;
+pub use written::WeightNames;
 
 /// Returns the square root of a square number from 1 on; `None` for any other number.
 fn square_root(square: i64) -> Option<i64> {

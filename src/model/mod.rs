@@ -5,6 +5,7 @@ mod adapter_file;
 mod adapter_info;
 mod audit;
 mod dense;
+mod fold;
 mod head;
 mod labels;
 mod low_bit;
@@ -14,10 +15,12 @@ mod prefix;
 mod recompute;
 mod trainable_params;
 
-#[cfg(feature = "train")]
 pub(crate) use adapter_file::{Bytes, encode};
 pub use adapter_info::AdapterInfo;
 pub use audit::{AuditRow, audit, audit_shape};
+#[cfg(feature = "onnx")]
+pub(crate) use fold::FoldedMethod;
+pub(crate) use fold::plain;
 pub use labels::HeadSource;
 pub use peft::{PeftHead, PeftNames, PeftOptions};
 pub use petl_model::{PetlConfig, PetlModel};

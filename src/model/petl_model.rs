@@ -71,7 +71,7 @@ impl PetlConfig {
 pub struct PetlModel<B: Backbone = FrozenViT> {
     backbone: B,
     /// The backbone over trained weights, if the method trains weights of the backbone.
-    unfrozen: Option<B>,
+    pub(super) unfrozen: Option<B>,
     /// The method over the variables themselves.
     method: Box<dyn Seam>,
     /// The method over values of the variables, if a pass does not compute with the variables
@@ -79,9 +79,9 @@ pub struct PetlModel<B: Backbone = FrozenViT> {
     adapted: Option<Adapted<B>>,
     /// The backbone with the method folded in, if the model is merged.
     merged: Option<B>,
-    head: Linear,
+    pub(super) head: Linear,
     var_store: nn::VarStore,
-    low_bit: LowBit,
+    pub(super) low_bit: LowBit,
     config: PetlConfig,
     pub(super) class_names: Option<Vec<String>>,
     pub(super) preprocessing: Option<Preprocessing>,

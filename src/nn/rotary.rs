@@ -159,6 +159,12 @@ impl RotaryTable {
         Ok(RotaryTable { cos, sin, pairs: rotary.pairs })
     }
 
+    /// Returns the cosines and the sines, `[N, d / 2]` each.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn values(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+
     /// Rotates queries and keys of the patches, which follow `prefix` other tokens. Fewer queries
     /// than keys are queries of prefix tokens.
     pub(crate) fn place(&self, projected: &Projected, prefix: i64) -> Result<Projected> {

@@ -62,6 +62,12 @@ impl PassValues {
         Adding { values: self, variables }
     }
 
+    /// Returns the values by the names of their variables. They share memory with those of the pass.
+    pub(crate) fn named(&self) -> BTreeMap<String, Tensor> {
+        let named = |value: &PassValue| (value.name.clone(), value.value.shallow_clone());
+        self.values.iter().map(named).collect()
+    }
+
     /// Rewrites the values that are out of date. `is_coded` returns whether a variable already
     /// holds a value of its codebook.
     pub(crate) fn refresh(

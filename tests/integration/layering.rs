@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error` and
 /// `preprocessing`; anyone may use `contain`, `ffi` and `files`.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "error",
     "preprocessing",
     "nn",
@@ -15,6 +15,7 @@ const ORDER: [&str; 12] = [
     "checkpoint",
     "clip",
     "model",
+    "export",
     "eval",
     "train",
     "testing",

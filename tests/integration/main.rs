@@ -11,6 +11,7 @@ mod contract;
 mod convpass_models;
 mod data;
 mod dense;
+mod export;
 mod features;
 mod golden;
 mod hub;

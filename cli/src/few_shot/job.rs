@@ -124,7 +124,7 @@ impl<'a> FewShotJob<'a> {
             test: measured(TEST, &sets.test, None)?,
             targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
             shorter_side,
-            normalization: opened.normalization(args.input.normalization),
+            normalization: opened.normalization(args.input.images.normalization),
             digest: opened.backbone.digest()?,
             opened,
         })

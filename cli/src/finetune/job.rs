@@ -45,7 +45,7 @@ impl FinetuneJob<'_> {
     /// Trains and tests the model, and writes the adapter and the record.
     pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
         let (args, out) = (self.args, self.out);
-        let spec = self.spec(opened.normalization(args.input.normalization));
+        let spec = self.spec(opened.normalization(args.input.images.normalization));
         let preprocessing = self.preprocessing(opened, spec.train.normalization);
         let label = format!("{} {}", self.lists.name, spec.model.method.name());
         let (mut model, head_digest) = self.model(opened, &spec, &preprocessing)?;

@@ -117,15 +117,22 @@ impl BatchFlag {
     }
 }
 
+/// The normalization of images.
+#[derive(Args, Clone, Default)]
+pub struct NormalizationFlag {
+    /// Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip
+    /// [default: those of the backbone].
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub normalization: Option<Normalization>,
+}
+
 /// The size and the normalization of batches.
 #[derive(Args, Clone, Default)]
 pub struct InputFlags {
     #[command(flatten)]
     pub batches: BatchFlag,
-    /// Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip
-    /// [default: those of the backbone].
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub normalization: Option<Normalization>,
+    #[command(flatten)]
+    pub images: NormalizationFlag,
 }
 
 impl InputFlags {

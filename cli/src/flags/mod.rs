@@ -11,7 +11,8 @@ mod training;
 pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
 pub use data::{
     BatchFlag, ClassFlag, DataFlag, ForceFlag, FormatFlag, ImagesFlags, InputFlags,
-    OrientationFlag, OutFlag, OutputFormat, SurveyFlags, TargetFlags, ThreadFlags, data_name,
+    NormalizationFlag, OrientationFlag, OutFlag, OutputFormat, SurveyFlags, TargetFlags,
+    ThreadFlags, data_name,
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
 pub use preparation::{Preparation, PreparationFlags};

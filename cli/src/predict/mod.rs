@@ -5,12 +5,10 @@ mod output;
 
 use std::io::{self, BufWriter};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use convpass::data::{Normalization, Orientation, Resize};
-use convpass::model::AdapterInfo;
-use convpass::train::RunRecord;
 use convpass::{AnyBackbone, Backbone, PetlModel};
 use tch::{Kind, Tensor};
 
@@ -22,7 +20,8 @@ use crate::flags::{
     BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, OrientationFlag, ThreadFlags,
 };
 use crate::memory::PassSize;
-use crate::run_folder::{adapter_file, class_names, is_adapter_of, precision_of};
+use crate::run_folder::class_names;
+use crate::trained::TrainedAdapter;
 
 /// Batches that are decoded while the model computes.
 const BATCHES_AHEAD: usize = 2;
@@ -82,64 +81,18 @@ pub struct PredictArgs {
 
 pub fn run(args: &PredictArgs) -> Result<Outcome> {
     args.threads.apply()?;
-    let adapter = adapter_file(&args.adapter);
-    let beside = adapter.with_file_name("run.json");
-    let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
-    if let Some(record) = &record
-        && !is_adapter_of(record, &adapter)?
-    {
-        bail!(
-            "{} is not the adapter that {} describes: another run may have been killed while it \
-             replaced this one; train again, or name a copy of the adapter outside this folder",
-            adapter.display(),
-            beside.display()
-        );
-    }
-    let of_run = record.as_ref().map(|record| PathBuf::from(&record.backbone));
-    let Some(file) = args.backbone.backbone.clone().or(of_run) else {
-        bail!("--backbone is needed: there is no {}", beside.display());
-    };
-    let info = AdapterInfo::read(&adapter)?;
-    let flags = flags_of_run(args, record.as_ref(), &info)?;
+    let trained = TrainedAdapter::read(&args.adapter)?;
+    let file = trained.checkpoint(&args.backbone)?;
+    let flags = trained.flags(&args.backbone)?;
     let _guard = flags.precision().guard(flags.device.device()?)?;
     let opened = flags.open(&file)?;
-    let predict =
-        Predict { args, adapter: &adapter, beside: &beside, record: record.as_ref(), info };
-    let all_read = predict.run(opened)?;
+    let all_read = Predict { args, trained }.run(opened)?;
     Ok(if all_read { Outcome::Done } else { Outcome::Partial })
-}
-
-/// Returns the backbone flags. If the image size or the precision is not given, it is that of the
-/// run.
-fn flags_of_run(
-    args: &PredictArgs,
-    record: Option<&RunRecord>,
-    info: &AdapterInfo,
-) -> Result<BackboneFlags> {
-    let backbone = info.backbone.as_ref();
-    // The flag is one side, so it cannot express an image size that is not square. Such a size
-    // comes from the file of the backbone.
-    let size = record.and_then(|record| record.image_size);
-    let size = size.or(backbone.and_then(|backbone| backbone.image_size));
-    let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
-    let precision = match record {
-        Some(record) => Some(precision_of(record)?),
-        None => backbone.and_then(|backbone| backbone.precision),
-    };
-    Ok(BackboneFlags {
-        image_size: args.backbone.image_size.or(side),
-        precision: args.backbone.precision.or(precision),
-        ..args.backbone.clone()
-    })
 }
 
 struct Predict<'a> {
     args: &'a PredictArgs,
-    adapter: &'a Path,
-    /// The path of `run.json` beside the adapter, whether or not the file exists.
-    beside: &'a Path,
-    record: Option<&'a RunRecord>,
-    info: AdapterInfo,
+    trained: TrainedAdapter,
 }
 
 impl Predict<'_> {
@@ -150,7 +103,7 @@ impl Predict<'_> {
         PassSize { batch, image_size, keeps_blocks: false }.check(&opened.backbone)?;
         let normalization = self.normalization(&opened)?;
         self.say_size(image_size);
-        let resize = match self.record {
+        let resize = match &self.trained.record {
             Some(record) => record.test_resize(image_size)?,
             None => self.resize(&opened)?,
         };
@@ -160,7 +113,7 @@ impl Predict<'_> {
             eprintln!("photos: as they are stored; their EXIF orientation is ignored");
         }
         let resize = resize.with_orientation(orientation);
-        let model = PetlModel::load_adapter(opened.backbone, self.adapter)?;
+        let model = PetlModel::load_adapter(opened.backbone, &self.trained.file)?;
         let classes = self.classes(&model)?;
         let batch_size = args.input.batch_size();
         let images = decode_ahead(
@@ -184,11 +137,12 @@ impl Predict<'_> {
     /// Returns the normalization of the flag, else of the run, else of the adapter, and prints its
     /// source. It is never guessed, because a wrong one changes every probability.
     fn normalization(&self, opened: &Opened) -> Result<Normalization> {
-        let recorded = self.record.map(|record| record.train.normalization);
-        let of_adapter = self.info.backbone.as_ref();
+        let trained = &self.trained;
+        let recorded = trained.record.as_ref().map(|record| record.train.normalization);
+        let of_adapter = trained.info.backbone.as_ref();
         let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
-        let (beside, adapter) = (self.beside.display(), self.adapter.display());
-        match (self.args.input.normalization, recorded, of_adapter.map(Normalization::of)) {
+        let (beside, adapter) = (trained.beside.display(), trained.file.display());
+        match (self.args.input.images.normalization, recorded, of_adapter.map(Normalization::of)) {
             (Some(flag), Some(recorded), _) if flag != recorded => {
                 eprintln!("normalization: {flag} by flag, although {beside} says {recorded}");
                 Ok(flag)
@@ -216,14 +170,15 @@ impl Predict<'_> {
     }
 
     fn say_size(&self, (rows, columns): (i64, i64)) {
-        let origin = match (self.args.backbone.image_size, self.record.and_then(|r| r.image_size)) {
+        let record = self.trained.record.as_ref();
+        let origin = match (self.args.backbone.image_size, record.and_then(|r| r.image_size)) {
             (Some(_), _) => "by flag".to_owned(),
             (None, Some(size)) if size == (rows, columns) => {
-                format!("from {}", self.beside.display())
+                format!("from {}", self.trained.beside.display())
             }
             _ => "from the backbone".to_owned(),
         };
-        let centre = self.record.and_then(|record| record.test_shorter_side);
+        let centre = record.and_then(|record| record.test_shorter_side);
         let centre =
             centre.map_or("", |_| ", the centre of the image resized with its aspect ratio");
         eprintln!("images: {rows} x {columns}, {origin}{centre}");
@@ -232,9 +187,9 @@ impl Predict<'_> {
     /// Returns what the run did with the EXIF orientation of photos. Runs of versions that had no
     /// choice ignored it.
     fn orientation(&self) -> Orientation {
-        let of_adapter = self.info.backbone.as_ref();
+        let of_adapter = self.trained.info.backbone.as_ref();
         let of_adapter = of_adapter.and_then(|backbone| backbone.preprocessing.as_ref());
-        match self.record {
+        match &self.trained.record {
             Some(record) => record.images.orientation,
             None => of_adapter.map_or(Orientation::Stored, |known| known.orientation),
         }
@@ -244,7 +199,7 @@ impl Predict<'_> {
     /// images are squashed.
     fn resize(&self, opened: &Opened) -> Result<Resize> {
         let image_size = opened.image_size();
-        let of_adapter = self.info.backbone.as_ref();
+        let of_adapter = self.trained.info.backbone.as_ref();
         match of_adapter.and_then(|backbone| backbone.preprocessing.clone()) {
             Some(known) => Ok(Resize::of(&known.for_size(image_size))?),
             None => Ok(Resize::bicubic(image_size)?),

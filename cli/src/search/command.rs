@@ -154,7 +154,7 @@ pub fn run(args: &SearchArgs) -> Result<Outcome> {
         bundled::write(data, task, opened.image_size().0, 0)?;
     }
     let half = bundled.then_some(Normalization::Half);
-    let normalization = opened.normalization(args.input.normalization.or(half));
+    let normalization = opened.normalization(args.input.images.normalization.or(half));
     let defaults = if bundled { &BUNDLED } else { &PUBLISHED };
     let folder = VtabFolder::open(data, &args.task)?;
     SearchJob { args, defaults, file, opened, folder, normalization, stop: &stop }.run()?;

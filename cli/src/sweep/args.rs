@@ -145,7 +145,7 @@ impl SweepArgs {
                 stepped: Some(training.schedule.into()),
                 weight_decay: Some(training.weight_decay()),
                 drop_path: training.drop_path,
-                normalization: self.input.normalization,
+                normalization: self.input.images.normalization,
             },
             ..SweepPlan::default()
         };

@@ -43,7 +43,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     };
     let out = args.out();
     let opened = args.backbone.open(&file)?;
-    let normalization = args.input.normalization.or(plan.train.normalization);
+    let normalization = args.input.images.normalization.or(plan.train.normalization);
     plan.train.normalization = Some(opened.normalization(normalization));
     let facts = Facts { digest: opened.backbone.digest()?, image_size: opened.image_size() };
     drop(opened);

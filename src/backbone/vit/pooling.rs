@@ -40,6 +40,16 @@ impl Pooling {
         }
     }
 
+    /// Returns the number of tokens that pooling reads if these are the first ones, and `None` if
+    /// it reads all tokens.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn first_tokens(self) -> Option<i64> {
+        match self.queries() {
+            Queries::First(count) => Some(count),
+            Queries::All => None,
+        }
+    }
+
     /// Returns the width of the features for tokens of width `embed_dim`.
     pub(super) fn feature_dim(self, embed_dim: i64) -> i64 {
         match self {
@@ -49,7 +59,7 @@ impl Pooling {
     }
 
     /// Returns the name in JSON.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Pooling::ClassToken => "class_token",
             Pooling::Average => "average",

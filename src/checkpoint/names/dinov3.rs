@@ -19,7 +19,7 @@ pub(super) const META: Family = Family {
     positions: PositionNames::None,
 };
 
-pub(super) const HUGGING_FACE: Family = Family {
+pub(in crate::checkpoint) const HUGGING_FACE: Family = Family {
     name: "Hugging Face DINOv3",
     prefixes: &["", "dinov3_vit."],
     signatures: &["layer.0.mlp.up_proj.weight", "model.layer.0.mlp.up_proj.weight"],
@@ -28,7 +28,7 @@ pub(super) const HUGGING_FACE: Family = Family {
     ..META
 };
 
-pub(super) const HUGGING_FACE_GATED: Family = Family {
+pub(in crate::checkpoint) const HUGGING_FACE_GATED: Family = Family {
     signatures: &["layer.0.mlp.gate_proj.weight", "model.layer.0.mlp.gate_proj.weight"],
     rules: &[RULES, BLOCKS, BLOCKS_5, GATED_MLP],
     ..HUGGING_FACE

@@ -6,7 +6,7 @@ use super::{
     TEXT, VIT, copy, skip,
 };
 
-pub(super) const FAMILY: Family = Family {
+pub(in crate::checkpoint) const FAMILY: Family = Family {
     name: "Hugging Face CLIP",
     backbone: VIT,
     separator: '.',

@@ -4,7 +4,7 @@ use super::{
     Activation, Family, HEAD, MASK, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip,
 };
 
-pub(super) const FAMILY: Family = Family {
+pub(in crate::checkpoint) const FAMILY: Family = Family {
     name: "Hugging Face DINOv2",
     backbone: VIT,
     separator: '.',

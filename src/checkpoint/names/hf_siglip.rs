@@ -4,7 +4,7 @@ use super::{
     Activation, Family, HEAD, INDICES, PositionNames, Rule, TEXT, VIT, copy, hf_clip, skip,
 };
 
-pub(super) const FAMILY: Family = Family {
+pub(in crate::checkpoint) const FAMILY: Family = Family {
     name: "Hugging Face SigLIP",
     backbone: VIT,
     separator: '.',

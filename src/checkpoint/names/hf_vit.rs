@@ -5,7 +5,7 @@ use super::{
     skip,
 };
 
-pub(super) const FAMILY: Family = Family {
+pub(in crate::checkpoint) const FAMILY: Family = Family {
     name: "Hugging Face ViT",
     backbone: VIT,
     separator: '.',

@@ -96,6 +96,13 @@ pub(super) const FAMILIES: [&Family; 19] = [
     &torchvision::CONVNEXT,
 ];
 
+pub(super) use dinov3::{HUGGING_FACE as HF_DINOV3, HUGGING_FACE_GATED as HF_DINOV3_GATED};
+pub(super) use hf_clip::FAMILY as HF_CLIP;
+pub(super) use hf_dinov2::FAMILY as HF_DINOV2;
+pub(super) use hf_siglip::FAMILY as HF_SIGLIP;
+pub(super) use hf_vit::FAMILY as HF_VIT;
+pub(super) use timm::FAMILY as TIMM;
+
 /// All families of text towers. A file with both towers also belongs to one of [`FAMILIES`].
 pub(super) const TEXT_FAMILIES: [&Family; 2] = [&hf_clip::TEXT_FAMILY, &open_clip::TEXT_FAMILY];
 
@@ -195,7 +202,17 @@ impl Family {
     /// Returns, for each part of the model's tensor `name`, the name in a file of this family, its
     /// layout and the part. If several rules apply, the first one determines the names.
     pub(super) fn file_names(&self, prefix: &str, name: &str) -> Vec<(String, Layout, Part)> {
-        for (prefix, rule) in self.rules(prefix) {
+        self.file_names_of(prefix, name, |_| true)
+    }
+
+    /// Does the same as [`Family::file_names`] with the rules whose pattern is `wanted`.
+    pub(super) fn file_names_of(
+        &self,
+        prefix: &str,
+        name: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Vec<(String, Layout, Part)> {
+        for (prefix, rule) in self.rules(prefix).filter(|(_, rule)| wanted(rule.from)) {
             let Action::Take { to, layout } = rule.action else { continue };
             let Some(Match { numbers, .. }) = matches(to, name, '.') else { continue };
             let file_name = |part| prefix.to_owned() + &Match { numbers, part }.fill(rule.from);

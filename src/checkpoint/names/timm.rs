@@ -6,7 +6,7 @@ use super::{
     copy, skip,
 };
 
-pub(super) const FAMILY: Family = Family {
+pub(in crate::checkpoint) const FAMILY: Family = Family {
     name: "timm",
     backbone: VIT,
     separator: '.',
