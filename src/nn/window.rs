@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use tch::{Device, Kind, Tensor};
 
 use super::stored::widened;
+use super::{ContinuousBias, Weight};
 use crate::error::Result;
 
 /// The division of a token grid into windows. The grid is first rolled by `shift`, and then padded
@@ -15,10 +16,6 @@ pub(crate) struct Windows {
     size: (i64, i64),
     shift: (i64, i64),
 }
-
-/// The value added to the scores between tokens that are neighbours only because of the roll, as in
-/// Swin's code.
-const APART: f64 = -100.0;
 
 impl Windows {
     /// Creates windows of at most `size`, rolled by half of it if `shifted`. If one window covers a
@@ -106,9 +103,9 @@ impl Windows {
         Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?.f_flatten(0, -1)?)
     }
 
-    /// Returns `[windows, 1, A, A]`: [`APART`] between tokens that were not neighbours before the
-    /// roll, zero otherwise. Returns `None` if nothing is rolled.
-    fn mask(&self) -> Result<Option<Tensor>> {
+    /// Returns `[windows, 1, A, A]`: `apart` between tokens that were not neighbours before the roll,
+    /// zero otherwise. Returns `None` if nothing is rolled.
+    fn mask(&self, apart: f64) -> Result<Option<Tensor>> {
         if self.shift == (0, 0) {
             return Ok(None);
         }
@@ -117,8 +114,8 @@ impl Windows {
         let regions = rows.f_add(&regions(padded.1, size.1, shift.1)?.f_unsqueeze(0)?)?;
         // [windows, A, 1]
         let regions = self.cut(&regions.f_unsqueeze(0)?.f_unsqueeze(-1)?)?;
-        let apart = regions.f_ne_tensor(&regions.f_transpose(1, 2)?)?;
-        Ok(Some(apart.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul_scalar(APART)?))
+        let is_apart = regions.f_ne_tensor(&regions.f_transpose(1, 2)?)?;
+        Ok(Some(is_apart.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul_scalar(apart)?))
     }
 }
 
@@ -133,20 +130,42 @@ fn regions(side: i64, size: i64, shift: i64) -> Result<Tensor> {
     Ok(behind(side - size)?.f_add(&behind(side - shift)?)?)
 }
 
+/// The bias for each offset between two tokens of a window, `[(2 rows - 1) * (2 cols - 1), heads]`.
+#[derive(Clone, Debug)]
+pub(crate) enum BiasTable {
+    /// The table is a weight.
+    Learned(Weight),
+    /// An MLP computes the table.
+    Continuous(ContinuousBias),
+}
+
+impl BiasTable {
+    /// Returns the table in the dtype that an operation on `x` needs.
+    fn beside(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            BiasTable::Learned(table) => widened(table, x),
+            BiasTable::Continuous(bias) => bias.table(x),
+        }
+    }
+}
+
 /// The bias that a block adds to the scores between the tokens of each window.
 #[derive(Debug)]
 pub(crate) struct WindowBias {
-    pub(crate) windows: Windows,
-    /// `[(2 rows - 1) * (2 cols - 1), heads]`: one row for each offset between two tokens.
-    pub(crate) table: Tensor,
+    windows: Windows,
+    table: BiasTable,
+    /// The value added to the scores between tokens that are neighbours only because of the roll.
+    apart: f64,
     /// The rows of [`Windows::pairs`] and the mask. They are the same in every pass, so the first
     /// pass computes them. They are larger than the weights.
     fixed: OnceCell<(Tensor, Option<Tensor>)>,
 }
 
 impl WindowBias {
-    pub(crate) fn new(windows: Windows, table: Tensor) -> Self {
-        WindowBias { windows, table, fixed: OnceCell::new() }
+    /// Creates the bias. `apart` is added to the scores between tokens that are neighbours only
+    /// because of the roll.
+    pub(crate) fn new(windows: Windows, table: BiasTable, apart: f64) -> Self {
+        WindowBias { windows, table, apart, fixed: OnceCell::new() }
     }
 
     /// Cuts `tokens [B, N, C]` into windows: `[B * windows, A, C]`.
@@ -162,11 +181,11 @@ impl WindowBias {
     /// Returns the bias for the scores of `qkv`: `[B * windows, heads, A, A]` for a batch of B, or
     /// `[1, heads, A, A]` if it is the same in each window.
     pub(crate) fn for_batch(&self, batch: i64, qkv: &Tensor) -> Result<Tensor> {
-        let (pairs, mask) = self.fixed()?;
+        let (pairs, mask) = self.fixed(qkv.device())?;
         let (rows, cols) = self.windows.size;
         let area = rows * cols;
         let bias =
-            widened(&self.table, qkv)?.f_index_select(0, pairs)?.f_unflatten(0, [area, area])?;
+            self.table.beside(qkv)?.f_index_select(0, pairs)?.f_unflatten(0, [area, area])?;
         // [A, A, heads] -> [1, heads, A, A]
         let bias = bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?;
         match mask {
@@ -181,12 +200,11 @@ impl WindowBias {
         }
     }
 
-    fn fixed(&self) -> Result<&(Tensor, Option<Tensor>)> {
+    fn fixed(&self, device: Device) -> Result<&(Tensor, Option<Tensor>)> {
         if let Some(fixed) = self.fixed.get() {
             return Ok(fixed);
         }
-        let device = self.table.device();
-        let mask = self.windows.mask()?.map(|mask| mask.f_to_device(device)).transpose()?;
+        let mask = self.windows.mask(self.apart)?.map(|mask| mask.f_to_device(device)).transpose()?;
         let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
         Ok(self.fixed.get_or_init(|| fixed))
     }
@@ -200,13 +218,15 @@ impl Clone for WindowBias {
             // `set` cannot fail, because the cell is new.
             let _set = fixed.set((pairs.shallow_clone(), mask));
         }
-        WindowBias { windows: self.windows, table: self.table.shallow_clone(), fixed }
+        WindowBias { windows: self.windows, table: self.table.clone(), apart: self.apart, fixed }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const APART: f64 = -100.0;
 
     #[test]
     fn a_partition_is_taken_back_and_keeps_every_token() {
@@ -231,7 +251,7 @@ mod tests {
     fn one_window_is_not_rolled_and_has_no_mask() {
         let windows = Windows::new((3, 3), (7, 3), true);
         assert_eq!((windows.size, windows.shift), ((3, 3), (0, 0)));
-        assert!(windows.mask().unwrap().is_none());
+        assert!(windows.mask(APART).unwrap().is_none());
         let one_side = Windows::new((3, 8), (4, 4), true);
         assert_eq!((one_side.size, one_side.shift), ((3, 4), (0, 2)));
     }
@@ -242,7 +262,7 @@ mod tests {
         let windows = Windows::new((5, 4), (2, 3), true);
         let ((rows, cols), (height, width)) = (windows.size, windows.padded());
         let pairs = Vec::<i64>::try_from(windows.pairs().unwrap()).unwrap();
-        let mask = windows.mask().unwrap().unwrap();
+        let mask = windows.mask(APART).unwrap().unwrap();
         let region = |at: i64, side: i64, size: i64, shift: i64| {
             if at < side - size { 0 } else { 1 + i64::from(at >= side - shift) }
         };
