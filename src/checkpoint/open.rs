@@ -9,9 +9,9 @@ use super::folder::checkpoint_in;
 use super::load::infer_unsettled;
 use super::{LoadReport, beside};
 use crate::backbone::{
-    AnyBackbone, AnyFamily, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation,
-    ConvNeXtNorm, Network, NormPlacement, Pooling, Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig,
-    ViTConfig,
+    AnyBackbone, AnyFamily, ConvNeXtConfig, ConvNeXtNorm, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    MlpActivation, Network, NormPlacement, Pooling, Precision, Preprocessing, PreprocessingSource,
+    ResizeMode, SwinConfig, ViTConfig,
 };
 use crate::error::{Error, Result};
 
@@ -35,8 +35,8 @@ pub struct OpenOptions {
     pub image_size: Option<(i64, i64)>,
     /// Rows and columns of the windows of every stage of a Swin.
     pub window_size: Option<(i64, i64)>,
-    /// Sides of the square windows of the pretraining of each stage of a Swin V2. Zero stands for a
-    /// stage whose window was the same as now.
+    /// Sides of the square windows in the pretraining of a Swin V2, one for each stage or one for
+    /// all. Zero stands for a window that is the same as now.
     pub pretrained_window_sizes: Option<Vec<i64>>,
     /// Precision of the weights; f32 if `None`.
     pub precision: Option<Precision>,

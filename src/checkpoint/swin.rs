@@ -58,6 +58,7 @@ impl Checkpoint for SwinConfig {
             cosine_attention: second,
             continuous_bias: None,
             mask_score: settings.mask_score,
+            pad_before_shift: false,
             norm_eps: plan.family.norm_eps,
         };
         if second {
@@ -79,7 +80,33 @@ impl Checkpoint for SwinConfig {
             // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
+        if config.validate().is_ok() {
+            config.pad_before_shift = pads_before_shift(plan, &config);
+        }
         Ok(config)
+    }
+
+    /// Sets the order of padding and shifting, and checks that the library of the names has the same
+    /// windows.
+    fn fit(&self, plan: &Plan) -> Result<Self> {
+        let is_smaller = |stage: &usize| {
+            let (grid, window) = (self.grid(*stage), self.window_sizes[*stage]);
+            grid.0 < window.0 || grid.1 < window.1
+        };
+        let mut smaller = (0..self.window_sizes.len()).filter(is_smaller);
+        if plan.family.name.starts_with("torchvision")
+            && let Some(stage) = smaller.next()
+        {
+            let expected = format!(
+                "of at least {:?} patches in stage {stage}, because torchvision pads a grid that is \
+                 smaller than a window",
+                self.window_sizes[stage]
+            );
+            let found = format!("{:?} patches", self.grid(stage));
+            return Err(Error::config("image_size", expected, found).in_config("SwinConfig"));
+        }
+        let pad_before_shift = self.pad_before_shift || pads_before_shift(plan, self);
+        Ok(SwinConfig { pad_before_shift, ..self.clone() })
     }
 
     /// Accepts windows and an image size that the file does not tell.
@@ -139,6 +166,14 @@ fn block(stage: usize, block: usize, part: &str) -> String {
 
 fn has_block(plan: &Plan, stage: usize, index: usize) -> bool {
     plan.has(&block(stage, index, "norm1.weight"))
+}
+
+/// Returns whether the library of the file's names pads a grid of `config` before it shifts it, so
+/// that another order would give other features.
+fn pads_before_shift(plan: &Plan, config: &SwinConfig) -> bool {
+    let libraries = ["Hugging Face", "torchvision"];
+    libraries.iter().any(|name| plan.family.name.starts_with(name))
+        && config.is_padded_and_shifted()
 }
 
 /// Returns the sizes that the tensors show.

@@ -46,7 +46,11 @@ impl SwinSettings {
     /// The errors of [`settings::told_of_swin`]; the errors of reading a tensor.
     pub(super) fn of(plan: &Plan, sizes: SwinSizes) -> Result<Self> {
         let told = settings::told_of_swin(plan, sizes.patch_size, sizes.stages)?;
-        if sizes.continuous_bias { Self::second(plan, sizes, told) } else { first(plan, sizes, told) }
+        if sizes.continuous_bias {
+            Self::second(plan, sizes, told)
+        } else {
+            first(plan, sizes, told)
+        }
     }
 
     /// Chooses the settings of a Swin V2. Some files hold the offsets of its windows, from which

@@ -76,9 +76,8 @@ impl ViTSettings {
             self.norm_eps.setting("norm_eps", &config.norm_eps, |eps| format!("{eps:e}")),
             self.activation.setting("activation", &config.activation, |act| format!("{act:?}")),
             self.pooling.setting("pooling", &config.pooling, |pooling| format!("{pooling:?}")),
-            self.norm_placement.setting("norm_placement", &config.norm_placement, |place| {
-                format!("{place:?}")
-            }),
+            self.norm_placement
+                .setting("norm_placement", &config.norm_placement, |place| format!("{place:?}")),
             self.image_size.setting("image_size", &config.image_size, size),
         ]
     }

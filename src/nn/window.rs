@@ -8,13 +8,15 @@ use super::stored::widened;
 use super::{ContinuousBias, Weight};
 use crate::error::Result;
 
-/// The division of a token grid into windows. The grid is first rolled by `shift`, and then padded
-/// with rows and columns of zeros if windows do not divide it.
+/// The division of a token grid into windows. The grid is rolled by `shift`, and it is padded with
+/// rows and columns of zeros if windows do not divide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Windows {
     grid: (i64, i64),
     size: (i64, i64),
     shift: (i64, i64),
+    /// Whether the grid is padded before it is rolled, instead of after it.
+    pads_first: bool,
 }
 
 impl Windows {
@@ -28,7 +30,17 @@ impl Windows {
             (false, false) => (size, 0),
         };
         let (rows, cols) = (side(grid.0, size.0), side(grid.1, size.1));
-        Windows { grid, size: (rows.0, cols.0), shift: (rows.1, cols.1) }
+        Windows { grid, size: (rows.0, cols.0), shift: (rows.1, cols.1), pads_first: false }
+    }
+
+    /// Returns the windows with the padding before the roll if `pads_first` is true.
+    pub(crate) fn padding_first(self, pads_first: bool) -> Self {
+        Windows { pads_first, ..self }
+    }
+
+    /// Returns whether the order of padding and rolling matters.
+    pub(crate) fn is_padded_and_rolled(&self) -> bool {
+        self.padded() != self.grid && self.shift != (0, 0)
     }
 
     /// Returns the rows and columns of one window.
@@ -49,16 +61,35 @@ impl Windows {
 
     /// Cuts tokens into windows: `[B, N, C] -> [B * windows, A, C]` with A tokens in a window.
     pub(crate) fn partition(&self, tokens: &Tensor) -> Result<Tensor> {
-        let (grid, padded) = (self.grid, self.padded());
-        let mut x = tokens.f_unflatten(1, [grid.0, grid.1])?;
-        if self.shift != (0, 0) {
-            x = x.f_roll([-self.shift.0, -self.shift.1], [1, 2])?;
-        }
-        if padded != grid {
-            let pad = [0, 0, 0, padded.1 - grid.1, 0, padded.0 - grid.0];
-            x = x.f_constant_pad_nd(pad)?;
-        }
+        let x = tokens.f_unflatten(1, [self.grid.0, self.grid.1])?;
+        let x = if self.pads_first {
+            self.roll(self.pad(x)?, -1)?
+        } else {
+            self.pad(self.roll(x, -1)?)?
+        };
         self.cut(&x)
+    }
+
+    /// Rolls `x [B, rows, cols, C]` by the shift in the direction `sign`.
+    fn roll(&self, x: Tensor, sign: i64) -> Result<Tensor> {
+        if self.shift == (0, 0) {
+            return Ok(x);
+        }
+        Ok(x.f_roll([sign * self.shift.0, sign * self.shift.1], [1, 2])?)
+    }
+
+    /// Pads `x [B, rows, cols, C]` at the end of both sides.
+    fn pad(&self, x: Tensor) -> Result<Tensor> {
+        let (grid, padded) = (self.grid, self.padded());
+        if padded == grid {
+            return Ok(x);
+        }
+        Ok(x.f_constant_pad_nd([0, 0, 0, padded.1 - grid.1, 0, padded.0 - grid.0])?)
+    }
+
+    /// Drops the padding of `x [B, rows, cols, C]`.
+    fn crop(&self, x: Tensor) -> Result<Tensor> {
+        Ok(x.f_narrow(1, 0, self.grid.0)?.f_narrow(2, 0, self.grid.1)?)
     }
 
     /// Cuts the padded grid `[B, rows, cols, C]` into `[B * windows, A, C]`.
@@ -75,10 +106,11 @@ impl Windows {
         // [B, down, across, rows, cols, C] -> [B, down, rows, across, cols, C]
         let x = windows.f_unflatten(1, [rows, cols])?.f_unflatten(0, [-1, down, across])?;
         let x = x.f_permute([0, 1, 3, 2, 4, 5])?.f_flatten(3, 4)?.f_flatten(1, 2)?;
-        let mut x = x.f_narrow(1, 0, self.grid.0)?.f_narrow(2, 0, self.grid.1)?;
-        if self.shift != (0, 0) {
-            x = x.f_roll([self.shift.0, self.shift.1], [1, 2])?;
-        }
+        let x = if self.pads_first {
+            self.crop(self.roll(x, 1)?)?
+        } else {
+            self.roll(self.crop(x)?, 1)?
+        };
         Ok(x.f_flatten(1, 2)?)
     }
 
@@ -204,7 +236,8 @@ impl WindowBias {
         if let Some(fixed) = self.fixed.get() {
             return Ok(fixed);
         }
-        let mask = self.windows.mask(self.apart)?.map(|mask| mask.f_to_device(device)).transpose()?;
+        let mask =
+            self.windows.mask(self.apart)?.map(|mask| mask.f_to_device(device)).transpose()?;
         let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
         Ok(self.fixed.get_or_init(|| fixed))
     }
@@ -237,13 +270,18 @@ mod tests {
             ((2, 2), (7, 7), true, (2, 2)),
             ((5, 1), (2, 2), false, (6, 1)),
         ] {
-            let windows = Windows::new(grid, size, shifted);
-            assert_eq!(windows.padded(), padded);
+            let rolled_first = Windows::new(grid, size, shifted);
+            assert_eq!(rolled_first.padded(), padded);
             let x = Tensor::arange(2 * grid.0 * grid.1 * 3, (Kind::Float, Device::Cpu)) + 1;
             let x = x.view([2, grid.0 * grid.1, 3]);
-            let cut = windows.partition(&x).unwrap();
-            assert_eq!(windows.reverse(&cut).unwrap(), x);
-            assert_eq!(cut.sum(Kind::Float), x.sum(Kind::Float));
+            let cuts = [false, true].map(|first| {
+                let windows = rolled_first.padding_first(first);
+                let cut = windows.partition(&x).unwrap();
+                assert_eq!(windows.reverse(&cut).unwrap(), x);
+                assert_eq!(cut.sum(Kind::Float), x.sum(Kind::Float));
+                cut
+            });
+            assert_eq!(cuts[0] != cuts[1], rolled_first.is_padded_and_rolled());
         }
     }
 

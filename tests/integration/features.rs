@@ -86,6 +86,24 @@ fn swin() {
     check_all("swin", check_any::<FrozenSwin>);
 }
 
+/// timm's, Microsoft's, Hugging Face's and torchvision's names.
+#[test]
+fn swin_v2() {
+    check_all("swin_v2", check_any::<FrozenSwin>);
+}
+
+/// ConvNeXt V2, and ConvNeXts with another stem, norm or head.
+#[test]
+fn convnext_v2() {
+    check_all("convnext_v2", check_any::<FrozenConvNeXt>);
+}
+
+/// timm's ViT with norms after the sub-layers.
+#[test]
+fn post_norm() {
+    check_all("post_norm", check);
+}
+
 #[test]
 fn convnext() {
     check_all("convnext", check_any::<FrozenConvNeXt>);

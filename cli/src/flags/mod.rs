@@ -5,6 +5,7 @@
 mod backbone;
 mod data;
 mod method;
+mod size;
 mod training;
 
 pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
@@ -13,6 +14,7 @@ pub use data::{
     ThreadFlags,
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
+pub use size::Size;
 pub use training::{
     EpochFlags, HeadFlag, LogFlags, LooksFlag, SeedFlag, SeedsFlag, TrainingFlags, default_warmup,
 };

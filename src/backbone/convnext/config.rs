@@ -208,8 +208,7 @@ impl ConvNeXtConfig {
 
     fn num_params(&self) -> i64 {
         let last = self.last_dim();
-        let downsample =
-            |pair: &[i64]| self.norm.num_params(pair[0]) + (4 * pair[0] + 1) * pair[1];
+        let downsample = |pair: &[i64]| self.norm.num_params(pair[0]) + (4 * pair[0] + 1) * pair[1];
         let downsamples: i64 = self.dims.windows(2).map(downsample).sum();
         let depths = self.depths.iter().enumerate();
         let blocks: i64 = depths.map(|(stage, &depth)| depth * self.block_params(stage)).sum();

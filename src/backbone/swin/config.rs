@@ -53,6 +53,10 @@ pub struct SwinConfig {
     /// are shifted. It is -100, and -200 in the Swin V2 of Hugging Face.
     #[serde(skip_serializing_if = "is_usual_mask")]
     pub mask_score: f64,
+    /// Whether a grid that windows do not divide is padded before it is shifted, as in Hugging Face
+    /// and torchvision, instead of after it, as in timm.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pad_before_shift: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
 }
@@ -93,6 +97,7 @@ impl Default for SwinConfig {
             cosine_attention: false,
             continuous_bias: None,
             mask_score: MASK_SCORE,
+            pad_before_shift: false,
             norm_eps: 1e-5,
         }
     }
@@ -129,7 +134,14 @@ impl SwinConfig {
 
     /// Returns the windows of a stage's blocks. Every second block uses shifted windows.
     pub(crate) fn windows(&self, stage: usize, shifted: bool) -> Windows {
-        Windows::new(self.grid(stage), self.window_sizes[stage], shifted)
+        let windows = Windows::new(self.grid(stage), self.window_sizes[stage], shifted);
+        windows.padding_first(self.pad_before_shift)
+    }
+
+    /// Returns whether a grid of the config is both padded and shifted.
+    pub(crate) fn is_padded_and_shifted(&self) -> bool {
+        let stages = 0..self.window_sizes.len();
+        stages.into_iter().any(|stage| self.windows(stage, true).is_padded_and_rolled())
     }
 
     /// Returns the stage of each block and its number within the stage.

@@ -134,7 +134,8 @@ impl Network for SwinConfig {
         let bias = bias.map(|bias| format!(" pretrained={:?}", bias.pretrained_window_sizes));
         let mask = self.mask_score;
         let mask = (mask != MASK_SCORE).then(|| format!(" mask={mask:e}"));
-        let later = [after, cosine, bias, mask].into_iter().flatten().collect::<String>();
+        let padding = self.pad_before_shift.then(|| " pads first".to_owned());
+        let later = [after, cosine, bias, mask, padding].into_iter().flatten().collect::<String>();
         format!(
             "swin heads={:?} windows={:?} eps={:e} image={:?}{later}",
             self.num_heads, self.window_sizes, self.norm_eps, self.image_size,

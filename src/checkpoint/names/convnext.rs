@@ -41,7 +41,10 @@ pub(super) const HUGGING_FACE_DINOV3: Family = Family {
     prefixes: &["", "model."],
     signatures: &["stages.0.layers.0.depthwise_conv.weight"],
     rules: &[HUGGING_FACE_DINOV3_RULES],
-    around: &[copy("layer_norm.weight", "head.norm.weight"), copy("layer_norm.bias", "head.norm.bias")],
+    around: &[
+        copy("layer_norm.weight", "head.norm.weight"),
+        copy("layer_norm.bias", "head.norm.bias"),
+    ],
     ..TIMM
 };
 

@@ -109,6 +109,10 @@ const HUGGING_FACE_RULES: &[Rule] = &[
     copy("encoder.layers.*.blocks.*.attention.output.dense.bias", "layers.*.blocks.*.attn.proj.bias"),
     copy("encoder.layers.*.blocks.*.layernorm_after.weight", "layers.*.blocks.*.norm2.weight"),
     copy("encoder.layers.*.blocks.*.layernorm_after.bias", "layers.*.blocks.*.norm2.bias"),
+    copy("encoder.layers.*.blocks.*.intermediate.dense.weight", "layers.*.blocks.*.mlp.fc1.weight"),
+    copy("encoder.layers.*.blocks.*.intermediate.dense.bias", "layers.*.blocks.*.mlp.fc1.bias"),
+    copy("encoder.layers.*.blocks.*.output.dense.weight", "layers.*.blocks.*.mlp.fc2.weight"),
+    copy("encoder.layers.*.blocks.*.output.dense.bias", "layers.*.blocks.*.mlp.fc2.bias"),
     copy("encoder.layers.*.downsample.norm.weight", "layers.*+1.downsample.norm.weight"),
     copy("encoder.layers.*.downsample.norm.bias", "layers.*+1.downsample.norm.bias"),
     copy("encoder.layers.*.downsample.reduction.weight", "layers.*+1.downsample.reduction.weight"),
@@ -121,10 +125,6 @@ const HUGGING_FACE_RULES: &[Rule] = &[
 const HUGGING_FACE_V1_RULES: &[Rule] = &[
     copy("encoder.layers.*.blocks.*.attention.self.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
     copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.bias", "layers.*.blocks.*.attn.qkv.bias"),
-    copy("encoder.layers.*.blocks.*.intermediate.dense.weight", "layers.*.blocks.*.mlp.fc1.weight"),
-    copy("encoder.layers.*.blocks.*.intermediate.dense.bias", "layers.*.blocks.*.mlp.fc1.bias"),
-    copy("encoder.layers.*.blocks.*.output.dense.weight", "layers.*.blocks.*.mlp.fc2.weight"),
-    copy("encoder.layers.*.blocks.*.output.dense.bias", "layers.*.blocks.*.mlp.fc2.bias"),
     // Module names of transformers 5, which `save_pretrained` does not write.
     copy("encoder.layers.*.blocks.*.attention.relative_position_bias.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
     copy("encoder.layers.*.blocks.*.attention.{q,k,v}_proj.weight", "layers.*.blocks.*.attn.qkv.weight"),

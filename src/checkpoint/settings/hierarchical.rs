@@ -25,7 +25,9 @@ fn config<'a>(plan: &'a Plan, model_types: &[&str]) -> Result<Option<&'a SideFil
     if !plan.family.name.starts_with("Hugging Face") {
         return Ok(None);
     }
-    Ok(plan.config()?.filter(|file| model_types.iter().any(|kind| file.json["model_type"] == *kind)))
+    Ok(plan
+        .config()?
+        .filter(|file| model_types.iter().any(|kind| file.json["model_type"] == *kind)))
 }
 
 /// Reads the settings of a ConvNeXt from the files beside its checkpoint.
@@ -98,8 +100,9 @@ pub(in crate::checkpoint) fn told_of_swin(
     found.image_size = found.image_size.or(known.as_ref().map(|known| known.image_size));
     found.window_sizes = windows(file, args, "window_size", stages)?
         .or(known.as_ref().map(|known| known.window_sizes.clone()));
-    found.pretrained_window_sizes = windows(file, args, "pretrained_window_sizes", stages)?
-        .or(known.and_then(|known| Some(known.continuous_bias?.pretrained_window_sizes)));
+    found.pretrained_window_sizes =
+        windows_by_stage(file, args, "pretrained_window_sizes", stages)?
+            .or(known.and_then(|known| Some(known.continuous_bias?.pretrained_window_sizes)));
     Ok(found)
 }
 
@@ -121,7 +124,7 @@ fn swin_of_hugging_face(file: &SideFile, patch_size: i64, stages: usize) -> Resu
     // The defaults of the config class.
     let image_size = image_size.unwrap_or((224, 224));
     let window = file.number(json, "window_size", Value::as_i64)?.unwrap_or(7);
-    let pretrained = windows(file, json, "pretrained_window_sizes", stages)?;
+    let pretrained = windows_by_stage(file, json, "pretrained_window_sizes", stages)?;
     if !limits_alike(image_size, patch_size, window, stages) {
         let expected = "square where a window is as large as the grid of a stage, because Hugging \
                         Face's Swin V2 limits a window by the rows alone";
@@ -147,27 +150,44 @@ fn limits_alike(image_size: (i64, i64), patch_size: i64, window: i64, stages: us
     })
 }
 
-/// Returns the windows in `object[key]`: a side or a pair for all stages, or a list with one of them
-/// for each stage. Returns `None` if the field is absent or null.
+/// Returns the windows in `object[key]`: a side or a pair of rows and columns for all stages, or a
+/// list with one of them for each stage. Returns `None` if the field is absent or null.
 fn windows(
     file: &SideFile,
     object: &Value,
     key: &str,
     stages: usize,
 ) -> Result<Option<Vec<(i64, i64)>>> {
-    let pair = |value: &Value| match value {
+    match window(&object[key]) {
+        Some(window) => Ok(Some(vec![window; stages])),
+        None => windows_by_stage(file, object, key, stages),
+    }
+}
+
+/// Returns the windows in the list `object[key]`, one for each stage; more are not read. Returns `None` if the field is
+/// absent or null.
+fn windows_by_stage(
+    file: &SideFile,
+    object: &Value,
+    key: &str,
+    stages: usize,
+) -> Result<Option<Vec<(i64, i64)>>> {
+    let value = &object[key];
+    if value.is_null() {
+        return Ok(None);
+    }
+    let list = value.as_array().filter(|list| list.len() >= stages);
+    let windows = list.and_then(|list| list[..stages].iter().map(window).collect());
+    let expected = format!("a window for each of {stages} stages");
+    windows.map(Some).ok_or_else(|| file.field(key, &expected, value))
+}
+
+/// Returns the window that `value` is: a side, or a pair of rows and columns.
+fn window(value: &Value) -> Option<(i64, i64)> {
+    match value {
         Value::Array(sides) if sides.len() == 2 => sides[0].as_i64().zip(sides[1].as_i64()),
         side => side.as_i64().map(|side| (side, side)),
-    };
-    let value = &object[key];
-    let found = match value {
-        Value::Null => return Ok(None),
-        Value::Array(list) if list.len() == stages => list.iter().map(pair).collect(),
-        value => pair(value).map(|window| vec![window; stages]),
-    };
-    let found: Option<Vec<(i64, i64)>> = found;
-    let expected = format!("a window, or one for each of {stages} stages");
-    found.map(Some).ok_or_else(|| file.field(key, &expected, value))
+    }
 }
 
 #[cfg(test)]

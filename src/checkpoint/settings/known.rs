@@ -119,8 +119,8 @@ impl KnownConvNeXt {
         kernels: &[i64],
         biases: bool,
     ) -> Option<&'static KnownConvNeXt> {
-        CONV_NEXTS.iter().find(|row| {
-            row.dims == dims && row.kernels == kernels && row.norm.is_none() == biases
-        })
+        CONV_NEXTS
+            .iter()
+            .find(|row| row.dims == dims && row.kernels == kernels && row.norm.is_none() == biases)
     }
 }
