@@ -104,6 +104,10 @@ mod tests {
             ("swin_small_patch4_window7_224", 48_837_258),
             ("swin_base_patch4_window7_224", 86_743_224),
             ("swin_large_patch4_window12_384", 195_198_516),
+            // timm has no weights for the biases of keys, which are zero.
+            ("swinv2_tiny_window8_256", 27_578_154 + 4_416),
+            ("swinv2_base_window12to16_192to256", 86_893_816 + 12_032),
+            ("swinv2_large_window12to24_192to384", 195_202_932 + 18_048),
         ] {
             assert_eq!(
                 SwinConfig::preset(name).unwrap().shape().unwrap().num_params,
