@@ -18,7 +18,7 @@ use decode_ahead::{Decoded, decode_ahead};
 use output::{ClassScore, Writer};
 
 use crate::Outcome;
-use crate::flags::{BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, ThreadFlags};
+use crate::flags::{BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, Size, ThreadFlags};
 use crate::run_folder::{adapter_file, class_names, precision_of};
 
 /// Batches that are decoded while the model computes.
@@ -99,17 +99,15 @@ fn flags_of_run(
     info: &AdapterInfo,
 ) -> Result<BackboneFlags> {
     let backbone = info.backbone.as_ref();
-    // The flag is one side, so it cannot express an image size that is not square. Such a size
-    // comes from the file of the backbone.
     let size = record.and_then(|record| record.image_size);
     let size = size.or(backbone.and_then(|backbone| backbone.image_size));
-    let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
+    let size = size.map(|(height, width)| Size { height, width });
     let precision = match record {
         Some(record) => Some(precision_of(record)?),
         None => backbone.and_then(|backbone| backbone.precision),
     };
     Ok(BackboneFlags {
-        image_size: args.backbone.image_size.or(side),
+        image_size: args.backbone.image_size.or(size),
         precision: args.backbone.precision.or(precision),
         ..args.backbone.clone()
     })
