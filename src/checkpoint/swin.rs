@@ -68,9 +68,10 @@ impl Checkpoint for SwinConfig {
             });
         }
         for stage in 0..sizes.stages {
-            let heads = match second {
-                true => plan.shape(&block(stage, 0, "attn.logit_scale"), 3)?[0],
-                false => plan.shape(&block(stage, 0, TABLE), 2)?[1],
+            let heads = if second {
+                plan.shape(&block(stage, 0, "attn.logit_scale"), 3)?[0]
+            } else {
+                plan.shape(&block(stage, 0, TABLE), 2)?[1]
             };
             let mlp = plan.shape(&block(stage, 0, "mlp.fc1.weight"), 2)?;
             let is_block = |index: &usize| has_block(plan, stage, *index);
@@ -136,8 +137,8 @@ impl Checkpoint for SwinConfig {
         let candidates = windows_of(rows);
         let sides = candidates.iter().map(|(rows, cols)| format!("{rows}x{cols}"));
         let expected = format!(
-            "given with image_size, as OpenOptions::window_size or in the SwinConfig, because the \
-             file does not tell it: its table of {rows} rows fits windows of {}",
+            "given with image_size, as --window-size, as OpenOptions::window_size or in the \
+             SwinConfig, because the file does not tell it: its table of {rows} rows fits windows of {}",
             sides.collect::<Vec<_>>().join(", ")
         );
         Err(Error::FileField {

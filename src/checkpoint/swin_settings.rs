@@ -16,6 +16,9 @@ const DOUBLE_MASK_SCORE: f64 = 2.0 * MASK_SCORE;
 
 const TABLE: &str = "attn.relative_position_bias_table";
 
+/// Rows and columns of the windows of each stage.
+type StageWindows = Vec<(i64, i64)>;
+
 /// The sizes of a Swin, which its tensors show.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SwinSizes {
@@ -28,11 +31,10 @@ pub(super) struct SwinSizes {
 /// The settings of a Swin that its weights do not show.
 #[derive(Debug)]
 pub(super) struct SwinSettings {
-    /// Rows and columns of the windows of each stage.
-    pub(super) window_sizes: Choice<Vec<(i64, i64)>>,
+    pub(super) window_sizes: Choice<StageWindows>,
     pub(super) image_size: Choice<(i64, i64)>,
     /// The windows of the pretraining of each stage, for a Swin V2.
-    pub(super) pretrained: Choice<Vec<(i64, i64)>>,
+    pub(super) pretrained: Choice<StageWindows>,
     pub(super) mask_score: f64,
     /// The settings that nothing tells.
     pub(super) unsettled: Vec<Unsettled>,
@@ -95,7 +97,7 @@ impl SwinSettings {
     /// Returns the settings that the model of `config` was opened with.
     pub(super) fn used(self, config: &SwinConfig) -> Vec<Setting> {
         let size = |(height, width): &(i64, i64)| format!("{height}x{width}");
-        let list = |sizes: &Vec<(i64, i64)>| sizes.iter().map(size).collect::<Vec<_>>().join(", ");
+        let list = |sizes: &StageWindows| sizes.iter().map(size).collect::<Vec<_>>().join(", ");
         let mut used = vec![
             self.window_sizes.setting("window_size", &config.window_sizes, list),
             self.image_size.setting("image_size", &config.image_size, size),
@@ -149,10 +151,7 @@ fn first(plan: &Plan, sizes: SwinSizes, told: ToldSwin) -> Result<SwinSettings> 
 
 /// Returns the windows of each stage and those of the pretraining that the file's tables of offsets
 /// show, or `None` if it has no such tables.
-fn stored_windows(
-    plan: &Plan,
-    stages: usize,
-) -> Result<Option<(Vec<(i64, i64)>, Vec<(i64, i64)>)>> {
+fn stored_windows(plan: &Plan, stages: usize) -> Result<Option<(StageWindows, StageWindows)>> {
     let (mut windows, mut pretrained) = (Vec::new(), Vec::new());
     for stage in 0..stages {
         let torchvision = 2 * stage + 1;

@@ -17,14 +17,13 @@ const fn family(
     Unsupported { name, lacks, marks }
 }
 
-const COSINE: &str = "cosine attention with continuous position bias";
 const RELATIVE: &str = "relative position bias";
 
 /// The families, the ones with more particular marks first.
 #[rustfmt::skip]
 const FAMILIES: &[Unsupported] = &[
     family("an adapter of PEFT, without the backbone", "weights of a backbone", &["lora_A"]),
-    family("Swin V2 CR", COSINE, &["attn.meta_mlp"]),
+    family("Swin V2 CR", "its cosine attention and position bias, which differ from those of Swin V2", &["attn.meta_mlp"]),
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),

@@ -293,6 +293,10 @@ fn norm_placement(
         && plan.has("fc_norm.weight")
         && !(sizes.class_token || sizes.num_registers > 0 || plan.has("blocks.0.ls1.gamma"));
     Choice::told(told.norm_placement.filter(|_| plan.family.name == "timm"), &told.source, || {
+        if let Some(kind) = sizes.kind {
+            let source = SettingSource::Known(kind.name.to_owned());
+            return Choice::new(kind.norm_placement, source);
+        }
         if is_alike {
             unsettled.push(Unsettled {
                 field: "norm_placement",

@@ -444,10 +444,13 @@ fn folds_into_the_weights_and_out_again() {
         let digest = model.backbone().digest().unwrap();
         model.merge().unwrap();
         let gap = (logits(&model) - &apart).abs().max() / apart.abs().max();
-        // bf16 has eight bits, f16 eleven, and merging rounds the weights once more.
+        // bf16 has eight bits, f16 eleven, and merging rounds the weights once more. A norm after a
+        // sub-layer enlarges its small output together with the error.
+        let is_after = ["norms after", "Swin V2"].iter().any(|name| case.contains(name));
         let bound = match model.backbone().kind() {
             Kind::Float => 1e-5,
             Kind::Half => 1e-2,
+            _ if is_after => 2e-1,
             _ => 5e-2,
         };
         assert!(gap.double_value(&[]) < bound, "{case}: off by {gap:?}");

@@ -1,4 +1,4 @@
-//! The plain ViT: patch embedding, position table, pre-norm blocks, pooling.
+//! The plain ViT: patch embedding, position table, blocks, pooling.
 
 mod config;
 mod pooling;

@@ -38,9 +38,11 @@ pub(in crate::checkpoint) fn told_of_convnext(plan: &Plan) -> Result<Told> {
     match config(plan, &CONV_NEXTS)? {
         Some(file) => Ok(Told {
             source: CONFIG.to_owned(),
-            norm_eps: match file.json["model_type"] == DINOV3 {
-                true => file.number(&file.json, "layer_norm_eps", Value::as_f64)?,
-                false => None,
+            norm_eps: if file.json["model_type"] == DINOV3 {
+                file.number(&file.json, "layer_norm_eps", Value::as_f64)?
+            } else {
+                // The config tells the epsilon of the last norm alone.
+                None
             },
             activation: activation(file, &file.json, "hidden_act")?,
             ..Told::default()

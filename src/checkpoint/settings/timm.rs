@@ -62,6 +62,7 @@ const RULES: &[Rule] = &[
     rule("test_convnext2", Activation(GeluTanh)),
     rule("test_convnext3", Activation(MlpActivation::Silu)),
     rule("vit_*_rpn_*", NormsAfter),
+    rule("eva02_enormous_*", NormsAfter),
     rule("convnext_zepto_rms*", Norm(ConvNeXtNorm::Deviation)),
     rule("convnext_*_rms*", Norm(ConvNeXtNorm::Rms)),
 ];
@@ -109,6 +110,10 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
         norm_eps: file.number(args, "norm_eps", Value::as_f64)?.or(told.norm_eps),
         activation: activation(file, args, "act_layer")?.or(told.activation),
         image_size,
+        norm_placement: match args["use_post_norm"].as_bool() {
+            Some(true) => Some(NormPlacement::After),
+            _ => told.norm_placement,
+        },
         ..told
     })
 }
