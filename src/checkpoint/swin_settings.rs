@@ -175,7 +175,8 @@ fn stored_windows(plan: &Plan, stages: usize) -> Result<Option<(StageWindows, St
 /// of side `side` was divided; 0 if it is the side itself.
 fn pretrained_side(side: i64, last: f64) -> i64 {
     let relative = (8f64.powf(last) - 1.0) / 8.0;
-    let pretrained = ((side - 1) as f64 / relative).round() as i64 + 1;
+    // A number that is no window makes the config invalid.
+    let pretrained = (((side - 1) as f64 / relative).round() as i64).saturating_add(1);
     if side == 1 || pretrained == side { 0 } else { pretrained }
 }
 
@@ -252,5 +253,7 @@ mod tests {
             assert_eq!(pretrained_side(side, stored), pretrained, "{side}");
         }
         assert_eq!((pretrained_side(16, last(16, 16)), pretrained_side(1, 0.0)), (0, 0));
+        assert_eq!(pretrained_side(16, 0.0), i64::MAX);
+        assert_eq!(pretrained_side(16, f64::NAN), 1);
     }
 }
