@@ -112,7 +112,7 @@ fn convnext() {
 #[test]
 fn torchvision() {
     check_all("torchvision", |case| match case.name.as_str() {
-        "swin" => check_any::<FrozenSwin>(case),
+        "swin" | "swin_padded" => check_any::<FrozenSwin>(case),
         "convnext" => check_any::<FrozenConvNeXt>(case),
         _ => check(case),
     });

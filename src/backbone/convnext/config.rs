@@ -147,15 +147,7 @@ impl ConvNeXtConfig {
         }
         let blocks = i64::try_from(total(&self.depths)).unwrap_or(i64::MAX);
         within("number of blocks".to_owned(), blocks)?;
-        if ![0, stages].contains(&self.kernel_sizes.len()) {
-            let expected = format!("empty or of {stages} stages");
-            return Err(Error::config("kernel_sizes", expected, self.kernel_sizes.len()));
-        }
-        for &kernel in [self.kernel_size].iter().chain(&self.kernel_sizes) {
-            if !(1..=63).contains(&kernel) || kernel % 2 == 0 {
-                return Err(Error::config("kernel_size", "odd and within 1..=63", kernel));
-            }
-        }
+        self.check_kernels()?;
         within("head_dim".to_owned(), self.head_dim.unwrap_or(1))?;
         if let ConvNeXtStem::Overlapping { hidden_dim, .. } = self.stem {
             within("stem.hidden_dim".to_owned(), hidden_dim)?;
@@ -181,6 +173,21 @@ impl ConvNeXtConfig {
         if self.activation == MlpActivation::SwiGlu {
             let expected = "an activation without a gate";
             return Err(Error::config("activation", expected, format!("{:?}", self.activation)));
+        }
+        Ok(())
+    }
+
+    /// Checks the sides of the depthwise convolutions' kernels.
+    fn check_kernels(&self) -> Result<()> {
+        let stages = self.dims.len();
+        if ![0, stages].contains(&self.kernel_sizes.len()) {
+            let expected = format!("empty or of {stages} stages");
+            return Err(Error::config("kernel_sizes", expected, self.kernel_sizes.len()));
+        }
+        for &kernel in [self.kernel_size].iter().chain(&self.kernel_sizes) {
+            if !(1..=63).contains(&kernel) || kernel % 2 == 0 {
+                return Err(Error::config("kernel_size", "odd and within 1..=63", kernel));
+            }
         }
         Ok(())
     }
