@@ -85,12 +85,12 @@ pub enum Layer {
     PatchEmbed,
     /// The norm between the embedding and the first block.
     PreNorm,
-    /// The norm of the patch merging at the start of a stage, from stage 1 on. Its input `[.., 4C]`
-    /// holds the channels of four patches.
+    /// The norm of the patch merging at the start of a stage, from stage 1 on: before the linear
+    /// layer, where its input `[.., 4C]` holds the channels of four patches, or after it.
     MergeNorm(usize),
     /// The linear layer of that patch merging: `[.., 4C]` to the embedding dim of the stage.
     Merge(usize),
-    /// The norm before attention.
+    /// The norm of the attention sub-layer: before it, or after it in a post-norm block.
     Norm1(usize),
     /// The fused query, key and value projection: `[.., C]` to `[.., 3C]`.
     Qkv(usize),
@@ -100,7 +100,7 @@ pub enum Layer {
     Kv(usize),
     /// The projection after attention.
     Proj(usize),
-    /// The norm before the MLP.
+    /// The norm of the MLP sub-layer: before it, or after it in a post-norm block.
     Norm2(usize),
     /// The first linear layer of the MLP.
     Fc1(usize),
@@ -155,7 +155,7 @@ impl LayerShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Place {
-    /// Pre-norm blocks of attention and MLP that call every place of [`Seam`] around their layers.
+    /// Blocks of attention and MLP that call every place of [`Seam`] around their layers.
     Blocks,
     /// Prefix tokens that attention reads. [`Seam::entering`] may change the layout.
     Prefix,
@@ -248,7 +248,7 @@ pub struct Beside<'a> {
     pub site: Site,
     /// The residual stream before the sub-layer, `[B, T, C]`.
     pub raw: &'a Tensor,
-    /// The layer norm of `raw`, which is also the input of the sub-layer.
+    /// The input of the sub-layer: the norm of `raw`, or `raw` itself in a post-norm block.
     pub normed: &'a Tensor,
     /// `Some(norm)` if `normed == norm(raw)`; a method that needs `normed` in backward can then
     /// recompute it from `raw` instead of saving both.
@@ -262,7 +262,8 @@ pub struct Beside<'a> {
 }
 
 impl<'a> Beside<'a> {
-    /// Creates the arguments from the residual stream before (`raw`) and after (`normed`) the norm.
+    /// Creates the arguments from the residual stream before (`raw`) and after (`normed`) the norm,
+    /// which are the same in a post-norm block.
     /// Only a backbone that calls [`Seam::beside`] itself needs this function;
     /// [`BlockPass::sub_layer`](crate::backbone::BlockPass::sub_layer) calls it for the others.
     pub fn new(
@@ -312,7 +313,7 @@ pub trait Seam: Debug + Send {
     ///
     /// Both have three dimensions, except at the norm of the features. [`Layer::Qkv`] may be called
     /// on windows. The sub-layer and [`Seam::beside`] read what this function returns for the
-    /// output of a norm.
+    /// output of a norm before the sub-layer.
     fn after_layer(
         &self,
         _layer: Layer,
@@ -324,7 +325,7 @@ pub trait Seam: Debug + Send {
     }
 
     /// Called before a sub-layer with its input `[B', T', C]`: the normed tokens of the kept
-    /// samples. Returns the input to use, which only the sub-layer reads.
+    /// samples, or the tokens themselves in a post-norm block. Returns the input to use, which only the sub-layer reads.
     ///
     /// The input of attention within windows is `[B' * windows, tokens of a window, C]`. It is zero
     /// where a window extends beyond the edge of the grid.
@@ -345,7 +346,7 @@ pub trait Seam: Debug + Send {
     }
 
     /// Called after a sub-layer with its output `[B, T, C]`, before it is added to the residual
-    /// stream. Returns the output to use.
+    /// stream. In a post-norm block it is the output of the norm. Returns the output to use.
     fn after_sub_layer(
         &self,
         _site: Site,

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use convpass::model::AdapterInfo;
 use convpass::train::RunRecord;
 
-use crate::flags::BackboneFlags;
+use crate::flags::{BackboneFlags, Size};
 use crate::run_folder::{adapter_file, is_adapter_of, precision_of};
 
 /// An adapter file, its metadata, and the record of its run if there is one.
@@ -52,17 +52,15 @@ impl TrainedAdapter {
     /// that of the run.
     pub fn flags(&self, flags: &BackboneFlags) -> Result<BackboneFlags> {
         let (record, backbone) = (self.record.as_ref(), self.info.backbone.as_ref());
-        // The flag is one side, so it cannot express an image size that is not square. Such a size
-        // comes from the file of the backbone.
         let size = record.and_then(|record| record.image_size);
         let size = size.or(backbone.and_then(|backbone| backbone.image_size));
-        let side = size.filter(|(rows, columns)| rows == columns).map(|(rows, _)| rows);
+        let size = size.map(|(height, width)| Size { height, width });
         let precision = match record {
             Some(record) => Some(precision_of(record)?),
             None => backbone.and_then(|backbone| backbone.precision),
         };
         Ok(BackboneFlags {
-            image_size: flags.image_size.or(side),
+            image_size: flags.image_size.or(size),
             precision: flags.precision.or(precision),
             ..flags.clone()
         })

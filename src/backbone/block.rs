@@ -1,4 +1,4 @@
-//! A pre-norm block of attention and MLP that calls the method at the places around its layers.
+//! A block of attention and MLP that calls the method at the places around its layers.
 
 use tch::Tensor;
 
@@ -7,10 +7,10 @@ use super::hooks::BlockPass;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::nn::{
-    Attention, Mlp, MlpActivation, Norm, Positions, Projected, RotaryTable, Weight, WindowBias,
-    Windows,
+    Attention, BiasTable, ContinuousBias, Mlp, MlpActivation, Norm, NormPlacement, Positions,
+    Projected, RotaryTable, Weight, WindowBias, Windows,
 };
-use crate::seam::{Layer, SubLayer, TokenLayout};
+use crate::seam::{Layer, NormOf, SubLayer, TokenLayout};
 
 /// The tokens that the block computes. All tokens can still be keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub(super) enum Queries {
 
 #[derive(Clone, Debug)]
 pub(super) struct Block {
+    norm_placement: NormPlacement,
     norm1: Norm,
     attention: Attention,
     /// The norm between attention and its projection.
@@ -46,7 +47,7 @@ impl Block {
     ) -> Result<Tensor> {
         let Stream { mut tokens, mut layout } = stream;
         let norm1 = self.norm1.beside(&tokens)?;
-        let (normed, norm) = pass.norm_of(SubLayer::Attention, &norm1, &tokens)?;
+        let (normed, norm) = self.input(SubLayer::Attention, &norm1, &tokens, pass)?;
         let mut beside = normed.shallow_clone();
         let prefix = layout.prefix;
         if let Queries::First(count) = queries {
@@ -56,18 +57,42 @@ impl Block {
         }
         let attention = SubLayer::Attention;
         let tokens = pass.join(attention, tokens, (&beside, norm), &layout, |branch| {
-            scaled(self.attend(&branch.select(&normed)?, prefix, queries, pass)?, &self.scale1)
+            let x = self.attend(&branch.select(&normed)?, prefix, queries, pass)?;
+            self.output(Layer::Norm1(pass.block), &self.norm1, scaled(x, &self.scale1)?, pass)
         })?;
         let norm2 = self.norm2.beside(&tokens)?;
-        let (normed, norm) = pass.norm_of(SubLayer::Mlp, &norm2, &tokens)?;
+        let (normed, norm) = self.input(SubLayer::Mlp, &norm2, &tokens, pass)?;
         pass.join(SubLayer::Mlp, tokens, (&normed, norm), &layout, |branch| {
             let (fc1, fc2) = (Layer::Fc1(pass.block), Layer::Fc2(pass.block));
             let x = pass.before(SubLayer::Mlp, branch.select(&normed)?)?;
             let x = pass.hooks.linear(fc1, &self.mlp.fc1, &x)?;
             let x = normed_by(&self.inner_norm2, self.mlp.activate(&x)?)?;
             let x = pass.hooks.linear(fc2, &self.mlp.fc2, &x)?;
-            scaled(x, &self.scale2)
+            self.output(Layer::Norm2(pass.block), &self.norm2, scaled(x, &self.scale2)?, pass)
         })
+    }
+
+    /// Returns the input of a sub-layer for `tokens`. Also returns `norm` if the input is its
+    /// output and the method did not change it.
+    fn input<'n>(
+        &self,
+        sub_layer: SubLayer,
+        norm: &'n Norm,
+        tokens: &Tensor,
+        pass: &BlockPass,
+    ) -> Result<(Tensor, Option<NormOf<'n>>)> {
+        match self.norm_placement {
+            NormPlacement::Before => pass.norm_of(sub_layer, norm, tokens),
+            NormPlacement::After => Ok((tokens.shallow_clone(), None)),
+        }
+    }
+
+    /// Applies the norm `layer` to the output of a sub-layer if the norms come after them.
+    fn output(&self, layer: Layer, norm: &Norm, x: Tensor, pass: &BlockPass) -> Result<Tensor> {
+        match self.norm_placement {
+            NormPlacement::Before => Ok(x),
+            NormPlacement::After => pass.hooks.norm(layer, norm, &x),
+        }
     }
 
     /// Computes attention over the normed tokens, `[B, T, C] -> [B, T, C]`, of which `prefix` are
@@ -142,6 +167,7 @@ pub(super) struct BlockShape {
     pub(super) causal: bool,
     pub(super) qkv_bias: bool,
     pub(super) layer_scale: bool,
+    pub(super) norm_placement: NormPlacement,
     pub(super) norm_eps: f64,
     /// Whether there is a norm between attention and its projection.
     pub(super) attention_norm: bool,
@@ -151,11 +177,44 @@ pub(super) struct BlockShape {
     pub(super) rotary: Option<RotaryTable>,
 }
 
+/// The windows within which a block attends.
+pub(super) struct WindowShape {
+    pub(super) windows: Windows,
+    /// Hidden width of the MLP that computes the position bias, and rows and columns of the window of
+    /// the pretraining. The bias is a table of weights if `None`.
+    pub(super) continuous_bias: Option<(i64, (i64, i64))>,
+    /// Whether the scores are cosines times a learned factor.
+    pub(super) cosine: bool,
+    /// The value added to the scores between tokens that are neighbours only because of the roll.
+    pub(super) apart: f64,
+}
+
+impl WindowShape {
+    /// Builds the position bias of `heads` heads. `name` is the name of the attention.
+    fn bias(&self, name: &str, heads: i64, weights: &mut Weights) -> Result<WindowBias> {
+        let name = |part: &str| format!("{name}.{part}");
+        let table = match self.continuous_bias {
+            None => {
+                let sizes = [self.windows.table_rows(), heads];
+                BiasTable::Learned(weights.get(&name("relative_position_bias_table"), &sizes)?)
+            }
+            Some((hidden, pretrained)) => {
+                let first = weights.get(&name("cpb_mlp.0.weight"), &[hidden, 2])?;
+                let first = (first, weights.get(&name("cpb_mlp.0.bias"), &[hidden])?);
+                let second = weights.get(&name("cpb_mlp.2.weight"), &[heads, hidden])?;
+                let size = self.windows.size();
+                BiasTable::Continuous(ContinuousBias::new(size, pretrained, first, second)?)
+            }
+        };
+        Ok(WindowBias::new(self.windows, table, self.apart))
+    }
+}
+
 impl Block {
     /// Builds a block that attends within `windows`, or to all tokens if `None`.
     pub(super) fn build(
         shape: &BlockShape,
-        windows: Option<Windows>,
+        windows: Option<&WindowShape>,
         weights: &mut Weights,
     ) -> Result<Self> {
         let (c, hidden, eps) = (shape.dim, shape.hidden, shape.norm_eps);
@@ -164,15 +223,15 @@ impl Block {
         let norm_if = |present: bool, part: &str, dim: i64, weights: &mut Weights| {
             present.then(|| weights.norm(&name(part), dim, eps)).transpose()
         };
+        let cosine = windows.is_some_and(|windows| windows.cosine);
         Ok(Block {
+            norm_placement: shape.norm_placement,
             norm1: weights.norm(&name("norm1"), c, eps)?,
             attention: Attention {
                 positions: match (windows, &shape.rotary) {
                     (Some(windows), _) => {
-                        let sizes = [windows.table_rows(), shape.num_heads];
-                        let table = name("attn.relative_position_bias_table");
-                        let table = weights.get(&table, &sizes)?.shallow_clone();
-                        Positions::Windows(WindowBias::new(windows, table))
+                        let bias = windows.bias(&name("attn"), shape.num_heads, weights)?;
+                        Positions::Windows(bias)
                     }
                     (None, Some(table)) => Positions::Rotary(table.clone()),
                     (None, None) => Positions::InTokens,
@@ -181,6 +240,11 @@ impl Block {
                 proj: weights.linear(&name("attn.proj"), c, c, true)?,
                 num_heads: shape.num_heads,
                 causal: shape.causal,
+                logit_scale: weights.get_if(
+                    cosine,
+                    &name("attn.logit_scale"),
+                    &[shape.num_heads, 1, 1],
+                )?,
             },
             inner_norm1: norm_if(shape.attention_norm, "attn.norm", c, weights)?,
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,

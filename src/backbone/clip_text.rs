@@ -11,7 +11,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::{WeightSource, Weights, random};
 use super::{BlockPass, Hooks, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, Linear, MlpActivation, Norm, Weight};
+use crate::nn::{DropPath, Linear, MlpActivation, Norm, NormPlacement, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
 /// The shape and the settings of a [`ClipText`]. The default is the text tower of CLIP ViT-B/16.
@@ -158,6 +158,7 @@ impl ClipText {
             activation: config.activation,
             causal: true,
             qkv_bias: true,
+            norm_placement: NormPlacement::Before,
             layer_scale: config.layer_scale,
             norm_eps: eps,
             attention_norm: false,

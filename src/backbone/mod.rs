@@ -49,20 +49,21 @@ pub use crate::preprocessing::{
 pub use any::AnyBackbone;
 pub(crate) use any::AnyFamily;
 pub use clip_text::{ClipText, ClipTextConfig};
-pub use convnext::{ConvNeXtConfig, FrozenConvNeXt};
+pub use convnext::{ConvNeXtConfig, ConvNeXtNorm, ConvNeXtStem, FrozenConvNeXt};
 pub use description::Description;
 pub use forward::Forward;
 pub use frozen::Frozen;
 pub use hooks::{BlockPass, Hooks};
 pub use network::{ImageSize, Network};
 pub use precision::Precision;
-pub use swin::{FrozenSwin, SwinConfig};
+pub(crate) use swin::MASK_SCORE;
+pub use swin::{ContinuousBiasConfig, FrozenSwin, SwinConfig};
 pub use vit::{AttentionPooling, FrozenViT, Pooling, ViTConfig};
 pub use weights::{WeightSource, Weights};
 
 use crate::error::{Error, Result};
 pub use crate::nn::{
-    Branch, Conv, DropPath, Linear, MlpActivation, Noise, Norm, PatchEmbed, Rotary,
+    Branch, Conv, DropPath, Linear, MlpActivation, Noise, Norm, NormPlacement, PatchEmbed, Rotary,
     RotaryCoordinates, RotaryPairs, Weight,
 };
 use crate::seam::{BackboneShape, NoMethod, Seam, TokenLayout};

@@ -20,6 +20,7 @@ mod safetensors;
 mod settings;
 mod shards;
 mod swin;
+mod swin_settings;
 mod tensor_file;
 mod torch_legacy;
 mod torch_zip;

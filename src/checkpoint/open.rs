@@ -9,9 +9,9 @@ use super::folder::checkpoint_in;
 use super::load::infer_unsettled;
 use super::{LoadReport, beside};
 use crate::backbone::{
-    AnyBackbone, AnyFamily, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, MlpActivation,
-    Network, Pooling, Precision, Preprocessing, PreprocessingSource, ResizeMode, SwinConfig,
-    ViTConfig,
+    AnyBackbone, AnyFamily, ConvNeXtConfig, ConvNeXtNorm, FrozenConvNeXt, FrozenSwin, FrozenViT,
+    MlpActivation, Network, NormPlacement, Pooling, Precision, Preprocessing, PreprocessingSource,
+    ResizeMode, SwinConfig, ViTConfig,
 };
 use crate::error::{Error, Result};
 
@@ -27,10 +27,17 @@ pub struct OpenOptions {
     pub activation: Option<MlpActivation>,
     /// How the tokens of a ViT become its features.
     pub pooling: Option<Pooling>,
+    /// Whether the layer norms of a ViT are before or after its sub-layers.
+    pub norm_placement: Option<NormPlacement>,
+    /// The norm of a ConvNeXt whose norms have no bias.
+    pub norm: Option<ConvNeXtNorm>,
     /// Height and width of the images in pixels. The position table is resized to fit.
     pub image_size: Option<(i64, i64)>,
     /// Rows and columns of the windows of every stage of a Swin.
     pub window_size: Option<(i64, i64)>,
+    /// Sides of the square windows in the pretraining of a Swin V2, one for each stage or one for
+    /// all. Zero stands for a window that is the same as now.
+    pub pretrained_window_sizes: Option<Vec<i64>>,
     /// Precision of the weights; f32 if `None`.
     pub precision: Option<Precision>,
 }
@@ -109,14 +116,13 @@ fn open_vit(
     options: &OpenOptions,
     device: Device,
 ) -> Result<(AnyFamily, LoadReport)> {
-    options.refuse("ViT", &["window_size"])?;
-    if let Some(unsettled) = unsettled.iter().find(|setting| !options.give(setting.field)) {
-        return Err(unsettled.error(&checkpoint_in(source)?));
-    }
+    options.refuse("ViT", &["window_size", "pretrained_window_sizes", "norm"])?;
+    options.settle(unsettled, source)?;
     config.num_heads = options.num_heads.unwrap_or(config.num_heads);
     config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
     config.activation = options.activation.unwrap_or(config.activation);
     config.pooling = options.pooling.unwrap_or(config.pooling);
+    config.norm_placement = options.norm_placement.unwrap_or(config.norm_placement);
     config.image_size = options.image_size.unwrap_or(config.image_size);
     let (vit, report) = FrozenViT::open_reported(source, Some(&config), device)?;
     Ok((AnyFamily::ViT(vit), report))
@@ -127,11 +133,23 @@ fn open_swin(
     options: &OpenOptions,
     device: Device,
 ) -> Result<(AnyFamily, LoadReport)> {
-    options.refuse("Swin", &["num_heads", "norm_eps", "activation", "pooling"])?;
-    let mut config = SwinConfig::infer(source)?;
+    let others = ["num_heads", "norm_eps", "activation", "pooling", "norm_placement", "norm"];
+    options.refuse("Swin", &others)?;
+    let (mut config, unsettled) = infer_unsettled::<SwinConfig>(source)?;
+    options.settle(&unsettled, source)?;
     config.image_size = options.image_size.unwrap_or(config.image_size);
     if let Some(window) = options.window_size {
         config.window_sizes.fill(window);
+    }
+    match (&mut config.continuous_bias, &options.pretrained_window_sizes) {
+        (Some(bias), Some(sides)) => {
+            bias.pretrained_window_sizes = match sides[..] {
+                [side] => vec![(side, side); config.depths.len()],
+                _ => sides.iter().map(|&side| (side, side)).collect(),
+            };
+        }
+        (None, Some(_)) => options.refuse("Swin of version 1", &["pretrained_window_sizes"])?,
+        (_, None) => {}
     }
     // Windows that neither the file nor the caller tells are an error of opening without a config.
     let told = !config.window_sizes.contains(&(0, 0));
@@ -144,8 +162,15 @@ fn open_conv_next(
     options: &OpenOptions,
     device: Device,
 ) -> Result<(AnyFamily, LoadReport)> {
-    options.refuse("ConvNeXt", &["num_heads", "pooling", "window_size"])?;
-    let mut config = ConvNeXtConfig::infer(source)?;
+    let others =
+        ["num_heads", "pooling", "norm_placement", "window_size", "pretrained_window_sizes"];
+    options.refuse("ConvNeXt", &others)?;
+    let (mut config, unsettled) = infer_unsettled::<ConvNeXtConfig>(source)?;
+    options.settle(&unsettled, source)?;
+    if config.norm == ConvNeXtNorm::Layer {
+        options.refuse("ConvNeXt whose norms have biases", &["norm"])?;
+    }
+    config.norm = options.norm.unwrap_or(config.norm);
     config.norm_eps = options.norm_eps.unwrap_or(config.norm_eps);
     config.activation = options.activation.unwrap_or(config.activation);
     let (net, report) = FrozenConvNeXt::open_reported(source, Some(&config), device)?;
@@ -156,8 +181,13 @@ impl OpenOptions {
     /// Returns the options that are given, each with its value.
     fn given(&self) -> impl Iterator<Item = (&'static str, String)> {
         let window = self.window_size.map(|window| format!("{window:?}"));
+        let pretrained = self.pretrained_window_sizes.as_ref().map(|sides| format!("{sides:?}"));
         let options = [
             ("window_size", window),
+            ("pretrained_window_sizes", pretrained),
+            ("norm_placement", self.norm_placement.map(|place| format!("{place:?}"))),
+            ("norm", self.norm.map(|norm| format!("{norm:?}"))),
+            ("image_size", self.image_size.map(|size| format!("{size:?}"))),
             ("num_heads", self.num_heads.map(|heads| heads.to_string())),
             ("norm_eps", self.norm_eps.map(|eps| eps.to_string())),
             ("activation", self.activation.map(|activation| format!("{activation:?}"))),
@@ -169,6 +199,17 @@ impl OpenOptions {
     /// Returns whether the option `field` is given.
     fn give(&self, field: &str) -> bool {
         self.given().any(|(given, _)| given == field)
+    }
+
+    /// Checks that the options give each setting that nothing else tells.
+    ///
+    /// # Errors
+    /// [`Error::Unsettled`] for the first setting that they do not give.
+    fn settle(&self, unsettled: &[Unsettled], source: &Path) -> Result<()> {
+        match unsettled.iter().find(|setting| !self.give(setting.field)) {
+            Some(unsettled) => Err(unsettled.error(&checkpoint_in(source)?)),
+            None => Ok(()),
+        }
     }
 
     /// Refuses the options `fields`, which do not apply to a backbone of `family`.

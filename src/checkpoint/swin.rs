@@ -4,10 +4,12 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use super::choice::Unsettled;
 use super::load::{Checkpoint, infer};
 use super::plan::Plan;
-use super::{settings, square_root};
-use crate::backbone::SwinConfig;
+use super::report::Setting;
+use super::swin_settings::{SwinSettings, SwinSizes, UNTOLD, square_window};
+use crate::backbone::{ContinuousBiasConfig, NormPlacement, SwinConfig};
 use crate::error::{Error, Result};
 use crate::nn::resize_bias_table;
 
@@ -23,9 +25,10 @@ impl SwinConfig {
     ///
     /// | value | rule |
     /// |---|---|
-    /// | heads | the number of columns of each stage's bias table |
-    /// | windows | square if the number of rows of a stage's table is that of a square window; otherwise `(0, 0)`, which is no valid value: the file does not tell them, and no image size either |
-    /// | image size | Hugging Face's `config.json` beside the file tells it. If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
+    /// | heads | the number of columns of each stage's bias table; in a Swin V2, the number of factors of its scores |
+    /// | windows | of a Swin V2: those of the offsets that the files of Microsoft and torchvision hold, else those of the `config.json` beside the file, else `(0, 0)`. Of other models: square if the number of rows of a stage's table is that of a square window; otherwise `(0, 0)`, which is no valid value: the file does not tell them, and no image size either |
+    /// | image size | The `config.json` of Hugging Face or timm beside the file tells it. A Swin V2 whose windows no tensor shows has `(0, 0)` without it. Otherwise: If the first stage has a mask, `attn_mask`, for a square number of windows, the grid of the first stage has that many windows. Otherwise one stage has exactly one window: the first stage whose window is smaller than the window of stage 0, or the last stage if there is none. This gives 224 pixels for windows of 7 and 384 for windows of 12. |
+    /// | windows of the pretraining | as the windows of a Swin V2 |
     /// | eps | 1e-5 |
     ///
     /// # Errors
@@ -37,52 +40,93 @@ impl SwinConfig {
 
 impl Checkpoint for SwinConfig {
     fn from_plan(plan: &Plan) -> Result<Self> {
-        let dims = plan.shape("patch_embed.proj.weight", 4)?;
-        let (embed_dim, patch_size) = (dims[0], dims[2]);
-        let block = |stage: usize, block: usize, part: &str| {
-            format!("layers.{stage}.blocks.{block}.{part}")
-        };
-        let has = |stage, index| plan.has(&block(stage, index, "norm1.weight"));
-        let stages = (0..MAX_STAGES).take_while(|&stage| has(stage, 0)).count();
+        let sizes = sizes(plan)?;
+        let settings = SwinSettings::of(plan, sizes)?;
+        let second = sizes.continuous_bias;
         let mut config = SwinConfig {
-            image_size: (0, 0),
-            patch_size,
-            embed_dim,
+            image_size: settings.image_size.value,
+            patch_size: sizes.patch_size,
+            embed_dim: plan.shape("patch_embed.proj.weight", 4)?[0],
             depths: Vec::new(),
             num_heads: Vec::new(),
-            window_sizes: Vec::new(),
+            window_sizes: settings.window_sizes.value,
             mlp_ratio: 0.0,
             qkv_bias: plan.has(&block(0, 0, "attn.qkv.bias")),
             merge_bias: plan.has("layers.1.downsample.reduction.bias"),
             patch_norm: plan.has("patch_embed.norm.weight"),
+            norm_placement: if second { NormPlacement::After } else { NormPlacement::Before },
+            cosine_attention: second,
+            continuous_bias: None,
+            mask_score: settings.mask_score,
+            pad_before_shift: false,
             norm_eps: plan.family.norm_eps,
         };
-        for stage in 0..stages {
-            let table = plan.shape(&block(stage, 0, TABLE), 2)?;
+        if second {
+            config.continuous_bias = Some(ContinuousBiasConfig {
+                hidden_dim: plan.shape(&block(0, 0, "attn.cpb_mlp.0.weight"), 2)?[0],
+                pretrained_window_sizes: settings.pretrained.value,
+            });
+        }
+        for stage in 0..sizes.stages {
+            let heads = if second {
+                plan.shape(&block(stage, 0, "attn.logit_scale"), 3)?[0]
+            } else {
+                plan.shape(&block(stage, 0, TABLE), 2)?[1]
+            };
             let mlp = plan.shape(&block(stage, 0, "mlp.fc1.weight"), 2)?;
-            config.depths.push((0..).take_while(|&index| has(stage, index)).count() as i64);
-            config.num_heads.push(table[1]);
-            config.window_sizes.push(window(table[0]));
+            let is_block = |index: &usize| has_block(plan, stage, *index);
+            config.depths.push((0..).take_while(is_block).count() as i64);
+            config.num_heads.push(heads);
             // A width is `dim * mlp_ratio` rounded down, so the largest quotient is the closest
             // one.
             config.mlp_ratio = config.mlp_ratio.max(mlp[0] as f64 / mlp[1].max(1) as f64);
         }
-        // A pooling other than the average is refused.
-        settings::told_of_timm(plan)?;
-        let told = settings::swin_image_size(plan)?;
-        config.image_size = told.unwrap_or_else(|| image_size(plan, &config));
+        if config.validate().is_ok() {
+            config.pad_before_shift = pads_before_shift(plan, &config);
+        }
         Ok(config)
     }
 
-    /// Accepts windows that the file does not tell.
+    /// Sets the order of padding and shifting, and checks that the library of the names has the same
+    /// windows.
+    fn fit(&self, plan: &Plan) -> Result<Self> {
+        let is_smaller = |stage: &usize| {
+            let (grid, window) = (self.grid(*stage), self.window_sizes[*stage]);
+            grid.0 < window.0 || grid.1 < window.1
+        };
+        let mut smaller = (0..self.window_sizes.len()).filter(is_smaller);
+        if plan.family.name.starts_with("torchvision")
+            && let Some(stage) = smaller.next()
+        {
+            let expected = format!(
+                "of at least {:?} patches in stage {stage}, because torchvision pads a grid that is \
+                 smaller than a window",
+                self.window_sizes[stage]
+            );
+            let found = format!("{:?} patches", self.grid(stage));
+            return Err(Error::config("image_size", expected, found).in_config("SwinConfig"));
+        }
+        let pad_before_shift = self.pad_before_shift || pads_before_shift(plan, self);
+        Ok(SwinConfig { pad_before_shift, ..self.clone() })
+    }
+
+    /// Accepts windows and an image size that the file does not tell.
     fn check_inferred(&self) -> Result<()> {
-        let known = |told: (i64, i64)| if told == UNTOLD { (1, 1) } else { told };
         let mut config = self.clone();
-        if self.window_sizes.contains(&UNTOLD) {
+        if self.window_sizes.contains(&UNTOLD) || self.image_size == UNTOLD {
+            let known = |told: (i64, i64)| if told == UNTOLD { (1, 1) } else { told };
             config.window_sizes.iter_mut().for_each(|window| *window = known(*window));
             config.image_size = (self.patch_size, self.patch_size);
         }
         config.validate()
+    }
+
+    fn unsettled(plan: &Plan) -> Result<Vec<Unsettled>> {
+        Ok(SwinSettings::of(plan, sizes(plan)?)?.unsettled)
+    }
+
+    fn settings(&self, plan: &Plan) -> Result<Vec<Setting>> {
+        Ok(SwinSettings::of(plan, sizes(plan)?)?.used(self))
     }
 
     fn check_told(&self, plan: &Plan) -> Result<()> {
@@ -93,8 +137,8 @@ impl Checkpoint for SwinConfig {
         let candidates = windows_of(rows);
         let sides = candidates.iter().map(|(rows, cols)| format!("{rows}x{cols}"));
         let expected = format!(
-            "given with image_size, as OpenOptions::window_size or in the SwinConfig, because the \
-             file does not tell it: its table of {rows} rows fits windows of {}",
+            "given with image_size, as --window-size, as OpenOptions::window_size or in the \
+             SwinConfig, because the file does not tell it: its table of {rows} rows fits windows of {}",
             sides.collect::<Vec<_>>().join(", ")
         );
         Err(Error::FileField {
@@ -116,17 +160,30 @@ impl Checkpoint for SwinConfig {
 
 const TABLE: &str = "attn.relative_position_bias_table";
 
-/// Returns the side of the square window whose table has this number of rows.
-fn square_window(rows: i64) -> Option<i64> {
-    square_root(rows).filter(|offsets| offsets % 2 == 1).map(|offsets| offsets / 2 + 1)
+/// Returns the name of a part of a block.
+fn block(stage: usize, block: usize, part: &str) -> String {
+    format!("layers.{stage}.blocks.{block}.{part}")
 }
 
-/// Stands for a window that the file does not tell.
-const UNTOLD: (i64, i64) = (0, 0);
+fn has_block(plan: &Plan, stage: usize, index: usize) -> bool {
+    plan.has(&block(stage, index, "norm1.weight"))
+}
 
-/// Returns the square window whose table has this number of rows, or [`UNTOLD`].
-fn window(rows: i64) -> (i64, i64) {
-    square_window(rows).map_or(UNTOLD, |side| (side, side))
+/// Returns whether the library of the file's names pads a grid of `config` before it shifts it, so
+/// that another order would give other features.
+fn pads_before_shift(plan: &Plan, config: &SwinConfig) -> bool {
+    let libraries = ["Hugging Face", "torchvision"];
+    libraries.iter().any(|name| plan.family.name.starts_with(name))
+        && config.is_padded_and_shifted()
+}
+
+/// Returns the sizes that the tensors show.
+fn sizes(plan: &Plan) -> Result<SwinSizes> {
+    Ok(SwinSizes {
+        stages: (0..MAX_STAGES).take_while(|&stage| has_block(plan, stage, 0)).count(),
+        patch_size: plan.shape("patch_embed.proj.weight", 4)?[2],
+        continuous_bias: plan.has(&block(0, 0, "attn.logit_scale")),
+    })
 }
 
 /// Returns the windows whose tables have this number of rows, at most sixteen.
@@ -136,36 +193,6 @@ fn windows_of(rows: i64) -> Vec<(i64, i64)> {
         (rows % down == 0 && across % 2 == 1).then_some((down / 2 + 1, across / 2 + 1))
     };
     (1..=rows.clamp(1, 1 << 20)).step_by(2).filter_map(window).take(16).collect()
-}
-
-fn image_size(plan: &Plan, config: &SwinConfig) -> (i64, i64) {
-    let windows = &config.window_sizes;
-    if windows.contains(&UNTOLD) {
-        return (0, 0);
-    }
-    let rows: Vec<i64> = windows.iter().map(|window| window.0).collect();
-    let cols: Vec<i64> = windows.iter().map(|window| window.1).collect();
-    let count = plan.file.shape("layers.0.blocks.1.attn_mask").and_then(|mask| mask.first());
-    let grid = match count.and_then(|&count| square_root(count)).zip(windows.first()) {
-        Some((side, window)) => (side.saturating_mul(window.0), side.saturating_mul(window.1)),
-        None => (first_grid(&rows), first_grid(&cols)),
-    };
-    (grid.0.saturating_mul(config.patch_size), grid.1.saturating_mul(config.patch_size))
-}
-
-/// Returns a side of the grid of the first stage by the rule of [`SwinConfig::infer`]. `windows`
-/// are the same sides of the windows of all stages. The result is larger if a grid by that rule
-/// would be smaller than one of the windows.
-fn first_grid(windows: &[i64]) -> i64 {
-    let before = |stage: usize| windows[stage].saturating_mul(1 << stage);
-    let smaller = windows.iter().position(|&window| window < windows[0]);
-    let Some(stage) = smaller.or(windows.len().checked_sub(1)) else { return 0 };
-    let grid = before(stage);
-    let holds = (0..windows.len()).all(|stage| {
-        // Each stage halves the grid and rounds up.
-        windows[stage] <= (grid.saturating_add((1 << stage) - 1)) >> stage
-    });
-    if holds { grid } else { (0..windows.len()).map(before).max().unwrap_or(grid) }
 }
 
 /// Reads a table with the rows that its window needs. The table of another square window is
@@ -188,22 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_grid_holds_the_windows() {
-        for (windows, grid) in [
-            (&[7, 7, 7, 7][..], 56),
-            (&[12, 12, 12, 12], 96),
-            (&[7, 7, 14, 7], 56),
-            (&[7, 7, 4, 2], 16),
-            (&[12, 6, 3, 2], 12),
-            (&[6, 3, 2, 1], 6),
-            (&[5, 3], 6),
-            (&[20, 3], 20),
-            (&[3], 3),
-            (&[], 0),
-        ] {
-            assert_eq!(first_grid(windows), grid, "{windows:?}");
-        }
-        assert_eq!([169, 77, 1, 3].map(window), [(7, 7), UNTOLD, (1, 1), UNTOLD]);
+    fn a_table_fits_several_windows() {
         assert_eq!(windows_of(77), [(1, 39), (4, 6), (6, 4), (39, 1)]);
         assert!(windows_of(-1).is_empty() && windows_of(8).is_empty());
     }

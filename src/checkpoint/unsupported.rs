@@ -17,23 +17,13 @@ const fn family(
     Unsupported { name, lacks, marks }
 }
 
-const GRN: &str = "global response norm";
-const COSINE: &str = "cosine attention with continuous position bias";
 const RELATIVE: &str = "relative position bias";
 
 /// The families, the ones with more particular marks first.
 #[rustfmt::skip]
 const FAMILIES: &[Unsupported] = &[
     family("an adapter of PEFT, without the backbone", "weights of a backbone", &["lora_A"]),
-    family("ConvNeXt V2", GRN, &["mlp.grn"]),
-    family("ConvNeXt V2 (Hugging Face)", GRN, &["grn", "dwconv"]),
-    family("a DINOv3 ConvNeXt (Hugging Face)", "its names", &["depthwise_conv", "pointwise_conv1"]),
-    family("Swin V2", COSINE, &["attn.cpb_mlp"]),
-    family("Swin V2 (Hugging Face)", COSINE, &["continuous_position_bias_mlp"]),
-    family("Swin V2 CR", COSINE, &["attn.meta_mlp"]),
-    family("a ConvNeXt with an overlapping stem", "a stem of two convolutions", &["stages.0.blocks", "stem.2.weight"]),
-    family("a ConvNeXt with a norm before the pooling", "this norm", &["stages.0.blocks", "norm_pre"]),
-    family("a ConvNeXt with a layer after the pooling", "this layer", &["stages.0.blocks", "pre_logits"]),
+    family("Swin V2 CR", "its cosine attention and position bias, which differ from those of Swin V2", &["attn.meta_mlp"]),
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),

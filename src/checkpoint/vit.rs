@@ -37,6 +37,7 @@ impl ViTConfig {
     /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches |
     /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT; 1e-6 without a class token), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
     /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); tanh GELU for the shapes that only SigLIP's later models have under timm's names; otherwise exact GELU |
+    /// | place of the norms | before each sub-layer; `config.json` of timm tells otherwise (`vit_*_rpn_*`) |
     /// | pooling | average, then norm if there is `fc_norm`; the class token beside the average if there is a classifier over both; otherwise the class token; norm, then average if there is no class token |
     /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
     ///
@@ -82,6 +83,7 @@ impl Checkpoint for ViTConfig {
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
             pre_norm: plan.has("norm_pre.weight"),
             layer_scale: plan.has("blocks.0.ls1.gamma"),
+            norm_placement: settings.norm_placement.value,
             attention_norm: plan.has("blocks.0.attn.norm.weight"),
             mlp_norm: plan.has("blocks.0.mlp.norm.weight"),
             final_norm: sizes.kind.is_none_or(|kind| kind.final_norm),

@@ -2,7 +2,7 @@
 //! marks, because many kinds share most of their names.
 
 use super::plan::Plan;
-use crate::backbone::{Pooling, Rotary, RotaryCoordinates, RotaryPairs};
+use crate::backbone::{NormPlacement, Pooling, Rotary, RotaryCoordinates, RotaryPairs};
 use crate::error::{Error, Result};
 
 /// A kind of ViT: its marks, and the settings that no tensor of its files shows.
@@ -38,6 +38,8 @@ pub(super) struct ViTKind {
     pub(super) head_dim: Option<i64>,
     /// Heads of the attention pooling; those of the blocks if `None`.
     pub(super) pool_heads: Option<i64>,
+    /// Where the norms of the blocks are.
+    pub(super) norm_placement: NormPlacement,
     /// Whether there is a norm behind the blocks or the pooling.
     pub(super) final_norm: bool,
     /// Whether attention pooling reads prefix tokens.
@@ -65,6 +67,7 @@ const ANY: ViTKind = ViTKind {
     head_dim: None,
     pool_heads: None,
     pool_prefix: false,
+    norm_placement: NormPlacement::Before,
     final_norm: true,
     side: 224,
 };
@@ -206,7 +209,7 @@ const KINDS: &[ViTKind] = &[
         has: &["cls_token", "pos_embed"],
         parted_bias: Some(true),
         width: Some(1792),
-        refused: Some("EVA-02 E, which has a norm behind each sub-layer instead of one in front"),
+        norm_placement: NormPlacement::After,
         ..ANY
     },
     ViTKind {

@@ -6,7 +6,7 @@ use super::plan::Plan;
 use super::report::{Setting, SettingSource};
 use super::settings::{self, KnownViT, Told};
 use super::vit_kind::ViTKind;
-use crate::backbone::{MlpActivation, Pooling, ViTConfig};
+use crate::backbone::{MlpActivation, NormPlacement, Pooling, ViTConfig};
 use crate::error::{Error, Result};
 
 /// The width of a head in every model of the supported families, except those of [`KnownViT`].
@@ -38,6 +38,7 @@ pub(super) struct ViTSettings {
     pub(super) norm_eps: Choice<f64>,
     pub(super) activation: Choice<MlpActivation>,
     pub(super) pooling: Choice<Pooling>,
+    pub(super) norm_placement: Choice<NormPlacement>,
     pub(super) image_size: Choice<(i64, i64)>,
     /// The settings that nothing tells. Their values above are the usual ones.
     pub(super) unsettled: Vec<Unsettled>,
@@ -61,6 +62,7 @@ impl ViTSettings {
             norm_eps: norm_eps(plan, sizes, &told, &mut unsettled),
             activation: activation_of(plan, sizes, &told, known, &mut unsettled),
             pooling: pooling(plan, sizes, &told, &mut unsettled)?,
+            norm_placement: norm_placement(plan, sizes, &told, &mut unsettled),
             image_size: image_size(sizes, &told),
             unsettled,
         })
@@ -74,6 +76,8 @@ impl ViTSettings {
             self.norm_eps.setting("norm_eps", &config.norm_eps, |eps| format!("{eps:e}")),
             self.activation.setting("activation", &config.activation, |act| format!("{act:?}")),
             self.pooling.setting("pooling", &config.pooling, |pooling| format!("{pooling:?}")),
+            self.norm_placement
+                .setting("norm_placement", &config.norm_placement, |place| format!("{place:?}")),
             self.image_size.setting("image_size", &config.image_size, size),
         ]
     }
@@ -274,6 +278,34 @@ fn pooling(
         (None, false) => Pooling::Average,
     };
     Ok(Choice::new(pooling, SettingSource::Tensors))
+}
+
+/// Chooses the place of the norms. timm's models with norms after the sub-layers have the tensors of
+/// a ViT that is pooled by its mean and has no prefix tokens.
+fn norm_placement(
+    plan: &Plan,
+    sizes: &Sizes,
+    told: &Told,
+    unsettled: &mut Vec<Unsettled>,
+) -> Choice<NormPlacement> {
+    let is_alike = plan.family.name == "timm"
+        && sizes.kind.is_none()
+        && plan.has("fc_norm.weight")
+        && !(sizes.class_token || sizes.num_registers > 0 || plan.has("blocks.0.ls1.gamma"));
+    Choice::told(told.norm_placement.filter(|_| plan.family.name == "timm"), &told.source, || {
+        if let Some(kind) = sizes.kind {
+            let source = SettingSource::Known(kind.name.to_owned());
+            return Choice::new(kind.norm_placement, source);
+        }
+        if is_alike {
+            unsettled.push(Unsettled {
+                field: "norm_placement",
+                candidates: "before (a usual ViT), after (timm's vit_*_rpn_*)",
+                flag: "--norm-placement",
+            });
+        }
+        Choice::new(NormPlacement::Before, SettingSource::Names(names(plan)))
+    })
 }
 
 /// Chooses the image size: the told one if it has as many patches as the position table, else that

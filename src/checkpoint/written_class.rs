@@ -2,7 +2,7 @@
 
 use super::names::{self, Family};
 use super::written::WeightNames;
-use crate::backbone::{MlpActivation, Pooling, Rotary, ViTConfig};
+use crate::backbone::{MlpActivation, NormPlacement, Pooling, Rotary, ViTConfig};
 use crate::error::{Error, Result};
 
 /// A class of another library: which ViTs it computes, and how it names their tensors.
@@ -316,13 +316,14 @@ fn has_usual_blocks(config: &ViTConfig) -> bool {
         layer_scale: _,
         attention_norm,
         mlp_norm,
+        norm_placement,
         final_norm: _,
         pooling: _,
         attention_pool: _,
         norm_eps: _,
         projection: _,
     } = config;
-    !attention_norm && !mlp_norm
+    !attention_norm && !mlp_norm && norm_placement == NormPlacement::Before
 }
 
 impl WrittenClass {

@@ -6,7 +6,8 @@
 
 use tch::Tensor;
 
-use super::{Linear, RotaryTable, WindowBias, self_attention};
+use super::cosine::normalized;
+use super::{Linear, RotaryTable, Weight, WindowBias, self_attention};
 use crate::error::Result;
 
 /// Multi-head self-attention. The weight of the projection `qkv` is `[3C, C]`: queries, then keys,
@@ -22,6 +23,9 @@ pub(crate) struct Attention {
     pub(crate) num_heads: i64,
     /// Whether a token attends only to itself and to the tokens before it.
     pub(crate) causal: bool,
+    /// The logarithm of the factor of each head, `[heads, 1, 1]`, if the scores are cosines times
+    /// this factor; `None` if they are scaled dot products.
+    pub(crate) logit_scale: Option<Weight>,
     /// Position information that attention adds to what the embedding put into the tokens.
     pub(crate) positions: Positions,
 }
@@ -65,6 +69,7 @@ impl Attention {
         let projected = rotated.as_ref().unwrap_or(projected);
         let bias = self.bias(projected, batch)?;
         if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
+            && self.logit_scale.is_none()
             && self_attention::can_attend(qkv)
         {
             return self_attention::attend(qkv, self.num_heads);
@@ -97,7 +102,15 @@ impl Attention {
 
     /// Computes softmax attention; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let (dropout, causal, scale, grouped) = (0.0, self.causal, None::<f64>, false);
+        let unit = match &self.logit_scale {
+            Some(logit_scale) => Some(normalized(q, k, logit_scale)?),
+            None => None,
+        };
+        let ((q, k), scale) = match &unit {
+            Some((q, k)) => ((q, k), Some(1.0)),
+            None => ((q, k), None),
+        };
+        let (dropout, causal, grouped) = (0.0, self.causal, false);
         let x =
             Tensor::f_scaled_dot_product_attention(q, k, v, bias, dropout, causal, scale, grouped)?;
         // [B, heads, T, d] -> [B, T, C]
@@ -129,6 +142,7 @@ mod tests {
             proj: Linear::plain(normal(&[c, c]), None),
             num_heads: heads,
             causal: false,
+            logit_scale: None,
             positions: Positions::InTokens,
         };
         let x = normal(&[3, 5, c]);

@@ -32,6 +32,22 @@ impl MlpActivation {
     pub(crate) fn halves(self) -> i64 {
         if self == MlpActivation::SwiGlu { 2 } else { 1 }
     }
+
+    /// Applies the activation: `[.., hidden] -> [.., hidden]`. SwiGLU halves the width.
+    pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            MlpActivation::Gelu => x.f_gelu("none")?,
+            MlpActivation::GeluTanh => x.f_gelu("tanh")?,
+            MlpActivation::QuickGelu => quick_gelu(x)?,
+            MlpActivation::Relu => x.f_relu()?,
+            MlpActivation::Silu => x.f_silu()?,
+            MlpActivation::SwiGlu => {
+                let half = x.size().last().copied().unwrap_or_default() / 2;
+                let (gate, value) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
+                gate.f_silu()?.f_mul(&value)?
+            }
+        })
+    }
 }
 
 /// Two linear layers with an activation between them.
@@ -45,17 +61,6 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// Applies the activation: `[B, T, hidden] -> [B, T, hidden]`. SwiGLU halves the width.
     pub(crate) fn activate(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.activation {
-            MlpActivation::Gelu => x.f_gelu("none")?,
-            MlpActivation::GeluTanh => x.f_gelu("tanh")?,
-            MlpActivation::QuickGelu => quick_gelu(x)?,
-            MlpActivation::Relu => x.f_relu()?,
-            MlpActivation::Silu => x.f_silu()?,
-            MlpActivation::SwiGlu => {
-                let half = x.size()[2] / 2;
-                let (gate, value) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
-                gate.f_silu()?.f_mul(&value)?
-            }
-        })
+        self.activation.apply(x)
     }
 }

@@ -1,9 +1,37 @@
 //! The norms of tokens.
 
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::stored::widened;
 use crate::error::Result;
+
+/// Where the norms of a block are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlacement {
+    /// Before each sub-layer (pre-norm): `x + f(norm(x))`.
+    #[default]
+    Before,
+    /// After each sub-layer, within the residual branch (post-norm): `x + norm(f(x))`, as in Swin
+    /// V2 and timm's `vit_*_rpn_*`.
+    After,
+}
+
+impl NormPlacement {
+    /// Returns whether the norms are before the sub-layers.
+    pub(crate) fn is_before(&self) -> bool {
+        *self == NormPlacement::Before
+    }
+
+    /// Brings the layers of sub-layers of three layers, each listed with its norm first, into the
+    /// order of the forward pass.
+    pub(crate) fn order<T>(self, layers: &mut [T]) {
+        if self == NormPlacement::After {
+            layers.chunks_mut(3).for_each(|sub_layer| sub_layer.rotate_left(1));
+        }
+    }
+}
 
 /// A norm over the last dimension: a layer norm if it has a bias, and otherwise an RMS norm, which
 /// does not subtract the mean. The weight and the bias are `[C]`, and `Clone` shares them.

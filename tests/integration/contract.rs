@@ -1,6 +1,9 @@
 //! What every method promises on every kind of backbone.
 
-use convpass::backbone::{AttentionPooling, MlpActivation, Rotary, RotaryCoordinates, RotaryPairs};
+use convpass::backbone::{
+    AttentionPooling, ContinuousBiasConfig, ConvNeXtNorm, ConvNeXtStem, MlpActivation,
+    NormPlacement, Rotary, RotaryCoordinates, RotaryPairs,
+};
 use convpass::petl::{
     AdaptFormerConfig, AdaptFormerInput, AdapterConfig, ConvBypassVariant, FactConfig, FactForm,
     LinearTarget, LowBitConfig, RepAdapterConfig, SsfConfig, VptConfig,
@@ -117,9 +120,22 @@ fn relatives(
         pooling: Pooling::ClassAndDistillation,
         ..class_token.clone()
     };
+    let post_norm = ViTConfig { norm_placement: NormPlacement::After, ..class_token.clone() };
+    let eva = eva(class_token);
+    vec![
+        ("DINOv3", dinov3),
+        ("SigLIP", siglip),
+        ("DeiT", distilled),
+        ("EVA-02", eva),
+        ("norms after", post_norm),
+    ]
+}
+
+/// Rotary positions, norms inside the sub-layers and a gated MLP.
+fn eva(class_token: ViTConfig) -> ViTConfig {
     let coordinates =
         RotaryCoordinates::Index { offset: 1.0, reference: Some((4, 4)), columns_first: true };
-    let eva = ViTConfig {
+    ViTConfig {
         num_heads: 2,
         rotary: Some(Rotary { base: 1e4, pairs: RotaryPairs::Neighbours, coordinates }),
         activation: MlpActivation::SwiGlu,
@@ -127,8 +143,7 @@ fn relatives(
         mlp_norm: true,
         pooling: Pooling::AverageThenNorm,
         ..class_token
-    };
-    vec![("DINOv3", dinov3), ("SigLIP", siglip), ("DeiT", distilled), ("EVA-02", eva)]
+    }
 }
 
 /// Shifted windows that do not divide the grid, in stages of several widths and of one.
@@ -154,7 +169,22 @@ impl Contract for FrozenSwin {
             patch_norm: false,
             ..stages.clone()
         };
-        vec![("Swin", stages), ("Swin of one stage", one_width)]
+        let second = |config: &SwinConfig| SwinConfig {
+            norm_placement: NormPlacement::After,
+            cosine_attention: true,
+            continuous_bias: Some(ContinuousBiasConfig {
+                hidden_dim: 6,
+                pretrained_window_sizes: vec![(3, 0); config.depths.len()],
+            }),
+            ..config.clone()
+        };
+        let (v2, one_width_v2) = (second(&stages), second(&one_width));
+        vec![
+            ("Swin", stages),
+            ("Swin of one stage", one_width),
+            ("Swin V2", v2),
+            ("Swin V2 of one stage", one_width_v2),
+        ]
     }
 }
 
@@ -167,7 +197,17 @@ impl Contract for FrozenConvNeXt {
             kernel_size: 3,
             ..ConvNeXtConfig::default()
         };
-        vec![("ConvNeXt", config)]
+        let second = ConvNeXtConfig {
+            patch_size: 4,
+            stem: ConvNeXtStem::Overlapping { hidden_dim: 5, activation: true },
+            layer_scale: false,
+            response_norm: true,
+            norm: ConvNeXtNorm::Deviation,
+            norm_before_pooling: true,
+            head_dim: Some(7),
+            ..config.clone()
+        };
+        vec![("ConvNeXt", config), ("ConvNeXt V2", second)]
     }
 }
 
@@ -404,10 +444,13 @@ fn folds_into_the_weights_and_out_again() {
         let digest = model.backbone().digest().unwrap();
         model.merge().unwrap();
         let gap = (logits(&model) - &apart).abs().max() / apart.abs().max();
-        // bf16 has eight bits, f16 eleven, and merging rounds the weights once more.
+        // bf16 has eight bits, f16 eleven, and merging rounds the weights once more. A norm after a
+        // sub-layer enlarges its small output together with the error.
+        let is_after = ["norms after", "Swin V2"].iter().any(|name| case.contains(name));
         let bound = match model.backbone().kind() {
             Kind::Float => 1e-5,
             Kind::Half => 1e-2,
+            _ if is_after => 2e-1,
             _ => 5e-2,
         };
         assert!(gap.double_value(&[]) < bound, "{case}: off by {gap:?}");

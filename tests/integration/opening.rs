@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use convpass::backbone::{ConvNeXtNorm, NormPlacement};
 use convpass::checkpoint::TensorFile;
 use convpass::model::AdapterInfo;
 use convpass::{
@@ -199,8 +200,22 @@ fn config_json_beside_the_weights_says_what_they_do_not() {
 
 #[test]
 fn an_option_that_does_not_apply_is_refused() {
-    let swin = first_of("swin");
-    let options = OpenOptions { num_heads: Some(4), ..Default::default() };
-    let error = AnyBackbone::open_with(swin, &options, Device::Cpu).unwrap_err();
-    assert!(matches!(&error, Error::Config { field, .. } if field == "num_heads"), "{error}");
+    let others = OpenOptions::default();
+    for (family, option, options) in [
+        ("swin", "num_heads", OpenOptions { num_heads: Some(4), ..others.clone() }),
+        (
+            "swin",
+            "pretrained_window_sizes",
+            OpenOptions { pretrained_window_sizes: Some(vec![0]), ..others.clone() },
+        ),
+        ("convnext", "norm", OpenOptions { norm: Some(ConvNeXtNorm::Rms), ..others.clone() }),
+        (
+            "convnext",
+            "norm_placement",
+            OpenOptions { norm_placement: Some(NormPlacement::After), ..others },
+        ),
+    ] {
+        let error = AnyBackbone::open_with(first_of(family), &options, Device::Cpu).unwrap_err();
+        assert!(matches!(&error, Error::Config { field, .. } if field == option), "{error}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Backbones in other numbers than f32: what they compute, what trains beside them, what is refused.
 
-use convpass::backbone::Forward;
 use convpass::backbone::Pass;
+use convpass::backbone::{ContinuousBiasConfig, ConvNeXtNorm, Forward, NormPlacement};
 use convpass::seam::NoMethod;
 use convpass::{
     Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin,
@@ -133,11 +133,35 @@ fn small_swin() -> SwinConfig {
     }
 }
 
+fn small_swin_v2() -> SwinConfig {
+    SwinConfig {
+        norm_placement: NormPlacement::After,
+        cosine_attention: true,
+        continuous_bias: Some(ContinuousBiasConfig {
+            hidden_dim: 8,
+            pretrained_window_sizes: vec![(0, 0), (3, 3)],
+        }),
+        // Padded windows, whose keys are zero.
+        window_sizes: vec![(3, 3), (3, 3)],
+        ..small_swin()
+    }
+}
+
 fn small_convnext() -> ConvNeXtConfig {
     ConvNeXtConfig {
         depths: vec![1, 1, 2, 1],
         dims: vec![8, 16, 24, 32],
         ..ConvNeXtConfig::default()
+    }
+}
+
+fn small_convnext_v2() -> ConvNeXtConfig {
+    ConvNeXtConfig {
+        response_norm: true,
+        layer_scale: false,
+        norm: ConvNeXtNorm::Deviation,
+        head_dim: Some(8),
+        ..small_convnext()
     }
 }
 
@@ -181,7 +205,9 @@ fn f16_on_a_cpu_is_f32_over_rounded_weights() {
                 if a.grad().defined() {
                     let largest = b.grad().abs().max().double_value(&[]);
                     let gap = (a.grad() - b.grad()).abs().max().double_value(&[]);
-                    assert!(gap <= 1e-5 * largest, "{method:?}: {name}: {gap} of {largest}");
+                    // A bias of all scores alike has no gradient but for rounding.
+                    let bound = 1e-5 * largest + 1e-9;
+                    assert!(gap <= bound, "{method:?}: {name}: {gap} of {largest}");
                 }
             }
         }
@@ -189,9 +215,15 @@ fn f16_on_a_cpu_is_f32_over_rounded_weights() {
     let vit = ViTConfig { layer_scale: true, pre_norm: true, ..small_vit() };
     check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
     let larger = numbers(&[2, 3, 32, 32], 2.0);
-    check(&FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap(), &larger);
-    check(&FrozenConvNeXt::random(&small_convnext(), 0, Device::Cpu).unwrap(), &larger);
+    for swin in [small_swin(), small_swin_v2()] {
+        check(&FrozenSwin::random(&swin, 0, Device::Cpu).unwrap(), &larger);
+    }
+    for convnext in [small_convnext(), small_convnext_v2()] {
+        check(&FrozenConvNeXt::random(&convnext, 0, Device::Cpu).unwrap(), &larger);
+    }
     // Beside weights in int8 too.
+    let swin = FrozenSwin::random(&small_swin_v2(), 0, Device::Cpu).unwrap().to_int8().unwrap();
+    halved(&swin, &larger);
     let vit = FrozenViT::random(&vit, 0, Device::Cpu).unwrap().to_int8().unwrap();
     halved(&vit, &images());
 }
@@ -209,8 +241,12 @@ fn f16_goes_with_autocast() {
     let vit = ViTConfig { num_registers: 2, pos_embed_prefix: 0, ..small_vit() };
     check(&FrozenViT::random(&vit, 0, Device::Cpu).unwrap(), &images());
     let larger = numbers(&[2, 3, 32, 32], 2.0);
-    check(&FrozenSwin::random(&small_swin(), 0, Device::Cpu).unwrap(), &larger);
-    check(&FrozenConvNeXt::random(&small_convnext(), 0, Device::Cpu).unwrap(), &larger);
+    for swin in [small_swin(), small_swin_v2()] {
+        check(&FrozenSwin::random(&swin, 0, Device::Cpu).unwrap(), &larger);
+    }
+    for convnext in [small_convnext(), small_convnext_v2()] {
+        check(&FrozenConvNeXt::random(&convnext, 0, Device::Cpu).unwrap(), &larger);
+    }
 }
 
 #[test]

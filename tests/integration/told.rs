@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use convpass::backbone::{ClipTextConfig, MlpActivation, Network, Pooling};
+use convpass::backbone::{
+    ClipTextConfig, ConvNeXtNorm, MlpActivation, Network, NormPlacement, Pooling,
+};
 use convpass::checkpoint::{LoadReport, SettingSource};
 use convpass::{AnyBackbone, Error, FrozenViT, OpenOptions, ViTConfig};
 use tch::{Device, Kind, Tensor};
@@ -109,6 +111,87 @@ fn what_nothing_tells_is_asked_for_and_can_be_given() {
         let backbone = AnyBackbone::open_with(&file, &given, Device::Cpu).unwrap();
         compare(&case, &backbone).unwrap();
     }
+}
+
+/// Opens a bare file of a case with more and more options. Each error names the next field that is
+/// to be given, and the last options are enough.
+fn asks_for(family: &str, name: &str, given: &[(&str, OpenOptions)], enough: &OpenOptions) {
+    let case = cases(family).into_iter().find(|case| case.name == name).unwrap();
+    let (_folder, file) = alone(&case.file("file"));
+    for (field, options) in given {
+        let error = AnyBackbone::open_with(&file, options, Device::Cpu).unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsettled { field: found, .. } if found == field),
+            "{name}: {error}"
+        );
+    }
+    let backbone = AnyBackbone::open_with(&file, enough, Device::Cpu).unwrap();
+    compare(&case, &backbone).unwrap();
+}
+
+#[test]
+fn the_windows_of_a_swin_v2_are_asked_for() {
+    let windows = OpenOptions { window_size: Some((3, 3)), ..OpenOptions::default() };
+    let images = OpenOptions { image_size: Some((32, 44)), ..windows.clone() };
+    let all = OpenOptions { pretrained_window_sizes: Some(vec![0]), ..images.clone() };
+    let given = [
+        ("window_size", OpenOptions::default()),
+        ("pretrained_window_sizes", images),
+        ("pretrained_window_sizes", windows),
+        ("image_size", OpenOptions { image_size: None, ..all.clone() }),
+    ];
+    asks_for("swin_v2", "timm", &given, &all);
+    let config = OpenOptions {
+        window_size: Some((4, 3)),
+        image_size: Some((24, 44)),
+        pretrained_window_sizes: Some(vec![3, 2]),
+        ..OpenOptions::default()
+    };
+    asks_for("swin_v2", "timm_config", &[("window_size", OpenOptions::default())], &config);
+    let hugging_face = OpenOptions {
+        window_size: Some((3, 3)),
+        image_size: Some((32, 48)),
+        pretrained_window_sizes: Some(vec![0, 0]),
+        ..OpenOptions::default()
+    };
+    asks_for("swin_v2", "hugging_face", &[("window_size", OpenOptions::default())], &hugging_face);
+}
+
+#[test]
+fn the_place_and_the_kind_of_norms_are_asked_for() {
+    let shape =
+        OpenOptions { num_heads: Some(2), image_size: Some((24, 40)), ..OpenOptions::default() };
+    let after = OpenOptions { norm_placement: Some(NormPlacement::After), ..shape.clone() };
+    asks_for("post_norm", "average", &[("norm_placement", shape)], &after);
+    for (name, norm) in [("rms", ConvNeXtNorm::Rms), ("deviation", ConvNeXtNorm::Deviation)] {
+        let options = OpenOptions { norm: Some(norm), ..OpenOptions::default() };
+        asks_for("convnext_v2", name, &[("norm", OpenOptions::default())], &options);
+    }
+}
+
+#[test]
+fn windows_that_hugging_face_limits_in_another_way_are_refused() {
+    let case = cases("swin_v2").into_iter().find(|case| case.name == "hugging_face").unwrap();
+    let (folder, file) = alone(&case.file("file"));
+    let text = std::fs::read_to_string(folder_of(&case).join("config.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (image_size, opens) in [([32, 48], true), ([24, 48], false), ([24, 24], true)] {
+        json["image_size"] = serde_json::json!(image_size);
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let opened = AnyBackbone::open(&file, Device::Cpu);
+        let is_refused =
+            matches!(&opened, Err(Error::FileField { field, .. }) if field == "image_size");
+        assert_eq!((opened.is_ok(), is_refused), (opens, !opens), "{image_size:?}");
+    }
+}
+
+/// torchvision pads a grid that is smaller than a window, and the Swin here narrows the window.
+#[test]
+fn windows_that_torchvision_would_pad_are_refused() {
+    let case = cases("swin_v2").into_iter().find(|case| case.name == "torchvision").unwrap();
+    let options = OpenOptions { image_size: Some((16, 24)), ..OpenOptions::default() };
+    let error = AnyBackbone::open_with(case.file("file"), &options, Device::Cpu).unwrap_err();
+    assert!(matches!(&error, Error::Config { field, .. } if field == "image_size"), "{error}");
 }
 
 #[test]

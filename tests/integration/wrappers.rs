@@ -130,8 +130,8 @@ fn a_file_says_what_it_is_if_it_is_not_a_backbone() {
                     .replace("module", "visual.trunk"),
             })
         }),
-        ("v2.safetensors", &["Swin V2"], &|name| {
-            Some(name.replace("module.blocks.0.attn", "layers.0.blocks.0.attn.cpb_mlp"))
+        ("cr.safetensors", &["Swin V2 CR", "cosine attention"], &|name| {
+            Some(name.replace("module.blocks.0.attn", "stages.0.blocks.0.attn.meta_mlp"))
         }),
     ] {
         let path = folder.path().join(name);

@@ -4,11 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use convpass::backbone::{MlpActivation, Pooling, PreprocessingSource, Resampling, ResizeMode};
+use convpass::backbone::{
+    ConvNeXtNorm, MlpActivation, NormPlacement, Pooling, PreprocessingSource, Resampling,
+    ResizeMode,
+};
 use convpass::checkpoint::{LoadReport, SettingSource};
 use convpass::data::Normalization;
 use convpass::{AnyBackbone, OpenOptions, Precision, Preprocessing};
 use tch::{Cuda, Device};
+
+use super::Size;
 
 /// The checkpoint, the settings that a checkpoint may lack, the precision and the device.
 #[derive(Args, Clone, Default)]
@@ -33,10 +38,27 @@ pub struct BackboneFlags {
     /// its config.json says, or as its tensors show].
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Backbone")]
     pub pooling: Option<PoolingFlag>,
-    /// Height and width of the images in pixels; the position table is resized to it [default:
-    /// those of the checkpoint].
+    /// Whether the layer norms of a ViT are before or after its sub-layers, if the checkpoint does
+    /// not say it [default: as its config.json says, or before].
+    #[arg(long, value_enum, value_name = "PLACE", help_heading = "Backbone")]
+    pub norm_placement: Option<NormPlacementFlag>,
+    /// The norm of a ConvNeXt whose norms have no bias, if the checkpoint does not say which
+    /// [default: as its config.json says, or that of the known model of its widths].
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Backbone")]
+    pub norm: Option<NormFlag>,
+    /// Height and width of the images in pixels, one number for both or HxW; the position table is
+    /// resized to it [default: those of the checkpoint].
     #[arg(long, value_name = "PIXELS", help_heading = "Backbone")]
-    pub image_size: Option<i64>,
+    pub image_size: Option<Size>,
+    /// Rows and columns of the windows of a Swin, one number for both or HxW, if the checkpoint does
+    /// not say it or for a larger image [default: those of the checkpoint].
+    #[arg(long, value_name = "PATCHES", help_heading = "Backbone")]
+    pub window_size: Option<Size>,
+    /// Sides of the windows in the pretraining of a Swin V2, one for each stage or one for all, if
+    /// the checkpoint does not say it; 0 stands for the windows themselves [default: those of the
+    /// checkpoint].
+    #[arg(long, value_name = "PATCHES,..", value_delimiter = ',', help_heading = "Backbone")]
+    pub pretrained_windows: Option<Vec<i64>>,
     /// Dtype of the frozen weights: f32, bf16, f16, int8, or autocast-bf16 for f32 weights whose
     /// products are computed in bf16 [default: f32].
     #[arg(long, value_name = "DTYPE", help_heading = "Backbone")]
@@ -60,6 +82,44 @@ pub enum ActivationFlag {
     Relu,
     /// x * sigmoid(x).
     Silu,
+}
+
+/// The place of the norms.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum NormPlacementFlag {
+    /// Before each sub-layer, as in most models.
+    Before,
+    /// After each sub-layer, as in timm's vit_*_rpn_*.
+    After,
+}
+
+impl From<NormPlacementFlag> for NormPlacement {
+    fn from(place: NormPlacementFlag) -> Self {
+        match place {
+            NormPlacementFlag::Before => NormPlacement::Before,
+            NormPlacementFlag::After => NormPlacement::After,
+        }
+    }
+}
+
+/// A norm without bias.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum NormFlag {
+    /// The RMS norm.
+    Rms,
+    /// Division by the standard deviation, which timm calls simplenorm.
+    Deviation,
+}
+
+impl From<NormFlag> for ConvNeXtNorm {
+    fn from(norm: NormFlag) -> Self {
+        match norm {
+            NormFlag::Rms => ConvNeXtNorm::Rms,
+            NormFlag::Deviation => ConvNeXtNorm::Deviation,
+        }
+    }
 }
 
 /// A pooling of the tokens.
@@ -151,9 +211,12 @@ impl BackboneFlags {
             norm_eps: self.eps,
             activation: self.activation.map(MlpActivation::from),
             pooling: self.pooling.map(Pooling::from),
-            image_size: self.image_size.map(|side| (side, side)),
+            norm_placement: self.norm_placement.map(NormPlacement::from),
+            norm: self.norm.map(ConvNeXtNorm::from),
+            image_size: self.image_size.map(Size::pair),
+            window_size: self.window_size.map(Size::pair),
+            pretrained_window_sizes: self.pretrained_windows.clone(),
             precision: self.precision,
-            ..OpenOptions::default()
         };
         let device = self.device.device()?;
         let (backbone, report) = AnyBackbone::open_reported(file, &options, device)?;
@@ -166,13 +229,24 @@ impl BackboneFlags {
         let value = |name: Option<clap::builder::PossibleValue>| {
             name.map(|value| value.get_name().to_owned())
         };
-        let number = |number: Option<i64>| number.map(|number| number.to_string());
+        let size = |size: Option<Size>| size.map(|size| size.to_string());
+        let windows = self
+            .pretrained_windows
+            .as_ref()
+            .map(|sides| sides.iter().map(|side| side.to_string()).collect::<Vec<_>>().join(","));
         let flags = [
-            ("--heads", number(self.heads)),
+            ("--heads", self.heads.map(|heads| heads.to_string())),
             ("--eps", self.eps.map(|eps| eps.to_string())),
             ("--activation", value(self.activation.and_then(|a| a.to_possible_value()))),
             ("--pooling", value(self.pooling.and_then(|pooling| pooling.to_possible_value()))),
-            ("--image-size", number(self.image_size)),
+            (
+                "--norm-placement",
+                value(self.norm_placement.and_then(|place| place.to_possible_value())),
+            ),
+            ("--norm", value(self.norm.and_then(|norm| norm.to_possible_value()))),
+            ("--image-size", size(self.image_size)),
+            ("--window-size", size(self.window_size)),
+            ("--pretrained-windows", windows),
             ("--precision", self.precision.map(|precision| precision.to_string())),
             ("--device", value(self.device.to_possible_value())),
         ];

@@ -6,6 +6,7 @@ mod backbone;
 mod data;
 mod method;
 mod preparation;
+mod size;
 mod training;
 
 pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
@@ -16,6 +17,7 @@ pub use data::{
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
 pub use preparation::{Preparation, PreparationFlags};
+pub use size::Size;
 pub use training::{
     EpochFlags, HeadFlag, LogFlags, LooksFlag, SeedFlag, SeedsFlag, TrainingFlags, default_warmup,
 };

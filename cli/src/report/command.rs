@@ -35,7 +35,11 @@ use crate::{Outcome, failure};
     )),
     mut_arg("heads", |arg| arg.requires("backbone")),
     mut_arg("activation", |arg| arg.requires("backbone")),
+    mut_arg("norm_placement", |arg| arg.requires("backbone")),
+    mut_arg("norm", |arg| arg.requires("backbone")),
     mut_arg("image_size", |arg| arg.requires("backbone")),
+    mut_arg("window_size", |arg| arg.requires("backbone")),
+    mut_arg("pretrained_windows", |arg| arg.requires("backbone")),
     mut_arg("precision", |arg| arg.requires("backbone")),
     mut_arg("out", |arg| arg.help("Folder for index.html and charts/ [default: RUNS/report]")),
     after_long_help = "Examples:\n  convpass report runs/pets\n  convpass report runs/pets --data data --backbone vit_base_patch16_224.safetensors"

@@ -1,15 +1,17 @@
-//! The config of Swin.
+//! The config of Swin and Swin V2.
 
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{BackboneConfig, Network, hidden, total};
 use crate::error::{Error, Result};
-use crate::nn::Windows;
+use crate::nn::{NormPlacement, Windows};
 use crate::seam::{BackboneShape, Layer, LayerShape, Place};
 
 /// The shape and the settings of a [`FrozenSwin`](crate::FrozenSwin).
 ///
-/// The default is Swin-T at 224x224. From stage to stage the width doubles, and the grid is halved
+/// The default is Swin-T at 224x224. A Swin V2 (Liu et al., arXiv 2111.09883) has its norms after
+/// the layers, cosine attention and a continuous position bias; [`SwinConfig::preset`] has its
+/// configs. From stage to stage the width doubles, and the grid is halved
 /// and rounded up. Each side of a window is limited to that side of the stage's grid. A block is
 /// shifted along a side only if there is more than one window along it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,8 +38,46 @@ pub struct SwinConfig {
     pub merge_bias: bool,
     /// Whether there is a layer norm between the patch embedding and the first block.
     pub patch_norm: bool,
+    /// Where the layer norms are: before or after the sub-layers of a block, and before or after the
+    /// reduction of a patch merging.
+    #[serde(skip_serializing_if = "NormPlacement::is_before")]
+    pub norm_placement: NormPlacement,
+    /// Whether the scores of attention are cosines times a learned factor of the head, at most 100,
+    /// instead of scaled dot products.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cosine_attention: bool,
+    /// The MLP that computes the relative position bias. The bias is a learned table if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuous_bias: Option<ContinuousBiasConfig>,
+    /// The value added to the scores between tokens that are in one window only because the windows
+    /// are shifted. It is -100, and -200 in the Swin V2 of Hugging Face.
+    #[serde(skip_serializing_if = "is_usual_mask")]
+    pub mask_score: f64,
+    /// Whether a grid that windows do not divide is padded before it is shifted, as in Hugging Face
+    /// and torchvision, instead of after it, as in timm.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pad_before_shift: bool,
     /// The epsilon of every layer norm.
     pub norm_eps: f64,
+}
+
+/// The MLP of a [`SwinConfig`] that computes the bias between two tokens of a window from their
+/// offset on a logarithmic scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContinuousBiasConfig {
+    /// Width between the two linear layers of the MLP.
+    pub hidden_dim: i64,
+    /// Rows and columns of the windows of each stage in the pretraining, by which offsets are
+    /// divided. A zero stands for the side of the window itself.
+    pub pretrained_window_sizes: Vec<(i64, i64)>,
+}
+
+/// The usual value of [`SwinConfig::mask_score`], that of Swin's own code.
+pub(crate) const MASK_SCORE: f64 = -100.0;
+
+fn is_usual_mask(score: &f64) -> bool {
+    *score == MASK_SCORE
 }
 
 impl Default for SwinConfig {
@@ -53,6 +93,11 @@ impl Default for SwinConfig {
             qkv_bias: true,
             merge_bias: false,
             patch_norm: true,
+            norm_placement: NormPlacement::Before,
+            cosine_attention: false,
+            continuous_bias: None,
+            mask_score: MASK_SCORE,
+            pad_before_shift: false,
             norm_eps: 1e-5,
         }
     }
@@ -89,7 +134,14 @@ impl SwinConfig {
 
     /// Returns the windows of a stage's blocks. Every second block uses shifted windows.
     pub(crate) fn windows(&self, stage: usize, shifted: bool) -> Windows {
-        Windows::new(self.grid(stage), self.window_sizes[stage], shifted)
+        let windows = Windows::new(self.grid(stage), self.window_sizes[stage], shifted);
+        windows.padding_first(self.pad_before_shift)
+    }
+
+    /// Returns whether a grid of the config is both padded and shifted.
+    pub(crate) fn is_padded_and_shifted(&self) -> bool {
+        let stages = 0..self.window_sizes.len();
+        stages.into_iter().any(|stage| self.windows(stage, true).is_padded_and_rolled())
     }
 
     /// Returns the stage of each block and its number within the stage.
@@ -147,30 +199,60 @@ impl SwinConfig {
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
         }
-        Ok(())
+        if !(self.mask_score.is_finite() && self.mask_score < 0.0) {
+            return Err(Error::config("mask_score", "a negative number", self.mask_score));
+        }
+        self.continuous_bias.as_ref().map_or(Ok(()), |bias| bias.check(stages))
     }
 
-    /// Returns the layers of the patch merging into a stage.
+    /// Returns the width of the norm of the patch merging into a stage.
+    pub(super) fn merge_norm_dim(&self, stage: usize) -> i64 {
+        match self.norm_placement {
+            NormPlacement::Before => 4 * self.dim(stage - 1),
+            NormPlacement::After => self.dim(stage),
+        }
+    }
+
+    /// Returns the layers of the patch merging into a stage in the order of the forward pass.
     fn merging(&self, stage: usize) -> [LayerShape; 2] {
         let (inputs, outputs) = (4 * self.dim(stage - 1), self.dim(stage));
-        [
-            LayerShape { layer: Layer::MergeNorm(stage), inputs, outputs: inputs, bias: true },
-            LayerShape { layer: Layer::Merge(stage), inputs, outputs, bias: self.merge_bias },
-        ]
+        let norm = LayerShape::norm(Layer::MergeNorm(stage), self.merge_norm_dim(stage));
+        let reduction = LayerShape::linear(Layer::Merge(stage), inputs, outputs, self.merge_bias);
+        match self.norm_placement {
+            NormPlacement::Before => [norm, reduction],
+            NormPlacement::After => [reduction, norm],
+        }
     }
 
-    /// Returns the layers of the block with number `index` in the whole backbone.
+    /// Returns the number of weights of the position bias and the scores of one block of a stage,
+    /// and how many of them are biases of layers.
+    fn position_params(&self, stage: usize) -> (i64, i64) {
+        let heads = self.num_heads[stage];
+        let factors = if self.cosine_attention { heads } else { 0 };
+        let (bias, biases) = match &self.continuous_bias {
+            Some(ContinuousBiasConfig { hidden_dim, .. }) => {
+                (hidden_dim * (3 + heads), *hidden_dim)
+            }
+            None => (self.windows(stage, false).table_rows().saturating_mul(heads), 0),
+        };
+        (bias.saturating_add(factors), biases)
+    }
+
+    /// Returns the layers of the block with number `index` in the whole backbone, in the order of
+    /// the forward pass.
     fn block(&self, stage: usize, index: usize) -> [LayerShape; 6] {
         let (c, hidden) = (self.dim(stage), self.hidden(stage));
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
-        [
+        let mut layers = [
             shape(Layer::Norm1(index), c, c, true),
             shape(Layer::Qkv(index), c, 3 * c, self.qkv_bias),
             shape(Layer::Proj(index), c, c, true),
             shape(Layer::Norm2(index), c, c, true),
             shape(Layer::Fc1(index), c, hidden, true),
             shape(Layer::Fc2(index), hidden, c, true),
-        ]
+        ];
+        self.norm_placement.order(&mut layers);
+        layers
     }
 
     /// Returns the name before `.weight` and `.bias` of a layer that the shape lists.
@@ -195,6 +277,29 @@ impl SwinConfig {
     }
 }
 
+impl ContinuousBiasConfig {
+    /// The width of the MLP in every published model.
+    pub(crate) const HIDDEN_DIM: i64 = 512;
+
+    fn check(&self, stages: usize) -> Result<()> {
+        let windows = &self.pretrained_window_sizes;
+        if windows.len() != stages {
+            let (field, expected) = ("pretrained_window_sizes", format!("of {stages} stages"));
+            return Err(Error::config(field, expected, windows.len()));
+        }
+        let sides = windows.iter().flat_map(|window| [window.0, window.1]);
+        for (field, value, least) in sides
+            .map(|side| ("pretrained_window_sizes", side, 0))
+            .chain([("continuous_bias.hidden_dim", self.hidden_dim, 1)])
+        {
+            if !(least..=MAX_DIM).contains(&value) {
+                return Err(Error::config(field, format!("within {least}..={MAX_DIM}"), value));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl BackboneConfig for SwinConfig {
     fn validate(&self) -> Result<()> {
         self.validate()
@@ -208,23 +313,24 @@ impl BackboneConfig for SwinConfig {
         let mut layers =
             vec![LayerShape { layer: Layer::PatchEmbed, inputs, outputs: c, bias: true }];
         layers.extend(self.patch_norm.then(|| norm(Layer::PreNorm, c)));
-        let mut tables = 0i64;
+        let (mut others, mut other_biases) = (0i64, 0i64);
         for (index, (stage, block)) in self.blocks().enumerate() {
             if stage > 0 && block == 0 {
                 layers.extend(self.merging(stage));
             }
             layers.extend(self.block(stage, index));
-            let rows = self.windows(stage, false).table_rows();
-            tables = tables.saturating_add(rows.saturating_mul(self.num_heads[stage]));
+            let (params, biases) = self.position_params(stage);
+            others = others.saturating_add(params);
+            other_biases = other_biases.saturating_add(biases);
         }
         layers.push(norm(Layer::FinalNorm, self.last_dim()));
         let matrices = layers.iter().map(LayerShape::num_params);
-        let num_params = matrices.fold(tables, i64::saturating_add);
+        let num_params = matrices.fold(others, i64::saturating_add);
         Ok(BackboneShape {
             family: Self::FAMILY,
             lacks: &[(Place::Prefix, "attention is within windows of patches and reads no others")],
             block_dims: self.blocks().map(|(stage, _)| self.dim(stage)).collect(),
-            other_biases: 0,
+            other_biases,
             other_norms: 0,
             num_params,
             num_feature_params: num_params,

@@ -1,4 +1,4 @@
-//! Swin: pre-norm blocks with attention within windows, on a grid that is halved from stage to
+//! Swin and Swin V2: blocks with attention within windows, on a grid that is halved from stage to
 //! stage.
 
 mod config;
@@ -6,20 +6,23 @@ mod presets;
 
 use tch::Tensor;
 
-use super::block::{Block, BlockShape, Queries};
+use super::block::{Block, BlockShape, Queries, WindowShape};
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, MlpActivation, Norm, PatchEmbed, side_by_side};
+use crate::nn::{Linear, MlpActivation, Norm, NormPlacement, PatchEmbed, side_by_side};
 use crate::seam::{Layer, TokenLayout};
 
-pub use config::SwinConfig;
+pub(crate) use config::MASK_SCORE;
+pub use config::{ContinuousBiasConfig, SwinConfig};
 
-/// A Swin Transformer (Liu et al., arXiv 2103.14030) with frozen pretrained weights.
+/// A Swin Transformer (Liu et al., arXiv 2103.14030) or Swin V2 (arXiv 2111.09883) with frozen
+/// pretrained weights.
 ///
 /// The blocks are numbered through all stages. Each has the width and the grid of its stage and no
-/// prefix token. A method's branch beside attention reads the normed tokens before they are shifted
-/// and divided into windows.
+/// prefix token. A method's branch beside attention reads the input of attention before it is
+/// shifted and divided into windows: the normed tokens, or in a Swin V2, whose norms come after the
+/// sub-layers, the tokens themselves.
 pub type FrozenSwin = Frozen<SwinConfig>;
 
 /// The layers of a [`FrozenSwin`].
@@ -41,6 +44,7 @@ struct Stage {
 /// The patch merging into a stage.
 #[derive(Clone, Debug)]
 struct Merging {
+    norm_placement: NormPlacement,
     norm: Norm,
     reduction: Linear,
 }
@@ -122,8 +126,18 @@ impl Network for SwinConfig {
     }
 
     fn choices(&self) -> String {
+        // The settings of later versions are appended where they are used, so that the digests of
+        // older backbones stay as they are.
+        let after = (!self.norm_placement.is_before()).then(|| " norms after".to_owned());
+        let cosine = self.cosine_attention.then(|| " cosine".to_owned());
+        let bias = self.continuous_bias.as_ref();
+        let bias = bias.map(|bias| format!(" pretrained={:?}", bias.pretrained_window_sizes));
+        let mask = self.mask_score;
+        let mask = (mask != MASK_SCORE).then(|| format!(" mask={mask:e}"));
+        let padding = self.pad_before_shift.then(|| " pads first".to_owned());
+        let later = [after, cosine, bias, mask, padding].into_iter().flatten().collect::<String>();
         format!(
-            "swin heads={:?} windows={:?} eps={:e} image={:?}",
+            "swin heads={:?} windows={:?} eps={:e} image={:?}{later}",
             self.num_heads, self.window_sizes, self.norm_eps, self.image_size,
         )
     }
@@ -157,12 +171,21 @@ impl Stage {
                 causal: false,
                 qkv_bias: config.qkv_bias,
                 layer_scale: false,
+                norm_placement: config.norm_placement,
                 norm_eps: config.norm_eps,
                 attention_norm: false,
                 mlp_norm: false,
                 rotary: None,
             };
-            Block::build(&shape, Some(config.windows(stage, index % 2 == 1)), weights)
+            let bias = config.continuous_bias.as_ref();
+            let windows = WindowShape {
+                windows: config.windows(stage, index % 2 == 1),
+                continuous_bias: bias
+                    .map(|bias| (bias.hidden_dim, bias.pretrained_window_sizes[stage])),
+                cosine: config.cosine_attention,
+                apart: config.mask_score,
+            };
+            Block::build(&shape, Some(&windows), weights)
         };
         let blocks = (0..config.depths[stage]).map(block).collect::<Result<_>>()?;
         let layout = TokenLayout { prefix: 0, grid: config.grid(stage) };
@@ -175,7 +198,8 @@ impl Merging {
         let (inputs, outputs) = (4 * config.dim(stage - 1), config.dim(stage));
         let name = |part: &str| format!("layers.{stage}.downsample.{part}");
         Ok(Merging {
-            norm: weights.norm(&name("norm"), inputs, config.norm_eps)?,
+            norm_placement: config.norm_placement,
+            norm: weights.norm(&name("norm"), config.merge_norm_dim(stage), config.norm_eps)?,
             reduction: weights.linear(&name("reduction"), inputs, outputs, config.merge_bias)?,
         })
     }
@@ -189,7 +213,11 @@ impl Merging {
         hooks: &Hooks,
     ) -> Result<Tensor> {
         let fours = side_by_side(tokens, grid)?;
-        let normed = hooks.norm(Layer::MergeNorm(stage), &self.norm, &fours)?;
-        hooks.linear(Layer::Merge(stage), &self.reduction, &normed)
+        let norm = |x: &Tensor| hooks.norm(Layer::MergeNorm(stage), &self.norm, x);
+        let reduce = |x: &Tensor| hooks.linear(Layer::Merge(stage), &self.reduction, x);
+        match self.norm_placement {
+            NormPlacement::Before => reduce(&norm(&fours)?),
+            NormPlacement::After => norm(&reduce(&fours)?),
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pooling::{AttentionPooling, Pooling};
 use crate::error::{Error, Result};
-use crate::nn::{MlpActivation, Rotary};
+use crate::nn::{MlpActivation, NormPlacement, Rotary};
 use crate::seam::TokenLayout;
 
 /// The shape and the settings of a [`FrozenViT`](crate::FrozenViT).
@@ -51,6 +51,10 @@ pub struct ViTConfig {
     pub pre_norm: bool,
     /// Whether each sub-layer is followed by a learned factor for each channel (DINOv2, DeiT III).
     pub layer_scale: bool,
+    /// Whether the layer norms of a block are before or after its sub-layers. After them, there is
+    /// no layer scale.
+    #[serde(skip_serializing_if = "NormPlacement::is_before")]
+    pub norm_placement: NormPlacement,
     /// Whether there is a layer norm between attention and its projection (EVA-02's CLIP models).
     #[serde(skip_serializing_if = "is_false")]
     pub attention_norm: bool,
@@ -93,6 +97,7 @@ impl Default for ViTConfig {
             qkv_bias: true,
             pre_norm: false,
             layer_scale: false,
+            norm_placement: NormPlacement::Before,
             attention_norm: false,
             mlp_norm: false,
             final_norm: true,
@@ -212,6 +217,10 @@ impl ViTConfig {
         }
         if let Some(pool) = &self.attention_pool {
             pool.check(self.embed_dim, MAX_DIM)?;
+        }
+        if self.layer_scale && !self.norm_placement.is_before() {
+            let expected = "false if the norms come after the sub-layers";
+            return Err(Error::config("layer_scale", expected, true));
         }
         self.check_pooling()?;
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {

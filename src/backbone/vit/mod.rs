@@ -1,4 +1,4 @@
-//! The plain ViT: patch embedding, position table, pre-norm blocks, pooling.
+//! The plain ViT: patch embedding, position table, blocks, pooling.
 
 mod config;
 mod pooling;
@@ -131,7 +131,8 @@ impl Network for ViTConfig {
             format!(" pool_heads={heads} pool_prefix={}", pool.reads_prefix)
         });
         let norm = (!self.final_norm).then(|| " no final norm".to_owned());
-        let later = rotary.into_iter().chain(pool).chain(norm).collect::<String>();
+        let placement = (!self.norm_placement.is_before()).then(|| " norms after".to_owned());
+        let later = [rotary, pool, norm, placement].into_iter().flatten().collect::<String>();
         format!(
             "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}{later}",
             self.num_heads,
@@ -174,6 +175,7 @@ impl Layers {
             causal: false,
             qkv_bias: config.qkv_bias,
             layer_scale: config.layer_scale,
+            norm_placement: config.norm_placement,
             norm_eps: eps,
             attention_norm: config.attention_norm,
             mlp_norm: config.mlp_norm,

@@ -20,14 +20,16 @@ impl BackboneConfig for ViTConfig {
         let mut layers = vec![shape(Layer::PatchEmbed, patch, c, self.patch_bias)];
         layers.extend(self.pre_norm.then(|| norm(Layer::PreNorm)));
         for block in 0..self.depth as usize {
-            layers.extend([
+            let mut block = [
                 norm(Layer::Norm1(block)),
                 shape(Layer::Qkv(block), c, 3 * c, self.qkv_bias),
                 shape(Layer::Proj(block), c, c, true),
                 norm(Layer::Norm2(block)),
                 shape(Layer::Fc1(block), c, halves * hidden, true),
                 shape(Layer::Fc2(block), hidden, c, true),
-            ]);
+            ];
+            self.norm_placement.order(&mut block);
+            layers.extend(block);
         }
         layers.extend(self.final_norm.then(|| norm(Layer::FinalNorm)));
         let block_dims = vec![c; self.depth as usize];

@@ -74,7 +74,7 @@ pub(super) enum PositionNames {
 }
 
 /// All families of backbones, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 19] = [
+pub(super) const FAMILIES: [&Family; 22] = [
     &google::FAMILY,
     &dinov3::META,
     &timm::FAMILY,
@@ -88,11 +88,14 @@ pub(super) const FAMILIES: [&Family; 19] = [
     &swin::MICROSOFT,
     &swin::TIMM,
     &swin::HUGGING_FACE,
+    &swin::HUGGING_FACE_V2,
     &convnext::TIMM,
     &convnext::FACEBOOK,
     &convnext::HUGGING_FACE,
+    &convnext::HUGGING_FACE_DINOV3,
     &torchvision::VIT_FAMILY,
     &torchvision::SWIN,
+    &torchvision::SWIN_V2,
     &torchvision::CONVNEXT,
 ];
 

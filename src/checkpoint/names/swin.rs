@@ -1,4 +1,4 @@
-//! The names of Swin in timm's, Microsoft's and Hugging Face's files. In timm's files a patch merging
+//! The names of Swin and Swin V2 in timm's, Microsoft's and Hugging Face's files. In timm's files a patch merging
 //! belongs to the stage after it; in the others it belongs to the stage before it.
 
 use super::{
@@ -22,7 +22,10 @@ pub(super) const TIMM: Family = Family {
     backbone: SwinConfig::FAMILY,
     separator: '.',
     prefixes: &[""],
-    signatures: &["layers.0.blocks.0.attn.relative_position_bias_table"],
+    signatures: &[
+        "layers.0.blocks.0.attn.relative_position_bias_table",
+        "layers.0.blocks.0.attn.logit_scale",
+    ],
     rules: &[RULES],
     around: &[
         copy("layers.*.downsample.norm.weight", "layers.*.downsample.norm.weight"),
@@ -43,10 +46,21 @@ pub(super) const HUGGING_FACE: Family = Family {
         "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",
         "encoder.layers.0.blocks.0.attention.relative_position_bias.relative_position_bias_table",
     ],
-    rules: &[HUGGING_FACE_RULES],
+    rules: &[HUGGING_FACE_V1_RULES, HUGGING_FACE_RULES],
     around: &[skip("classifier.**", HEAD), skip("decoder.**", PRETRAINING)],
     ..TIMM
 };
+
+pub(super) const HUGGING_FACE_V2: Family = Family {
+    name: "Hugging Face Swin V2",
+    prefixes: &["", "swinv2."],
+    signatures: &["encoder.layers.0.blocks.0.attention.self.logit_scale"],
+    rules: &[HUGGING_FACE_V2_RULES, HUGGING_FACE_RULES],
+    ..HUGGING_FACE
+};
+
+/// The reason for the input of the MLP that computes the position bias.
+pub(super) const OFFSETS: &str = "offsets that follow from the windows, not weights";
 
 const MASK: &str = "a mask that follows from the image size and the window size";
 
@@ -59,8 +73,13 @@ const RULES: &[Rule] = &[
     copy("layers.*.blocks.*.norm1.weight", "layers.*.blocks.*.norm1.weight"),
     copy("layers.*.blocks.*.norm1.bias",   "layers.*.blocks.*.norm1.bias"),
     copy("layers.*.blocks.*.attn.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
+    copy("layers.*.blocks.*.attn.logit_scale", "layers.*.blocks.*.attn.logit_scale"),
+    copy("layers.*.blocks.*.attn.cpb_mlp.0.weight", "layers.*.blocks.*.attn.cpb_mlp.0.weight"),
+    copy("layers.*.blocks.*.attn.cpb_mlp.0.bias", "layers.*.blocks.*.attn.cpb_mlp.0.bias"),
+    copy("layers.*.blocks.*.attn.cpb_mlp.2.weight", "layers.*.blocks.*.attn.cpb_mlp.2.weight"),
     copy("layers.*.blocks.*.attn.qkv.weight",  "layers.*.blocks.*.attn.qkv.weight"),
     copy("layers.*.blocks.*.attn.qkv.bias",    "layers.*.blocks.*.attn.qkv.bias"),
+    copy("layers.*.blocks.*.attn.{q,k?,v}_bias", "layers.*.blocks.*.attn.qkv.bias"),
     copy("layers.*.blocks.*.attn.proj.weight", "layers.*.blocks.*.attn.proj.weight"),
     copy("layers.*.blocks.*.attn.proj.bias",   "layers.*.blocks.*.attn.proj.bias"),
     copy("layers.*.blocks.*.norm2.weight",   "layers.*.blocks.*.norm2.weight"),
@@ -72,6 +91,7 @@ const RULES: &[Rule] = &[
     copy("norm.weight", "norm.weight"),
     copy("norm.bias",   "norm.bias"),
     skip("layers.*.blocks.*.attn.relative_position_index", INDICES),
+    skip("layers.*.blocks.*.attn.relative_coords_table", OFFSETS),
     skip("layers.*.blocks.*.attn_mask", MASK),
     skip("head.**", HEAD),
 ];
@@ -84,9 +104,7 @@ const HUGGING_FACE_RULES: &[Rule] = &[
     copy("embeddings.norm.bias", "patch_embed.norm.bias"),
     copy("encoder.layers.*.blocks.*.layernorm_before.weight", "layers.*.blocks.*.norm1.weight"),
     copy("encoder.layers.*.blocks.*.layernorm_before.bias", "layers.*.blocks.*.norm1.bias"),
-    copy("encoder.layers.*.blocks.*.attention.self.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
     copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.weight", "layers.*.blocks.*.attn.qkv.weight"),
-    copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.bias", "layers.*.blocks.*.attn.qkv.bias"),
     copy("encoder.layers.*.blocks.*.attention.output.dense.weight", "layers.*.blocks.*.attn.proj.weight"),
     copy("encoder.layers.*.blocks.*.attention.output.dense.bias", "layers.*.blocks.*.attn.proj.bias"),
     copy("encoder.layers.*.blocks.*.layernorm_after.weight", "layers.*.blocks.*.norm2.weight"),
@@ -100,6 +118,13 @@ const HUGGING_FACE_RULES: &[Rule] = &[
     copy("encoder.layers.*.downsample.reduction.weight", "layers.*+1.downsample.reduction.weight"),
     copy("layernorm.weight", "norm.weight"),
     copy("layernorm.bias", "norm.bias"),
+    skip("embeddings.mask_token", PRETRAINING),
+];
+
+#[rustfmt::skip]
+const HUGGING_FACE_V1_RULES: &[Rule] = &[
+    copy("encoder.layers.*.blocks.*.attention.self.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
+    copy("encoder.layers.*.blocks.*.attention.self.{query,key,value}.bias", "layers.*.blocks.*.attn.qkv.bias"),
     // Module names of transformers 5, which `save_pretrained` does not write.
     copy("encoder.layers.*.blocks.*.attention.relative_position_bias.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
     copy("encoder.layers.*.blocks.*.attention.{q,k,v}_proj.weight", "layers.*.blocks.*.attn.qkv.weight"),
@@ -112,5 +137,15 @@ const HUGGING_FACE_RULES: &[Rule] = &[
     copy("encoder.layers.*.blocks.*.mlp.fc2.bias", "layers.*.blocks.*.mlp.fc2.bias"),
     skip("encoder.layers.*.blocks.*.attention.self.relative_position_index", INDICES),
     skip("encoder.layers.*.blocks.*.attention.relative_position_bias.relative_position_index", INDICES),
-    skip("embeddings.mask_token", PRETRAINING),
+];
+
+#[rustfmt::skip]
+const HUGGING_FACE_V2_RULES: &[Rule] = &[
+    copy("encoder.layers.*.blocks.*.attention.self.logit_scale", "layers.*.blocks.*.attn.logit_scale"),
+    copy("encoder.layers.*.blocks.*.attention.self.continuous_position_bias_mlp.0.weight", "layers.*.blocks.*.attn.cpb_mlp.0.weight"),
+    copy("encoder.layers.*.blocks.*.attention.self.continuous_position_bias_mlp.0.bias", "layers.*.blocks.*.attn.cpb_mlp.0.bias"),
+    copy("encoder.layers.*.blocks.*.attention.self.continuous_position_bias_mlp.2.weight", "layers.*.blocks.*.attn.cpb_mlp.2.weight"),
+    copy("encoder.layers.*.blocks.*.attention.self.{query,key?,value}.bias", "layers.*.blocks.*.attn.qkv.bias"),
+    skip("encoder.layers.*.blocks.*.attention.self.relative_position_index", INDICES),
+    skip("encoder.layers.*.blocks.*.attention.self.relative_coords_table", OFFSETS),
 ];

@@ -1,7 +1,7 @@
 //! The names of torchvision's ViT, Swin and ConvNeXt. In Swin and ConvNeXt the layer `2n + 1` of
 //! `features` is stage n, and the layer `2n` in front of it is the downsampling into it.
 
-use super::Layout::Pointwise;
+use super::Layout::{NoKeys, Pointwise};
 use super::{
     Activation, Family, HEAD, INDICES, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, convnext,
     copy, skip, swin, take,
@@ -23,9 +23,16 @@ pub(super) const VIT_FAMILY: Family = Family {
 pub(super) const SWIN: Family = Family {
     name: "torchvision Swin",
     signatures: &["features.1.0.attn.relative_position_bias_table"],
-    rules: &[SWIN_RULES],
+    rules: &[SWIN_V1_RULES, SWIN_RULES],
     around: &[],
     ..swin::TIMM
+};
+
+pub(super) const SWIN_V2: Family = Family {
+    name: "torchvision Swin V2",
+    signatures: &["features.1.0.attn.logit_scale"],
+    rules: &[SWIN_V2_RULES, SWIN_RULES],
+    ..SWIN
 };
 
 pub(super) const CONVNEXT: Family = Family {
@@ -65,6 +72,22 @@ const VIT_RULES: &[Rule] = &[
 ];
 
 #[rustfmt::skip]
+const SWIN_V1_RULES: &[Rule] = &[
+    copy("features.*x2+1.*.attn.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
+    copy("features.*x2+1.*.attn.qkv.bias",    "layers.*.blocks.*.attn.qkv.bias"),
+];
+
+#[rustfmt::skip]
+const SWIN_V2_RULES: &[Rule] = &[
+    copy("features.*x2+1.*.attn.logit_scale", "layers.*.blocks.*.attn.logit_scale"),
+    copy("features.*x2+1.*.attn.cpb_mlp.0.weight", "layers.*.blocks.*.attn.cpb_mlp.0.weight"),
+    copy("features.*x2+1.*.attn.cpb_mlp.0.bias", "layers.*.blocks.*.attn.cpb_mlp.0.bias"),
+    copy("features.*x2+1.*.attn.cpb_mlp.2.weight", "layers.*.blocks.*.attn.cpb_mlp.2.weight"),
+    take("features.*x2+1.*.attn.qkv.bias", "layers.*.blocks.*.attn.qkv.bias", NoKeys),
+    skip("features.*x2+1.*.attn.relative_coords_table", swin::OFFSETS),
+];
+
+#[rustfmt::skip]
 const SWIN_RULES: &[Rule] = &[
     copy("features.0.0.weight", "patch_embed.proj.weight"),
     copy("features.0.0.bias",   "patch_embed.proj.bias"),
@@ -72,9 +95,7 @@ const SWIN_RULES: &[Rule] = &[
     copy("features.0.2.bias",   "patch_embed.norm.bias"),
     copy("features.*x2+1.*.norm1.weight", "layers.*.blocks.*.norm1.weight"),
     copy("features.*x2+1.*.norm1.bias",   "layers.*.blocks.*.norm1.bias"),
-    copy("features.*x2+1.*.attn.relative_position_bias_table", "layers.*.blocks.*.attn.relative_position_bias_table"),
     copy("features.*x2+1.*.attn.qkv.weight",  "layers.*.blocks.*.attn.qkv.weight"),
-    copy("features.*x2+1.*.attn.qkv.bias",    "layers.*.blocks.*.attn.qkv.bias"),
     copy("features.*x2+1.*.attn.proj.weight", "layers.*.blocks.*.attn.proj.weight"),
     copy("features.*x2+1.*.attn.proj.bias",   "layers.*.blocks.*.attn.proj.bias"),
     copy("features.*x2+1.*.norm2.weight", "layers.*.blocks.*.norm2.weight"),

@@ -86,8 +86,8 @@ fn tower_told(
         num_heads: heads.or(usual.map(|usual| usual.num_heads)),
         norm_eps: eps.or(usual.map(|usual| usual.norm_eps)),
         activation: activation.or(usual.map(|usual| usual.activation)),
-        pooling: None,
         image_size: file.size(tower, "image_size")?,
+        ..Told::default()
     })
 }
 
@@ -118,8 +118,8 @@ mod tests {
             num_heads: Some(2),
             norm_eps: Some(1e-4),
             activation: Some(QuickGelu),
-            pooling: None,
             image_size: Some((64, 32)),
+            ..Told::default()
         };
         assert_eq!(read(json.clone(), 128).unwrap(), expected);
         let error = read(json, 64).unwrap_err().to_string();

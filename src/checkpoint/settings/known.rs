@@ -1,7 +1,7 @@
 //! The shapes of published models whose settings differ from the rules, and that no file beside the
 //! weights describes.
 
-use crate::backbone::MlpActivation;
+use crate::backbone::{ConvNeXtNorm, MlpActivation};
 
 /// A shape of published ViTs. A shape that is `None` in a row may have any value.
 #[derive(Debug)]
@@ -84,34 +84,43 @@ pub(in crate::checkpoint) struct KnownConvNeXt {
     /// What has this shape, in a few words.
     pub(in crate::checkpoint) name: &'static str,
     dims: [i64; 4],
+    /// The sides of the kernels of each stage, if they differ.
+    kernels: &'static [i64],
     pub(in crate::checkpoint) norm_eps: f64,
     pub(in crate::checkpoint) activation: MlpActivation,
+    /// The norm, if norms have no bias.
+    pub(in crate::checkpoint) norm: Option<ConvNeXtNorm>,
 }
 
-const CONV_NEXTS: [KnownConvNeXt; 3] = [
-    KnownConvNeXt {
-        name: "ConvNeXt-XXL",
-        dims: [384, 768, 1536, 3072],
-        norm_eps: 1e-5,
-        activation: MlpActivation::Gelu,
-    },
-    KnownConvNeXt {
-        name: "timm's test_convnext",
-        dims: [24, 32, 48, 64],
-        norm_eps: 1e-5,
-        activation: MlpActivation::GeluTanh,
-    },
-    KnownConvNeXt {
-        name: "timm's test_convnext2",
-        dims: [32, 64, 96, 128],
-        norm_eps: 1e-5,
-        activation: MlpActivation::GeluTanh,
-    },
+const fn convnext(
+    name: &'static str,
+    dims: [i64; 4],
+    norm_eps: f64,
+    activation: MlpActivation,
+) -> KnownConvNeXt {
+    KnownConvNeXt { name, dims, kernels: &[], norm_eps, activation, norm: None }
+}
+
+#[rustfmt::skip]
+const CONV_NEXTS: [KnownConvNeXt; 6] = [
+    convnext("ConvNeXt-XXL", [384, 768, 1536, 3072], 1e-5, MlpActivation::Gelu),
+    convnext("timm's test_convnext", [24, 32, 48, 64], 1e-5, MlpActivation::GeluTanh),
+    convnext("timm's test_convnext2", [32, 64, 96, 128], 1e-5, MlpActivation::GeluTanh),
+    KnownConvNeXt { kernels: &[7, 5, 5, 3], ..convnext("timm's test_convnext3", [32, 64, 96, 128], 1e-5, MlpActivation::Silu) },
+    KnownConvNeXt { norm: Some(ConvNeXtNorm::Deviation), ..convnext("timm's convnext_zepto_rms", [32, 64, 128, 256], 1e-6, MlpActivation::Gelu) },
+    KnownConvNeXt { norm: Some(ConvNeXtNorm::Rms), ..convnext("timm's convnext_atto_rms", [40, 80, 160, 320], 1e-6, MlpActivation::Gelu) },
 ];
 
 impl KnownConvNeXt {
-    /// Returns the row of these widths.
-    pub(in crate::checkpoint) fn find(dims: &[i64]) -> Option<&'static KnownConvNeXt> {
-        CONV_NEXTS.iter().find(|row| row.dims == dims)
+    /// Returns the row of these widths and kernels; `kernels` is empty if all stages have the same.
+    /// `biases` states whether norms have biases.
+    pub(in crate::checkpoint) fn find(
+        dims: &[i64],
+        kernels: &[i64],
+        biases: bool,
+    ) -> Option<&'static KnownConvNeXt> {
+        CONV_NEXTS
+            .iter()
+            .find(|row| row.dims == dims && row.kernels == kernels && row.norm.is_none() == biases)
     }
 }

@@ -12,10 +12,10 @@ mod timm;
 use serde_json::Value;
 
 use super::plan::Plan;
-use crate::backbone::{MlpActivation, Pooling};
+use crate::backbone::{ConvNeXtNorm, MlpActivation, NormPlacement, Pooling};
 use crate::error::Result;
 
-pub(super) use hierarchical::{last_norm_eps, swin_image_size, told_of_convnext};
+pub(super) use hierarchical::{ToldSwin, last_norm_eps, told_of_convnext, told_of_swin};
 pub(super) use known::{KnownConvNeXt, KnownViT};
 pub(super) use side_file::SideFile;
 
@@ -35,6 +35,9 @@ pub(super) struct Told {
     pub(super) activation: Option<MlpActivation>,
     pub(super) pooling: Option<Pooling>,
     pub(super) image_size: Option<(i64, i64)>,
+    pub(super) norm_placement: Option<NormPlacement>,
+    /// The norm of a ConvNeXt without biases in its norms.
+    pub(super) norm: Option<ConvNeXtNorm>,
 }
 
 /// Reads the settings from the files beside the checkpoint of `plan`, a model of width `embed_dim`

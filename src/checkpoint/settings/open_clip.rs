@@ -56,6 +56,7 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Option<Tol
         activation: Some(activation(file, model, tower)?),
         pooling: Some(pooling(file, tower)?),
         image_size: file.size(tower, "image_size")?,
+        ..Told::default()
     }))
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::activations::activation;
 use super::{CONFIG, SideFile, Told};
 use crate::backbone::MlpActivation::{self, GeluTanh, QuickGelu};
-use crate::backbone::Pooling;
+use crate::backbone::{ConvNeXtNorm, NormPlacement, Pooling};
 use crate::error::Result;
 
 /// A rule for the architectures whose names match a pattern, in which `*` stands for any text.
@@ -19,11 +19,13 @@ enum Setting {
     Heads(i64),
     Eps(f64),
     Activation(MlpActivation),
-    /// The network differs in this from the one that its tensors show.
-    Unsupported(&'static str),
+    /// Norms after the sub-layers.
+    NormsAfter,
+    /// The norm of a ConvNeXt.
+    Norm(ConvNeXtNorm),
 }
 
-use Setting::{Activation, Eps, Heads, Unsupported};
+use Setting::{Activation, Eps, Heads, Norm, NormsAfter};
 
 const fn rule(pattern: &'static str, setting: Setting) -> Rule {
     Rule { pattern, setting }
@@ -59,17 +61,21 @@ const RULES: &[Rule] = &[
     rule("test_convnext", Activation(GeluTanh)),
     rule("test_convnext2", Activation(GeluTanh)),
     rule("test_convnext3", Activation(MlpActivation::Silu)),
-    rule("vit_*_rpn_*", Unsupported("a norm behind each sub-layer instead of one in front")),
+    rule("vit_*_rpn_*", NormsAfter),
+    rule("eva02_enormous_*", NormsAfter),
+    rule("convnext_zepto_rms*", Norm(ConvNeXtNorm::Deviation)),
+    rule("convnext_*_rms*", Norm(ConvNeXtNorm::Rms)),
 ];
 
 /// Arguments of timm's networks in `model_args` that change the features without a tensor that
 /// shows it, each with the only values that are supported.
-const PLAIN: [(&str, &[&str]); 5] = [
+const PLAIN: [(&str, &[&str]); 6] = [
     ("norm_layer", &["\"layernorm\"", "\"layer_norm\""]),
     ("block_fn", &[]),
     ("pool_include_prefix", &["false"]),
     ("use_rot_pos_emb", &["false"]),
     ("attn_layer", &["\"\"", "\"attn\""]),
+    ("always_partition", &["false"]),
 ];
 
 /// Reads the settings. `embed_dim` is the width of the model in the checkpoint, if it has a single
@@ -104,6 +110,10 @@ pub(super) fn told(file: &SideFile, embed_dim: Option<i64>) -> Result<Told> {
         norm_eps: file.number(args, "norm_eps", Value::as_f64)?.or(told.norm_eps),
         activation: activation(file, args, "act_layer")?.or(told.activation),
         image_size,
+        norm_placement: match args["use_post_norm"].as_bool() {
+            Some(true) => Some(NormPlacement::After),
+            _ => told.norm_placement,
+        },
         ..told
     })
 }
@@ -123,15 +133,16 @@ pub(super) fn of_architecture(
     // A tag behind a dot names the weights, not the architecture.
     let name = name.split('.').next().unwrap_or_default();
     let mut told = Told { source: format!("{CONFIG}, architecture {name}"), ..Told::default() };
+    if !name.is_empty() {
+        told.norm_placement = Some(NormPlacement::Before);
+    }
     for rule in RULES.iter().filter(|rule| matches(rule.pattern, name)) {
         match rule.setting {
             Heads(heads) => told.num_heads = told.num_heads.or(Some(heads)),
             Eps(eps) => told.norm_eps = told.norm_eps.or(Some(eps)),
             Activation(activation) => told.activation = told.activation.or(Some(activation)),
-            Unsupported(what) => {
-                let expected = format!("an architecture without {what}");
-                return Err(file.field("architecture", &expected, &name.into()));
-            }
+            NormsAfter => told.norm_placement = Some(NormPlacement::After),
+            Norm(norm) => told.norm = told.norm.or(Some(norm)),
         }
     }
     told.pooling = match pool {
@@ -209,7 +220,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         for (change, field) in [
-            (json!({"architecture": "vit_base_patch16_rpn_224"}), "architecture"),
             (json!({"architecture": "x", "num_features": 768}), "num_features"),
             (json!({"architecture": "x", "global_pool": "avgmax"}), "global_pool"),
             (json!({"architecture": "x", "model_args": {"global_pool": "max"}}), "global_pool"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::graph::{Graph, GraphValue, WeightSet};
+use super::graph::{Graph, GraphValue, WeightSet, not_exportable};
 use super::methods::Methods;
 use super::proto::AttributeProto;
 use crate::backbone::{
@@ -61,6 +61,7 @@ impl Settings {
             layer_scale: _,
             attention_norm: _,
             mlp_norm: _,
+            norm_placement: _,
             final_norm: _,
             pooling,
             attention_pool,
@@ -82,6 +83,18 @@ impl Settings {
     }
 }
 
+/// Checks that every layer of the config has a graph.
+///
+/// # Errors
+/// [`Error::NotExportable`](crate::Error::NotExportable) otherwise.
+fn check(config: &ViTConfig) -> Result<()> {
+    let lacks = [(!config.norm_placement.is_before(), "norms after the sub-layers")];
+    match lacks.into_iter().find(|(is_there, _)| *is_there) {
+        Some((_, layer)) => Err(not_exportable("this ViT", format!("{layer} have no graph here"))),
+        None => Ok(()),
+    }
+}
+
 /// A ViT and its methods while their graph is made.
 #[derive(Debug)]
 pub(super) struct ViTGraph {
@@ -99,6 +112,7 @@ impl ViTGraph {
     /// of the features.
     pub(super) fn of(vit: &FrozenViT, methods: Vec<FoldedMethod>) -> Result<(Graph, GraphValue)> {
         let config = vit.config();
+        check(config)?;
         let weights = vit.named_weights().iter().filter(|(name, _)| vit.is_read(name));
         let weights: BTreeMap<String, Tensor> =
             weights.map(|(name, weight)| (name.clone(), weight.shallow_clone())).collect();
