@@ -5,10 +5,10 @@ use tch::Tensor;
 use super::Stream;
 use super::hooks::BlockPass;
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{
-    Attention, Mlp, MlpActivation, Norm, Positions, Projected, RotaryTable, Weight, WindowBias,
-    Windows,
+    Attention, GridBias, GridPairs, Mlp, MlpActivation, Norm, NormKind, Positions, Projected,
+    RotaryTable, Weight, WindowBias, Windows,
 };
 use crate::seam::{Layer, SubLayer, TokenLayout};
 
@@ -141,14 +141,38 @@ pub(super) struct BlockShape {
     /// Whether a token attends only to itself and earlier tokens, as the tokens of a text do.
     pub(super) causal: bool,
     pub(super) qkv_bias: bool,
+    /// Whether the projection after attention and the layers of the MLP have a bias.
+    pub(super) proj_bias: bool,
     pub(super) layer_scale: bool,
-    pub(super) norm_eps: f64,
+    pub(super) norms: NormKind,
     /// Whether there is a norm between attention and its projection.
     pub(super) attention_norm: bool,
     /// Whether there is a norm between the activation and the second layer of the MLP.
     pub(super) mlp_norm: bool,
     /// The rotation of queries and keys, if positions are rotary.
     pub(super) rotary: Option<RotaryTable>,
+    /// The pairs of tokens that have a learned bias, if attention is global and has one.
+    pub(super) grid_pairs: Option<GridPairs>,
+}
+
+impl BlockShape {
+    /// Returns how attention uses positions, within `windows` or globally if `None`.
+    fn positions(&self, windows: Option<Windows>, weights: &mut Weights) -> Result<Positions> {
+        let mut table = |rows: i64| {
+            let name = format!("{}.attn.relative_position_bias_table", self.name);
+            Ok::<_, Error>(weights.get(&name, &[rows, self.num_heads])?.shallow_clone())
+        };
+        Ok(match (windows, &self.grid_pairs, &self.rotary) {
+            (Some(windows), ..) => {
+                Positions::Windows(WindowBias::new(windows, table(windows.table_rows())?))
+            }
+            (None, Some(pairs), _) => {
+                Positions::Grid(GridBias { pairs: pairs.clone(), table: table(pairs.num_rows())? })
+            }
+            (None, None, Some(table)) => Positions::Rotary(table.clone()),
+            (None, None, None) => Positions::InTokens,
+        })
+    }
 }
 
 impl Block {
@@ -158,36 +182,28 @@ impl Block {
         windows: Option<Windows>,
         weights: &mut Weights,
     ) -> Result<Self> {
-        let (c, hidden, eps) = (shape.dim, shape.hidden, shape.norm_eps);
+        let (c, hidden, norms) = (shape.dim, shape.hidden, shape.norms);
         let name = |part: &str| format!("{}.{part}", shape.name);
         let activation = shape.activation;
+        let fc1 = activation.halves() * hidden;
         let norm_if = |present: bool, part: &str, dim: i64, weights: &mut Weights| {
-            present.then(|| weights.norm(&name(part), dim, eps)).transpose()
+            present.then(|| weights.norm_of(&name(part), dim, norms)).transpose()
         };
         Ok(Block {
-            norm1: weights.norm(&name("norm1"), c, eps)?,
+            norm1: weights.norm_of(&name("norm1"), c, norms)?,
             attention: Attention {
-                positions: match (windows, &shape.rotary) {
-                    (Some(windows), _) => {
-                        let sizes = [windows.table_rows(), shape.num_heads];
-                        let table = name("attn.relative_position_bias_table");
-                        let table = weights.get(&table, &sizes)?.shallow_clone();
-                        Positions::Windows(WindowBias::new(windows, table))
-                    }
-                    (None, Some(table)) => Positions::Rotary(table.clone()),
-                    (None, None) => Positions::InTokens,
-                },
+                positions: shape.positions(windows, weights)?,
                 qkv: weights.linear(&name("attn.qkv"), c, 3 * c, shape.qkv_bias)?,
-                proj: weights.linear(&name("attn.proj"), c, c, true)?,
+                proj: weights.linear(&name("attn.proj"), c, c, shape.proj_bias)?,
                 num_heads: shape.num_heads,
                 causal: shape.causal,
             },
             inner_norm1: norm_if(shape.attention_norm, "attn.norm", c, weights)?,
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
-            norm2: weights.norm(&name("norm2"), c, eps)?,
+            norm2: weights.norm_of(&name("norm2"), c, norms)?,
             mlp: Mlp {
-                fc1: weights.linear(&name("mlp.fc1"), c, activation.halves() * hidden, true)?,
-                fc2: weights.linear(&name("mlp.fc2"), hidden, c, true)?,
+                fc1: weights.linear(&name("mlp.fc1"), c, fc1, shape.proj_bias)?,
+                fc2: weights.linear(&name("mlp.fc2"), hidden, c, shape.proj_bias)?,
                 activation,
             },
             inner_norm2: norm_if(shape.mlp_norm, "mlp.norm", hidden, weights)?,

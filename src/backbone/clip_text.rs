@@ -11,7 +11,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::{WeightSource, Weights, random};
 use super::{BlockPass, Hooks, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, Linear, MlpActivation, Norm, Weight};
+use crate::nn::{DropPath, Linear, MlpActivation, Norm, NormKind, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
 /// The shape and the settings of a [`ClipText`]. The default is the text tower of CLIP ViT-B/16.
@@ -159,10 +159,12 @@ impl ClipText {
             causal: true,
             qkv_bias: true,
             layer_scale: config.layer_scale,
-            norm_eps: eps,
+            norms: NormKind::layer_norm(eps),
+            proj_bias: true,
             attention_norm: false,
             mlp_norm: false,
             rotary: None,
+            grid_pairs: None,
         };
         Ok(ClipText {
             config: config.clone(),

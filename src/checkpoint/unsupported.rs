@@ -19,7 +19,6 @@ const fn family(
 
 const GRN: &str = "global response norm";
 const COSINE: &str = "cosine attention with continuous position bias";
-const RELATIVE: &str = "relative position bias";
 
 /// The families, the ones with more particular marks first.
 #[rustfmt::skip]
@@ -37,11 +36,7 @@ const FAMILIES: &[Unsupported] = &[
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),
-    family("BEiT (Hugging Face)", RELATIVE, &["relative_position_bias", "lambda_1"]),
-    family("BEiT", RELATIVE, &["attn.relative_position_bias_table", "gamma_1"]),
-    family("BEiT", RELATIVE, &["rel_pos_bias"]),
-    family("RoPE-ViT with learned frequencies", "rotary positions of each block", &["rope.freqs"]),
-    family("AIMv2 (Hugging Face)", "RMSNorm", &["rms_norm1"]),
+    family("AIMv2 with an attention pooling (Hugging Face)", "this pooling", &["rms_norm1", "head.output_proj"]),
     family("SAM", "decomposed relative positions", &["rel_pos_h"]),
     family("a ViT with a norm of queries and keys", "this norm", &["attn.q_norm"]),
     family("a ResNet of CLIP", "residual networks", &["visual.layer1", "visual.attnpool"]),

@@ -7,10 +7,11 @@ use tch::Tensor;
 
 use super::choice::Unsettled;
 use super::load::{Checkpoint, infer};
-use super::names::PositionNames;
+use super::names::{PositionNames, SHARED_BIAS_TABLE};
 use super::plan::Plan;
 use super::report::Setting;
 use super::square_root;
+use super::vit_bias::{FREQUENCIES, TABLE, bias_grid, bias_table, read_bias};
 use super::vit_kind::ViTKind;
 use super::vit_settings::{Sizes, ViTSettings};
 use crate::backbone::{AttentionPooling, ViTConfig};
@@ -64,6 +65,9 @@ impl Checkpoint for ViTConfig {
     fn from_plan(plan: &Plan) -> Result<Self> {
         let sizes = sizes(plan)?;
         let settings = ViTSettings::of(plan, &sizes)?;
+        let has_any = |names: [&str; 2]| names.into_iter().any(|name| plan.has(name));
+        // The models whose norms have no bias have RMS norms.
+        let norm_bias = has_any(["blocks.0.norm1.bias", "blocks.0.norm2.bias"]);
         Ok(ViTConfig {
             image_size: settings.image_size.value,
             patch_size: sizes.patch_size,
@@ -78,8 +82,14 @@ impl Checkpoint for ViTConfig {
             pos_embed: sizes.pos_embed,
             pos_embed_prefix: sizes.pos_embed_prefix,
             rotary: sizes.kind.and_then(|kind| kind.rotary),
+            mixed_rotary: plan.has(FREQUENCIES),
+            relative_bias: bias_table(plan).is_some(),
             patch_bias: plan.has("patch_embed.proj.bias"),
+            patch_norm: plan.has("patch_embed.norm.weight"),
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
+            proj_bias: has_any(["blocks.0.attn.proj.bias", "blocks.0.mlp.fc2.bias"]),
+            rms_norm: !norm_bias,
+            norm_bias,
             pre_norm: plan.has("norm_pre.weight"),
             layer_scale: plan.has("blocks.0.ls1.gamma"),
             attention_norm: plan.has("blocks.0.attn.norm.weight"),
@@ -137,8 +147,11 @@ impl Checkpoint for ViTConfig {
     }
 
     /// The norm behind the blocks has one of two names in timm, depending on its place; the model
-    /// takes the one that the file has.
+    /// takes the one that the file has. A bias table may be shared by all blocks.
     fn stored_name<'n>(&self, plan: &Plan, name: &'n str) -> Cow<'n, str> {
+        if name.ends_with(TABLE) && !plan.has(name) && plan.has(SHARED_BIAS_TABLE) {
+            return SHARED_BIAS_TABLE.into();
+        }
         let (norm, other) = match name.split_once('.') {
             Some(("norm", part)) => (name, format!("fc_norm.{part}")),
             Some(("fc_norm", part)) => (name, format!("norm.{part}")),
@@ -150,6 +163,8 @@ impl Checkpoint for ViTConfig {
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
         match name {
             "pos_embed" => read_positions(plan, shape, self),
+            SHARED_BIAS_TABLE => read_bias(plan, name, shape, self),
+            _ if name.ends_with(TABLE) => read_bias(plan, name, shape, self),
             _ => plan.read(name, shape, self.num_heads),
         }
     }
@@ -164,17 +179,19 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
     let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
     let (embed_dim, patch_size) = (dims[0], dims[2]);
     let kind = ViTKind::of(plan, embed_dim, mlp_dim.checked_mul(2) == Some(fc1_rows))?;
-    let rotary = kind.filter(|kind| kind.rotary.is_some() && !plan.has("pos_embed"));
-    let (pos_embed_prefix, grid) = match rotary {
-        Some(kind) => {
+    let rotates = |kind: &&ViTKind| kind.rotary.is_some() || plan.has(FREQUENCIES);
+    let table_free = !plan.has("pos_embed");
+    let (pos_embed_prefix, grid) = match (bias_table(plan), kind.filter(rotates)) {
+        (Some(table), _) if table_free => (0, bias_grid(plan.shape(table, 2)?[0])),
+        (None, Some(kind)) if table_free => {
             let patches = kind.side.checked_div(patch_size).unwrap_or_default();
             (0, (patches, patches))
         }
-        None => positions(plan, class_token, num_registers)?,
+        _ => positions(plan, class_token, num_registers)?,
     };
     Ok(Sizes {
         kind,
-        pos_embed: rotary.is_none(),
+        pos_embed: plan.has("pos_embed"),
         embed_dim,
         patch_size,
         mlp_dim,

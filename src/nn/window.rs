@@ -88,22 +88,7 @@ impl Windows {
     /// Returns the number of rows of a table with one row for each offset between two tokens of a
     /// window.
     pub(crate) fn table_rows(&self) -> i64 {
-        (2 * self.size.0 - 1) * (2 * self.size.1 - 1)
-    }
-
-    /// Returns the row of the table for each pair of tokens, `[A * A]`.
-    fn pairs(&self) -> Result<Tensor> {
-        let (rows, cols) = self.size;
-        let int = (Kind::Int64, Device::Cpu);
-        let cells = Tensor::f_arange(rows * cols, int)?;
-        // Offset from the second token of a pair to the first, shifted to start at 0: [A, A].
-        let offset = |place: Tensor, side: i64| -> Result<Tensor> {
-            let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
-            Ok(offset.f_add_scalar(side - 1)?)
-        };
-        let down = offset(cells.f_divide_scalar_mode(cols, "floor")?, rows)?;
-        let across = offset(cells.f_remainder(cols)?, cols)?;
-        Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?.f_flatten(0, -1)?)
+        num_offsets(self.size)
     }
 
     /// Returns `[windows, 1, A, A]`: [`APART`] between tokens that were not neighbours before the
@@ -120,6 +105,24 @@ impl Windows {
         let apart = regions.f_ne_tensor(&regions.f_transpose(1, 2)?)?;
         Ok(Some(apart.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul_scalar(APART)?))
     }
+}
+
+/// Returns the number of different offsets between two places of a grid.
+pub(super) fn num_offsets((rows, cols): (i64, i64)) -> i64 {
+    (2 * rows - 1) * (2 * cols - 1)
+}
+
+/// Returns the number of the offset between each pair of places of a grid, `[A, A]` for A places.
+pub(super) fn offsets((rows, cols): (i64, i64)) -> Result<Tensor> {
+    let cells = Tensor::f_arange(rows * cols, (Kind::Int64, Device::Cpu))?;
+    // Offset from the second token of a pair to the first, shifted to start at 0: [A, A].
+    let offset = |place: Tensor, side: i64| -> Result<Tensor> {
+        let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
+        Ok(offset.f_add_scalar(side - 1)?)
+    };
+    let down = offset(cells.f_divide_scalar_mode(cols, "floor")?, rows)?;
+    let across = offset(cells.f_remainder(cols)?, cols)?;
+    Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?)
 }
 
 /// Returns, for each position of a side, the number of its region, `[side]`. A roll by `shift`
@@ -139,7 +142,7 @@ pub(crate) struct WindowBias {
     pub(crate) windows: Windows,
     /// `[(2 rows - 1) * (2 cols - 1), heads]`: one row for each offset between two tokens.
     pub(crate) table: Tensor,
-    /// The rows of [`Windows::pairs`] and the mask. They are the same in every pass, so the first
+    /// The rows of [`offsets`] and the mask. They are the same in every pass, so the first
     /// pass computes them. They are larger than the weights.
     fixed: OnceCell<(Tensor, Option<Tensor>)>,
 }
@@ -187,7 +190,8 @@ impl WindowBias {
         }
         let device = self.table.device();
         let mask = self.windows.mask()?.map(|mask| mask.f_to_device(device)).transpose()?;
-        let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
+        let pairs = offsets(self.windows.size)?.f_flatten(0, -1)?;
+        let fixed = (pairs.f_to_device(device)?, mask);
         Ok(self.fixed.get_or_init(|| fixed))
     }
 }
@@ -241,7 +245,7 @@ mod tests {
     fn pairs_and_mask_are_those_of_a_loop() {
         let windows = Windows::new((5, 4), (2, 3), true);
         let ((rows, cols), (height, width)) = (windows.size, windows.padded());
-        let pairs = Vec::<i64>::try_from(windows.pairs().unwrap()).unwrap();
+        let pairs = Vec::<i64>::try_from(offsets(windows.size).unwrap().flatten(0, -1)).unwrap();
         let mask = windows.mask().unwrap().unwrap();
         let region = |at: i64, side: i64, size: i64, shift: i64| {
             if at < side - size { 0 } else { 1 + i64::from(at >= side - shift) }

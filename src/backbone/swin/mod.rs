@@ -10,7 +10,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, MlpActivation, Norm, PatchEmbed, side_by_side};
+use crate::nn::{Linear, MlpActivation, Norm, NormKind, PatchEmbed, side_by_side};
 use crate::seam::{Layer, TokenLayout};
 
 pub use config::SwinConfig;
@@ -157,10 +157,12 @@ impl Stage {
                 causal: false,
                 qkv_bias: config.qkv_bias,
                 layer_scale: false,
-                norm_eps: config.norm_eps,
+                norms: NormKind::layer_norm(config.norm_eps),
+                proj_bias: true,
                 attention_norm: false,
                 mlp_norm: false,
                 rotary: None,
+                grid_pairs: None,
             };
             Block::build(&shape, Some(config.windows(stage, index % 2 == 1)), weights)
         };
