@@ -36,7 +36,6 @@ const FAMILIES: &[Unsupported] = &[
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),
-    family("AIMv2 with an attention pooling (Hugging Face)", "this pooling", &["rms_norm1", "head.output_proj"]),
     family("SAM", "decomposed relative positions", &["rel_pos_h"]),
     family("a ViT with a norm of queries and keys", "this norm", &["attn.q_norm"]),
     family("a ResNet of CLIP", "residual networks", &["visual.layer1", "visual.attnpool"]),

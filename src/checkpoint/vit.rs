@@ -99,7 +99,11 @@ impl Checkpoint for ViTConfig {
             attention_pool: if plan.has("attn_pool.latent") {
                 Some(AttentionPooling {
                     num_heads: sizes.kind.and_then(|kind| kind.pool_heads),
-                    mlp_dim: plan.shape("attn_pool.mlp.fc2.weight", 2)?[1],
+                    mlp_dim: if plan.has("attn_pool.key_value.weight") {
+                        0
+                    } else {
+                        plan.shape("attn_pool.mlp.fc2.weight", 2)?[1]
+                    },
                     reads_prefix: sizes.kind.is_some_and(|kind| kind.pool_prefix),
                 })
             } else {

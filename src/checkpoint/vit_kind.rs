@@ -170,6 +170,13 @@ const KINDS: &[ViTKind] = &[
         ..ANY
     },
     ViTKind {
+        name: "AIMv2 for native resolutions",
+        families: &["Hugging Face AIMv2", "Apple AIMv2"],
+        lacks: &["pos_embed"],
+        refused: Some("AIMv2 for native resolutions, whose sinusoidal positions are not supported"),
+        ..ANY
+    },
+    ViTKind {
         name: "C-RADIO",
         architecture: Some("_radio_"),
         lacks: &["norm.weight", "fc_norm.weight"],

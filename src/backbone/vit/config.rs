@@ -194,7 +194,7 @@ impl ViTConfig {
             &[self.projection.unwrap_or(0), c],
         ];
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
-        let pool = self.attention_pool.map_or(0, |pool| pool.num_params(c));
+        let pool = self.attention_pool.map_or(0, |pool| pool.num_params(c, self.qkv_bias));
         products.into_iter().map(product).fold(pool, i64::saturating_add)
     }
 

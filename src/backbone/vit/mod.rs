@@ -327,16 +327,20 @@ fn attention_pool(
         MlpActivation::SwiGlu => MlpActivation::Gelu,
         activation => activation,
     };
-    Ok(AttentionPool {
-        latent: weights.get("attn_pool.latent", &[1, 1, c])?,
-        qkv: weights.linear("attn_pool.qkv", c, 3 * c, true)?,
-        proj: weights.linear("attn_pool.proj", c, c, true)?,
-        norm: weights.norm("attn_pool.norm", c, config.norm_eps)?,
-        mlp: Mlp {
-            fc1: weights.linear("attn_pool.mlp.fc1", c, hidden, true)?,
-            fc2: weights.linear("attn_pool.mlp.fc2", hidden, c, true)?,
-            activation,
-        },
-        num_heads: pool.num_heads.unwrap_or(config.num_heads),
-    })
+    let latent = weights.get("attn_pool.latent", &[1, 1, c])?;
+    let qkv = if pool.is_bare() {
+        weights.linear("attn_pool.key_value", c, 2 * c, config.qkv_bias)?
+    } else {
+        weights.linear("attn_pool.qkv", c, 3 * c, true)?
+    };
+    let proj = weights.linear("attn_pool.proj", c, c, true)?;
+    let mut mlp = None;
+    if !pool.is_bare() {
+        let norm = weights.norm("attn_pool.norm", c, config.norm_eps)?;
+        let fc1 = weights.linear("attn_pool.mlp.fc1", c, hidden, true)?;
+        let fc2 = weights.linear("attn_pool.mlp.fc2", hidden, c, true)?;
+        mlp = Some((norm, Mlp { fc1, fc2, activation }));
+    }
+    let num_heads = pool.num_heads.unwrap_or(config.num_heads);
+    Ok(AttentionPool { latent, qkv, proj, mlp, num_heads })
 }

@@ -41,10 +41,10 @@ impl BackboneConfig for ViTConfig {
         let mut other_norms = unlisted + other_biases;
         match &self.attention_pool {
             Some(pool) if self.pooling == Pooling::Attention => {
-                other_biases += pool.num_biases(c);
-                other_norms += 2 * c;
+                other_biases += pool.num_biases(c, self.qkv_bias);
+                other_norms += if pool.is_bare() { 0 } else { 2 * c };
             }
-            Some(pool) => num_feature_params -= pool.num_params(c),
+            Some(pool) => num_feature_params -= pool.num_params(c, self.qkv_bias),
             None => {}
         }
         Ok(BackboneShape {

@@ -44,6 +44,11 @@ const HUGGING_FACE_RULES: &[Rule] = &[
     copy("encoder.layers.*.ffn.down_proj.weight", "blocks.*.mlp.fc2.weight"),
     copy("encoder.layers.*.ffn.down_proj.bias", "blocks.*.mlp.fc2.bias"),
     copy("rms_norm.weight", "norm.weight"),
+    copy("head.cls_token", "attn_pool.latent"),
+    copy("head.{k,v}_proj.weight", "attn_pool.key_value.weight"),
+    copy("head.{k,v}_proj.bias", "attn_pool.key_value.bias"),
+    copy("head.output_proj.weight", "attn_pool.proj.weight"),
+    copy("head.output_proj.bias", "attn_pool.proj.bias"),
 ];
 
 #[rustfmt::skip]

@@ -81,10 +81,12 @@ const RULES: &[Rule] = &[
     copy("fc_norm.weight",            "fc_norm.weight"),
     copy("fc_norm.bias",              "fc_norm.bias"),
     // This crate's own names: a CLIP image tower that was saved with its projection, and the fused
-    // projection of attention pooling.
+    // projections of attention pooling.
     copy("projection.weight",         "projection.weight"),
     copy("attn_pool.qkv.weight",      "attn_pool.qkv.weight"),
     copy("attn_pool.qkv.bias",        "attn_pool.qkv.bias"),
+    copy("attn_pool.key_value.weight", "attn_pool.key_value.weight"),
+    copy("attn_pool.key_value.bias",  "attn_pool.key_value.bias"),
     // The names of the DINOv2 repository.
     copy("register_tokens",           "reg_token"),
     copy("blocks.*.mlp.w12.weight",   "blocks.*.mlp.fc1.weight"),
