@@ -76,7 +76,8 @@ pub(super) enum PositionNames {
 }
 
 /// All families of backbones, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 22] = [
+pub(super) const FAMILIES: [&Family; 23] = [
+    &google::SIGLIP,
     &google::FAMILY,
     &dinov3::META,
     &timm::FAMILY,
