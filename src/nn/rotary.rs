@@ -141,8 +141,9 @@ pub(crate) struct RotaryTable {
     /// As `cos`.
     sin: Tensor,
     pairs: RotaryPairs,
-    /// The frequencies, if they are trained. Each pass then computes the table from them.
-    trained: Option<Frequencies>,
+    /// The frequencies, if they are weights, and libtorch's version counter of the weight when the
+    /// table was computed. A pass computes another table if the weight is trained.
+    learned: Option<(Frequencies, i64)>,
 }
 
 /// The frequencies of a block whose channels turn with rows and columns at once (Heo et al., arXiv
@@ -193,14 +194,15 @@ impl RotaryTable {
         let angles = rotary.angles(grid, head_dim)?;
         let stored = |x: Tensor| x.f_to_kind(kind)?.f_to_device(like.device());
         let (cos, sin) = (stored(angles.f_cos()?)?, stored(angles.f_sin()?)?);
-        Ok(RotaryTable { cos, sin, pairs: rotary.pairs, trained: None })
+        Ok(RotaryTable { cos, sin, pairs: rotary.pairs, learned: None })
     }
 
     /// Computes the table from the frequencies of a block.
     pub(crate) fn learned(frequencies: Frequencies) -> Result<Self> {
         let (cos, sin) = tch::no_grad(|| frequencies.table())?;
-        let trained = frequencies.weight.requires_grad().then_some(frequencies);
-        Ok(RotaryTable { cos, sin, pairs: RotaryPairs::Neighbours, trained })
+        let version = frequencies.weight.f_internal_version()?;
+        let learned = Some((frequencies, version));
+        Ok(RotaryTable { cos, sin, pairs: RotaryPairs::Neighbours, learned })
     }
 
     /// Rotates queries and keys of the patches, which follow `prefix` other tokens. Fewer queries
@@ -219,9 +221,12 @@ impl RotaryTable {
 
     /// Rotates the first parts of `x [B, T, parts * C]` and copies the others.
     fn rotate(&self, x: &Tensor, parts: Parts, prefix: i64) -> Result<Tensor> {
-        if let Some(frequencies) = &self.trained {
+        if let Some((frequencies, version)) = &self.learned
+            && (frequencies.weight.requires_grad()
+                || frequencies.weight.f_internal_version()? != *version)
+        {
             let (cos, sin) = frequencies.table()?;
-            let table = RotaryTable { cos, sin, pairs: self.pairs, trained: None };
+            let table = RotaryTable { cos, sin, pairs: self.pairs, learned: None };
             return table.turn_with_gradient(x, parts, prefix);
         }
         let output = tch::no_grad(|| self.turn(x, parts, prefix))?;
@@ -294,7 +299,7 @@ impl RotaryTable {
 impl Clone for RotaryTable {
     fn clone(&self) -> Self {
         let (cos, sin) = (self.cos.shallow_clone(), self.sin.shallow_clone());
-        RotaryTable { cos, sin, pairs: self.pairs, trained: self.trained.clone() }
+        RotaryTable { cos, sin, pairs: self.pairs, learned: self.learned.clone() }
     }
 }
 
@@ -323,7 +328,7 @@ impl Backward for TurnBack {
     ) -> Result<Vec<Option<Tensor>>> {
         let [cos, sin] = saved else { return Ok(Vec::new()) };
         let (cos, sin, pairs) = (cos.shallow_clone(), sin.f_neg()?, self.pairs);
-        let table = RotaryTable { cos, sin, pairs, trained: None };
+        let table = RotaryTable { cos, sin, pairs, learned: None };
         let turned = tch::no_grad(|| table.turn(gradient, self.parts, self.prefix))?;
         Ok(vec![Some(turned)])
     }
@@ -485,6 +490,14 @@ mod tests {
         let weight = weight.set_requires_grad(true);
         let found = learned(weight.shallow_clone()).unwrap().rotate(&x, parts, prefix).unwrap();
         assert!(found.allclose(&expected, 1e-12, 1e-12, false));
+        // A weight that was changed in place gives another table.
+        let mut changed = weight.detach().copy();
+        let table = learned(changed.shallow_clone()).unwrap();
+        changed.f_add_scalar_(1.0).map(drop).unwrap();
+        let other = table.rotate(&x, parts, prefix).unwrap();
+        let expected = learned(changed).unwrap().rotate(&x, parts, prefix).unwrap();
+        assert!(other.allclose(&expected, 1e-12, 1e-12, false));
+        assert!(!other.allclose(&found, 1e-3, 1e-3, false));
         (&found * &found.detach().cos()).sum(Kind::Double).backward();
         let gradient = weight.grad();
         assert!(gradient.select(1, block).abs().min().double_value(&[]) > 0.0);
