@@ -230,20 +230,30 @@ fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tens
         // grid.
         Some(side) if found[1] != shape[1] => {
             let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
-            resize_pos_embed(&stored, prefix, (side, side), config.grid(), table_filter(plan))
+            resize_pos_embed(&stored, prefix, (side, side), config.grid(), table_filter(plan)?)
         }
         _ => plan.read(name, shape, config.num_heads),
     }
 }
 
 /// Returns the filter with which the library of the file's names resizes its position table. The
-/// only class of Hugging Face that antialiases is DINOv2 with registers.
-fn table_filter(plan: &Plan) -> TableFilter {
-    if plan.family.name.starts_with("Hugging Face") && !plan.has("reg_token") {
-        TableFilter::Plain
+/// only class of Hugging Face that antialiases is DINOv2 with registers. timm has other filters for
+/// some architectures.
+fn table_filter(plan: &Plan) -> Result<TableFilter> {
+    if plan.family.name.starts_with("Hugging Face") {
+        let antialiases = plan.has("reg_token");
+        return Ok(if antialiases { TableFilter::Antialiased } else { TableFilter::Plain });
+    }
+    let architecture = plan.config()?.and_then(|file| file.json["architecture"].as_str());
+    let is_one_of = |parts: &[&str]| {
+        architecture.is_some_and(|name| parts.iter().any(|part| name.contains(part)))
+    };
+    Ok(if is_one_of(&["flexivit_", "_radio_"]) {
+        let align_corners = is_one_of(&["base_patch16_radio_v3", "huge_patch16_radio_v3"]);
+        TableFilter::Bilinear { align_corners }
     } else {
         TableFilter::Antialiased
-    }
+    })
 }
 
 /// Returns the usual number of prefix rows in position tables of this family.
