@@ -34,10 +34,11 @@ impl ViTConfig {
     ///
     /// | value | rule |
     /// |---|---|
-    /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; Google's `.npz` files contain the number |
-    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches |
-    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT; 1e-6 without a class token), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
+    /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; 128 channels each in AIMv2; Google's `.npz` files, the bias tables of BEiT and learned rotary frequencies contain the number |
+    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches. Without a position table, the grid of BEiT's bias table, which is as square as the number of its rows allows |
+    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT and BEiT; 1e-6 without a class token), 1e-5 (AIMv2; CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
     /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); tanh GELU for the shapes that only SigLIP's later models have under timm's names; otherwise exact GELU |
+    /// | RMS norms | the norms of the blocks have no bias |
     /// | pooling | average, then norm if there is `fc_norm`; the class token beside the average if there is a classifier over both; otherwise the class token; norm, then average if there is no class token |
     /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
     ///

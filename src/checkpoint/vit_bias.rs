@@ -35,7 +35,10 @@ pub(super) fn bias_grid(rows: i64) -> (i64, i64) {
             .then_some((down / 2 + 1, across / 2 + 1))
     };
     let root = (offsets as f64).sqrt() as i64 + 1;
-    (1..=root).rev().find_map(|down| sides(down).filter(|(rows, cols)| rows <= cols)).unwrap_or((0, 0))
+    (1..=root)
+        .rev()
+        .find_map(|down| sides(down).filter(|(rows, cols)| rows <= cols))
+        .unwrap_or((0, 0))
 }
 
 /// Returns whether a bias table with `rows` rows is that of a square grid, which is then the only

@@ -287,6 +287,14 @@ const KINDS: &[ViTKind] = &[
         ),
         ..ROPE_WITH_TABLE
     },
+    ViTKind {
+        name: "timm's test_vit3",
+        has: &["attn_pool.latent", "reg_token", GAMMA],
+        lacks: &["cls_token"],
+        width: Some(96),
+        pool_prefix: true,
+        ..ANY
+    },
     SEPARATE_HEADS,
     ViTKind {
         stored: Some("cls_classifier.weight"),

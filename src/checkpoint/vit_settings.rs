@@ -95,7 +95,8 @@ fn num_heads(
         return Choice::new(heads, SettingSource::Tensors);
     }
     let of_tables = [(bias_table(plan), 2), (Some(FREQUENCIES), 4)].into_iter();
-    let of_tables = of_tables.filter_map(|(name, rank)| Some(plan.shape(name?, rank).ok()?[rank / 2]));
+    let of_tables =
+        of_tables.filter_map(|(name, rank)| Some(plan.shape(name?, rank).ok()?[rank / 2]));
     if let Some(heads) = of_tables.last() {
         return Choice::new(heads, SettingSource::Tensors);
     }

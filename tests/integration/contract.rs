@@ -128,7 +128,8 @@ fn relatives(
         pooling: Pooling::AverageThenNorm,
         ..class_token.clone()
     };
-    let mut found = vec![("DINOv3", dinov3), ("SigLIP", siglip), ("DeiT", distilled), ("EVA-02", eva)];
+    let mut found =
+        vec![("DINOv3", dinov3), ("SigLIP", siglip), ("DeiT", distilled), ("EVA-02", eva)];
     found.extend(with_other_layers(class_token));
     found
 }
@@ -153,11 +154,7 @@ fn with_other_layers(class_token: ViTConfig) -> Vec<(&'static str, ViTConfig)> {
         norm_bias: false,
         activation: MlpActivation::SwiGlu,
         pooling: Pooling::Attention,
-        attention_pool: Some(AttentionPooling {
-            num_heads: None,
-            mlp_dim: 0,
-            reads_prefix: false,
-        }),
+        attention_pool: Some(AttentionPooling { num_heads: None, mlp_dim: 0, reads_prefix: false }),
         ..class_token
     };
     vec![("BEiT", beit), ("RoPE-ViT, mixed", mixed), ("AIMv2", aimv2)]

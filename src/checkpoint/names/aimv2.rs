@@ -1,9 +1,7 @@
 //! The names of AIMv2: Hugging Face's `Aimv2VisionModel` and the image tower of `Aimv2Model`, and the
 //! names in Apple's own files.
 
-use super::{
-    Activation, Family, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip,
-};
+use super::{Activation, Family, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip};
 
 pub(super) const HUGGING_FACE: Family = Family {
     name: "Hugging Face AIMv2",

@@ -4,7 +4,8 @@
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
 use super::{
-    Activation, Family, HEAD, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip, take,
+    Activation, Family, HEAD, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip,
+    take,
 };
 
 pub(super) const FAMILY: Family = Family {
