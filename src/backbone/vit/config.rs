@@ -290,3 +290,71 @@ impl ViTConfig {
         Err(Error::config("pooling", expected, self.pooling.name()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expected numbers are the parameters of timm's models without their heads.
+    #[test]
+    fn weights_are_counted_as_timm_counts_them() {
+        let beit = ViTConfig {
+            pos_embed: false,
+            pos_embed_prefix: 0,
+            relative_bias: true,
+            layer_scale: true,
+            pooling: Pooling::AverageThenNorm,
+            ..ViTConfig::default()
+        };
+        // The biases of the keys, which are zero, are weights here and none in timm.
+        assert_eq!(beit.num_params(), 85_761_984 + 12 * 768);
+        let mixed = ViTConfig {
+            pos_embed: false,
+            pos_embed_prefix: 0,
+            mixed_rotary: true,
+            layer_scale: true,
+            ..ViTConfig::default()
+        };
+        assert_eq!(mixed.num_params(), 85_675_008);
+        let aimv2 = ViTConfig {
+            patch_size: 14,
+            embed_dim: 1024,
+            depth: 24,
+            num_heads: 8,
+            mlp_dim: 2816,
+            activation: MlpActivation::SwiGlu,
+            class_token: false,
+            pos_embed_prefix: 0,
+            patch_norm: true,
+            qkv_bias: false,
+            proj_bias: false,
+            rms_norm: true,
+            norm_bias: false,
+            pooling: Pooling::Average,
+            norm_eps: 1e-5,
+            ..ViTConfig::default()
+        };
+        assert_eq!(aimv2.num_params(), 309_197_824);
+    }
+
+    #[test]
+    fn positions_that_exclude_each_other_are_refused() {
+        let class_token = ViTConfig { relative_bias: true, ..ViTConfig::default() };
+        class_token.validate().unwrap();
+        for config in [
+            ViTConfig { mixed_rotary: true, ..class_token.clone() },
+            ViTConfig { rotary: Some(Rotary::DINOV3), ..class_token.clone() },
+            ViTConfig { num_registers: 1, ..class_token },
+        ] {
+            assert!(config.validate().is_err(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn settings_of_later_families_are_not_written_for_earlier_ones() {
+        let text = serde_json::to_string(&ViTConfig::default()).unwrap();
+        for field in ["mixed", "relative", "patch_norm", "proj_bias", "rms_norm", "norm_bias"] {
+            assert!(!text.contains(field), "{field}: {text}");
+        }
+    }
+}
