@@ -185,10 +185,10 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
     let (embed_dim, patch_size) = (dims[0], dims[2]);
     let kind = ViTKind::of(plan, embed_dim, mlp_dim.checked_mul(2) == Some(fc1_rows))?;
     let rotates = |kind: &&ViTKind| kind.rotary.is_some() || plan.has(FREQUENCIES);
-    let table_free = !plan.has("pos_embed");
+    let has_table = plan.has("pos_embed");
     let (pos_embed_prefix, grid) = match (bias_table(plan), kind.filter(rotates)) {
-        (Some(table), _) if table_free => (0, bias_grid(plan.shape(table, 2)?[0])),
-        (None, Some(kind)) if table_free => {
+        (Some(table), _) if !has_table => (0, bias_grid(plan.shape(table, 2)?[0])),
+        (None, Some(kind)) if !has_table => {
             let patches = kind.side.checked_div(patch_size).unwrap_or_default();
             (0, (patches, patches))
         }
@@ -196,7 +196,7 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
     };
     Ok(Sizes {
         kind,
-        pos_embed: plan.has("pos_embed"),
+        pos_embed: has_table,
         embed_dim,
         patch_size,
         mlp_dim,

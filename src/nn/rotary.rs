@@ -138,7 +138,7 @@ impl Rotary {
 pub(crate) struct RotaryTable {
     /// `[N, d / 2]`, or `[N, heads, d / 2]` if the heads differ.
     cos: Tensor,
-    /// As `cos`.
+    /// Has the shape of `cos`.
     sin: Tensor,
     pairs: RotaryPairs,
     /// The frequencies, if they are weights, and libtorch's version counter of the weight when the

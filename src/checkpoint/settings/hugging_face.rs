@@ -150,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn the_epsilon_of_rms_norms_is_read_and_the_gate_must_be_silu() {
+        let aimv2 = json!({"model_type": "aimv2", "vision_config": {"rms_norm_eps": 1e-4}});
+        let found = read(aimv2, 1024).unwrap();
+        assert_eq!((found.num_heads, found.norm_eps), (Some(8), Some(1e-4)));
+        let gelu = json!({"model_type": "aimv2_vision_model", "hidden_act": "gelu"});
+        let error = read(gelu, 1024).unwrap_err().to_string();
+        assert!(error.contains("hidden_act") && error.contains("silu"), "{error}");
+    }
+
+    #[test]
     fn activations_are_read_by_the_librarys_names() {
         for (name, expected) in [
             ("gelu_new", Some(MlpActivation::GeluTanh)),
