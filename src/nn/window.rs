@@ -91,6 +91,11 @@ impl Windows {
         num_offsets(self.size)
     }
 
+    /// Returns the row of the table for each pair of tokens, `[A * A]`.
+    fn pairs(&self) -> Result<Tensor> {
+        Ok(offsets(self.size)?.f_flatten(0, -1)?)
+    }
+
     /// Returns `[windows, 1, A, A]`: [`APART`] between tokens that were not neighbours before the
     /// roll, zero otherwise. Returns `None` if nothing is rolled.
     fn mask(&self) -> Result<Option<Tensor>> {
@@ -142,7 +147,7 @@ pub(crate) struct WindowBias {
     pub(crate) windows: Windows,
     /// `[(2 rows - 1) * (2 cols - 1), heads]`: one row for each offset between two tokens.
     pub(crate) table: Tensor,
-    /// The rows of [`offsets`] and the mask. They are the same in every pass, so the first
+    /// The rows of [`Windows::pairs`] and the mask. They are the same in every pass, so the first
     /// pass computes them. They are larger than the weights.
     fixed: OnceCell<(Tensor, Option<Tensor>)>,
 }
@@ -190,8 +195,7 @@ impl WindowBias {
         }
         let device = self.table.device();
         let mask = self.windows.mask()?.map(|mask| mask.f_to_device(device)).transpose()?;
-        let pairs = offsets(self.windows.size)?.f_flatten(0, -1)?;
-        let fixed = (pairs.f_to_device(device)?, mask);
+        let fixed = (self.windows.pairs()?.f_to_device(device)?, mask);
         Ok(self.fixed.get_or_init(|| fixed))
     }
 }
@@ -245,7 +249,7 @@ mod tests {
     fn pairs_and_mask_are_those_of_a_loop() {
         let windows = Windows::new((5, 4), (2, 3), true);
         let ((rows, cols), (height, width)) = (windows.size, windows.padded());
-        let pairs = Vec::<i64>::try_from(offsets(windows.size).unwrap().flatten(0, -1)).unwrap();
+        let pairs = Vec::<i64>::try_from(windows.pairs().unwrap()).unwrap();
         let mask = windows.mask().unwrap().unwrap();
         let region = |at: i64, side: i64, size: i64, shift: i64| {
             if at < side - size { 0 } else { 1 + i64::from(at >= side - shift) }
