@@ -65,6 +65,12 @@ impl AnyFamily {
     /// and standard deviation, one with a norm before its blocks and EVA-02 those of CLIP; every other backbone uses those of ImageNet.
     pub(crate) fn usual_preprocessing(&self) -> Preprocessing {
         let (name, image_size, (mean, std)) = match self {
+            AnyFamily::ViT(vit) if vit.config().patch_norm => {
+                ("AIMv2", vit.config().image_size, CLIP)
+            }
+            AnyFamily::ViT(vit) if vit.config().relative_bias => {
+                ("BEiT", vit.config().image_size, HALF)
+            }
             AnyFamily::ViT(vit) if vit.config().attention_pool.is_some() => {
                 ("ViT with attention pooling", vit.config().image_size, HALF)
             }

@@ -7,8 +7,8 @@ use super::hooks::BlockPass;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::nn::{
-    Attention, BiasTable, ContinuousBias, Mlp, MlpActivation, Norm, NormPlacement, Positions,
-    Projected, RotaryTable, Weight, WindowBias, Windows,
+    Attention, BiasTable, ContinuousBias, GridBias, GridPairs, Mlp, MlpActivation, Norm, NormKind,
+    NormPlacement, Positions, Projected, RotaryTable, Weight, WindowBias, Windows,
 };
 use crate::seam::{Layer, NormOf, SubLayer, TokenLayout};
 
@@ -166,15 +166,39 @@ pub(super) struct BlockShape {
     /// Whether a token attends only to itself and earlier tokens, as the tokens of a text do.
     pub(super) causal: bool,
     pub(super) qkv_bias: bool,
+    /// Whether the projection after attention and the layers of the MLP have a bias.
+    pub(super) proj_bias: bool,
     pub(super) layer_scale: bool,
     pub(super) norm_placement: NormPlacement,
-    pub(super) norm_eps: f64,
+    pub(super) norms: NormKind,
     /// Whether there is a norm between attention and its projection.
     pub(super) attention_norm: bool,
     /// Whether there is a norm between the activation and the second layer of the MLP.
     pub(super) mlp_norm: bool,
     /// The rotation of queries and keys, if positions are rotary.
     pub(super) rotary: Option<RotaryTable>,
+    /// The pairs of tokens that have a learned bias, if attention is global and has one.
+    pub(super) grid_pairs: Option<GridPairs>,
+}
+
+impl BlockShape {
+    /// Returns how attention uses positions, within `windows` or globally if `None`.
+    fn positions(&self, windows: Option<&WindowShape>, weights: &mut Weights) -> Result<Positions> {
+        let name = format!("{}.attn", self.name);
+        Ok(match (windows, &self.grid_pairs, &self.rotary) {
+            (Some(windows), ..) => {
+                Positions::Windows(windows.bias(&name, self.num_heads, weights)?)
+            }
+            (None, Some(pairs), _) => {
+                let name = format!("{name}.relative_position_bias_table");
+                let table = weights.get(&name, &[pairs.num_rows(), self.num_heads])?;
+                let (pairs, table) = (pairs.clone(), table.shallow_clone());
+                Positions::Grid(GridBias { pairs, table })
+            }
+            (None, None, Some(table)) => Positions::Rotary(table.clone()),
+            (None, None, None) => Positions::InTokens,
+        })
+    }
 }
 
 /// The windows within which a block attends.
@@ -217,27 +241,21 @@ impl Block {
         windows: Option<&WindowShape>,
         weights: &mut Weights,
     ) -> Result<Self> {
-        let (c, hidden, eps) = (shape.dim, shape.hidden, shape.norm_eps);
+        let (c, hidden, norms) = (shape.dim, shape.hidden, shape.norms);
         let name = |part: &str| format!("{}.{part}", shape.name);
         let activation = shape.activation;
+        let fc1 = activation.halves() * hidden;
         let norm_if = |present: bool, part: &str, dim: i64, weights: &mut Weights| {
-            present.then(|| weights.norm(&name(part), dim, eps)).transpose()
+            present.then(|| weights.norm_of(&name(part), dim, norms)).transpose()
         };
         let cosine = windows.is_some_and(|windows| windows.cosine);
         Ok(Block {
             norm_placement: shape.norm_placement,
-            norm1: weights.norm(&name("norm1"), c, eps)?,
+            norm1: weights.norm_of(&name("norm1"), c, norms)?,
             attention: Attention {
-                positions: match (windows, &shape.rotary) {
-                    (Some(windows), _) => {
-                        let bias = windows.bias(&name("attn"), shape.num_heads, weights)?;
-                        Positions::Windows(bias)
-                    }
-                    (None, Some(table)) => Positions::Rotary(table.clone()),
-                    (None, None) => Positions::InTokens,
-                },
+                positions: shape.positions(windows, weights)?,
                 qkv: weights.linear(&name("attn.qkv"), c, 3 * c, shape.qkv_bias)?,
-                proj: weights.linear(&name("attn.proj"), c, c, true)?,
+                proj: weights.linear(&name("attn.proj"), c, c, shape.proj_bias)?,
                 num_heads: shape.num_heads,
                 causal: shape.causal,
                 logit_scale: weights.get_if(
@@ -248,10 +266,10 @@ impl Block {
             },
             inner_norm1: norm_if(shape.attention_norm, "attn.norm", c, weights)?,
             scale1: weights.get_if(shape.layer_scale, &name("ls1.gamma"), &[c])?,
-            norm2: weights.norm(&name("norm2"), c, eps)?,
+            norm2: weights.norm_of(&name("norm2"), c, norms)?,
             mlp: Mlp {
-                fc1: weights.linear(&name("mlp.fc1"), c, activation.halves() * hidden, true)?,
-                fc2: weights.linear(&name("mlp.fc2"), hidden, c, true)?,
+                fc1: weights.linear(&name("mlp.fc1"), c, fc1, shape.proj_bias)?,
+                fc2: weights.linear(&name("mlp.fc2"), hidden, c, shape.proj_bias)?,
                 activation,
             },
             inner_norm2: norm_if(shape.mlp_norm, "mlp.norm", hidden, weights)?,

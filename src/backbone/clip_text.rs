@@ -11,7 +11,7 @@ use super::block::{Block, BlockShape, Queries};
 use super::weights::{WeightSource, Weights, random};
 use super::{BlockPass, Hooks, Stream};
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, Linear, MlpActivation, Norm, NormPlacement, Weight};
+use crate::nn::{DropPath, Linear, MlpActivation, Norm, NormKind, NormPlacement, Weight};
 use crate::seam::{NoMethod, TokenLayout};
 
 /// The shape and the settings of a [`ClipText`]. The default is the text tower of CLIP ViT-B/16.
@@ -160,10 +160,12 @@ impl ClipText {
             qkv_bias: true,
             norm_placement: NormPlacement::Before,
             layer_scale: config.layer_scale,
-            norm_eps: eps,
+            norms: NormKind::layer_norm(eps),
+            proj_bias: true,
             attention_norm: false,
             mlp_norm: false,
             rotary: None,
+            grid_pairs: None,
         };
         Ok(ClipText {
             config: config.clone(),

@@ -79,8 +79,8 @@ impl<'a> Hooks<'a> {
     ) -> Result<(Tensor, Option<NormOf<'n>>)> {
         let output = norm.apply(x)?;
         let normed = self.after(layer, x, output.shallow_clone())?;
-        // An RMS norm has no bias, and nothing recomputes its output.
-        let of = norm.bias.as_ref().filter(|_| untouched(&normed, &output));
+        // Nothing recomputes the output of an RMS norm or of a norm without a bias.
+        let of = norm.bias.as_ref().filter(|_| !norm.rms && untouched(&normed, &output));
         let of = of.map(|bias| NormOf { weight: &norm.weight, bias, eps: norm.eps });
         Ok((normed, of))
     }

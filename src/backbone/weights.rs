@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::nn::{Conv, Init, InitRng, Linear, Norm, PatchEmbed, Weight, quantize};
+use crate::nn::{Conv, Init, InitRng, Linear, Norm, NormKind, PatchEmbed, Weight, quantize};
 
 /// A function that returns the weight with a name and a shape.
 pub type WeightSource<'a> = dyn FnMut(&str, &[i64]) -> Result<Tensor> + 'a;
@@ -117,9 +117,7 @@ impl Weights<'_, '_> {
     /// # Errors
     /// The errors of [`Weights::get`].
     pub fn norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<Norm> {
-        let weight = self.ask(&format!("{name}.weight"), &[dim], false)?;
-        let bias = Some(self.ask(&format!("{name}.bias"), &[dim], false)?);
-        Ok(Norm { weight, bias, eps })
+        self.norm_of(name, dim, NormKind::layer_norm(eps))
     }
 
     /// Returns an RMS norm with `NAME.weight [dim]`.
@@ -127,8 +125,17 @@ impl Weights<'_, '_> {
     /// # Errors
     /// The errors of [`Weights::get`].
     pub fn rms_norm(&mut self, name: &str, dim: i64, eps: f64) -> Result<Norm> {
+        self.norm_of(name, dim, NormKind { eps, rms: true, bias: false })
+    }
+
+    /// Returns a norm of the kind `kind` with `NAME.weight [dim]` and, if the kind has a bias,
+    /// `NAME.bias [dim]`.
+    pub(super) fn norm_of(&mut self, name: &str, dim: i64, kind: NormKind) -> Result<Norm> {
+        let NormKind { eps, rms, bias } = kind;
         let weight = self.ask(&format!("{name}.weight"), &[dim], false)?;
-        Ok(Norm { weight, bias: None, eps })
+        let bias =
+            if bias { Some(self.ask(&format!("{name}.bias"), &[dim], false)?) } else { None };
+        Ok(Norm { weight, bias, eps, rms })
     }
 
     /// Returns a patch embedding with `NAME.weight [dim, 3, patch, patch]` and, if `bias` is true,

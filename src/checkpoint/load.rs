@@ -94,7 +94,7 @@ impl<C: Checkpoint> Frozen<C> {
     /// A position table whose size differs from the config's is resized as the library of the
     /// file's names does it (Hugging Face mostly without antialiasing, timm with it): a ViT's
     /// table from one square grid of patches to another grid, a Swin's from one square window to
-    /// another window.
+    /// another window. The bias tables of a BEiT are resized from one square grid to another grid.
     ///
     /// A ViT's table is used unchanged if it has the rows of the config's grid plus
     /// `pos_embed_prefix` rows, or plus the usual number of prefix rows of its family. For example,

@@ -26,6 +26,7 @@ mod torch_legacy;
 mod torch_zip;
 mod unsupported;
 mod vit;
+mod vit_bias;
 mod vit_kind;
 mod vit_settings;
 mod written;

@@ -191,6 +191,7 @@ impl OpenOptions {
             ("num_heads", self.num_heads.map(|heads| heads.to_string())),
             ("norm_eps", self.norm_eps.map(|eps| eps.to_string())),
             ("activation", self.activation.map(|activation| format!("{activation:?}"))),
+            ("image_size", self.image_size.map(|size| format!("{size:?}"))),
             ("pooling", self.pooling.map(|pooling| format!("{pooling:?}"))),
         ];
         options.into_iter().filter_map(|(field, value)| Some((field, value?)))

@@ -17,8 +17,6 @@ const fn family(
     Unsupported { name, lacks, marks }
 }
 
-const RELATIVE: &str = "relative position bias";
-
 /// The families, the ones with more particular marks first.
 #[rustfmt::skip]
 const FAMILIES: &[Unsupported] = &[
@@ -27,12 +25,10 @@ const FAMILIES: &[Unsupported] = &[
     family("an image tower of open_clip that is timm's Swin", "its place in the file", &["visual.trunk", "layers.0.blocks"]),
     family("an image tower of open_clip that is timm's ConvNeXt", "its place in the file", &["visual.trunk", "stages.0"]),
     family("an image tower of open_clip that is timm's", "its architecture", &["visual.trunk"]),
-    family("BEiT (Hugging Face)", RELATIVE, &["relative_position_bias", "lambda_1"]),
-    family("BEiT", RELATIVE, &["attn.relative_position_bias_table", "gamma_1"]),
-    family("BEiT", RELATIVE, &["rel_pos_bias"]),
-    family("RoPE-ViT with learned frequencies", "rotary positions of each block", &["rope.freqs"]),
-    family("AIMv2 (Hugging Face)", "RMSNorm", &["rms_norm1"]),
     family("SAM", "decomposed relative positions", &["rel_pos_h"]),
+    family("a ViT with differential attention", "this attention", &["lambda_q1"]),
+    family("a ViT whose attention and MLP are parallel", "such blocks", &["in_proj", "mlp_out_proj"]),
+    family("a ViT with several attentions and MLPs in a block", "such blocks", &["attns.0", "ffns.0"]),
     family("a ViT with a norm of queries and keys", "this norm", &["attn.q_norm"]),
     family("a ResNet of CLIP", "residual networks", &["visual.layer1", "visual.attnpool"]),
     family("a ResNet", "residual networks", &["layer1.0.conv1", "layer4"]),

@@ -7,10 +7,11 @@ use tch::Tensor;
 
 use super::choice::Unsettled;
 use super::load::{Checkpoint, infer};
-use super::names::PositionNames;
+use super::names::{PositionNames, SHARED_BIAS_TABLE};
 use super::plan::Plan;
 use super::report::Setting;
 use super::square_root;
+use super::vit_bias::{FREQUENCIES, TABLE, bias_grid, bias_table, read_bias};
 use super::vit_kind::ViTKind;
 use super::vit_settings::{Sizes, ViTSettings};
 use crate::backbone::{AttentionPooling, ViTConfig};
@@ -33,11 +34,12 @@ impl ViTConfig {
     ///
     /// | value | rule |
     /// |---|---|
-    /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; Google's `.npz` files contain the number |
-    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches |
-    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT; 1e-6 without a class token), 1e-5 (CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
+    /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; 128 channels each in AIMv2; Google's `.npz` files, the bias tables of BEiT and learned rotary frequencies contain the number |
+    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches. Without a position table, the grid of BEiT's bias table, which is as square as the number of its rows allows |
+    /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT and BEiT; 1e-6 without a class token), 1e-5 (AIMv2; CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
     /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); tanh GELU for the shapes that only SigLIP's later models have under timm's names; otherwise exact GELU |
     /// | place of the norms | before each sub-layer; `config.json` of timm tells otherwise (`vit_*_rpn_*`) |
+    /// | RMS norms | the norms of the blocks have no bias |
     /// | pooling | average, then norm if there is `fc_norm`; the class token beside the average if there is a classifier over both; otherwise the class token; norm, then average if there is no class token |
     /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
     ///
@@ -65,6 +67,9 @@ impl Checkpoint for ViTConfig {
     fn from_plan(plan: &Plan) -> Result<Self> {
         let sizes = sizes(plan)?;
         let settings = ViTSettings::of(plan, &sizes)?;
+        let has_any = |names: [&str; 2]| names.into_iter().any(|name| plan.has(name));
+        // The models whose norms have no bias have RMS norms.
+        let norm_bias = has_any(["blocks.0.norm1.bias", "blocks.0.norm2.bias"]);
         Ok(ViTConfig {
             image_size: settings.image_size.value,
             patch_size: sizes.patch_size,
@@ -79,8 +84,14 @@ impl Checkpoint for ViTConfig {
             pos_embed: sizes.pos_embed,
             pos_embed_prefix: sizes.pos_embed_prefix,
             rotary: sizes.kind.and_then(|kind| kind.rotary),
+            mixed_rotary: plan.has(FREQUENCIES),
+            relative_bias: bias_table(plan).is_some(),
             patch_bias: plan.has("patch_embed.proj.bias"),
+            patch_norm: plan.has("patch_embed.norm.weight"),
             qkv_bias: plan.has("blocks.0.attn.qkv.bias"),
+            proj_bias: has_any(["blocks.0.attn.proj.bias", "blocks.0.mlp.fc2.bias"]),
+            rms_norm: !norm_bias,
+            norm_bias,
             pre_norm: plan.has("norm_pre.weight"),
             layer_scale: plan.has("blocks.0.ls1.gamma"),
             norm_placement: settings.norm_placement.value,
@@ -91,7 +102,11 @@ impl Checkpoint for ViTConfig {
             attention_pool: if plan.has("attn_pool.latent") {
                 Some(AttentionPooling {
                     num_heads: sizes.kind.and_then(|kind| kind.pool_heads),
-                    mlp_dim: plan.shape("attn_pool.mlp.fc2.weight", 2)?[1],
+                    mlp_dim: if plan.has("attn_pool.key_value.weight") {
+                        0
+                    } else {
+                        plan.shape("attn_pool.mlp.fc2.weight", 2)?[1]
+                    },
                     reads_prefix: sizes.kind.is_some_and(|kind| kind.pool_prefix),
                 })
             } else {
@@ -139,8 +154,11 @@ impl Checkpoint for ViTConfig {
     }
 
     /// The norm behind the blocks has one of two names in timm, depending on its place; the model
-    /// takes the one that the file has.
+    /// takes the one that the file has. A bias table may be shared by all blocks.
     fn stored_name<'n>(&self, plan: &Plan, name: &'n str) -> Cow<'n, str> {
+        if name.ends_with(TABLE) && !plan.has(name) && plan.has(SHARED_BIAS_TABLE) {
+            return SHARED_BIAS_TABLE.into();
+        }
         let (norm, other) = match name.split_once('.') {
             Some(("norm", part)) => (name, format!("fc_norm.{part}")),
             Some(("fc_norm", part)) => (name, format!("norm.{part}")),
@@ -152,6 +170,8 @@ impl Checkpoint for ViTConfig {
     fn read(&self, plan: &Plan, name: &str, shape: &[i64]) -> Result<Tensor> {
         match name {
             "pos_embed" => read_positions(plan, shape, self),
+            SHARED_BIAS_TABLE => read_bias(plan, name, shape, self),
+            _ if name.ends_with(TABLE) => read_bias(plan, name, shape, self),
             _ => plan.read(name, shape, self.num_heads),
         }
     }
@@ -166,17 +186,19 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
     let num_registers = if plan.has("reg_token") { plan.shape("reg_token", 3)?[1] } else { 0 };
     let (embed_dim, patch_size) = (dims[0], dims[2]);
     let kind = ViTKind::of(plan, embed_dim, mlp_dim.checked_mul(2) == Some(fc1_rows))?;
-    let rotary = kind.filter(|kind| kind.rotary.is_some() && !plan.has("pos_embed"));
-    let (pos_embed_prefix, grid) = match rotary {
-        Some(kind) => {
+    let rotates = |kind: &&ViTKind| kind.rotary.is_some() || plan.has(FREQUENCIES);
+    let has_table = plan.has("pos_embed");
+    let (pos_embed_prefix, grid) = match (bias_table(plan), kind.filter(rotates)) {
+        (Some(table), _) if !has_table => (0, bias_grid(plan.shape(table, 2)?[0])),
+        (None, Some(kind)) if !has_table => {
             let patches = kind.side.checked_div(patch_size).unwrap_or_default();
             (0, (patches, patches))
         }
-        None => positions(plan, class_token, num_registers)?,
+        _ => positions(plan, class_token, num_registers)?,
     };
     Ok(Sizes {
         kind,
-        pos_embed: rotary.is_none(),
+        pos_embed: has_table,
         embed_dim,
         patch_size,
         mlp_dim,
@@ -211,20 +233,30 @@ fn read_positions(plan: &Plan, shape: &[i64], config: &ViTConfig) -> Result<Tens
         // grid.
         Some(side) if found[1] != shape[1] => {
             let stored = plan.read(name, &[shape[0], found[1], shape[2]], config.num_heads)?;
-            resize_pos_embed(&stored, prefix, (side, side), config.grid(), table_filter(plan))
+            resize_pos_embed(&stored, prefix, (side, side), config.grid(), table_filter(plan)?)
         }
         _ => plan.read(name, shape, config.num_heads),
     }
 }
 
 /// Returns the filter with which the library of the file's names resizes its position table. The
-/// only class of Hugging Face that antialiases is DINOv2 with registers.
-fn table_filter(plan: &Plan) -> TableFilter {
-    if plan.family.name.starts_with("Hugging Face") && !plan.has("reg_token") {
-        TableFilter::Plain
+/// only class of Hugging Face that antialiases is DINOv2 with registers. timm has other filters for
+/// some architectures.
+fn table_filter(plan: &Plan) -> Result<TableFilter> {
+    if plan.family.name.starts_with("Hugging Face") {
+        let antialiases = plan.has("reg_token");
+        return Ok(if antialiases { TableFilter::Antialiased } else { TableFilter::Plain });
+    }
+    let architecture = plan.config()?.and_then(|file| file.json["architecture"].as_str());
+    let is_one_of = |parts: &[&str]| {
+        architecture.is_some_and(|name| parts.iter().any(|part| name.contains(part)))
+    };
+    Ok(if is_one_of(&["flexivit_", "_radio_"]) {
+        let align_corners = is_one_of(&["base_patch16_radio_v3", "huge_patch16_radio_v3"]);
+        TableFilter::Bilinear { align_corners }
     } else {
         TableFilter::Antialiased
-    }
+    })
 }
 
 /// Returns the usual number of prefix rows in position tables of this family.

@@ -2,6 +2,7 @@
 //! marks, because many kinds share most of their names.
 
 use super::plan::Plan;
+use super::vit_bias::FREQUENCIES;
 use crate::backbone::{NormPlacement, Pooling, Rotary, RotaryCoordinates, RotaryPairs};
 use crate::error::{Error, Result};
 
@@ -160,6 +161,38 @@ const SEPARATE_HEADS: ViTKind = ViTKind {
 
 /// The kinds. The first one whose marks a file has is used.
 const KINDS: &[ViTKind] = &[
+    ViTKind { name: "RoPE-ViT with learned frequencies", has: &[FREQUENCIES], ..ANY },
+    ViTKind {
+        name: "AIMv2",
+        families: &["timm", "Hugging Face AIMv2", "Apple AIMv2"],
+        has: &["patch_embed.norm.weight", "pos_embed"],
+        lacks: &["cls_token", "blocks.0.norm1.bias"],
+        gated: Some(true),
+        norm_eps: Some(1e-5),
+        head_dim: Some(128),
+        ..ANY
+    },
+    ViTKind {
+        name: "AIMv2 for native resolutions",
+        families: &["Hugging Face AIMv2", "Apple AIMv2"],
+        lacks: &["pos_embed"],
+        refused: Some("AIMv2 for native resolutions, whose sinusoidal positions are not supported"),
+        ..ANY
+    },
+    ViTKind {
+        name: "C-RADIO",
+        architecture: Some("_radio_"),
+        lacks: &["norm.weight", "fc_norm.weight"],
+        final_norm: false,
+        ..ANY
+    },
+    ViTKind {
+        name: "InternViT",
+        architecture: Some("vit_intern300m_"),
+        lacks: &["norm.weight", "fc_norm.weight"],
+        final_norm: false,
+        ..ANY
+    },
     ViTKind { width: Some(4096), head_dim: Some(128), ..DINOV3 },
     ViTKind { width: Some(4096), head_dim: Some(128), ..TIMM_DINOV3 },
     DINOV3,
@@ -256,6 +289,14 @@ const KINDS: &[ViTKind] = &[
              DeiT-III, which has the same names; Facebook's file is read with the extension .pth",
         ),
         ..ROPE_WITH_TABLE
+    },
+    ViTKind {
+        name: "timm's test_vit3",
+        has: &["attn_pool.latent", "reg_token", GAMMA],
+        lacks: &["cls_token"],
+        width: Some(96),
+        pool_prefix: true,
+        ..ANY
     },
     SEPARATE_HEADS,
     ViTKind {

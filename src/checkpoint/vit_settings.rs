@@ -5,6 +5,7 @@ use super::names::{Activation, Layout};
 use super::plan::Plan;
 use super::report::{Setting, SettingSource};
 use super::settings::{self, KnownViT, Told};
+use super::vit_bias::{FREQUENCIES, bias_table, is_of_square};
 use super::vit_kind::ViTKind;
 use crate::backbone::{MlpActivation, NormPlacement, Pooling, ViTConfig};
 use crate::error::{Error, Result};
@@ -63,7 +64,7 @@ impl ViTSettings {
             activation: activation_of(plan, sizes, &told, known, &mut unsettled),
             pooling: pooling(plan, sizes, &told, &mut unsettled)?,
             norm_placement: norm_placement(plan, sizes, &told, &mut unsettled),
-            image_size: image_size(sizes, &told),
+            image_size: image_size(plan, sizes, &told, &mut unsettled)?,
             unsettled,
         })
     }
@@ -95,6 +96,12 @@ fn num_heads(
     unsettled: &mut Vec<Unsettled>,
 ) -> Choice<i64> {
     if let Some((Layout::IntoHeads, &[_, heads, _])) = plan.first_part("blocks.0.attn.qkv.weight") {
+        return Choice::new(heads, SettingSource::Tensors);
+    }
+    let of_tables = [(bias_table(plan), 2), (Some(FREQUENCIES), 4)].into_iter();
+    let of_tables =
+        of_tables.filter_map(|(name, rank)| Some(plan.shape(name?, rank).ok()?[rank / 2]));
+    if let Some(heads) = of_tables.last() {
         return Choice::new(heads, SettingSource::Tensors);
     }
     let embed_dim = sizes.embed_dim;
@@ -310,7 +317,15 @@ fn norm_placement(
 
 /// Chooses the image size: the told one if it has as many patches as the position table, else that
 /// of the table.
-fn image_size(sizes: &Sizes, told: &Told) -> Choice<(i64, i64)> {
+///
+/// # Errors
+/// The errors of [`Plan::shape`].
+fn image_size(
+    plan: &Plan,
+    sizes: &Sizes,
+    told: &Told,
+    unsettled: &mut Vec<Unsettled>,
+) -> Result<Choice<(i64, i64)>> {
     let patch = sizes.patch_size;
     let patches = |(height, width): (i64, i64)| {
         (height.checked_div(patch)?).checked_mul(width.checked_div(patch)?)
@@ -319,5 +334,15 @@ fn image_size(sizes: &Sizes, told: &Told) -> Choice<(i64, i64)> {
     let of_table = (side(sizes.grid.0), side(sizes.grid.1));
     let fits = |size: (i64, i64)| !sizes.pos_embed || patches(size) == patches(of_table);
     let fitting = told.image_size.filter(|&size| fits(size));
-    Choice::told(fitting, &told.source, || Choice::new(of_table, SettingSource::Tensors))
+    let bias = bias_table(plan).filter(|_| !sizes.pos_embed);
+    if let (Some(table), None) = (bias, fitting)
+        && !is_of_square(plan.shape(table, 2)?[0])
+    {
+        unsettled.push(Unsettled {
+            field: "image_size",
+            candidates: "any whose bias table is as long as that of the file",
+            flag: "--image-size",
+        });
+    }
+    Ok(Choice::told(fitting, &told.source, || Choice::new(of_table, SettingSource::Tensors)))
 }

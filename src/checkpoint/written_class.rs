@@ -310,8 +310,14 @@ fn has_usual_blocks(config: &ViTConfig) -> bool {
         pos_embed: _,
         pos_embed_prefix: _,
         rotary: _,
+        mixed_rotary,
+        relative_bias,
         patch_bias: _,
+        patch_norm,
         qkv_bias: _,
+        proj_bias,
+        rms_norm,
+        norm_bias,
         pre_norm: _,
         layer_scale: _,
         attention_norm,
@@ -323,7 +329,9 @@ fn has_usual_blocks(config: &ViTConfig) -> bool {
         norm_eps: _,
         projection: _,
     } = config;
-    !attention_norm && !mlp_norm && norm_placement == NormPlacement::Before
+    let has_more = attention_norm || mlp_norm || patch_norm || mixed_rotary || relative_bias;
+    let has_less = !proj_bias || !norm_bias;
+    !has_more && !has_less && !rms_norm && norm_placement == NormPlacement::Before
 }
 
 impl WrittenClass {

@@ -2,12 +2,12 @@
 //!
 //! The first step creates [`Projected`]. The code that holds the projection does it and calls the
 //! seam after it. The second step adds positions: it rotates queries and keys, or returns a bias for
-//! the scores between the tokens of a window, or does nothing. The third step is softmax attention.
+//! the scores between the tokens of a window or of an image, or does nothing. The third step is softmax attention.
 
 use tch::Tensor;
 
 use super::cosine::normalized;
-use super::{Linear, RotaryTable, Weight, WindowBias, self_attention};
+use super::{GridBias, Linear, RotaryTable, Weight, WindowBias, self_attention};
 use crate::error::Result;
 
 /// Multi-head self-attention. The weight of the projection `qkv` is `[3C, C]`: queries, then keys,
@@ -37,6 +37,8 @@ pub(crate) enum Positions {
     InTokens,
     /// Tokens attend within windows, with a learned bias for each offset between two tokens.
     Windows(WindowBias),
+    /// Attention is global, with a learned bias for each offset between two tokens.
+    Grid(GridBias),
     /// Queries and keys of patches are rotated by angles that depend on their place in the grid.
     Rotary(RotaryTable),
 }
@@ -53,7 +55,7 @@ impl Attention {
     /// Returns the windows within which tokens attend, or `None` if attention is global.
     pub(crate) fn windows(&self) -> Option<&WindowBias> {
         match &self.positions {
-            Positions::InTokens | Positions::Rotary(_) => None,
+            Positions::InTokens | Positions::Grid(_) | Positions::Rotary(_) => None,
             Positions::Windows(bias) => Some(bias),
         }
     }
@@ -67,7 +69,7 @@ impl Attention {
             _ => None,
         };
         let projected = rotated.as_ref().unwrap_or(projected);
-        let bias = self.bias(projected, batch)?;
+        let bias = self.bias(projected, batch, prefix)?;
         if let (None, false, Projected::Fused(qkv)) = (&bias, self.causal, projected)
             && self.logit_scale.is_none()
             && self_attention::can_attend(qkv)
@@ -79,13 +81,15 @@ impl Attention {
     }
 
     /// Returns the bias that positions add to the scores, if any.
-    fn bias(&self, projected: &Projected, batch: i64) -> Result<Option<Tensor>> {
-        match (&self.positions, projected) {
-            (Positions::Windows(bias), Projected::Fused(qkv)) => {
-                Ok(Some(bias.for_batch(batch, qkv)?))
+    fn bias(&self, projected: &Projected, batch: i64, prefix: i64) -> Result<Option<Tensor>> {
+        let bias = match (&self.positions, projected) {
+            (Positions::Windows(bias), Projected::Fused(qkv)) => bias.for_batch(batch, qkv)?,
+            (Positions::Grid(bias), Projected::Fused(x) | Projected::Split(x, _)) => {
+                bias.for_queries(x.size()[1], prefix, x)?
             }
-            _ => Ok(None),
-        }
+            _ => return Ok(None),
+        };
+        Ok(Some(bias))
     }
 
     /// Returns queries, keys and values, each `[B, heads, T, C / heads]`.
@@ -100,7 +104,7 @@ impl Attention {
         Ok([heads(&parts[0])?, heads(&parts[1])?, heads(&parts[2])?])
     }
 
-    /// Computes softmax attention; `bias`, `[B or 1, heads, T, T]`, is added to the scores.
+    /// Computes softmax attention; `bias`, `[B or 1, heads, queries, T]`, is added to the scores.
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let unit = match &self.logit_scale {
             Some(logit_scale) => Some(normalized(q, k, logit_scale)?),

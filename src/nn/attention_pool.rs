@@ -1,21 +1,21 @@
 //! Attention pooling: one learned query attends to all tokens (SigLIP's "MAP head", Lee et al.,
-//! arXiv 1810.00825).
+//! arXiv 1810.00825; AIMv2).
 
 use tch::Tensor;
 
 use super::{Linear, Mlp, Norm, Weight};
 use crate::error::Result;
 
-/// Attention of a learned token to all others, followed by an MLP with a residual connection.
+/// Attention of a learned token to all others, mostly followed by an MLP with a residual
+/// connection.
 #[derive(Clone, Debug)]
 pub(crate) struct AttentionPool {
     /// `[1, 1, C]`, the token before its projection to a query.
     pub(crate) latent: Weight,
-    /// Queries, then keys, then values.
+    /// Queries, then keys, then values. Without the rows of queries, the token itself is the query.
     pub(crate) qkv: Linear,
     pub(crate) proj: Linear,
-    pub(crate) norm: Norm,
-    pub(crate) mlp: Mlp,
+    pub(crate) mlp: Option<(Norm, Mlp)>,
     pub(crate) num_heads: i64,
 }
 
@@ -24,9 +24,13 @@ impl AttentionPool {
     pub(crate) fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         let (batch, c) = (tokens.size()[0], self.latent.size()[2]);
         let heads = |x: &Tensor| x.f_unflatten(-1, [self.num_heads, -1])?.f_transpose(1, 2);
-        let (q, kv) = (self.qkv.rows(0, c)?, self.qkv.rows(c, 2 * c)?);
-        let q = q.forward(&self.latent.beside(tokens)?)?.f_expand([batch, -1, -1], false)?;
-        let kv = kv.forward(tokens)?;
+        let first = self.qkv.weight.size()[0] - 2 * c;
+        let mut q = self.latent.beside(tokens)?;
+        if first > 0 {
+            q = self.qkv.rows(0, first)?.forward(&q)?;
+        }
+        let q = q.f_expand([batch, -1, -1], false)?;
+        let kv = self.qkv.rows(first, 2 * c)?.forward(tokens)?;
         let (k, v) = (kv.f_narrow(-1, 0, c)?, kv.f_narrow(-1, c, c)?);
         let (dropout, causal, mask, scale, grouped) =
             (0.0, false, None::<&Tensor>, None::<f64>, false);
@@ -36,8 +40,9 @@ impl AttentionPool {
         )?;
         // [B, heads, 1, d] -> [B, 1, C]
         let x = self.proj.forward(&x.f_transpose(1, 2)?.f_flatten(2, 3)?)?;
-        let hidden = self.mlp.fc1.forward(&self.norm.forward(&x)?)?;
-        let output = self.mlp.fc2.forward(&self.mlp.activate(&hidden)?)?;
+        let Some((norm, mlp)) = &self.mlp else { return Ok(x.f_squeeze_dim(1)?) };
+        let hidden = mlp.fc1.forward(&norm.forward(&x)?)?;
+        let output = mlp.fc2.forward(&mlp.activate(&hidden)?)?;
         Ok(x.f_add(&output)?.f_squeeze_dim(1)?)
     }
 }

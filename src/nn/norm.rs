@@ -33,8 +33,8 @@ impl NormPlacement {
     }
 }
 
-/// A norm over the last dimension: a layer norm if it has a bias, and otherwise an RMS norm, which
-/// does not subtract the mean. The weight and the bias are `[C]`, and `Clone` shares them.
+/// A norm over the last dimension: a layer norm, or an RMS norm, which does not subtract the mean.
+/// The weight and the bias, if there is one, are `[C]`, and `Clone` shares them.
 ///
 /// `eps` has no default: it differs between model families.
 #[derive(Debug)]
@@ -42,6 +42,25 @@ pub struct Norm {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
     pub(crate) eps: f64,
+    /// Whether it is an RMS norm.
+    pub(crate) rms: bool,
+}
+
+/// What the norms of a model have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NormKind {
+    pub(crate) eps: f64,
+    /// Whether they are RMS norms instead of layer norms.
+    pub(crate) rms: bool,
+    /// Whether they have a bias.
+    pub(crate) bias: bool,
+}
+
+impl NormKind {
+    /// Returns the kind of layer norms with a bias.
+    pub(crate) fn layer_norm(eps: f64) -> Self {
+        NormKind { eps, rms: false, bias: true }
+    }
 }
 
 impl Norm {
@@ -57,15 +76,19 @@ impl Norm {
     pub(crate) fn beside(&self, x: &Tensor) -> Result<Norm> {
         let weight = widened(&self.weight, x)?;
         let bias = self.bias.as_ref().map(|bias| widened(bias, x)).transpose()?;
-        Ok(Norm { weight, bias, eps: self.eps })
+        Ok(Norm { weight, bias, eps: self.eps, rms: self.rms })
     }
 
     /// Applies the norm without a conversion; `self` is the result of [`Norm::beside`] for `x`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, weight, cudnn) = (self.weight.size(), Some(&self.weight), false);
+        if !self.rms {
+            return Ok(x.f_layer_norm(shape, weight, self.bias.as_ref(), self.eps, cudnn)?);
+        }
+        let x = x.f_rms_norm(shape, weight, Some(self.eps))?;
         match &self.bias {
-            Some(bias) => Ok(x.f_layer_norm(shape, weight, Some(bias), self.eps, cudnn)?),
-            None => Ok(x.f_rms_norm(shape, weight, Some(self.eps))?),
+            Some(bias) => Ok(x.f_add(bias)?),
+            None => Ok(x),
         }
     }
 }
@@ -73,6 +96,6 @@ impl Norm {
 impl Clone for Norm {
     fn clone(&self) -> Self {
         let bias = self.bias.as_ref().map(Tensor::shallow_clone);
-        Norm { weight: self.weight.shallow_clone(), bias, eps: self.eps }
+        Norm { weight: self.weight.shallow_clone(), bias, eps: self.eps, rms: self.rms }
     }
 }

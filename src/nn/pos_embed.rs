@@ -11,6 +11,11 @@ pub(crate) enum TableFilter {
     Antialiased,
     /// Bicubic without antialiasing, as most `interpolate_pos_encoding` of Hugging Face.
     Plain,
+    /// Bilinear without antialiasing, as timm for FlexiViT and C-RADIO.
+    Bilinear {
+        /// Whether the outermost positions keep their places.
+        align_corners: bool,
+    },
 }
 
 /// Resamples a position embedding table `[1, prefix + rows * cols, C]` from the patch grid `from`
@@ -34,6 +39,9 @@ pub(crate) fn resize_pos_embed(
             grid.f_internal_upsample_bicubic2d_aa(size, align_corners, scale, scale)?
         }
         TableFilter::Plain => grid.f_upsample_bicubic2d(size, align_corners, scale, scale)?,
+        TableFilter::Bilinear { align_corners } => {
+            grid.f_upsample_bilinear2d(size, align_corners, scale, scale)?
+        }
     };
     let grid = grid.f_permute([0, 2, 3, 1])?.f_reshape([1, to.0 * to.1, channels])?;
     Ok(Tensor::f_cat(&[table.f_narrow(1, 0, prefix)?, grid.f_to_kind(kind)?], 1)?)

@@ -136,11 +136,49 @@ impl Rotary {
 /// The cosines and sines of a grid of patches, with which [`RotaryTable::place`] rotates.
 #[derive(Debug)]
 pub(crate) struct RotaryTable {
-    /// `[N, d / 2]`.
+    /// `[N, d / 2]`, or `[N, heads, d / 2]` if the heads differ.
     cos: Tensor,
-    /// `[N, d / 2]`.
+    /// Has the shape of `cos`.
     sin: Tensor,
     pairs: RotaryPairs,
+    /// The frequencies, if they are weights, and libtorch's version counter of the weight when the
+    /// table was computed. A pass computes another table if the weight is trained.
+    learned: Option<(Frequencies, i64)>,
+}
+
+/// The frequencies of a block whose channels turn with rows and columns at once (Heo et al., arXiv
+/// 2403.13298). The frequencies are weights of the model. The coordinates of a patch are the
+/// numbers of its column and its row, and neighbouring channels form a pair.
+#[derive(Debug)]
+pub(crate) struct Frequencies {
+    /// `[2, depth, heads, d / 2]`, for all blocks: those of columns, then those of rows.
+    pub(crate) weight: Tensor,
+    /// The number of the block.
+    pub(crate) block: i64,
+    /// Rows and columns of the patch grid.
+    pub(crate) grid: (i64, i64),
+}
+
+impl Frequencies {
+    /// Returns the cosines and sines, `[N, heads, d / 2]` each, in f64 if the weight is in f64, else
+    /// in f32.
+    fn table(&self) -> Result<(Tensor, Tensor)> {
+        let kind = if self.weight.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let own = self.weight.f_select(1, self.block)?.f_to_kind(kind)?;
+        let (rows, cols) = self.grid;
+        let side = |count: i64| Tensor::f_arange(count, (kind, own.device()));
+        // [rows or 1, cols or 1, 1, 1]
+        let (row, col) = (side(rows)?.f_view([-1, 1, 1, 1])?, side(cols)?.f_view([1, -1, 1, 1])?);
+        let (of_col, of_row) = (col.f_mul(&own.f_select(0, 0)?)?, row.f_mul(&own.f_select(0, 1)?)?);
+        let angles = of_col.f_add(&of_row)?.f_flatten(0, 1)?;
+        Ok((angles.f_cos()?, angles.f_sin()?))
+    }
+}
+
+impl Clone for Frequencies {
+    fn clone(&self) -> Self {
+        Frequencies { weight: self.weight.shallow_clone(), ..*self }
+    }
 }
 
 impl RotaryTable {
@@ -156,7 +194,15 @@ impl RotaryTable {
         let angles = rotary.angles(grid, head_dim)?;
         let stored = |x: Tensor| x.f_to_kind(kind)?.f_to_device(like.device());
         let (cos, sin) = (stored(angles.f_cos()?)?, stored(angles.f_sin()?)?);
-        Ok(RotaryTable { cos, sin, pairs: rotary.pairs })
+        Ok(RotaryTable { cos, sin, pairs: rotary.pairs, learned: None })
+    }
+
+    /// Computes the table from the frequencies of a block.
+    pub(crate) fn learned(frequencies: Frequencies) -> Result<Self> {
+        let (cos, sin) = tch::no_grad(|| frequencies.table())?;
+        let version = frequencies.weight.f_internal_version()?;
+        let learned = Some((frequencies, version));
+        Ok(RotaryTable { cos, sin, pairs: RotaryPairs::Neighbours, learned })
     }
 
     /// Returns the cosines and the sines, `[N, d / 2]` each.
@@ -181,6 +227,14 @@ impl RotaryTable {
 
     /// Rotates the first parts of `x [B, T, parts * C]` and copies the others.
     fn rotate(&self, x: &Tensor, parts: Parts, prefix: i64) -> Result<Tensor> {
+        if let Some((frequencies, version)) = &self.learned
+            && (frequencies.weight.requires_grad()
+                || frequencies.weight.f_internal_version()? != *version)
+        {
+            let (cos, sin) = frequencies.table()?;
+            let table = RotaryTable { cos, sin, pairs: self.pairs, learned: None };
+            return table.turn_with_gradient(x, parts, prefix);
+        }
         let output = tch::no_grad(|| self.turn(x, parts, prefix))?;
         if !x.requires_grad() {
             return Ok(output);
@@ -193,30 +247,65 @@ impl RotaryTable {
     fn turn(&self, x: &Tensor, parts: Parts, prefix: i64) -> Result<Tensor> {
         let mut output = x.f_empty_like()?;
         output.f_copy_(x)?;
-        let (count, half) = (self.cos.size()[0], self.cos.size()[1]);
+        let (count, half) = self.sizes();
         // [B, N, rotated parts, heads, d]
-        let turned = |t: &Tensor| -> Result<Tensor> {
+        let rotated = |t: &Tensor| -> Result<Tensor> {
             let heads = t.f_unflatten(-1, [parts.of, -1, 2 * half])?;
             Ok(heads.f_narrow(1, prefix, count)?.f_narrow(2, 0, parts.count)?)
         };
-        let (from, into) = (turned(x)?, turned(&output)?);
-        // The two channels of each pair, `[.., d / 2]`.
-        let pair = |t: &Tensor, index: i64| match self.pairs {
-            RotaryPairs::Halves => t.f_narrow(-1, index * half, half),
-            RotaryPairs::Neighbours => t.f_unflatten(-1, [half, 2])?.f_select(-1, index),
-        };
-        let (cos, sin) = (self.cos.f_view([-1, 1, 1, half])?, self.sin.f_view([-1, 1, 1, half])?);
-        let (u, v) = (pair(&from, 0)?, pair(&from, 1)?);
-        pair(&into, 0)?.f_copy_(&u.f_mul(&cos)?.f_sub(&v.f_mul(&sin)?)?)?;
-        pair(&into, 1)?.f_copy_(&v.f_mul(&cos)?.f_add(&u.f_mul(&sin)?)?)?;
+        let (from, into) = (rotated(x)?, rotated(&output)?);
+        let [u, v] = self.turned(&from)?;
+        self.pair(&into, 0)?.f_copy_(&u)?;
+        self.pair(&into, 1)?.f_copy_(&v)?;
         Ok(output)
+    }
+
+    /// Does the same as [`RotaryTable::rotate`] in steps that libtorch differentiates, with respect
+    /// to the table too.
+    fn turn_with_gradient(&self, x: &Tensor, parts: Parts, prefix: i64) -> Result<Tensor> {
+        let (count, half) = self.sizes();
+        let heads = x.f_narrow(1, prefix, count)?.f_unflatten(-1, [parts.of, -1, 2 * half])?;
+        let channels = self.turned(&heads.f_narrow(2, 0, parts.count)?)?;
+        let turned = match self.pairs {
+            RotaryPairs::Halves => Tensor::f_cat(&channels, -1)?,
+            RotaryPairs::Neighbours => Tensor::f_stack(&channels, -1)?.f_flatten(-2, -1)?,
+        };
+        let others = heads.f_narrow(2, parts.count, parts.of - parts.count)?;
+        let patches = Tensor::f_cat(&[turned.f_to_kind(x.kind())?, others], 2)?;
+        Ok(Tensor::f_cat(&[x.f_narrow(1, 0, prefix)?, patches.f_flatten(2, 4)?], 1)?)
+    }
+
+    /// Returns N and d / 2.
+    fn sizes(&self) -> (i64, i64) {
+        let size = self.cos.size();
+        (size[0], size[size.len() - 1])
+    }
+
+    /// Returns the first or the second channel of each pair of `t [.., d]`, `[.., d / 2]`.
+    fn pair(&self, t: &Tensor, index: i64) -> Result<Tensor> {
+        let (_, half) = self.sizes();
+        Ok(match self.pairs {
+            RotaryPairs::Halves => t.f_narrow(-1, index * half, half)?,
+            RotaryPairs::Neighbours => t.f_unflatten(-1, [half, 2])?.f_select(-1, index)?,
+        })
+    }
+
+    /// Returns the rotated channels of all pairs of `from [B, N, parts, heads, d]`.
+    fn turned(&self, from: &Tensor) -> Result<[Tensor; 2]> {
+        let (count, half) = self.sizes();
+        // [N, 1, heads or 1, d / 2]
+        let wide = |t: &Tensor| t.f_view([count, 1, -1, half]);
+        let (cos, sin) = (wide(&self.cos)?, wide(&self.sin)?);
+        let (u, v) = (self.pair(from, 0)?, self.pair(from, 1)?);
+        let first = u.f_mul(&cos)?.f_sub(&v.f_mul(&sin)?)?;
+        Ok([first, v.f_mul(&cos)?.f_add(&u.f_mul(&sin)?)?])
     }
 }
 
 impl Clone for RotaryTable {
     fn clone(&self) -> Self {
         let (cos, sin) = (self.cos.shallow_clone(), self.sin.shallow_clone());
-        RotaryTable { cos, sin, pairs: self.pairs }
+        RotaryTable { cos, sin, pairs: self.pairs, learned: self.learned.clone() }
     }
 }
 
@@ -245,7 +334,7 @@ impl Backward for TurnBack {
     ) -> Result<Vec<Option<Tensor>>> {
         let [cos, sin] = saved else { return Ok(Vec::new()) };
         let (cos, sin, pairs) = (cos.shallow_clone(), sin.f_neg()?, self.pairs);
-        let table = RotaryTable { cos, sin, pairs };
+        let table = RotaryTable { cos, sin, pairs, learned: None };
         let turned = tch::no_grad(|| table.turn(gradient, self.parts, self.prefix))?;
         Ok(vec![Some(turned)])
     }
@@ -380,5 +469,44 @@ mod tests {
             assert!(fast.0.allclose(&naive.0, 1e-12, 1e-12, false), "{rotary:?}");
             assert!(fast.1.allclose(&naive.1, 1e-12, 1e-12, false), "{rotary:?}");
         }
+    }
+
+    /// Compares the table of learned frequencies with a loop, and the pass that has a gradient for
+    /// them with the one that has none.
+    #[test]
+    fn learned_frequencies_turn_with_columns_and_rows() {
+        let (grid, d, heads, prefix, block) = ((2, 3), 8, 2, 1, 1);
+        let mut rng = InitRng::from_seed(6);
+        let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap().to_kind(Kind::Double);
+        let weight = normal(&[2, 3, heads, d / 2]);
+        let x = normal(&[2, prefix + 6, 3 * heads * d]);
+        let learned = |weight: Tensor| RotaryTable::learned(Frequencies { weight, block, grid });
+        let frozen = learned(weight.copy()).unwrap();
+        for (row, col) in (0..2).flat_map(|row| (0..3).map(move |col| (row, col))) {
+            for (head, i) in (0..heads).flat_map(|head| (0..d / 2).map(move |i| (head, i))) {
+                let of = |side: i64| weight.double_value(&[side, block, head, i]);
+                let angle = col as f64 * of(0) + row as f64 * of(1);
+                let place = [row * 3 + col, head, i];
+                assert!((frozen.cos.double_value(&place) - angle.cos()).abs() < 1e-12);
+                assert!((frozen.sin.double_value(&place) - angle.sin()).abs() < 1e-12);
+            }
+        }
+        let parts = Parts { of: 3, count: 2 };
+        let expected = frozen.rotate(&x, parts, prefix).unwrap();
+        let weight = weight.set_requires_grad(true);
+        let found = learned(weight.shallow_clone()).unwrap().rotate(&x, parts, prefix).unwrap();
+        assert!(found.allclose(&expected, 1e-12, 1e-12, false));
+        // A weight that was changed in place gives another table.
+        let mut changed = weight.detach().copy();
+        let table = learned(changed.shallow_clone()).unwrap();
+        changed.f_add_scalar_(1.0).map(drop).unwrap();
+        let other = table.rotate(&x, parts, prefix).unwrap();
+        let expected = learned(changed).unwrap().rotate(&x, parts, prefix).unwrap();
+        assert!(other.allclose(&expected, 1e-12, 1e-12, false));
+        assert!(!other.allclose(&found, 1e-3, 1e-3, false));
+        (&found * &found.detach().cos()).sum(Kind::Double).backward();
+        let gradient = weight.grad();
+        assert!(gradient.select(1, block).abs().min().double_value(&[]) > 0.0);
+        assert_eq!(gradient.select(1, 0).abs().max().double_value(&[]), 0.0);
     }
 }

@@ -117,22 +117,12 @@ impl Windows {
     /// Returns the number of rows of a table with one row for each offset between two tokens of a
     /// window.
     pub(crate) fn table_rows(&self) -> i64 {
-        (2 * self.size.0 - 1) * (2 * self.size.1 - 1)
+        num_offsets(self.size)
     }
 
     /// Returns the row of the table for each pair of tokens, `[A * A]`.
     fn pairs(&self) -> Result<Tensor> {
-        let (rows, cols) = self.size;
-        let int = (Kind::Int64, Device::Cpu);
-        let cells = Tensor::f_arange(rows * cols, int)?;
-        // Offset from the second token of a pair to the first, shifted to start at 0: [A, A].
-        let offset = |place: Tensor, side: i64| -> Result<Tensor> {
-            let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
-            Ok(offset.f_add_scalar(side - 1)?)
-        };
-        let down = offset(cells.f_divide_scalar_mode(cols, "floor")?, rows)?;
-        let across = offset(cells.f_remainder(cols)?, cols)?;
-        Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?.f_flatten(0, -1)?)
+        Ok(offsets(self.size)?.f_flatten(0, -1)?)
     }
 
     /// Returns `[windows, 1, A, A]`: `apart` between tokens that were not neighbours before the roll,
@@ -149,6 +139,24 @@ impl Windows {
         let is_apart = regions.f_ne_tensor(&regions.f_transpose(1, 2)?)?;
         Ok(Some(is_apart.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul_scalar(apart)?))
     }
+}
+
+/// Returns the number of different offsets between two places of a grid.
+pub(super) fn num_offsets((rows, cols): (i64, i64)) -> i64 {
+    (2 * rows - 1) * (2 * cols - 1)
+}
+
+/// Returns the number of the offset between each pair of places of a grid, `[A, A]` for A places.
+pub(super) fn offsets((rows, cols): (i64, i64)) -> Result<Tensor> {
+    let cells = Tensor::f_arange(rows * cols, (Kind::Int64, Device::Cpu))?;
+    // Offset from the second token of a pair to the first, shifted to start at 0: [A, A].
+    let offset = |place: Tensor, side: i64| -> Result<Tensor> {
+        let offset = place.f_unsqueeze(1)?.f_sub(&place.f_unsqueeze(0)?)?;
+        Ok(offset.f_add_scalar(side - 1)?)
+    };
+    let down = offset(cells.f_divide_scalar_mode(cols, "floor")?, rows)?;
+    let across = offset(cells.f_remainder(cols)?, cols)?;
+    Ok(down.f_mul_scalar(2 * cols - 1)?.f_add(&across)?)
 }
 
 /// Returns, for each position of a side, the number of its region, `[side]`. A roll by `shift`

@@ -19,7 +19,7 @@ pub enum Unfrozen {
     All,
     /// Every bias.
     Biases,
-    /// Weight and bias of every layer norm.
+    /// Weight and bias of every norm.
     Norms,
 }
 
@@ -119,7 +119,7 @@ impl Unfrozen {
             }
             Unfrozen::Norms => {
                 let norms = layers.filter(|l| l.layer.is_norm());
-                norms.map(|layer| 2 * layer.outputs).sum::<i64>() + shape.other_norms
+                norms.map(|layer| layer.num_params()).sum::<i64>() + shape.other_norms
             }
         }
     }

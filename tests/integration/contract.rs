@@ -121,14 +121,16 @@ fn relatives(
         ..class_token.clone()
     };
     let post_norm = ViTConfig { norm_placement: NormPlacement::After, ..class_token.clone() };
-    let eva = eva(class_token);
-    vec![
+    let eva = eva(class_token.clone());
+    let mut found = vec![
         ("DINOv3", dinov3),
         ("SigLIP", siglip),
         ("DeiT", distilled),
         ("EVA-02", eva),
         ("norms after", post_norm),
-    ]
+    ];
+    found.extend(with_other_layers(class_token));
+    found
 }
 
 /// Rotary positions, norms inside the sub-layers and a gated MLP.
@@ -144,6 +146,32 @@ fn eva(class_token: ViTConfig) -> ViTConfig {
         pooling: Pooling::AverageThenNorm,
         ..class_token
     }
+}
+
+/// Families with a bias between tokens, learned frequencies, RMS norms or layers without a bias.
+fn with_other_layers(class_token: ViTConfig) -> Vec<(&'static str, ViTConfig)> {
+    let beit = ViTConfig {
+        pos_embed: false,
+        pos_embed_prefix: 0,
+        relative_bias: true,
+        layer_scale: true,
+        ..class_token.clone()
+    };
+    let mixed = ViTConfig { mixed_rotary: true, ..class_token.clone() };
+    let aimv2 = ViTConfig {
+        class_token: false,
+        pos_embed_prefix: 0,
+        patch_norm: true,
+        qkv_bias: false,
+        proj_bias: false,
+        rms_norm: true,
+        norm_bias: false,
+        activation: MlpActivation::SwiGlu,
+        pooling: Pooling::Attention,
+        attention_pool: Some(AttentionPooling { num_heads: None, mlp_dim: 0, reads_prefix: false }),
+        ..class_token
+    };
+    vec![("BEiT", beit), ("RoPE-ViT, mixed", mixed), ("AIMv2", aimv2)]
 }
 
 /// Shifted windows that do not divide the grid, in stages of several widths and of one.

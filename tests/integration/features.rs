@@ -65,6 +65,16 @@ fn timm_eva() {
     check_all("timm_eva", check);
 }
 
+#[test]
+fn beit() {
+    check_all("beit", check);
+}
+
+#[test]
+fn aimv2() {
+    check_all("aimv2", check);
+}
+
 /// DeiT with a distillation token, DeiT-III and MAE.
 #[test]
 fn deit() {

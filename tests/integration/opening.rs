@@ -219,3 +219,48 @@ fn an_option_that_does_not_apply_is_refused() {
         assert!(matches!(&error, Error::Config { field, .. } if field == option), "{error}");
     }
 }
+
+/// A bias table that is not that of a square grid tells no image size.
+#[test]
+fn a_grid_that_is_not_square_is_asked_for() {
+    let case = crate::golden::cases("beit").into_iter().find(|case| case.name == "timm").unwrap();
+    let file = case.file("file");
+    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    assert!(matches!(error, Error::Unsettled { field: "image_size", .. }), "{error}");
+    assert!(error.to_string().contains("--image-size"), "{error}");
+    let image_size = Some(case.fact::<serde_json::Value>("config")["image_size"].clone());
+    let image_size = image_size.map(|size| serde_json::from_value(size).unwrap());
+    let options = OpenOptions { image_size, ..OpenOptions::default() };
+    let backbone = AnyBackbone::open_with(&file, &options, Device::Cpu).unwrap();
+    case.compare("features", &backbone.features(case.tensor("images")).unwrap()).unwrap();
+    let other = OpenOptions { image_size: Some((16, 16)), ..options };
+    let error = AnyBackbone::open_with(&file, &other, Device::Cpu).unwrap_err();
+    assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
+}
+
+/// A file with a bias table for all blocks and one for each block is not read in part.
+#[test]
+fn two_kinds_of_bias_tables_are_not_read_in_part() {
+    let case = crate::golden::cases("beit").into_iter().find(|case| case.name == "hf").unwrap();
+    let mut tensors: Vec<_> = Tensor::read_safetensors(case.file("file")).unwrap();
+    let table = tensors.iter().find(|(name, _)| name.ends_with("bias_table")).unwrap().1.copy();
+    tensors.push(("encoder.relative_position_bias.relative_position_bias_table".into(), table));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    assert!(matches!(error, Error::UnexpectedTensors { .. }), "{error}");
+}
+
+/// What is known of a family and not supported is named.
+#[test]
+fn aimv2_for_native_resolutions_is_refused_by_name() {
+    let case = crate::golden::cases("aimv2").into_iter().find(|case| case.name == "hf").unwrap();
+    let mut tensors: Vec<_> = Tensor::read_safetensors(case.file("file")).unwrap();
+    tensors.retain(|(name, _)| name != "embeddings.position_embedding.weight");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    Tensor::write_safetensors(&tensors, &file).unwrap();
+    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    assert!(error.to_string().contains("AIMv2 for native resolutions"), "{error}");
+}

@@ -32,11 +32,13 @@ fn options(case: &Case) -> PeftOptions {
         "dinov2" => PeftNames::Dinov2,
         "dinov2_v4" => PeftNames::Dinov2V4,
         "clip" => PeftNames::Clip,
+        "aimv2" => PeftNames::Aimv2,
+        "timm_gated" => PeftNames::TimmGated,
         _ => PeftNames::Timm,
     };
     let head = match (names, case.fact::<String>("compared").as_str()) {
         (_, "features") => None,
-        (PeftNames::Timm, _) => Some("head"),
+        (PeftNames::Timm | PeftNames::TimmGated, _) => Some("head"),
         _ => Some("classifier"),
     };
     PeftOptions { names, prefix: case.fact("prefix"), head: head.map(str::to_owned) }

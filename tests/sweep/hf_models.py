@@ -83,6 +83,7 @@ BEIT = {"base": {**BASE, "use_relative_position_bias": True, "layer_scale_init_v
         "absolute": {**BASE, "use_absolute_position_embeddings": True}}
 AIMV2 = {"large-14": vit(1024, 8, 2816, image_size=224, patch_size=14, is_native=False),
          "huge-14": vit(1536, 12, 4096, image_size=224, patch_size=14, is_native=False),
+         "large-14-no-head": vit(1024, 8, 2816, image_size=224, patch_size=14, use_head=False),
          "native": vit(1024, 8, 2816, image_size=224, patch_size=14, is_native=True),
          "with-head": vit(1024, 8, 2816, image_size=224, patch_size=14, is_native=False, use_head=True)}
 
@@ -107,7 +108,7 @@ CLASSES = {
     "ConvNextV2Model": (CONVNEXT2, "pooled"), "ConvNextV2ForImageClassification": (CONVNEXT2, "head"),
     "BeitModel": (BEIT, "pooled"), "BeitForImageClassification": (BEIT, "head"),
     "Data2VecVisionForImageClassification": ({"base": BEIT["base"]}, "head"),
-    "Aimv2VisionModel": (AIMV2, "aimv2"),
+    "Aimv2VisionModel": (AIMV2, "aimv2"), "Aimv2Model": ({"large-14": AIMV2["large-14"]}, "projected"),
 }
 
 
@@ -185,7 +186,7 @@ def features(model, x, reads):
         if hasattr(model, part):
             hook = lambda _, args, output, part=part: seen.update({part: args[0], part + "_output": output})
             getattr(model, part).register_forward_hook(hook)
-    if name == "CLIPModel":
+    if name in ("CLIPModel", "Aimv2Model"):
         model.get_image_features(pixel_values=x)
         out = model.vision_model(pixel_values=x)
     elif name == "SiglipModel":

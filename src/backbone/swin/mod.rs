@@ -10,7 +10,7 @@ use super::block::{Block, BlockShape, Queries, WindowShape};
 use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream, locate, total};
 use crate::error::{Error, Result};
-use crate::nn::{Linear, MlpActivation, Norm, NormPlacement, PatchEmbed, side_by_side};
+use crate::nn::{Linear, MlpActivation, Norm, NormKind, NormPlacement, PatchEmbed, side_by_side};
 use crate::seam::{Layer, TokenLayout};
 
 pub(crate) use config::MASK_SCORE;
@@ -172,10 +172,12 @@ impl Stage {
                 qkv_bias: config.qkv_bias,
                 layer_scale: false,
                 norm_placement: config.norm_placement,
-                norm_eps: config.norm_eps,
+                norms: NormKind::layer_norm(config.norm_eps),
+                proj_bias: true,
                 attention_norm: false,
                 mlp_norm: false,
                 rotary: None,
+                grid_pairs: None,
             };
             let bias = config.continuous_bias.as_ref();
             let windows = WindowShape {

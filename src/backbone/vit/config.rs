@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pooling::{AttentionPooling, Pooling};
 use crate::error::{Error, Result};
-use crate::nn::{MlpActivation, NormPlacement, Rotary};
+use crate::nn::{GridPairs, MlpActivation, NormPlacement, Rotary};
 use crate::seam::TokenLayout;
 
 /// The shape and the settings of a [`FrozenViT`](crate::FrozenViT).
@@ -43,10 +43,32 @@ pub struct ViTConfig {
     /// The rotary position embedding of queries and keys, if there is one (DINOv3, EVA-02).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotary: Option<Rotary>,
+    /// Whether queries and keys of patches are rotated by angles whose frequencies are weights, for
+    /// each block, head and side of the grid (RoPE-ViT's mixed models). `rotary` is then `None`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub mixed_rotary: bool,
+    /// Whether attention adds a learned bias for each offset between two tokens (BEiT). There must
+    /// be a class token and no registers.
+    #[serde(skip_serializing_if = "is_false")]
+    pub relative_bias: bool,
     /// Whether the patch convolution has a bias. In CLIP it has none.
     pub patch_bias: bool,
+    /// Whether there is a norm after the patch convolution, before the position table (AIMv2).
+    #[serde(skip_serializing_if = "is_false")]
+    pub patch_norm: bool,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
+    /// Whether the projection after attention and the layers of the MLP have a bias. In AIMv2 they
+    /// have none.
+    #[serde(skip_serializing_if = "is_true")]
+    pub proj_bias: bool,
+    /// Whether every norm is an RMS norm, which does not subtract the mean, instead of a layer norm
+    /// (AIMv2). Attention pooling has a layer norm in any case.
+    #[serde(skip_serializing_if = "is_false")]
+    pub rms_norm: bool,
+    /// Whether these norms have a bias.
+    #[serde(skip_serializing_if = "is_true")]
+    pub norm_bias: bool,
     /// Whether there is a layer norm between the embedding and the first block (CLIP).
     pub pre_norm: bool,
     /// Whether each sub-layer is followed by a learned factor for each channel (DINOv2, DeiT III).
@@ -72,7 +94,7 @@ pub struct ViTConfig {
     /// only with [`Pooling::Attention`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_pool: Option<AttentionPooling>,
-    /// The epsilon of every layer norm.
+    /// The epsilon of every norm.
     pub norm_eps: f64,
     /// Output width of the projection that CLIP applies to the features, if there is one.
     pub projection: Option<i64>,
@@ -93,8 +115,14 @@ impl Default for ViTConfig {
             pos_embed: true,
             pos_embed_prefix: 1,
             rotary: None,
+            mixed_rotary: false,
+            relative_bias: false,
             patch_bias: true,
+            patch_norm: false,
             qkv_bias: true,
+            proj_bias: true,
+            rms_norm: false,
+            norm_bias: true,
             pre_norm: false,
             layer_scale: false,
             norm_placement: NormPlacement::Before,
@@ -148,25 +176,30 @@ impl ViTConfig {
         let present = i64::from;
         let halves = self.activation.halves();
         let positions = present(self.pos_embed).saturating_mul(self.positions());
-        let products: [&[i64]; 15] = [
+        let offsets = GridPairs::table_rows(self.grid());
+        let (proj, norm) = (present(self.proj_bias), 1 + present(self.norm_bias));
+        let products: [&[i64]; 18] = [
             &[self.num_prefix_tokens(), c],
             &[positions, c],
             &[3, patch, patch, c],
             &[present(self.patch_bias), c],
             &[self.depth, 4, c, c],
-            &[self.depth, 1 + 3 * present(self.qkv_bias), c],
+            &[self.depth, proj + 3 * present(self.qkv_bias), c],
             &[self.depth, halves + 1, c, hidden],
-            &[self.depth, halves, hidden],
-            &[self.depth, 5, c],
+            &[self.depth, proj * halves, hidden],
+            &[self.depth, 2 * norm + proj, c],
             &[self.depth, 2 * present(self.layer_scale), c],
-            &[self.depth, 2 * present(self.attention_norm), c],
-            &[self.depth, 2 * present(self.mlp_norm), hidden],
-            &[2 * present(self.final_norm), c],
-            &[2 * present(self.pre_norm), c],
+            &[self.depth, norm * present(self.attention_norm), c],
+            &[self.depth, norm * present(self.mlp_norm), hidden],
+            &[norm * present(self.final_norm), c],
+            &[norm * present(self.pre_norm), c],
+            &[norm * present(self.patch_norm), c],
+            &[present(self.mixed_rotary), self.depth, c],
+            &[present(self.relative_bias), self.depth, self.num_heads, offsets],
             &[self.projection.unwrap_or(0), c],
         ];
         let product = |factors: &[i64]| factors.iter().fold(1, |p: i64, &f| p.saturating_mul(f));
-        let pool = self.attention_pool.map_or(0, |pool| pool.num_params(c));
+        let pool = self.attention_pool.map_or(0, |pool| pool.num_params(c, self.qkv_bias));
         products.into_iter().map(product).fold(pool, i64::saturating_add)
     }
 
@@ -212,9 +245,7 @@ impl ViTConfig {
             let expected = format!("0, {class} (class token) or {prefix} (all prefix tokens)");
             return Err(Error::config("pos_embed_prefix", expected, self.pos_embed_prefix));
         }
-        if let Some(rotary) = &self.rotary {
-            rotary.check(self.embed_dim / self.num_heads)?;
-        }
+        self.check_positions()?;
         if let Some(pool) = &self.attention_pool {
             pool.check(self.embed_dim, MAX_DIM)?;
         }
@@ -225,6 +256,28 @@ impl ViTConfig {
         self.check_pooling()?;
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return Err(Error::config("norm_eps", "a positive number", self.norm_eps));
+        }
+        Ok(())
+    }
+
+    /// Checks the rotary embeddings and the bias of attention.
+    fn check_positions(&self) -> Result<()> {
+        let head_dim = self.embed_dim / self.num_heads;
+        if let Some(rotary) = &self.rotary {
+            rotary.check(head_dim)?;
+        }
+        if self.mixed_rotary && head_dim % 2 != 0 {
+            let expected = "an even embed_dim / num_heads, for rotary positions";
+            return Err(Error::config("num_heads", expected, format!("heads of {head_dim}")));
+        }
+        let kinds = [self.rotary.is_some(), self.mixed_rotary, self.relative_bias];
+        if kinds.into_iter().filter(|&kind| kind).count() > 1 {
+            let expected = "at most one of rotary, mixed_rotary and relative_bias";
+            return Err(Error::config("rotary", expected, "several"));
+        }
+        if self.relative_bias && !(self.class_token && self.num_registers == 0) {
+            let expected = "false without a class token or with registers";
+            return Err(Error::config("relative_bias", expected, true));
         }
         Ok(())
     }
@@ -244,5 +297,73 @@ impl ViTConfig {
             _ => return Ok(()),
         };
         Err(Error::config("pooling", expected, self.pooling.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expected numbers are the parameters of timm's models without their heads.
+    #[test]
+    fn weights_are_counted_as_timm_counts_them() {
+        let beit = ViTConfig {
+            pos_embed: false,
+            pos_embed_prefix: 0,
+            relative_bias: true,
+            layer_scale: true,
+            pooling: Pooling::AverageThenNorm,
+            ..ViTConfig::default()
+        };
+        // The biases of the keys, which are zero, are weights here and none in timm.
+        assert_eq!(beit.num_params(), 85_761_984 + 12 * 768);
+        let mixed = ViTConfig {
+            pos_embed: false,
+            pos_embed_prefix: 0,
+            mixed_rotary: true,
+            layer_scale: true,
+            ..ViTConfig::default()
+        };
+        assert_eq!(mixed.num_params(), 85_675_008);
+        let aimv2 = ViTConfig {
+            patch_size: 14,
+            embed_dim: 1024,
+            depth: 24,
+            num_heads: 8,
+            mlp_dim: 2816,
+            activation: MlpActivation::SwiGlu,
+            class_token: false,
+            pos_embed_prefix: 0,
+            patch_norm: true,
+            qkv_bias: false,
+            proj_bias: false,
+            rms_norm: true,
+            norm_bias: false,
+            pooling: Pooling::Average,
+            norm_eps: 1e-5,
+            ..ViTConfig::default()
+        };
+        assert_eq!(aimv2.num_params(), 309_197_824);
+    }
+
+    #[test]
+    fn positions_that_exclude_each_other_are_refused() {
+        let class_token = ViTConfig { relative_bias: true, ..ViTConfig::default() };
+        class_token.validate().unwrap();
+        for config in [
+            ViTConfig { mixed_rotary: true, ..class_token.clone() },
+            ViTConfig { rotary: Some(Rotary::DINOV3), ..class_token.clone() },
+            ViTConfig { num_registers: 1, ..class_token },
+        ] {
+            assert!(config.validate().is_err(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn settings_of_later_families_are_not_written_for_earlier_ones() {
+        let text = serde_json::to_string(&ViTConfig::default()).unwrap();
+        for field in ["mixed", "relative", "patch_norm", "proj_bias", "rms_norm", "norm_bias"] {
+            assert!(!text.contains(field), "{field}: {text}");
+        }
     }
 }

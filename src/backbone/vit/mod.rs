@@ -12,7 +12,8 @@ use super::weights::Weights;
 use super::{BlockPass, Frozen, Hooks, ImageSize, Network, Stream};
 use crate::error::{Error, Result};
 use crate::nn::{
-    AttentionPool, Linear, Mlp, MlpActivation, Norm, PatchEmbed, RotaryTable, Weight, widened,
+    AttentionPool, Frequencies, GridPairs, Linear, Mlp, MlpActivation, Norm, NormKind, PatchEmbed,
+    RotaryTable, Weight, widened,
 };
 use crate::seam::{Layer, TokenLayout};
 
@@ -26,6 +27,7 @@ pub type FrozenViT = Frozen<ViTConfig>;
 #[derive(Clone, Debug)]
 pub struct Layers {
     patch_embed: PatchEmbed,
+    patch_norm: Option<Norm>,
     class_token: Option<Weight>,
     registers: Option<Weight>,
     pos_embed: Option<Weight>,
@@ -115,6 +117,8 @@ impl Network for ViTConfig {
     fn add_bias(&mut self, layer: Layer) {
         self.patch_bias |= layer == Layer::PatchEmbed;
         self.qkv_bias |= matches!(layer, Layer::Qkv(_));
+        self.proj_bias |= matches!(layer, Layer::Proj(_) | Layer::Fc1(_) | Layer::Fc2(_));
+        self.norm_bias |= layer.is_norm();
     }
 
     fn is_read(&self, name: &str) -> bool {
@@ -132,7 +136,8 @@ impl Network for ViTConfig {
         });
         let norm = (!self.final_norm).then(|| " no final norm".to_owned());
         let placement = (!self.norm_placement.is_before()).then(|| " norms after".to_owned());
-        let later = [rotary, pool, norm, placement].into_iter().flatten().collect::<String>();
+        let rms = self.rms_norm.then(|| " rms norms".to_owned());
+        let later = [rotary, pool, norm, placement, rms].into_iter().flatten().collect::<String>();
         format!(
             "vit heads={} eps={:e} {:?} {:?} image={:?} prefix={}/{}{later}",
             self.num_heads,
@@ -148,7 +153,7 @@ impl Network for ViTConfig {
 
 impl Layers {
     fn build(config: &ViTConfig, weights: &mut Weights) -> Result<Self> {
-        let (c, patch, eps) = (config.embed_dim, config.patch_size, config.norm_eps);
+        let (c, patch, norms) = (config.embed_dim, config.patch_size, config.norms());
         let registers = config.num_registers;
         let norm = match config.pooling {
             Pooling::AverageThenNorm => "fc_norm",
@@ -159,38 +164,18 @@ impl Layers {
         let table = [1, config.positions(), c];
         let pos_embed = weights.get_if(config.pos_embed, "pos_embed", &table)?;
         let patch_embed = weights.patch_embed("patch_embed.proj", c, patch, config.patch_bias)?;
-        let rotary = match &config.rotary {
-            Some(rotary) => {
-                let (grid, head_dim) = (config.grid(), c / config.num_heads);
-                Some(RotaryTable::new(rotary, grid, head_dim, &patch_embed.weight)?)
-            }
-            None => None,
-        };
-        let block = |index| BlockShape {
-            name: format!("blocks.{index}"),
-            dim: c,
-            hidden: config.mlp_dim,
-            num_heads: config.num_heads,
-            activation: config.activation,
-            causal: false,
-            qkv_bias: config.qkv_bias,
-            layer_scale: config.layer_scale,
-            norm_placement: config.norm_placement,
-            norm_eps: eps,
-            attention_norm: config.attention_norm,
-            mlp_norm: config.mlp_norm,
-            rotary: rotary.clone(),
+        let norm_if = |present: bool, name: &str, weights: &mut Weights| {
+            present.then(|| weights.norm_of(name, c, norms)).transpose()
         };
         Ok(Layers {
             class_token,
             registers,
             pos_embed,
+            patch_norm: norm_if(config.patch_norm, "patch_embed.norm", weights)?,
+            pre_norm: norm_if(config.pre_norm, "norm_pre", weights)?,
+            blocks: blocks(config, &patch_embed.weight, weights)?,
             patch_embed,
-            pre_norm: if config.pre_norm { Some(weights.norm("norm_pre", c, eps)?) } else { None },
-            blocks: (0..config.depth)
-                .map(|index| Block::build(&block(index), None, weights))
-                .collect::<Result<_>>()?,
-            norm: if config.final_norm { Some(weights.norm(norm, c, eps)?) } else { None },
+            norm: norm_if(config.final_norm, norm, weights)?,
             attention_pool: match &config.attention_pool {
                 Some(pool) => Some(attention_pool(config, pool, weights)?),
                 None => None,
@@ -224,6 +209,10 @@ impl Layers {
             start += len;
         }
         let patches = hooks.patch_embed(&self.patch_embed, images)?;
+        let patches = match &self.patch_norm {
+            Some(norm) => norm.forward(&patches)?,
+            None => patches,
+        };
         parts.push(placed(&patches, covered)?);
         let tokens = Tensor::f_cat(&parts, 1)?;
         match &self.pre_norm {
@@ -280,6 +269,54 @@ impl Layers {
     }
 }
 
+/// Builds the blocks. `like` is a weight of the model beside which positions are computed.
+fn blocks(config: &ViTConfig, like: &Tensor, weights: &mut Weights) -> Result<Vec<Block>> {
+    let (c, heads, grid) = (config.embed_dim, config.num_heads, config.grid());
+    let rotary = match &config.rotary {
+        Some(rotary) => Some(RotaryTable::new(rotary, grid, c / heads, like)?),
+        None => None,
+    };
+    let frequencies = [2, config.depth, heads, c / heads / 2];
+    let frequencies = weights.get_if(config.mixed_rotary, "rope.freqs", &frequencies)?;
+    let grid_pairs =
+        config.relative_bias.then(|| GridPairs::new(grid, like.device())).transpose()?;
+    let build = |block: i64| {
+        let rotary = match &frequencies {
+            Some(weight) => {
+                let weight = weight.shallow_clone();
+                Some(RotaryTable::learned(Frequencies { weight, block, grid })?)
+            }
+            None => rotary.clone(),
+        };
+        let shape = BlockShape {
+            name: format!("blocks.{block}"),
+            dim: c,
+            hidden: config.mlp_dim,
+            num_heads: heads,
+            activation: config.activation,
+            causal: false,
+            qkv_bias: config.qkv_bias,
+            proj_bias: config.proj_bias,
+            layer_scale: config.layer_scale,
+            norm_placement: config.norm_placement,
+            norms: config.norms(),
+            attention_norm: config.attention_norm,
+            mlp_norm: config.mlp_norm,
+            rotary,
+            grid_pairs: grid_pairs.clone(),
+        };
+        Block::build(&shape, None, weights)
+    };
+    (0..config.depth).map(build).collect()
+}
+
+impl ViTConfig {
+    /// Returns what the norms have in common.
+    fn norms(&self) -> NormKind {
+        NormKind { eps: self.norm_eps, rms: self.rms_norm, bias: self.norm_bias }
+    }
+}
+
 /// Builds the attention pooling with timm's names.
 fn attention_pool(
     config: &ViTConfig,
@@ -292,16 +329,20 @@ fn attention_pool(
         MlpActivation::SwiGlu => MlpActivation::Gelu,
         activation => activation,
     };
-    Ok(AttentionPool {
-        latent: weights.get("attn_pool.latent", &[1, 1, c])?,
-        qkv: weights.linear("attn_pool.qkv", c, 3 * c, true)?,
-        proj: weights.linear("attn_pool.proj", c, c, true)?,
-        norm: weights.norm("attn_pool.norm", c, config.norm_eps)?,
-        mlp: Mlp {
-            fc1: weights.linear("attn_pool.mlp.fc1", c, hidden, true)?,
-            fc2: weights.linear("attn_pool.mlp.fc2", hidden, c, true)?,
-            activation,
-        },
-        num_heads: pool.num_heads.unwrap_or(config.num_heads),
-    })
+    let latent = weights.get("attn_pool.latent", &[1, 1, c])?;
+    let qkv = if pool.is_bare() {
+        weights.linear("attn_pool.key_value", c, 2 * c, config.qkv_bias)?
+    } else {
+        weights.linear("attn_pool.qkv", c, 3 * c, true)?
+    };
+    let proj = weights.linear("attn_pool.proj", c, c, true)?;
+    let mut mlp = None;
+    if !pool.is_bare() {
+        let norm = weights.norm("attn_pool.norm", c, config.norm_eps)?;
+        let fc1 = weights.linear("attn_pool.mlp.fc1", c, hidden, true)?;
+        let fc2 = weights.linear("attn_pool.mlp.fc2", hidden, c, true)?;
+        mlp = Some((norm, Mlp { fc1, fc2, activation }));
+    }
+    let num_heads = pool.num_heads.unwrap_or(config.num_heads);
+    Ok(AttentionPool { latent, qkv, proj, mlp, num_heads })
 }

@@ -22,8 +22,8 @@ pub enum Pooling {
     /// The mean of the class token and of the distillation token after it, after the final norm
     /// (DeiT).
     ClassAndDistillation,
-    /// The final norm, then attention of a learned query to all tokens, then an MLP (SigLIP). The
-    /// config must have [`ViTConfig::attention_pool`](super::ViTConfig::attention_pool).
+    /// The final norm, then attention of a learned query to all tokens, then an MLP (SigLIP) or
+    /// nothing (AIMv2). The config must have [`ViTConfig::attention_pool`](super::ViTConfig::attention_pool).
     Attention,
 }
 
@@ -71,14 +71,16 @@ impl Pooling {
     }
 }
 
-/// The sizes of an attention pooling: a learned query, attention, and an MLP.
+/// The sizes of an attention pooling: a learned query, attention, and an MLP, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionPooling {
     /// Number of attention heads, which divides the embedding dim; as many as in the blocks if
     /// `None`.
     pub num_heads: Option<i64>,
-    /// Width between the two linear layers of the MLP. Its activation is that of the blocks.
+    /// Width between the two linear layers of the MLP. Its activation is that of the blocks. With 0
+    /// there is no MLP and no norm, and the learned token is the query without a projection
+    /// (AIMv2).
     pub mlp_dim: i64,
     /// Whether the query attends to class and register tokens, too (Perception Encoder). It never
     /// attends to prompts.
@@ -87,29 +89,39 @@ pub struct AttentionPooling {
 }
 
 impl AttentionPooling {
-    /// Returns the number of weights for tokens of width `c`.
-    pub(super) fn num_params(&self, c: i64) -> i64 {
-        let square = c.saturating_mul(c).saturating_mul(4);
+    /// Returns whether the learned token is the query itself, and neither a norm nor an MLP follows.
+    pub(super) fn is_bare(&self) -> bool {
+        self.mlp_dim == 0
+    }
+
+    /// Returns the number of weights for tokens of width `c`. `qkv_bias` is whether the projections
+    /// of the blocks have a bias.
+    pub(super) fn num_params(&self, c: i64, qkv_bias: bool) -> i64 {
+        let squares = c.saturating_mul(c).saturating_mul(if self.is_bare() { 3 } else { 4 });
         let mlp = c.saturating_mul(self.mlp_dim).saturating_mul(2);
-        // The learned query and the weight of the norm.
-        let vectors = c.saturating_mul(2).saturating_add(self.num_biases(c));
-        square.saturating_add(mlp).saturating_add(vectors)
+        // The learned query and, if there is one, the weight of the norm.
+        let vectors = c.saturating_mul(if self.is_bare() { 1 } else { 2 });
+        let vectors = vectors.saturating_add(self.num_biases(c, qkv_bias));
+        squares.saturating_add(mlp).saturating_add(vectors)
     }
 
     /// Returns the number of biases for tokens of width `c`: those of queries, keys and values, of
     /// the projection, of the norm and of the MLP.
-    pub(super) fn num_biases(&self, c: i64) -> i64 {
+    pub(super) fn num_biases(&self, c: i64, qkv_bias: bool) -> i64 {
+        if self.is_bare() {
+            return c.saturating_mul(if qkv_bias { 3 } else { 1 });
+        }
         c.saturating_mul(6).saturating_add(self.mlp_dim)
     }
 
     /// Checks the sizes for tokens of width `c`.
     pub(super) fn check(&self, c: i64, max: i64) -> Result<()> {
         let heads = self.num_heads.unwrap_or(1);
-        for (field, value) in
-            [("attention_pool.num_heads", heads), ("attention_pool.mlp_dim", self.mlp_dim)]
+        for (field, value, least) in
+            [("attention_pool.num_heads", heads, 1), ("attention_pool.mlp_dim", self.mlp_dim, 0)]
         {
-            if !(1..=max).contains(&value) {
-                return Err(Error::config(field, format!("within 1..={max}"), value));
+            if !(least..=max).contains(&value) {
+                return Err(Error::config(field, format!("within {least}..={max}"), value));
             }
         }
         if c % heads != 0 {

@@ -15,7 +15,7 @@ impl BackboneConfig for ViTConfig {
         let (c, hidden) = (self.embed_dim, self.mlp_dim);
         let halves = self.activation.halves();
         let shape = |layer, inputs, outputs, bias| LayerShape { layer, inputs, outputs, bias };
-        let norm = |layer| shape(layer, c, c, true);
+        let norm = |layer| shape(layer, c, c, self.norm_bias);
         let patch = 3 * self.patch_size * self.patch_size;
         let mut layers = vec![shape(Layer::PatchEmbed, patch, c, self.patch_bias)];
         layers.extend(self.pre_norm.then(|| norm(Layer::PreNorm)));
@@ -23,10 +23,10 @@ impl BackboneConfig for ViTConfig {
             let mut block = [
                 norm(Layer::Norm1(block)),
                 shape(Layer::Qkv(block), c, 3 * c, self.qkv_bias),
-                shape(Layer::Proj(block), c, c, true),
+                shape(Layer::Proj(block), c, c, self.proj_bias),
                 norm(Layer::Norm2(block)),
-                shape(Layer::Fc1(block), c, halves * hidden, true),
-                shape(Layer::Fc2(block), hidden, c, true),
+                shape(Layer::Fc1(block), c, halves * hidden, self.proj_bias),
+                shape(Layer::Fc2(block), hidden, c, self.proj_bias),
             ];
             self.norm_placement.order(&mut block);
             layers.extend(block);
@@ -35,15 +35,18 @@ impl BackboneConfig for ViTConfig {
         let block_dims = vec![c; self.depth as usize];
         let num_params = self.num_params();
         let mut num_feature_params = num_params - c * self.projection.unwrap_or(0);
-        // The norms within sub-layers and the layers of attention pooling are not listed.
+        // The norms within sub-layers and after the patch convolution, and the layers of attention
+        // pooling, are not listed.
         let inner = c * i64::from(self.attention_norm) + hidden * i64::from(self.mlp_norm);
-        let (mut other_biases, mut other_norms) = (self.depth * inner, 2 * self.depth * inner);
+        let unlisted = self.depth * inner + c * i64::from(self.patch_norm);
+        let mut other_biases = unlisted * i64::from(self.norm_bias);
+        let mut other_norms = unlisted + other_biases;
         match &self.attention_pool {
             Some(pool) if self.pooling == Pooling::Attention => {
-                other_biases += pool.num_biases(c);
-                other_norms += 2 * c;
+                other_biases += pool.num_biases(c, self.qkv_bias);
+                other_norms += if pool.is_bare() { 0 } else { 2 * c };
             }
-            Some(pool) => num_feature_params -= pool.num_params(c),
+            Some(pool) => num_feature_params -= pool.num_params(c, self.qkv_bias),
             None => {}
         }
         Ok(BackboneShape {

@@ -1,9 +1,11 @@
 //! The names in Google's `.npz` files: the Flax names of the original release, and the names of its
-//! successor big_vision, which numbers the layers of a block differently.
+//! successor big_vision, which numbers the layers of a block differently. SigLIP's files hold both
+//! towers under big_vision's names.
 
 use super::Layout::{HeadsBias, Hwio, IntoHeads, OutOfHeads, Transposed};
 use super::{
-    Activation, Family, HEAD, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, VIT, copy, skip, take,
+    Activation, Family, HEAD, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT, copy, skip,
+    take,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -18,6 +20,40 @@ pub(super) const FAMILY: Family = Family {
     activation: Activation::Gelu,
     positions: PositionNames::Class,
 };
+
+/// SigLIP, in which GELU is the tanh approximation, as everywhere in Flax.
+pub(super) const SIGLIP: Family = Family {
+    name: "Google SigLIP (Flax)",
+    prefixes: &["params/img/"],
+    signatures: &["MAPHead_0/probe"],
+    rules: &[RULES, POOLING],
+    around: SIGLIP_AROUND,
+    activation: Activation::GeluTanh,
+    ..FAMILY
+};
+
+/// The attention pooling.
+#[rustfmt::skip]
+const POOLING: &[Rule] = &[
+    copy("MAPHead_0/probe", "attn_pool.latent"),
+    take("MAPHead_0/MultiHeadDotProductAttention_0/{query,key,value}/kernel", "attn_pool.qkv.weight", IntoHeads),
+    take("MAPHead_0/MultiHeadDotProductAttention_0/{query,key,value}/bias", "attn_pool.qkv.bias", HeadsBias),
+    take("MAPHead_0/MultiHeadDotProductAttention_0/out/kernel", "attn_pool.proj.weight", OutOfHeads),
+    copy("MAPHead_0/MultiHeadDotProductAttention_0/out/bias", "attn_pool.proj.bias"),
+    copy("MAPHead_0/LayerNorm_0/scale", "attn_pool.norm.weight"),
+    copy("MAPHead_0/LayerNorm_0/bias", "attn_pool.norm.bias"),
+    take("MAPHead_0/MlpBlock_0/Dense_0/kernel", "attn_pool.mlp.fc1.weight", Transposed),
+    copy("MAPHead_0/MlpBlock_0/Dense_0/bias", "attn_pool.mlp.fc1.bias"),
+    take("MAPHead_0/MlpBlock_0/Dense_1/kernel", "attn_pool.mlp.fc2.weight", Transposed),
+    copy("MAPHead_0/MlpBlock_0/Dense_1/bias", "attn_pool.mlp.fc2.bias"),
+];
+
+#[rustfmt::skip]
+const SIGLIP_AROUND: &[Rule] = &[
+    skip("params/txt/**", TEXT),
+    skip("params/t", TEXT),
+    skip("params/b", TEXT),
+];
 
 #[rustfmt::skip]
 const RULES: &[Rule] = &[

@@ -7,9 +7,11 @@
 //! in this order, the equal parts of one tensor of the model. A name that is listed twice stands for
 //! a tensor of two parts, and a part whose name ends with `?` is zero if the file does not have it.
 
+mod aimv2;
 mod convnext;
 mod dinov3;
 mod google;
+mod hf_beit;
 mod hf_clip;
 mod hf_dinov2;
 mod hf_siglip;
@@ -74,16 +76,20 @@ pub(super) enum PositionNames {
 }
 
 /// All families of backbones, in the order in which they are tried.
-pub(super) const FAMILIES: [&Family; 22] = [
+pub(super) const FAMILIES: [&Family; 26] = [
+    &google::SIGLIP,
     &google::FAMILY,
     &dinov3::META,
     &timm::FAMILY,
     &dinov3::HUGGING_FACE_GATED,
     &dinov3::HUGGING_FACE,
+    &hf_beit::FAMILY,
     &hf_vit::FAMILY,
     &hf_dinov2::FAMILY,
     &hf_clip::FAMILY,
     &hf_siglip::FAMILY,
+    &aimv2::HUGGING_FACE,
+    &aimv2::APPLE,
     &open_clip::FAMILY,
     &swin::MICROSOFT,
     &swin::TIMM,
@@ -180,6 +186,10 @@ const fn skip(from: &'static str, reason: &'static str) -> Rule {
 
 const QKV_WEIGHT: &str = "blocks.*.attn.qkv.weight";
 const QKV_BIAS: &str = "blocks.*.attn.qkv.bias";
+const BIAS_TABLE: &str = "blocks.*.attn.relative_position_bias_table";
+
+/// The name of a bias table that all blocks of a ViT share.
+pub(super) const SHARED_BIAS_TABLE: &str = "rel_pos_bias";
 
 const VIT: &str = ViTConfig::FAMILY;
 const CLIP_TEXT: &str = ClipTextConfig::FAMILY;

@@ -1,9 +1,9 @@
-//! The names of timm (ViT, DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA), and the names of repositories
-//! that differ in a few tensors: DINOv2, DeiT-III, MAE.
+//! The names of timm (ViT, DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA, BEiT, AIMv2), and the names of
+//! repositories that differ in a few tensors: DINOv2, DeiT-III, MAE, BEiT.
 
 use super::{
-    Activation, DECODER, Family, HEAD, MASK, PositionNames, QKV_BIAS, QKV_WEIGHT, Rule, TEXT, VIT,
-    copy, skip,
+    Activation, BIAS_TABLE, DECODER, Family, HEAD, INDICES, MASK, PositionNames, QKV_BIAS,
+    QKV_WEIGHT, Rule, SHARED_BIAS_TABLE, TEXT, VIT, copy, skip,
 };
 
 pub(in crate::checkpoint) const FAMILY: Family = Family {
@@ -46,6 +46,9 @@ const RULES: &[Rule] = &[
     copy("cls_token",                 "cls_token"),
     copy("reg_token",                 "reg_token"),
     copy("pos_embed",                 "pos_embed"),
+    copy("patch_embed.norm.weight",   "patch_embed.norm.weight"),
+    copy("patch_embed.norm.bias",     "patch_embed.norm.bias"),
+    copy("rope.freqs",                "rope.freqs"),
     copy("norm_pre.weight",           "norm_pre.weight"),
     copy("norm_pre.bias",             "norm_pre.bias"),
     copy("blocks.*.attn.qkv.weight",  "blocks.*.attn.qkv.weight"),
@@ -56,6 +59,8 @@ const RULES: &[Rule] = &[
     copy("blocks.*.attn.{q,k?,v}_bias",      QKV_BIAS),
     copy("blocks.*.attn.{q,k,v}_proj.weight", QKV_WEIGHT),
     copy("blocks.*.attn.{q,k?,v}_proj.bias", QKV_BIAS),
+    copy("blocks.*.attn.relative_position_bias_table", BIAS_TABLE),
+    copy("rel_pos_bias.relative_position_bias_table", SHARED_BIAS_TABLE),
     copy("blocks.*.attn.norm.weight",  "blocks.*.attn.norm.weight"),
     copy("blocks.*.attn.norm.bias",    "blocks.*.attn.norm.bias"),
     copy("blocks.*.mlp.{fc1_g,fc1_x}.weight", "blocks.*.mlp.fc1.weight"),
@@ -76,10 +81,12 @@ const RULES: &[Rule] = &[
     copy("fc_norm.weight",            "fc_norm.weight"),
     copy("fc_norm.bias",              "fc_norm.bias"),
     // This crate's own names: a CLIP image tower that was saved with its projection, and the fused
-    // projection of attention pooling.
+    // projections of attention pooling.
     copy("projection.weight",         "projection.weight"),
     copy("attn_pool.qkv.weight",      "attn_pool.qkv.weight"),
     copy("attn_pool.qkv.bias",        "attn_pool.qkv.bias"),
+    copy("attn_pool.key_value.weight", "attn_pool.key_value.weight"),
+    copy("attn_pool.key_value.bias",  "attn_pool.key_value.bias"),
     // The names of the DINOv2 repository.
     copy("register_tokens",           "reg_token"),
     copy("blocks.*.mlp.w12.weight",   "blocks.*.mlp.fc1.weight"),
@@ -90,6 +97,10 @@ const RULES: &[Rule] = &[
     skip("head.**",                   HEAD),
     skip("pre_logits.**",             HEAD),
     skip("head_dist.**",              HEAD),
+    // Microsoft's files of BEiT.
+    skip("blocks.*.attn.relative_position_index", INDICES),
+    skip("rel_pos_bias.relative_position_index", INDICES),
+    skip("lm_head.**",                MASK),
     // The decoder of an MAE.
     skip("decoder_embed.**",          DECODER),
     skip("decoder_pos_embed",         DECODER),

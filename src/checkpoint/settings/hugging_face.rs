@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::activations::activation;
 use super::{CONFIG, SideFile, Told};
-use crate::backbone::MlpActivation::{self, Gelu, GeluTanh, QuickGelu};
+use crate::backbone::MlpActivation::{self, Gelu, GeluTanh, QuickGelu, Silu};
 use crate::backbone::Pooling;
 use crate::error::Result;
 
@@ -22,7 +22,7 @@ const fn defaults(model_type: &'static str, norm_eps: f64, activation: MlpActiva
 }
 
 /// The defaults of the config classes of transformers 4 and 5.
-const DEFAULTS: [Defaults; 13] = [
+const DEFAULTS: [Defaults; 17] = [
     defaults("vit", 1e-12, Gelu),
     defaults("vit_mae", 1e-12, Gelu),
     defaults("vit_msn", 1e-6, Gelu),
@@ -34,6 +34,10 @@ const DEFAULTS: [Defaults; 13] = [
     defaults("dinov2", 1e-6, Gelu),
     defaults("dinov2_with_registers", 1e-6, Gelu),
     Defaults { hidden_size: 384, num_heads: 6, ..defaults("dinov3_vit", 1e-5, Gelu) },
+    defaults("beit", 1e-12, Gelu),
+    defaults("data2vec-vision", 1e-12, Gelu),
+    Defaults { hidden_size: 1024, num_heads: 8, ..defaults("aimv2", 1e-5, Silu) },
+    Defaults { hidden_size: 1024, num_heads: 8, ..defaults("aimv2_vision_model", 1e-5, Silu) },
     defaults("siglip", 1e-6, GeluTanh),
     defaults("siglip_vision_model", 1e-6, GeluTanh),
 ];
@@ -79,8 +83,15 @@ fn tower_told(
 ) -> Result<Told> {
     file.width(tower, "hidden_size", usual.map(|usual| usual.hidden_size), embed_dim)?;
     let heads = file.number(tower, "num_attention_heads", Value::as_i64)?;
-    let eps = file.number(tower, "layer_norm_eps", Value::as_f64)?;
+    let mut eps = file.number(tower, "layer_norm_eps", Value::as_f64)?;
+    if eps.is_none() {
+        eps = file.number(tower, "rms_norm_eps", Value::as_f64)?;
+    }
     let activation = activation(file, tower, "hidden_act")?;
+    let is_aimv2 = usual.is_some_and(|usual| usual.model_type.starts_with("aimv2"));
+    if is_aimv2 && activation.is_some_and(|activation| activation != Silu) {
+        return Err(file.field("hidden_act", "silu in an AIMv2", &tower["hidden_act"]));
+    }
     Ok(Told {
         source: CONFIG.to_owned(),
         num_heads: heads.or(usual.map(|usual| usual.num_heads)),
@@ -136,6 +147,16 @@ mod tests {
         let clip = json!({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}});
         let found = read(clip, 768).unwrap();
         assert_eq!((found.norm_eps, found.activation), (Some(1e-5), Some(Gelu)));
+    }
+
+    #[test]
+    fn the_epsilon_of_rms_norms_is_read_and_the_gate_must_be_silu() {
+        let aimv2 = json!({"model_type": "aimv2", "vision_config": {"rms_norm_eps": 1e-4}});
+        let found = read(aimv2, 1024).unwrap();
+        assert_eq!((found.num_heads, found.norm_eps), (Some(8), Some(1e-4)));
+        let gelu = json!({"model_type": "aimv2_vision_model", "hidden_act": "gelu"});
+        let error = read(gelu, 1024).unwrap_err().to_string();
+        assert!(error.contains("hidden_act") && error.contains("silu"), "{error}");
     }
 
     #[test]

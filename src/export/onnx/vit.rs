@@ -55,8 +55,14 @@ impl Settings {
             pos_embed: _,
             pos_embed_prefix,
             rotary: _,
+            mixed_rotary: _,
+            relative_bias: _,
             patch_bias: _,
+            patch_norm: _,
             qkv_bias: _,
+            proj_bias: _,
+            rms_norm: _,
+            norm_bias: _,
             pre_norm: _,
             layer_scale: _,
             attention_norm: _,
@@ -88,7 +94,17 @@ impl Settings {
 /// # Errors
 /// [`Error::NotExportable`](crate::Error::NotExportable) otherwise.
 fn check(config: &ViTConfig) -> Result<()> {
-    let lacks = [(!config.norm_placement.is_before(), "norms after the sub-layers")];
+    let lacks = [
+        (!config.norm_placement.is_before(), "norms after the sub-layers"),
+        (config.mixed_rotary, "learned rotary frequencies"),
+        (config.relative_bias, "relative position biases"),
+        (config.rms_norm || !config.norm_bias, "RMS norms and norms without a bias"),
+        (config.patch_norm, "a norm of the patches"),
+        (
+            config.attention_pool.is_some_and(|pool| pool.mlp_dim == 0),
+            "an attention pooling without MLP",
+        ),
+    ];
     match lacks.into_iter().find(|(is_there, _)| *is_there) {
         Some((_, layer)) => Err(not_exportable("this ViT", format!("{layer} have no graph here"))),
         None => Ok(()),

@@ -34,9 +34,9 @@ pub enum PeftHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeftNames {
-    /// `ViTModel` of transformers 5: `layers.N.attention.q_proj`.
+    /// `ViTModel` and `BeitModel` of transformers 5: `layers.N.attention.q_proj`.
     Vit,
-    /// `ViTModel` of transformers 4: `encoder.layer.N.attention.attention.query`.
+    /// `ViTModel` and `BeitModel` of transformers 4: `encoder.layer.N.attention.attention.query`.
     Vit4,
     /// `Dinov2Model` of transformers 5: `encoder.layer.N.attention.q_proj`.
     Dinov2,
@@ -48,8 +48,13 @@ pub enum PeftNames {
     /// `CLIPVisionModel` and `SiglipVisionModel` of transformers 4 and 5:
     /// `encoder.layers.N.self_attn.q_proj`.
     Clip,
-    /// `VisionTransformer` of timm: `blocks.N.attn.qkv`.
+    /// `Aimv2VisionModel` of transformers 5: `encoder.layers.N.attention.q_proj`.
+    Aimv2,
+    /// `VisionTransformer` of timm: `blocks.N.attn.qkv` and `blocks.N.mlp.fc1`.
     Timm,
+    /// `VisionTransformer` of timm with separate layers for gate and value of the MLP, such as
+    /// AIMv2: `blocks.N.mlp.fc1_g` and `blocks.N.mlp.fc1_x`.
+    TimmGated,
 }
 
 /// The base model for which [`PetlModel::save_peft`] writes an adapter.

@@ -148,7 +148,36 @@ const DINOV2_REPOSITORY: PeftFamily = PeftFamily { gated: None, blocks: "blocks"
     whole("mlp.w3",  &[Fc2]),
 ] };
 
-const FAMILIES: [&PeftFamily; 11] = [
+/// The names of timm's AIMv2.
+#[rustfmt::skip]
+const TIMM_GATED: PeftFamily = PeftFamily { gated: None, blocks: "blocks", modules: &[
+    whole("attn.qkv",  &[Q, K, V]),
+    whole("attn.proj", &[Proj]),
+    half("mlp.fc1_g",  0),
+    half("mlp.fc1_x",  1),
+    whole("mlp.fc2",   &[Fc2]),
+] };
+
+/// The names in timm's models whose queries, keys and values have separate layers, such as EVA-02.
+#[rustfmt::skip]
+const TIMM_SPLIT: PeftFamily = PeftFamily { gated: None, blocks: "blocks", modules: &[
+    whole("attn.q_proj", &[Q]),
+    whole("attn.k_proj", &[K]),
+    whole("attn.v_proj", &[V]),
+] };
+
+#[rustfmt::skip]
+const AIMV2: PeftFamily = PeftFamily { gated: None, blocks: "encoder.layers", modules: &[
+    whole("attention.q_proj",   &[Q]),
+    whole("attention.k_proj",   &[K]),
+    whole("attention.v_proj",   &[V]),
+    whole("attention.out_proj", &[Proj]),
+    half("ffn.gate_proj",       0),
+    half("ffn.up_proj",         1),
+    whole("ffn.down_proj",      &[Fc2]),
+] };
+
+const FAMILIES: [&PeftFamily; 14] = [
     &VIT,
     &VIT_4,
     &DINOV2,
@@ -157,6 +186,9 @@ const FAMILIES: [&PeftFamily; 11] = [
     &DINOV2_4_SWIGLU,
     &CLIP,
     &TIMM,
+    &TIMM_GATED,
+    &TIMM_SPLIT,
+    &AIMV2,
     &DINOV2_REPOSITORY,
     &DINOV3,
     &DINOV3_GATED,
@@ -174,6 +206,8 @@ impl PeftNames {
             (PeftNames::Dinov2V4, true) => &DINOV2_4_SWIGLU,
             (PeftNames::Clip, _) => &CLIP,
             (PeftNames::Timm, _) => &TIMM,
+            (PeftNames::TimmGated, _) => &TIMM_GATED,
+            (PeftNames::Aimv2, _) => &AIMV2,
             (PeftNames::Dinov3, false) => &DINOV3,
             (PeftNames::Dinov3, true) => &DINOV3_GATED,
         }
