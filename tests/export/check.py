@@ -3,7 +3,7 @@
 Versions: torch 2.13, onnx 1.23, onnxruntime 1.32, timm 1.0.31, transformers 5.24. It is run by hand:
 
     CONVPASS_EXPORT_CASES=FOLDER cargo test --features testing --test integration \
-        export::write_cases -- --ignored
+        export::cases_are_written
     python tests/export/check.py FOLDER
 
 A case is a folder with the images, the logits and the features of a model (random weights), the
