@@ -21,7 +21,7 @@ struct Args {
     /// The checkpoint of a ViT, a CLIP image tower or DINOv2.
     #[arg(long, value_name = "FILE")]
     backbone: Option<PathBuf>,
-    /// A JPEG or PNG file; may be given several times.
+    /// An image file; may be given several times.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
 }

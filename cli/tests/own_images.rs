@@ -73,6 +73,18 @@ fn a_folder_of_photos_becomes_a_classifier_by_two_commands() {
     let right = text.lines().filter(|line| line.contains(",1,1,10,")).count();
     assert!(right >= 3, "{text}");
 
+    // The report looks at the same test images, and calls their classes by name.
+    let mut report = convpass("report");
+    report.arg(&out).args(["--backbone", BACKBONE, "--no-png", "--data"]).arg(&root);
+    let (status, text) = run(&mut report);
+    assert_eq!(status, Some(0), "{text}");
+    let found = fs::read(out.join("predictions.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&found).unwrap();
+    assert_eq!(found["class_names"], serde_json::json!(names));
+    let images = found["images"].as_array().unwrap();
+    let right = images.iter().filter(|image| image["label"] == image["predicted"]).count();
+    assert_eq!(100.0 * right as f64 / images.len() as f64, record.test_top1.unwrap());
+
     // The lists that the run wrote are the same images.
     let again = folder.path().join("again");
     let mut command = finetune(&out, &again);

@@ -25,7 +25,7 @@ use crate::{Outcome, failure};
 #[derive(clap::Args)]
 #[command(
     mut_arg("data", |arg| arg.requires("backbone").help(
-        "Folder that holds one folder for each task, to look at test images; needs --backbone"
+        "Folder that holds one folder for each task, or the folder of --images for runs on own images, to look at test images; needs --backbone"
     )),
     mut_arg("backbone", |arg| arg.requires("data").help(
         "Checkpoint that the adapters were trained beside: a file, or a folder that holds one; needs --data"
@@ -135,15 +135,14 @@ impl Analysis<'_> {
         if !predict && !look {
             return Ok(());
         }
-        let folder = VtabFolder::open(self.data, &run.record.task)?;
-        let (precision, size) = (
-            self.args.backbone.precision.map_or_else(|| precision_of(&run.record), Ok)?,
-            opened.image_size(),
-        );
+        let (test, class_names) = self.test_images(run)?;
+        let resize = run.record.test_resize(opened.image_size())?;
+        let precision =
+            self.args.backbone.precision.map_or_else(|| precision_of(&run.record), Ok)?;
         let _guard = precision.guard(opened.backbone.device())?;
         let backbone = precision.convert(opened.backbone.clone())?;
         let model = PetlModel::load_adapter(backbone, run.folder.join("adapter.safetensors"))?;
-        let (test, normalization) = (folder.split(VtabSplit::Test), run.record.train.normalization);
+        let normalization = run.record.train.normalization;
         if predict {
             let mut watch = |done: usize, all: usize| {
                 if done == all {
@@ -153,33 +152,37 @@ impl Analysis<'_> {
             };
             let batch_size = self.args.batches.batch_size();
             let mut found =
-                Predictions::compute(&model, test, size, normalization, batch_size, &mut watch)?;
-            found.class_names = class_names(&folder.path().join("classes.txt"))?;
+                Predictions::compute(&model, &test, resize, normalization, batch_size, &mut watch)?;
+            found.class_names = class_names;
             found.save(run.folder.join(Predictions::FILE))?;
         }
         if look {
             // The same few images in every run.
-            let images = first_images(&folder, self.images(), size)?;
+            let images = ImageDataset::stream(&test, resize);
             BypassView::compute(&model, &images, normalization, self.images())?
                 .save(run.folder.join(BypassView::FILE))?;
         }
         Ok(())
     }
-}
 
-/// Returns the first images of the test list of a task.
-fn first_images(folder: &VtabFolder, count: usize, size: (i64, i64)) -> Result<ImageDataset> {
-    let list = folder.split(VtabSplit::Test);
-    let lines: Vec<String> = list
-        .entries()
-        .iter()
-        .take(count.max(1))
-        .map(|entry| format!("{} {}\n", entry.path, entry.label))
-        .collect();
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), lines.concat())?;
-    let list = FileList::read(list.root(), file.path(), Some(folder.num_classes()))?;
-    Ok(ImageDataset::load(&list, size)?)
+    /// Returns the test images of a run and the names of its classes. Those of a run on own images
+    /// are in a list in its folder.
+    fn test_images(&self, run: &FoundRun) -> Result<(FileList, Vec<String>)> {
+        let (record, own) = (&run.record, run.folder.join("test.csv"));
+        let names = record.images.class_names.clone();
+        if own.is_file() {
+            let list = if names.is_empty() {
+                FileList::read(self.data, own, Some(record.model.num_classes))?
+            } else {
+                FileList::read_of(self.data, own, &names)?
+            };
+            return Ok((list, names));
+        }
+        let folder = VtabFolder::open(self.data, &record.task)?;
+        let of_task = class_names(&folder.path().join("classes.txt"))?;
+        let names = if names.is_empty() { of_task } else { names };
+        Ok((folder.split(VtabSplit::Test).clone(), names))
+    }
 }
 
 /// Returns the fonts of the machine, if one of them is sans-serif.

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::files::{read_json, write_json};
 use convpass::backbone::Backbone;
 use convpass::data::{
-    BatchConfig, Batches, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
-    decode_image,
+    BatchConfig, Batches, FileEntry, FileList, ImageDataset, Normalization, Order, PartialBatch,
+    Resize,
 };
 use convpass::model::PetlModel;
 
@@ -69,7 +69,7 @@ impl Predictions {
     pub fn compute<B: Backbone>(
         model: &PetlModel<B>,
         list: &FileList,
-        image_size: (i64, i64),
+        resize: Resize,
         normalization: Normalization,
         batch_size: usize,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
@@ -91,7 +91,7 @@ impl Predictions {
         for entries in list.entries().chunks(CHUNK) {
             let mut pixels = Vec::with_capacity(entries.len());
             for entry in entries {
-                pixels.push(read(list, entry.line, &entry.path, image_size)?);
+                pixels.push(read(list, entry, resize)?);
             }
             let labels = entries.iter().map(|entry| entry.label).collect();
             let chunk = ImageDataset::from_arrays(stack(&pixels)?, labels, num_classes)?;
@@ -233,12 +233,11 @@ impl Prediction {
     }
 }
 
-fn read(list: &FileList, line: usize, path: &str, size: (i64, i64)) -> Result<Array3<u8>> {
-    let path = list.root().join(path);
-    let image = decode_image(&path).and_then(|image| Resize::bicubic(size)?.apply(image.view()));
+fn read(list: &FileList, entry: &FileEntry, resize: Resize) -> Result<Array3<u8>> {
+    let image = resize.read(list.root().join(&entry.path));
     Ok(image.map_err(|error| match error {
         convpass::Error::Image { path, reason, .. } => {
-            let list = Some((list.file().to_path_buf(), line));
+            let list = (entry.line > 0).then(|| (list.file().to_path_buf(), entry.line));
             convpass::Error::Image { path, reason, list }
         }
         other => other,
@@ -315,7 +314,7 @@ pub(super) mod tests {
             Predictions::compute(
                 &model(classes),
                 &list,
-                (16, 16),
+                Resize::bicubic((16, 16)).unwrap(),
                 Normalization::Half,
                 batch,
                 watch,

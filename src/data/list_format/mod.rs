@@ -110,6 +110,10 @@ fn text(file: &Path, bytes: Vec<u8>) -> Result<String> {
             let reason = "it is a zip archive, as a workbook of Excel is; export the table as CSV";
             return Err(Error::UnknownFormat { file: file.to_path_buf(), reason: reason.into() });
         }
+        bytes if bytes.contains(&0) && ::image::guess_format(bytes).is_ok() => {
+            let reason = "it is an image; give the folder of the images, or a list of them";
+            return Err(Error::UnknownFormat { file: file.to_path_buf(), reason: reason.into() });
+        }
         bytes if bytes.iter().take(64).any(|&byte| byte == 0) => {
             let reason = "it has zero bytes, as UTF-16 without a byte order mark; save it as UTF-8";
             return Err(Error::corrupt(file, reason));
@@ -238,8 +242,10 @@ mod tests {
         let unmarked: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let error = read_as("l.csv", &unmarked, Known::Nothing).unwrap_err().to_string();
         assert!(error.contains("UTF-16 without a byte order mark"), "{error}");
-        let error = read_as("l.csv", b"PK\x03\x04...", Known::Nothing).unwrap_err();
-        assert!(matches!(error, Error::UnknownFormat { .. }));
+        for other in [b"PK\x03\x04...".as_slice(), b"\xFF\xD8\xFF\xE0\0\x10JFIF\0"] {
+            let error = read_as("l.csv", other, Known::Nothing).unwrap_err();
+            assert!(matches!(error, Error::UnknownFormat { .. }), "{error}");
+        }
     }
 
     #[test]

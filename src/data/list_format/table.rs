@@ -67,6 +67,11 @@ fn line_of(text: &str, position: &Position) -> usize {
     position.line() as usize + blank.filter(|&&byte| byte == b'\n').count()
 }
 
+/// Returns the fields of a record for a message.
+fn fields(record: &StringRecord) -> String {
+    record.iter().map(|field| format!("{field:?}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Returns the columns that the first record names, or `None` if it names none of them.
 fn header(first: &StringRecord) -> Result<Option<Columns>, Refused> {
     let find = |known: &[&str]| {
@@ -85,7 +90,7 @@ fn header(first: &StringRecord) -> Result<Option<Columns>, Refused> {
         (Some(path), Some(_)) => Ok(Some(Columns { path, label, class })),
         (missing, _) => {
             let missing = if missing.is_none() { "path" } else { "label" };
-            Err((1, format!("the header {first:?} names no column `{missing}`")))
+            Err((1, format!("the header {} names no column `{missing}`", fields(first))))
         }
     }
 }
@@ -112,7 +117,8 @@ fn check_headless(records: &[(usize, StringRecord)]) -> Result<(), Refused> {
             return Err((
                 *line,
                 format!(
-                    "{first:?} seems to be a header; name its columns `path` and `label` or `class`"
+                    "{} seems to be a header; name its columns `path` and `label` or `class`",
+                    fields(first)
                 ),
             ));
         }
@@ -123,7 +129,7 @@ fn check_headless(records: &[(usize, StringRecord)]) -> Result<(), Refused> {
 fn row(record: &StringRecord, columns: &Columns, line: usize) -> Result<Row, String> {
     let field = |at: usize, name: &str| {
         let field = record.get(at).filter(|field| !field.trim().is_empty());
-        field.ok_or_else(|| format!("the field {name} is empty or missing in {record:?}"))
+        field.ok_or_else(|| format!("the field {name} is empty or missing in {}", fields(record)))
     };
     let path = field(columns.path, "path")?.to_owned();
     let label = match (columns.label, columns.class) {
