@@ -17,7 +17,7 @@ use crate::seam::NoMethod;
 /// to start as the identity, and computes other features if it does not.
 ///
 /// # Errors
-/// Returns a [`Failure`] that states the difference.
+/// Returns a [`Failure`](super::Failure) that states the difference.
 pub fn starts_as_promised<B: Backbone>(model: &PetlModel<B>, images: &Tensor) -> Check {
     let method = &model.config().method;
     let features = tch::no_grad(|| model.features(images, false))?;
@@ -41,7 +41,7 @@ pub fn starts_as_promised<B: Backbone>(model: &PetlModel<B>, images: &Tensor) ->
 /// Checks that three training steps change every variable and do not change the backbone.
 ///
 /// # Errors
-/// Returns a [`Failure`] that names the weight.
+/// Returns a [`Failure`](super::Failure) that names the weight.
 pub fn trains_its_variables_alone<B: Backbone>(model: &PetlModel<B>, images: &Tensor) -> Check {
     let _alone = alone();
     let digest = model.backbone().digest()?;
@@ -74,7 +74,7 @@ pub fn trains_its_variables_alone<B: Backbone>(model: &PetlModel<B>, images: &Te
 /// every variable is moved away from zero.
 ///
 /// # Errors
-/// Returns a [`Failure`] that names the variable.
+/// Returns a [`Failure`](super::Failure) that names the variable.
 pub fn every_variable_has_a_gradient<B: Backbone>(model: &PetlModel<B>, images: &Tensor) -> Check {
     disturb(model)?;
     loss(&model.forward(images, false)?)?.f_backward()?;
@@ -92,7 +92,7 @@ pub fn every_variable_has_a_gradient<B: Backbone>(model: &PetlModel<B>, images: 
 /// the random generator are equal, and each gradient differs by at most `gap(name)`.
 ///
 /// # Errors
-/// Returns a [`Failure`] that names what differs.
+/// Returns a [`Failure`](super::Failure) that names what differs.
 pub fn recomputes_the_same_gradients<B: Backbone>(
     model: &PetlModel<B>,
     images: &Tensor,
@@ -143,7 +143,7 @@ pub fn recomputes_the_same_gradients<B: Backbone>(
 /// are computed once and kept.
 ///
 /// # Errors
-/// Returns a [`Failure`] if the logits differ.
+/// Returns a [`Failure`](super::Failure) if the logits differ.
 pub fn keeps_its_prefix<B: Backbone>(model: &PetlModel<B>, images: &Tensor) -> Check {
     let Some(blocks) = model.frozen_blocks() else { return Ok(()) };
     disturb(model)?;
@@ -163,7 +163,7 @@ pub fn keeps_its_prefix<B: Backbone>(model: &PetlModel<B>, images: &Tensor) -> C
 /// built model.
 ///
 /// # Errors
-/// Returns a [`Failure`] with the counts of both.
+/// Returns a [`Failure`](super::Failure) with the counts of both.
 pub fn is_audited<B: Backbone>(model: &PetlModel<B>) -> Check {
     let row = audit_shape(&model.backbone().shape(), &model.config().method)?;
     let built = model.trainable_params();
@@ -181,7 +181,7 @@ pub fn is_audited<B: Backbone>(model: &PetlModel<B>) -> Check {
 /// model is saved as the same bytes.
 ///
 /// # Errors
-/// Returns a [`Failure`] that says what differs.
+/// Returns a [`Failure`](super::Failure) that says what differs.
 pub fn comes_back_from_its_file<B: Backbone>(
     model: &PetlModel<B>,
     images: &Tensor,
