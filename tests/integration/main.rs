@@ -32,5 +32,6 @@ mod streaming;
 mod support;
 mod told;
 mod training;
+mod variants;
 mod vtab_finetune;
 mod wrappers;
