@@ -189,6 +189,13 @@ impl ImageDataset {
         &self.split_hash
     }
 
+    /// Returns the SHA-256 hash of all pixels in hex, or `None` if they are not kept in memory. It
+    /// changes if a file, the resize or the orientation changes.
+    pub fn pixel_hash(&self) -> Option<String> {
+        let images = self.images()?;
+        Some(format!("{:x}", Sha256::digest(images.as_slice()?)))
+    }
+
     /// Returns the pixels of one image, row by row.
     pub(crate) fn pixels(&self, index: usize) -> Result<Cow<'_, [u8]>> {
         self.source.pixels(index)

@@ -90,6 +90,10 @@ pub struct ImagesRecord {
     /// [`RunRecord::test_shorter_side`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Preprocessing>,
+    /// SHA-256 of the pixels of the training images
+    /// ([`ImageDataset::pixel_hash`]), if they were in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_pixels: Option<String>,
     /// The number of images that could not be read and were skipped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: usize,
@@ -102,6 +106,7 @@ impl Default for ImagesRecord {
             orientation: Orientation::Stored,
             class_names: Vec::new(),
             preprocessing: None,
+            train_pixels: None,
             skipped: 0,
         }
     }
@@ -170,6 +175,7 @@ impl RunRecord {
                 orientation: images.orientation(),
                 class_names: model.class_names().unwrap_or_default().to_vec(),
                 preprocessing: None,
+                train_pixels: images.pixel_hash(),
                 skipped: 0,
             },
         })

@@ -101,11 +101,15 @@ struct Images<'a> {
     split: &'a str,
     count: usize,
     size: (i64, i64),
+    /// Hash of the pixels, if they are in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split_pixels: Option<String>,
 }
 
 impl<'a> Images<'a> {
     fn of(set: &'a ImageDataset) -> Self {
-        Images { split: set.split_hash(), count: set.len(), size: set.image_size() }
+        let (split, split_pixels) = (set.split_hash(), set.pixel_hash());
+        Images { split, count: set.len(), size: set.image_size(), split_pixels }
     }
 }
 
@@ -218,6 +222,7 @@ impl StateFile {
             file => file?,
         };
         let mut info = info(&file)?;
+        keep_known_pixels(&mut info.run, &self.run);
         if let Some((field, found, expected)) = difference(String::new(), &info.run, &self.run) {
             return Err(Error::OtherRun { file: self.path.clone(), field, expected, found });
         }
@@ -360,6 +365,18 @@ fn checksum(tensors: &BTreeMap<String, Bytes>) -> u32 {
         hasher.update(&bytes.data);
     }
     hasher.finalize()
+}
+
+/// Adds the hashes of the pixels to the run of a file of an earlier version, which had none.
+fn keep_known_pixels(found: &mut Value, expected: &Value) {
+    for set in ["train_images", "val_images"] {
+        let known = expected.get(set).and_then(|images| images.get("split_pixels"));
+        if let (Some(known), Some(images)) =
+            (known, found.get_mut(set).and_then(Value::as_object_mut))
+        {
+            images.entry("split_pixels").or_insert_with(|| known.clone());
+        }
+    }
 }
 
 /// Returns the first field below `path` in which two JSON values differ, and both values as text.

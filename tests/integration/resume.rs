@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use convpass::data::FileList;
 use convpass::eval::PrefixCache;
 use convpass::petl::ConvBypassVariant;
 use convpass::train::{
@@ -280,4 +281,32 @@ fn what_a_killed_process_left_is_removed_and_what_cannot_be_is_refused() {
     assert!(matches!(go_on(beside("none").join("run.state"), 1), Error::Io { .. }));
     std::fs::create_dir(beside("folder")).unwrap();
     assert!(matches!(go_on(beside("folder"), 1), Error::Io { .. }));
+}
+
+#[test]
+fn a_run_does_not_continue_on_images_that_changed_under_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |index: u8, grey: u8| {
+        let image = image::RgbImage::from_pixel(16, 16, image::Rgb([grey; 3]));
+        image.save(folder.path().join(format!("{index}.png"))).unwrap();
+    };
+    (0..8).for_each(|index| write(index, 20 * index));
+    let lines: String = (0..8).map(|index| format!("{index}.png {}\n", index % 2)).collect();
+    let list = folder.path().join("list.txt");
+    std::fs::write(&list, lines).unwrap();
+    let checkpoint = RunCheckpoint { path: folder.path().join("run.state"), every: 1 };
+    let go_on = |observer: &mut dyn Observer| {
+        let list = FileList::read(folder.path(), &list, Some(2)).unwrap();
+        let train = ImageDataset::load(&list, (16, 16)).unwrap();
+        let mut model = quiet_model(0.0);
+        fit_resumable(&mut model, &train, None, &train_config(2, 4), &checkpoint, observer)
+    };
+    assert!(go_on(&mut Stop::after(1)).unwrap().stopped);
+    write(3, 7);
+    match go_on(&mut Silent).unwrap_err() {
+        Error::OtherRun { field, .. } => assert_eq!(field, "train_images.split_pixels"),
+        error => panic!("{error}"),
+    }
+    write(3, 60);
+    assert!(!go_on(&mut Silent).unwrap().stopped);
 }

@@ -290,7 +290,7 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
-            images: self.images_record(),
+            images: ImagesRecord { train_pixels: train.pixel_hash(), ..self.images_record() },
         };
         folder.save_record(&record)?;
         Ok((model, known))
@@ -302,6 +302,7 @@ impl<'a> FewShotJob<'a> {
             orientation: self.args.orientation.orientation(),
             class_names: self.class_names.clone(),
             preprocessing: None,
+            train_pixels: None,
             skipped: self.skipped,
         }
     }

@@ -182,6 +182,7 @@ impl FinetuneJob<'_> {
             orientation: preprocessing.orientation,
             class_names: self.lists.class_names.clone(),
             preprocessing: (!is_published).then(|| preprocessing.clone()),
+            train_pixels: None,
             skipped: self.lists.skipped,
         }
     }
@@ -233,7 +234,10 @@ impl FinetuneJob<'_> {
             best_on_test: None,
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
-            images: self.images_record(preprocessing),
+            images: ImagesRecord {
+                train_pixels: images.train.pixel_hash(),
+                ..self.images_record(preprocessing)
+            },
         })
     }
 
