@@ -38,6 +38,7 @@ mod robustness;
 
 pub use open::OpenOptions;
 pub use report::{LoadReport, Setting, SettingSource};
+pub(crate) use tensor_file::check_finite;
 pub use tensor_file::{Container, TensorFile};
 pub(crate) use written::NamedWeights;
 pub use written::WeightNames;

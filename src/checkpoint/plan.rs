@@ -9,7 +9,7 @@ use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES, parts 
 use super::renamed::{MAX_UNWRAPPINGS, Renamed};
 use super::settings::{CONFIG, SideFile};
 use super::unsupported::unsupported;
-use super::{LoadReport, TensorFile, shards};
+use super::{LoadReport, TensorFile, check_finite, shards};
 use crate::backbone::ClipTextConfig;
 use crate::error::{Error, Result, list};
 
@@ -226,21 +226,6 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Checks that no element of the tensor is NaN or infinite. One pass over the elements sums
-    /// them; only a sum that is not finite needs another one.
-    fn check_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
-        if tensor.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite() {
-            return Ok(());
-        }
-        let finite = tensor.f_isfinite()?;
-        let bad = finite.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-        if bad == 0 {
-            return Ok(());
-        }
-        let file = self.file.path().to_path_buf();
-        Err(Error::NotFinite { file, name: name.to_owned(), count: bad })
-    }
-
     /// Reads one part of a tensor of the model, with the shape `shape`.
     fn read_part(&self, source: &Origin, shape: &[i64], heads: i64) -> Result<Tensor> {
         let expected = source.layout.to_file(shape, heads);
@@ -254,7 +239,7 @@ impl<'a> Plan<'a> {
             return Err(self.mismatch(source, expected));
         }
         let tensor = self.file.tensor(&source.name)?;
-        self.check_finite(&source.name, &tensor)?;
+        check_finite(self.file.path(), &source.name, &tensor)?;
         source.layout.apply(&tensor, shape)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::entry::{ElementType, Entry};
 use super::pickle::PickleError;
@@ -189,6 +189,23 @@ impl TensorFile {
     fn file_of(&self, name: &str) -> &OneFile {
         &self.files[self.places.get(name).copied().unwrap_or_default()]
     }
+}
+
+/// Checks that no element of `tensor`, which is called `name` in `file`, is NaN or infinite. One
+/// pass over the elements sums them; only a sum that is not finite needs another one.
+///
+/// # Errors
+/// [`Error::NotFinite`] with the number of such elements.
+pub(crate) fn check_finite(file: &Path, name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite() {
+        return Ok(());
+    }
+    let finite = tensor.f_isfinite()?;
+    let count = finite.f_logical_not()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    if count == 0 {
+        return Ok(());
+    }
+    Err(Error::NotFinite { file: file.to_path_buf(), name: name.to_owned(), count })
 }
 
 impl OneFile {

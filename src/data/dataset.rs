@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 
 use ndarray::{Array3, Array4, ArrayView4};
@@ -29,6 +29,8 @@ pub struct ImageDataset {
     labels: Vec<i64>,
     num_classes: i64,
     split_hash: String,
+    /// Computed when it is asked for.
+    pixel_hash: Arc<OnceLock<Option<String>>>,
     threads: NonZeroUsize,
     orientation: Orientation,
 }
@@ -96,6 +98,7 @@ impl ImageDataset {
             labels: list.entries().iter().map(|entry| entry.label).collect(),
             num_classes: list.num_classes(),
             split_hash: list.split_hash(),
+            pixel_hash: Arc::default(),
             threads: cores(),
             orientation,
         }
@@ -126,7 +129,8 @@ impl ImageDataset {
         let split_hash = hash_arrays(&images, &labels);
         let source = Arc::new(Source::Memory(images));
         let (threads, orientation) = (cores(), Orientation::Stored);
-        Ok(Self { source, labels, num_classes, split_hash, threads, orientation })
+        let pixel_hash = Arc::default();
+        Ok(Self { source, labels, num_classes, split_hash, pixel_hash, threads, orientation })
     }
 
     /// Sets the number of threads that decode or augment images in a pass, at most 256.
@@ -191,9 +195,12 @@ impl ImageDataset {
 
     /// Returns the SHA-256 hash of all pixels in hex, or `None` if they are not kept in memory. It
     /// changes if a file, the resize or the orientation changes.
-    pub fn pixel_hash(&self) -> Option<String> {
-        let images = self.images()?;
-        Some(format!("{:x}", Sha256::digest(images.as_slice()?)))
+    pub fn pixel_hash(&self) -> Option<&str> {
+        let hash = || {
+            let images = self.images()?;
+            Some(format!("{:x}", Sha256::digest(images.as_slice()?)))
+        };
+        self.pixel_hash.get_or_init(hash).as_deref()
     }
 
     /// Returns the pixels of one image, row by row.

@@ -220,11 +220,11 @@ pub(super) fn list(folder: &Path) -> Result<Vec<(String, bool)>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Creates a folder that contains empty files at `paths`.
-    fn tree(paths: &[&str]) -> tempfile::TempDir {
+    pub(in crate::data) fn tree(paths: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for path in paths {
             let path = root.path().join(path);

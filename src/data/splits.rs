@@ -249,17 +249,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-
-    /// Creates a folder that contains empty files at `paths`.
-    fn tree(paths: &[&str]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for path in paths {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, b"").unwrap();
-        }
-        root
-    }
+    use crate::data::folders::tests::tree;
 
     fn paths(list: &FileList) -> Vec<&str> {
         list.entries().iter().map(|entry| entry.path.as_str()).collect()

@@ -12,7 +12,7 @@ use super::adapter_info::{AdapterInfo, KEY};
 use super::low_bit::{self, LowBit};
 use super::petl_model::PetlConfig;
 use crate::backbone::Backbone;
-use crate::checkpoint::{LoadReport, TensorFile};
+use crate::checkpoint::{LoadReport, TensorFile, check_finite};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
@@ -126,17 +126,6 @@ pub(super) fn load(
     low_bit.set_loaded(coded, &variables)?;
     let applied = file.names().map(str::to_owned).collect();
     Ok(LoadReport { applied, ..LoadReport::default() })
-}
-
-/// Returns an error if `tensor`, which is called `name` in `file`, has elements that are NaN or
-/// infinite.
-fn check_finite(file: &Path, name: &str, tensor: &Tensor) -> Result<()> {
-    let finite = tensor.f_isfinite()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-    let count = tensor.numel() as i64 - finite;
-    if count == 0 {
-        return Ok(());
-    }
-    Err(Error::NotFinite { file: file.to_path_buf(), name: name.to_owned(), count })
 }
 
 /// Compares shapes. A 1x1 convolution `[out, in, 1, 1]` is a matrix `[out, in]`, and a file may

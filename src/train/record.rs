@@ -175,7 +175,7 @@ impl RunRecord {
                 orientation: images.orientation(),
                 class_names: model.class_names().unwrap_or_default().to_vec(),
                 preprocessing: None,
-                train_pixels: images.pixel_hash(),
+                train_pixels: images.pixel_hash().map(str::to_owned),
                 skipped: 0,
             },
         })

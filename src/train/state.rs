@@ -103,7 +103,7 @@ struct Images<'a> {
     size: (i64, i64),
     /// Hash of the pixels, if they are in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
-    split_pixels: Option<String>,
+    split_pixels: Option<&'a str>,
 }
 
 impl<'a> Images<'a> {

@@ -290,7 +290,10 @@ impl<'a> FewShotJob<'a> {
             best_on_test: None,
             test_seconds,
             peak_rss_mb: peak_rss_mb(),
-            images: ImagesRecord { train_pixels: train.pixel_hash(), ..self.images_record() },
+            images: ImagesRecord {
+                train_pixels: train.pixel_hash().map(str::to_owned),
+                ..self.images_record()
+            },
         };
         folder.save_record(&record)?;
         Ok((model, known))

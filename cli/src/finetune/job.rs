@@ -235,7 +235,7 @@ impl FinetuneJob<'_> {
             test_seconds: None,
             peak_rss_mb: peak_rss_mb(),
             images: ImagesRecord {
-                train_pixels: images.train.pixel_hash(),
+                train_pixels: images.train.pixel_hash().map(str::to_owned),
                 ..self.images_record(preprocessing)
             },
         })
