@@ -195,8 +195,9 @@ impl Entry {
         })
     }
 
-    /// Reads the tensor to the CPU in f32. Returns `None` if its dtype is not floating point.
-    pub(super) fn read(&self, file: &[u8]) -> Result<Option<Tensor>, String> {
+    /// Reads the tensor to the CPU in f32, and returns with it whether all its elements are known to
+    /// be finite. Returns `None` if its dtype is not floating point.
+    pub(super) fn read(&self, file: &[u8]) -> Result<Option<(Tensor, bool)>, String> {
         let Some(kind) = self.element.kind() else { return Ok(None) };
         let (size, span) = (kind.elt_size_in_bytes(), self.span());
         self.stored.with_bytes(file, |bytes| {
@@ -215,12 +216,14 @@ impl Entry {
 
     /// Makes the tensor from `bytes`, which hold exactly the elements from the first to the last
     /// one.
-    fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<Tensor, tch::TchError> {
-        let flat = to_f32(bytes, kind)?;
-        match &self.strides {
-            None => flat.f_view(&self.shape[..]),
-            Some(strides) => flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous(),
-        }
+    fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<(Tensor, bool)> {
+        let (flat, finite) = to_f32(bytes, kind)?;
+        let tensor = match &self.strides {
+            None => flat.f_view(&self.shape[..])?,
+            // Between its elements there may be others, which need not be finite.
+            Some(strides) => flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous()?,
+        };
+        Ok((tensor, finite))
     }
 }
 

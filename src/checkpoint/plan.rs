@@ -9,7 +9,7 @@ use super::names::{Action, FAMILIES, Family, Layout, Part, TEXT_FAMILIES, parts 
 use super::renamed::{MAX_UNWRAPPINGS, Renamed};
 use super::settings::{CONFIG, SideFile};
 use super::unsupported::unsupported;
-use super::{LoadReport, TensorFile, check_finite, shards};
+use super::{LoadReport, TensorFile, shards};
 use crate::backbone::ClipTextConfig;
 use crate::error::{Error, Result, list};
 
@@ -238,8 +238,7 @@ impl<'a> Plan<'a> {
         if !fits {
             return Err(self.mismatch(source, expected));
         }
-        let tensor = self.file.tensor(&source.name)?;
-        check_finite(self.file.path(), &source.name, &tensor)?;
+        let tensor = self.file.finite_tensor(&source.name)?;
         source.layout.apply(&tensor, shape)
     }
 

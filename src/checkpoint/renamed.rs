@@ -144,8 +144,8 @@ impl<'a> Renamed<'a> {
         self.file.shape(self.names.get(name)?)
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.file.tensor(&self.in_file(name))
+    pub(super) fn finite_tensor(&self, name: &str) -> Result<Tensor> {
+        self.file.finite_tensor(&self.in_file(name))
     }
 }
 

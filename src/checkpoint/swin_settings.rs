@@ -162,7 +162,7 @@ fn stored_windows(plan: &Plan, stages: usize) -> Result<Option<(StageWindows, St
         if rows < 1 || cols < 1 || rows % 2 == 0 || cols % 2 == 0 {
             return Ok(None);
         }
-        let last = plan.file.tensor(name)?.f_select(1, rows - 1)?.f_select(1, cols - 1)?;
+        let last = plan.file.finite_tensor(name)?.f_select(1, rows - 1)?.f_select(1, cols - 1)?;
         let last = [last.f_double_value(&[0, 0])?, last.f_double_value(&[0, 1])?];
         let window = (rows / 2 + 1, cols / 2 + 1);
         windows.push(window);

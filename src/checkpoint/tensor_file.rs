@@ -162,11 +162,29 @@ impl TensorFile {
     /// floating point, [`Error::CorruptFile`] if its bytes do not inflate or do not match their
     /// checksum.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        Ok(self.read(name)?.0)
+    }
+
+    /// Does the same as [`TensorFile::tensor`], and refuses a tensor of which an element is NaN or
+    /// infinite.
+    ///
+    /// # Errors
+    /// The errors of [`TensorFile::tensor`], and [`Error::NotFinite`].
+    pub(crate) fn finite_tensor(&self, name: &str) -> Result<Tensor> {
+        let (tensor, finite) = self.read(name)?;
+        if !finite {
+            check_finite(&self.path, name, &tensor)?;
+        }
+        Ok(tensor)
+    }
+
+    /// Reads a tensor, and returns with it whether all its elements are known to be finite.
+    fn read(&self, name: &str) -> Result<(Tensor, bool)> {
         let file = self.file_of(name);
-        let tensor = read_tensor(&file.path, &file.map, &file.index, name)?;
+        let read = read_tensor(&file.path, &file.map, &file.index, name)?;
         // Without this, a model is in memory twice by the time its last tensor is read.
         file.map.release(&file.index.entries[name].stored.at);
-        Ok(tensor)
+        Ok(read)
     }
 
     /// Reads the bytes of a u8 tensor in order.
@@ -310,10 +328,16 @@ fn entry<'a>(path: &Path, index: &'a Index, name: &str) -> Result<&'a Entry> {
     })
 }
 
-pub(super) fn read_tensor(path: &Path, file: &[u8], index: &Index, name: &str) -> Result<Tensor> {
+/// Reads a tensor, and returns with it whether all its elements are known to be finite.
+pub(super) fn read_tensor(
+    path: &Path,
+    file: &[u8],
+    index: &Index,
+    name: &str,
+) -> Result<(Tensor, bool)> {
     let entry = entry(path, index, name)?;
     match entry.read(file) {
-        Ok(Some(tensor)) => Ok(tensor),
+        Ok(Some(read)) => Ok(read),
         Ok(None) => {
             let (file, name) = (path.to_path_buf(), name.to_owned());
             Err(Error::ElementType { file, name, found: entry.element.to_string() })

@@ -1,30 +1,72 @@
 //! Conversion between raw memory and tensors.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Converts `bytes`, which hold elements of dtype `kind`, to an f32 tensor `[N]` on the CPU. N is
-/// `bytes.len()` divided by the size of an element, rounded down. The conversion from f16 and bf16
-/// is exact; f64 is rounded.
+use super::malloc::populate;
+use super::threads::for_each;
+use crate::error::Result;
+
+/// Converts `bytes`, which hold elements of dtype `kind`, to an f32 tensor `[N]` on the CPU, and
+/// returns with it whether all its elements are finite. N is `bytes.len()` divided by the size of an
+/// element, rounded down. The conversion from f16 and bf16 is exact; f64 is rounded.
 ///
-/// It is one pass on libtorch's threads. `Tensor::f_from_data_size` in its place fills the tensor
-/// with zeros first, copies on one thread and needs a second pass for the conversion.
+/// Elements of f32 are copied and checked in one pass on libtorch's threads.
 ///
 /// # Errors
 /// Returns libtorch's error if memory is short.
-pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<Tensor, TchError> {
+pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<(Tensor, bool)> {
     let size = kind.elt_size_in_bytes();
     let count = [(bytes.len() / size) as i64];
-    if bytes.as_ptr().align_offset(size) != 0 {
-        let aligned = Tensor::f_from_data_size(&bytes[..count[0] as usize * size], &count, kind)?;
-        return aligned.f_to_kind(Kind::Float);
+    if kind == Kind::Float {
+        let mut copy = Fresh::new(&count)?;
+        let finite = copy_f32(bytes, copy.floats())?;
+        return Ok((copy.done(), finite));
     }
-    // SAFETY: `count` aligned elements lie within `bytes`. Nothing writes through the tensor, and
-    // it does not outlive the borrow: this function drops it, and the copy has a storage of its
-    // own.
-    let lent = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &count, &[], kind, Device::Cpu) }?;
-    let mut copy = Tensor::f_empty(count, (Kind::Float, Device::Cpu))?;
-    copy.f_copy_(&lent)?;
-    Ok(copy)
+    let converted = if bytes.as_ptr().align_offset(size) == 0 {
+        // SAFETY: `count` aligned elements lie within `bytes`. Nothing writes through the tensor,
+        // and it does not outlive the borrow: this block drops it, and the copy has a storage of
+        // its own.
+        let lent = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &count, &[], kind, Device::Cpu) }?;
+        lent.f_to_kind(Kind::Float)?
+    } else {
+        let aligned = Tensor::f_from_data_size(&bytes[..count[0] as usize * size], &count, kind)?;
+        aligned.f_to_kind(Kind::Float)?
+    };
+    let finite = floats(&converted).iter().fold(0, |seen, x| seen | overflow(x.to_bits())) == 0;
+    Ok((converted, finite))
+}
+
+/// The elements that a thread copies at a time: 128 KiB, many pages, but so few
+/// that all threads end at about the same time.
+const COPIED_AT_A_TIME: usize = 1 << 15;
+
+/// Copies the f32 values in `bytes`, of any alignment, to `to`, and returns whether all are finite.
+/// `bytes` holds at least as many values as `to`.
+fn copy_f32(bytes: &[u8], to: &mut [f32]) -> Result<bool> {
+    let seen = AtomicU32::new(0);
+    let chunks: Vec<_> = to.chunks_mut(COPIED_AT_A_TIME).map(Mutex::new).collect();
+    for_each(chunks.len(), |i| {
+        let mut to = chunks[i].lock().unwrap_or_else(PoisonError::into_inner);
+        populate(&mut to);
+        let from = bytes[i * COPIED_AT_A_TIME * 4..].as_chunks().0;
+        let mut here = 0;
+        for (to, &from) in to.iter_mut().zip(from) {
+            let bits = u32::from_ne_bytes(from);
+            *to = f32::from_bits(bits);
+            here |= overflow(bits);
+        }
+        seen.fetch_or(here, Ordering::Relaxed);
+    })?;
+    Ok(seen.into_inner() == 0)
+}
+
+/// Returns the highest bit if `bits` are those of an f32 that is NaN or infinite: only then are all
+/// bits of the exponent set, and adding one to the exponent carries.
+fn overflow(bits: u32) -> u32 {
+    ((bits & 0x7fff_ffff) + 0x0080_0000) & 0x8000_0000
 }
 
 /// Returns the elements of `tensor` if it is f32, on the CPU and contiguous; returns an empty slice
@@ -82,19 +124,47 @@ mod tests {
                 let count = bytes.len() / size;
                 let plain = Tensor::f_from_data_size(&bytes[..count * size], &[count as i64], kind)
                     .unwrap();
-                let copy = to_f32(bytes, kind).unwrap();
+                let (copy, _) = to_f32(bytes, kind).unwrap();
                 assert_eq!((copy.size(), copy.kind()), (vec![count as i64], Kind::Float));
                 assert_eq!(copy, plain.to_kind(Kind::Float), "{kind:?} from {start}");
             }
         }
-        assert_eq!(to_f32(&[], Kind::Float).unwrap().numel(), 0);
+        let (empty, finite) = to_f32(&[], Kind::Float).unwrap();
+        assert_eq!((empty.numel(), finite), (0, true));
     }
 
     #[test]
     fn the_copy_is_its_own() {
         let mut bytes = 1f32.to_le_bytes().repeat(3);
-        let copy = to_f32(&bytes, Kind::Float).unwrap();
+        let (copy, _) = to_f32(&bytes, Kind::Float).unwrap();
         bytes.fill(0);
         assert_eq!(Vec::<f32>::try_from(copy).unwrap(), [1.0; 3]);
+    }
+
+    /// Puts one value at each of several places of a tensor of more than one chunk.
+    #[test]
+    fn one_element_that_is_not_finite_is_seen() {
+        let count = COPIED_AT_A_TIME + 5;
+        let kinds = [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16];
+        for (kind, place) in
+            kinds.into_iter().flat_map(|kind| [0, 7, count - 1].map(|at| (kind, at)))
+        {
+            let finite_in = |value: f64| {
+                let tensor = Tensor::full(count as i64, -2.5, (kind, Device::Cpu));
+                _ = tensor.get(place as i64).fill_(value);
+                let mut bytes = vec![0; count * kind.elt_size_in_bytes()];
+                tensor.copy_data_u8(&mut bytes, count);
+                to_f32(&bytes, kind).unwrap().1
+            };
+            for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                assert!(!finite_in(value), "{value} at {place} of {kind:?}");
+            }
+            for value in [0.0, -0.0, 1e-45, 6e4, -6e4] {
+                assert!(finite_in(value), "{value} at {place} of {kind:?}");
+            }
+        }
+        for bits in [f32::MAX, f32::MIN, f32::MIN_POSITIVE, -0.0].map(f32::to_bits) {
+            assert_eq!(overflow(bits), 0, "{bits:x}");
+        }
     }
 }
