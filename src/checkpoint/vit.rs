@@ -10,6 +10,7 @@ use super::load::{Checkpoint, infer};
 use super::names::{PositionNames, SHARED_BIAS_TABLE};
 use super::plan::Plan;
 use super::report::Setting;
+use super::settings;
 use super::square_root;
 use super::vit_bias::{FREQUENCIES, TABLE, bias_grid, bias_table, read_bias};
 use super::vit_kind::ViTKind;
@@ -35,13 +36,13 @@ impl ViTConfig {
     /// | value | rule |
     /// |---|---|
     /// | heads | 16 for the widths of ViT-H, -g, -G, -e and so400m (1152, 1280, 1408, 1664, 1792) and of SigLIP's giant-opt; otherwise `embed_dim / 64`, or 1 if 64 does not divide `embed_dim`; 128 channels each in AIMv2; Google's `.npz` files, the bias tables of BEiT and learned rotary frequencies contain the number |
-    /// | image size | a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches. Without a position table, the grid of BEiT's bias table, which is as square as the number of its rows allows |
+    /// | image size | that of a file beside the checkpoint, if the position table fits it; else a square grid of patches if the position table without its prefix rows has a square number of rows; otherwise one row of patches. Without a position table, the grid of BEiT's bias table, which is as square as the number of its rows allows |
     /// | eps | 1e-6 (Google, timm, DINOv2), 1e-12 (Hugging Face ViT and BEiT; 1e-6 without a class token), 1e-5 (AIMv2; CLIP under any names; under timm's names a CLIP model has `norm_pre`) |
     /// | activation | SwiGLU if the first MLP layer is twice as wide (packed); QuickGELU for Hugging Face CLIP, and for open_clip names if the file has OpenAI's own scalars (`input_resolution`, `context_length`, `vocab_size`); tanh GELU for the shapes that only SigLIP's later models have under timm's names; otherwise exact GELU |
     /// | place of the norms | before each sub-layer; `config.json` of timm tells otherwise (`vit_*_rpn_*`) |
     /// | RMS norms | the norms of the blocks have no bias |
     /// | pooling | average, then norm if there is `fc_norm`; the class token beside the average if there is a classifier over both; otherwise the class token; norm, then average if there is no class token |
-    /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves a square grid is used; if none does, the usual number. Under other names: one row for the class token. |
+    /// | prefix rows of the position table | Under the names of timm and of the DINOv2 repository: the usual number is 0 if there is a `reg_token`, and otherwise 1 for the class token. The first of the usual number, 0, the class token, and the class token plus registers that leaves the grid of a told image size, else a square grid, is used; if none does, the usual number. Under other names: one row for the class token. |
     ///
     /// # Errors
     /// The errors of [`TensorFile::open`](crate::checkpoint::TensorFile::open);
@@ -194,7 +195,13 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
             let patches = kind.side.checked_div(patch_size).unwrap_or_default();
             (0, (patches, patches))
         }
-        _ => positions(plan, class_token, num_registers)?,
+        _ => {
+            let told = settings::told(plan, Some(embed_dim))?.image_size;
+            let grid = told.and_then(|(height, width)| {
+                Some((height.checked_div(patch_size)?, width.checked_div(patch_size)?))
+            });
+            positions(plan, class_token, num_registers, grid)?
+        }
     };
     Ok(Sizes {
         kind,
@@ -211,16 +218,22 @@ fn sizes(plan: &Plan) -> Result<Sizes> {
 }
 
 /// Returns the number of prefix rows in the file's position table and the grid of the other rows.
-fn positions(plan: &Plan, class_token: bool, num_registers: i64) -> Result<(i64, (i64, i64))> {
+/// `told` is the grid that a file beside the checkpoint tells.
+fn positions(
+    plan: &Plan,
+    class_token: bool,
+    num_registers: i64,
+    told: Option<(i64, i64)>,
+) -> Result<(i64, (i64, i64))> {
     let rows = plan.shape("pos_embed", 3)?[1];
     let usual = usual_prefix(plan, class_token);
-    Ok(match plan.family.positions {
-        PositionNames::AllPrefix => split_positions(rows, usual.saturating_add(num_registers), &[]),
-        PositionNames::None | PositionNames::Class => split_positions(rows, usual, &[]),
-        PositionNames::UsuallyNoneBeside(_) => {
-            split_positions(rows, usual, &prefixes(class_token, num_registers))
-        }
-    })
+    let possible = prefixes(class_token, num_registers);
+    let (usual, others) = match plan.family.positions {
+        PositionNames::AllPrefix => (usual.saturating_add(num_registers), &[][..]),
+        PositionNames::None | PositionNames::Class => (usual, &[][..]),
+        PositionNames::UsuallyNoneBeside(_) => (usual, &possible[..]),
+    };
+    Ok(split_positions(rows, usual, others, told))
 }
 
 /// Reads the position table `[1, prefix + N, C]`. The table of another square grid is resized.
@@ -267,10 +280,22 @@ fn usual_prefix(plan: &Plan, class_token: bool) -> i64 {
     }
 }
 
-/// Returns the number of prefix rows and the grid of the other rows. The number is `usual` or, if
-/// that does not leave a square grid, the first of `others` that does. If none does, the number is
-/// `usual` and the grid has one row.
-fn split_positions(rows: i64, usual: i64, others: &[i64]) -> (i64, (i64, i64)) {
+/// Returns the number of prefix rows and the grid of the other rows. The number is the first of
+/// `usual` and `others` that leaves as many rows as the grid `told` has, else the first that leaves a
+/// square grid. If none does, the number is `usual` and the grid has one row.
+fn split_positions(
+    rows: i64,
+    usual: i64,
+    others: &[i64],
+    told: Option<(i64, i64)>,
+) -> (i64, (i64, i64)) {
+    let leaves_told = |(height, width): (i64, i64)| {
+        let prefix = rows.checked_sub(height.checked_mul(width)?)?;
+        (prefix == usual || others.contains(&prefix)).then_some((prefix, (height, width)))
+    };
+    if let Some(split) = told.and_then(leaves_told) {
+        return split;
+    }
     let square = |&prefix: &i64| Some((prefix, square_root(rows.checked_sub(prefix)?)?));
     match [usual].iter().chain(others).find_map(square) {
         Some((prefix, side)) => (prefix, (side, side)),
@@ -302,8 +327,13 @@ mod tests {
             (2, 1, true, 0, (1, (1, 1))),
             (0, 1, true, 0, (1, (1, -1))),
         ] {
-            let found = split_positions(positions, usual, &prefixes(class_token, registers));
+            let others = prefixes(class_token, registers);
+            let found = split_positions(positions, usual, &others, None);
             assert_eq!(found, expected, "{positions}");
+            // A grid that does not fit changes nothing.
+            assert_eq!(split_positions(positions, usual, &others, Some((7, 9))), expected);
         }
+        let told = |grid| split_positions(16, 1, &prefixes(true, 0), Some(grid));
+        assert_eq!([told((3, 5)), told((2, 8))], [(1, (3, 5)), (0, (2, 8))]);
     }
 }
