@@ -73,6 +73,10 @@ fn a_folder_of_photos_becomes_a_classifier_by_two_commands() {
     let right = text.lines().filter(|line| line.contains(",1,1,10,")).count();
     assert!(right >= 3, "{text}");
 
+    let (status, text) = run(predict.args(["--resize", "40", "--interpolation", "bilinear"]));
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("shorter side 40 pixels, then the centre, bilinear, by flag"), "{text}");
+
     // The report looks at the same test images, and calls their classes by name.
     let mut report = convpass("report");
     report.arg(&out).args(["--backbone", BACKBONE, "--no-png", "--data"]).arg(&root);

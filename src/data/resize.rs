@@ -31,19 +31,11 @@ const MAX_PIXELS: usize = (512 << 20) / 3;
 pub struct Resize {
     rows: usize,
     columns: usize,
-    kernel: Kernel,
+    filter: Resampling,
     /// The length of the shorter side before the centre crop. The aspect ratio is kept. `None` if
     /// there is no crop.
     shorter: Option<usize>,
     orientation: Orientation,
-}
-
-/// The interpolation kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    /// The cubic convolution kernel with a = -0.5.
-    Cubic,
-    Triangle,
 }
 
 impl Resize {
@@ -54,7 +46,7 @@ impl Resize {
     /// [`Error::Config`] unless both numbers are from 1 to 65,535 and their product is at most
     /// 178,956,970.
     pub fn bicubic(image_size: (i64, i64)) -> Result<Self> {
-        Self::new(image_size, Kernel::Cubic)
+        Self::new(image_size, Resampling::Bicubic)
     }
 
     /// Creates a bilinear resize (triangle kernel, `BILINEAR` in Pillow) to `image_size` = (rows,
@@ -63,7 +55,7 @@ impl Resize {
     /// # Errors
     /// The errors of [`Resize::bicubic`].
     pub fn bilinear(image_size: (i64, i64)) -> Result<Self> {
-        Self::new(image_size, Kernel::Triangle)
+        Self::new(image_size, Resampling::Bilinear)
     }
 
     /// Creates a bicubic resize of the shorter side to `shorter` pixels, followed by a crop of the
@@ -93,11 +85,19 @@ impl Resize {
             ResizeMode::Squash => Self::bicubic(size)?,
             ResizeMode::CenterCrop { shorter_side } => Self::center_crop(shorter_side, size)?,
         };
-        let kernel = match preprocessing.interpolation {
-            Resampling::Bilinear => Kernel::Triangle,
-            Resampling::Bicubic => Kernel::Cubic,
-        };
-        Ok(Self { kernel, orientation: preprocessing.orientation, ..resize })
+        let resize = resize.with_interpolation(preprocessing.interpolation);
+        Ok(resize.with_orientation(preprocessing.orientation))
+    }
+
+    /// Sets the filter.
+    #[must_use]
+    pub fn with_interpolation(self, filter: Resampling) -> Self {
+        Self { filter, ..self }
+    }
+
+    /// Returns the filter.
+    pub fn interpolation(&self) -> Resampling {
+        self.filter
     }
 
     /// Sets what is done with the EXIF orientation of image files. Without this call it is
@@ -112,7 +112,7 @@ impl Resize {
         self.orientation
     }
 
-    fn new(image_size: (i64, i64), kernel: Kernel) -> Result<Self> {
+    fn new(image_size: (i64, i64), filter: Resampling) -> Result<Self> {
         let side = |name, pixels: i64| match u16::try_from(pixels) {
             Ok(pixels @ 1..) => Ok(usize::from(pixels)),
             _ => Err(Error::config(name, "from 1 to 65535", pixels)),
@@ -124,7 +124,7 @@ impl Resize {
             return Err(Error::config("image_size", expected, format!("{rows} x {columns}")));
         }
         let orientation = Orientation::default();
-        Ok(Self { rows, columns, kernel, shorter: None, orientation })
+        Ok(Self { rows, columns, filter, shorter: None, orientation })
     }
 
     /// Returns (rows, columns) of the images that [`Resize::apply`] returns.
@@ -182,11 +182,11 @@ impl Resize {
         let pixels = image.as_slice().ok_or_else(refuse)?;
         // In this order, the intermediate image is never larger than both the input and the output.
         let resized = if rows_first((rows, columns), to) {
-            let between = resize_rows(self.kernel, pixels, (rows, columns), to.0);
-            resize_columns(self.kernel, &between, columns, to.1)
+            let between = resize_rows(self.filter, pixels, (rows, columns), to.0);
+            resize_columns(self.filter, &between, columns, to.1)
         } else {
-            let between = resize_columns(self.kernel, pixels, columns, to.1);
-            resize_rows(self.kernel, &between, (rows, to.1), to.0)
+            let between = resize_columns(self.filter, pixels, columns, to.1);
+            resize_rows(self.filter, &between, (rows, to.1), to.0)
         };
         Array3::from_shape_vec((to.0, to.1, 3), resized).map_err(|_| refuse())
     }
@@ -200,22 +200,22 @@ fn rows_first(from: (usize, usize), to: (usize, usize)) -> bool {
 }
 
 /// Resizes the width: `[H, from, 3]` to `[H, columns, 3]`.
-fn resize_columns(kernel: Kernel, pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
+fn resize_columns(filter: Resampling, pixels: &[u8], from: usize, columns: usize) -> Vec<u8> {
     if from == columns {
         return pixels.to_vec();
     }
-    let windows = Windows::new(kernel, from, columns);
+    let windows = Windows::new(filter, from, columns);
     let mut resized = vec![0; pixels.len() / from * columns];
     sum_columns(&windows, pixels, from, &mut resized);
     resized
 }
 
 /// Resizes the height: `[H, W, 3]` with (H, W) = `from` to `[rows, W, 3]`.
-fn resize_rows(kernel: Kernel, pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
+fn resize_rows(filter: Resampling, pixels: &[u8], from: (usize, usize), rows: usize) -> Vec<u8> {
     if from.0 == rows {
         return pixels.to_vec();
     }
-    let windows = Windows::new(kernel, from.0, rows);
+    let windows = Windows::new(filter, from.0, rows);
     let mut resized = vec![0; from.1 * 3 * rows];
     sum_rows(&windows, pixels, from.1 * 3, &mut resized);
     resized
@@ -307,10 +307,10 @@ struct Windows {
 }
 
 impl Windows {
-    fn new(kernel: Kernel, from: usize, to: usize) -> Self {
-        let (support, weight): (f64, fn(f64) -> f64) = match kernel {
-            Kernel::Cubic => (2.0, cubic),
-            Kernel::Triangle => (1.0, |x| (1.0 - x.abs()).max(0.0)),
+    fn new(filter: Resampling, from: usize, to: usize) -> Self {
+        let (support, weight): (f64, fn(f64) -> f64) = match filter {
+            Resampling::Bicubic => (2.0, cubic),
+            Resampling::Bilinear => (1.0, |x| (1.0 - x.abs()).max(0.0)),
         };
         let scale = from as f64 / to as f64;
         let widening = scale.max(1.0);
@@ -386,7 +386,7 @@ mod tests {
             let terms = weights.iter().zip(start..).map(|(w, at)| w * i32::from(sample(at)));
             ((HALF + terms.sum::<i32>()) >> WEIGHT_BITS).clamp(0, 255) as u8
         };
-        Windows::new(Kernel::Cubic, from, to).iter().map(sum).collect()
+        Windows::new(Resampling::Bicubic, from, to).iter().map(sum).collect()
     }
 
     #[test]
@@ -396,8 +396,8 @@ mod tests {
             let image =
                 Array3::from_shape_fn((rows, columns, 3), |(y, x, c)| (y * x * 37 + c * 91) as u8);
             let pixels = image.as_slice().unwrap();
-            let across = resize_columns(Kernel::Cubic, pixels, columns, to);
-            let down = resize_rows(Kernel::Cubic, pixels, (rows, columns), to);
+            let across = resize_columns(Resampling::Bicubic, pixels, columns, to);
+            let down = resize_rows(Resampling::Bicubic, pixels, (rows, columns), to);
             for c in 0..3 {
                 for y in 0..rows {
                     let expected = plain_pass(columns, to, |x| image[(y, x, c)]);

@@ -16,7 +16,7 @@ pub use data::{
     ThreadFlags, data_name,
 };
 pub use method::{BypassFlags, MethodArg, MethodFlags, parse_method};
-pub use preparation::{Preparation, PreparationFlags};
+pub use preparation::{Preparation, PreparationFlags, ResizeFlags};
 pub use size::Size;
 pub use training::{
     EpochFlags, HeadFlag, LogFlags, LooksFlag, SeedFlag, SeedsFlag, TrainingFlags, default_warmup,

@@ -17,7 +17,8 @@ use output::{ClassScore, Writer};
 
 use crate::Outcome;
 use crate::flags::{
-    BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, OrientationFlag, ThreadFlags,
+    BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, OrientationFlag, ResizeFlags,
+    ThreadFlags,
 };
 use crate::memory::PassSize;
 use crate::run_folder::class_names;
@@ -50,6 +51,10 @@ const BATCHES_AHEAD: usize = 2;
     mut_arg("ignore_exif", |arg| arg.help(
         "Use photos as their pixels are stored, not turned as their EXIF orientation says [default: as in the run]"
     )),
+    mut_arg("resize", |arg| arg.help(
+        "Resize both sides to the image size (squash), or the shorter side to this many pixels, after which the centre is cut out [default: as in the run]"
+    )),
+    mut_arg("interpolation", |arg| arg.help("Filter of the resize [default: that of the run]")),
     mut_arg("classes", |arg| arg.help(
         "Text file with the name of one class on each line, in the order of the labels [default: the names in the adapter, else numbers]"
     )),
@@ -70,6 +75,8 @@ pub struct PredictArgs {
     input: InputFlags,
     #[command(flatten)]
     orientation: OrientationFlag,
+    #[command(flatten)]
+    resize: ResizeFlags,
     #[command(flatten)]
     backbone: BackboneFlags,
     #[command(flatten)]
@@ -107,6 +114,10 @@ impl Predict<'_> {
             Some(record) => record.test_resize(image_size)?,
             None => self.resize(&opened)?,
         };
+        let resize = args.resize.apply(resize)?;
+        if args.resize.any() {
+            eprintln!("resize: {}, by flag", args.resize);
+        }
         let orientation =
             if args.orientation.ignore_exif { Orientation::Stored } else { self.orientation() };
         if orientation.is_stored() {
