@@ -10,7 +10,9 @@ use convpass::{AnyBackbone, PetlModel, Precision, Preprocessing};
 
 use crate::Outcome;
 use crate::failure::Usage;
-use crate::flags::{BackboneFlags, NormalizationFlag, Opened, OutFlag, ThreadFlags};
+use crate::flags::{
+    BackboneFlags, NormalizationFlag, OF_RUN_BACKBONE, OF_RUN_SIZE, Opened, OutFlag, ThreadFlags,
+};
 use crate::trained::TrainedAdapter;
 
 /// Writes a model with its adapter as one file for other programs: ONNX, or merged weights.
@@ -23,12 +25,8 @@ use crate::trained::TrainedAdapter;
 /// backbone are written.
 #[derive(clap::Args)]
 #[command(
-    mut_arg("backbone", |arg| arg.help(
-        "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the one that run.json names]"
-    )),
-    mut_arg("image_size", |arg| arg.help(
-        "Height and width of the images in pixels [default: those of the run]"
-    )),
+    mut_arg("backbone", |arg| arg.help(OF_RUN_BACKBONE)),
+    mut_arg("image_size", |arg| arg.help(OF_RUN_SIZE)),
     mut_arg("precision", |arg| arg.help(
         "Dtype of the frozen weights while they are opened; the file has f32 [default: that of the run]"
     )),

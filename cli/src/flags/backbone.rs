@@ -255,6 +255,12 @@ impl BackboneFlags {
     }
 }
 
+/// Help of `--backbone` where a run may tell it.
+pub const OF_RUN_BACKBONE: &str = "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the one that run.json names]";
+/// Help of `--image-size` where a run may tell it.
+pub const OF_RUN_SIZE: &str =
+    "Height and width of the images in pixels [default: those of the run]";
+
 /// An opened backbone.
 #[derive(Clone)]
 pub struct Opened {
@@ -278,13 +284,17 @@ impl Opened {
             Some(shorter_side) => ResizeMode::CenterCrop { shorter_side },
             None => ResizeMode::Squash,
         };
-        let mut preprocessing = self.backbone.preprocessing().clone();
-        if preprocessing.resize != resize || preprocessing.interpolation != Resampling::Bicubic {
-            preprocessing.source = PreprocessingSource::Caller;
+        self.resized(resize, Resampling::Bicubic).with_normalization(normalization)
+    }
+
+    /// Returns the preprocessing of the backbone with this resize. If that is not the backbone's own,
+    /// its source is the caller.
+    pub fn resized(&self, resize: ResizeMode, interpolation: Resampling) -> Preprocessing {
+        let known = self.backbone.preprocessing().clone();
+        if (known.resize, known.interpolation) == (resize, interpolation) {
+            return known;
         }
-        preprocessing.resize = resize;
-        preprocessing.interpolation = Resampling::Bicubic;
-        preprocessing.with_normalization(normalization)
+        Preprocessing { resize, interpolation, source: PreprocessingSource::Caller, ..known }
     }
 
     /// Returns `flag`, or without it the normalization that the backbone was trained with.

@@ -9,7 +9,9 @@ mod preparation;
 mod size;
 mod training;
 
-pub use backbone::{BackboneFlags, Opened, Processor, bundled_backbone};
+pub use backbone::{
+    BackboneFlags, OF_RUN_BACKBONE, OF_RUN_SIZE, Opened, Processor, bundled_backbone,
+};
 pub use data::{
     BatchFlag, ClassFlag, DataFlag, ForceFlag, FormatFlag, ImagesFlags, InputFlags,
     NormalizationFlag, OrientationFlag, OutFlag, OutputFormat, SurveyFlags, TargetFlags,

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use convpass::Preprocessing;
-use convpass::backbone::{PreprocessingSource, Resampling, ResizeMode};
+use convpass::backbone::{Resampling, ResizeMode};
 use convpass::data::Resize;
 
 use super::Opened;
@@ -52,24 +52,15 @@ pub enum Interpolation {
 impl PreparationFlags {
     /// Returns how images are prepared for the backbone. Without the flag it is `default`.
     pub fn apply(&self, opened: &Opened, default: Preparation) -> Preprocessing {
-        let known = opened.backbone.preprocessing().clone();
-        let chosen = match self.preprocessing.unwrap_or(default) {
-            Preparation::Checkpoint => known.clone(),
-            Preparation::Published => Preprocessing {
-                resize: ResizeMode::Squash,
-                interpolation: Resampling::Bicubic,
-                ..known.clone()
-            },
+        let (resize, interpolation) = match self.preprocessing.unwrap_or(default) {
+            Preparation::Checkpoint => {
+                let known = opened.backbone.preprocessing();
+                (known.resize, known.interpolation)
+            }
+            Preparation::Published => (ResizeMode::Squash, Resampling::Bicubic),
         };
-        let mut chosen = Preprocessing {
-            resize: self.resize.resize.unwrap_or(chosen.resize),
-            interpolation: self.resize.filter().unwrap_or(chosen.interpolation),
-            ..chosen
-        };
-        if (chosen.resize, chosen.interpolation) != (known.resize, known.interpolation) {
-            chosen.source = PreprocessingSource::Caller;
-        }
-        chosen
+        let filter = self.resize.filter().unwrap_or(interpolation);
+        opened.resized(self.resize.resize.unwrap_or(resize), filter)
     }
 }
 

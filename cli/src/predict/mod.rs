@@ -17,8 +17,8 @@ use output::{ClassScore, Writer};
 
 use crate::Outcome;
 use crate::flags::{
-    BackboneFlags, ClassFlag, FormatFlag, InputFlags, Opened, OrientationFlag, ResizeFlags,
-    ThreadFlags,
+    BackboneFlags, ClassFlag, FormatFlag, InputFlags, OF_RUN_BACKBONE, OF_RUN_SIZE, Opened,
+    OrientationFlag, ResizeFlags, ThreadFlags,
 };
 use crate::memory::PassSize;
 use crate::run_folder::class_names;
@@ -36,12 +36,8 @@ const BATCHES_AHEAD: usize = 2;
 /// With --format json each line is a JSON object.
 #[derive(clap::Args)]
 #[command(
-    mut_arg("backbone", |arg| arg.help(
-        "Checkpoint of the frozen backbone: a file, or a folder that holds one [default: the one that run.json names]"
-    )),
-    mut_arg("image_size", |arg| arg.help(
-        "Height and width of the images in pixels [default: those of the run]"
-    )),
+    mut_arg("backbone", |arg| arg.help(OF_RUN_BACKBONE)),
+    mut_arg("image_size", |arg| arg.help(OF_RUN_SIZE)),
     mut_arg("precision", |arg| arg.help(
         "Dtype of the frozen weights: f32, bf16, f16, int8 or autocast-bf16 [default: that of the run]"
     )),
