@@ -22,6 +22,12 @@ impl TrainedAdapter {
     /// Reads the metadata of the adapter at `path`, which is its file or the folder of its run.
     pub fn read(path: &Path) -> Result<Self> {
         let file = adapter_file(path);
+        if file.extension().is_some_and(|extension| extension == "json") {
+            bail!(
+                "{}: expected the file of an adapter or the folder of its run, found a JSON file",
+                file.display()
+            );
+        }
         let beside = file.with_file_name("run.json");
         let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
         if let Some(record) = &record

@@ -377,7 +377,9 @@ fn family_of(
 }
 
 fn unknown(file: &TensorFile, families: &[&Family]) -> Error {
-    let known = families.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
+    let mut known: Vec<&str> = families.iter().map(|family| family.name).collect();
+    known.dedup();
+    let known = known.join(", ");
     let names: Vec<&str> = file.names().collect();
     let reason = unsupported(&names, &names).unwrap_or_else(|| {
         format!("the tensor names match none of {known}; the file has {}", list(&names))

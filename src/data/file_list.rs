@@ -67,7 +67,8 @@ impl FileList {
     /// [`Error::ListLine`] if a line is not UTF-8, is too long, has no path or no label, has a path
     /// in quotes or with backslashes, has a label outside `0..num_classes` (without `num_classes`:
     /// a label of 65,536 or more, or one of 1,000 or more that is 20 times the number of different
-    /// labels), or if some labels are names and others numbers; [`Error::CorruptFile`] if the list
+    /// labels), if some labels are names and others numbers, or if a column `split`, `subset` or
+    /// `partition` says that images belong to several parts; [`Error::CorruptFile`] if the list
     /// contains no image or is not text; [`Error::UnknownFormat`] if it is a workbook of a
     /// spreadsheet; [`Error::Config`] if `num_classes` is below 1 or not the number of names. A
     /// missing image is an error only when it is decoded; [`Survey`](super::Survey) looks for it.

@@ -81,14 +81,34 @@ impl TrainingFlags {
         self.weight_decay.unwrap_or(Self::WEIGHT_DECAY)
     }
 
-    /// Returns the published schedule with the values of the flags, for a run of `epochs`.
+    /// Returns the published schedule with the values of the flags, for a run of `epochs`. If the run
+    /// is too short to come near the rate that was asked for, this is said.
     pub fn cosine(&self, epochs: usize) -> CosineSchedule {
-        CosineSchedule {
+        let schedule = CosineSchedule {
             warmup_epochs: self.warmup_epochs.unwrap_or(default_warmup(epochs)),
             stepped: self.schedule.into(),
             ..CosineSchedule::with_lr(self.lr())
+        };
+        let highest = highest_rate(&schedule, epochs);
+        if highest < schedule.lr / 2.0 {
+            eprintln!(
+                "warning: within {epochs} epochs the learning rate reaches {highest:.1e} of the \
+                 {:.1e} asked for, so that little is learned; use more --epochs, fewer \
+                 --warmup-epochs, or --schedule step",
+                schedule.lr
+            );
         }
+        schedule
     }
+}
+
+/// Returns the highest learning rate of a run.
+fn highest_rate(schedule: &CosineSchedule, epochs: usize) -> f64 {
+    /// More steps than this change the highest rate of an epoch by less than a hundredth.
+    const STEPS: usize = 100;
+    let rates = (0..epochs)
+        .flat_map(|epoch| [0, STEPS - 1].map(|step| schedule.lr(epoch, step, epochs, STEPS)));
+    rates.fold(0.0, f64::max)
 }
 
 /// Returns the default number of warm-up epochs: a tenth of `epochs`, at least 1.
@@ -153,4 +173,20 @@ pub struct LogFlags {
     /// continue it. 0 saves nothing.
     #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Output")]
     pub checkpoint_every: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_run_with_a_rate_for_each_epoch_stays_at_the_first_rate_of_the_warm_up() {
+        let of = |stepped, epochs| {
+            let warmup_epochs = default_warmup(epochs);
+            let schedule = CosineSchedule { warmup_epochs, stepped, ..CosineSchedule::default() };
+            highest_rate(&schedule, epochs)
+        };
+        assert!(of(Stepped::AfterEpoch, 2) < 1e-5 && of(Stepped::AfterEpoch, 0) == 0.0);
+        assert!(of(Stepped::AfterEpoch, 4) > 5e-4 && of(Stepped::EachStep, 1) > 9e-4);
+    }
 }

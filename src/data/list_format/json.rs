@@ -6,7 +6,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use super::super::file_list::{FileEntry, FileList};
-use super::table::{CLASS, LABEL, PATH};
+use super::table::{CLASS, LABEL, PART, PATH};
 use super::{Label, Refused, Row};
 
 /// The members of an object in their order. A name may occur twice, which must be noticed.
@@ -48,7 +48,7 @@ pub(super) fn rows(text: &str) -> Result<Vec<Row>, Refused> {
     let Members(members) = serde_json::from_str(text).map_err(syntax)?;
     let rows = members.into_iter().zip(1..).map(|((path, value), line)| {
         let label = label(&value).map_err(|reason| (line, format!("{path:?}: {reason}")))?;
-        Ok(Row { path, label, line })
+        Ok(Row { path, label, line, part: None })
     });
     rows.collect()
 }
@@ -74,7 +74,8 @@ fn row(object: &Value, line: usize) -> Result<Row, String> {
         (Some(value), None) | (None, Some(value)) => label(value)?,
         (None, None) => return Err(format!("expected a `label` or a `class`, found {object}")),
     };
-    Ok(Row { path: path.to_owned(), label, line })
+    let part = find(PART).and_then(Value::as_str).map(str::to_owned);
+    Ok(Row { path: path.to_owned(), label, line, part })
 }
 
 fn label(value: &Value) -> Result<Label, String> {

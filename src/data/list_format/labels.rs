@@ -102,7 +102,7 @@ fn numbered(rows: Vec<Row>, known: Known) -> Result<Labelled, (usize, String)> {
         Known::Names(names) => names.len() as i64,
     };
     let (mut entries, mut names) = (Vec::new(), BTreeMap::new());
-    for Row { path, label, line } in rows {
+    for Row { path, label, line, .. } in rows {
         let (label, name) = match label {
             Label::Number(number) => (number, None),
             Label::Both(number, name) => (number, Some(composed(&name))),

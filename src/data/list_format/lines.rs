@@ -52,7 +52,7 @@ fn row(text: &str, line: usize) -> Result<Option<Row>, String> {
              name of the list end in .csv"
         ));
     }
-    Ok(Some(Row { path: path.to_owned(), label: Label::Number(number), line }))
+    Ok(Some(Row { path: path.to_owned(), label: Label::Number(number), line, part: None }))
 }
 
 pub(super) fn written(list: &FileList) -> String {

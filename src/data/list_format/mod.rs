@@ -22,6 +22,8 @@ struct Row {
     label: Label,
     /// The line in the file, or the number of the entry in a JSON file, from 1.
     line: usize,
+    /// The part that the image belongs to, such as `train`, if a column says it.
+    part: Option<String>,
 }
 
 /// What a list says about the class of an image.
@@ -75,10 +77,23 @@ fn rows(file: &Path, text: &str) -> Result<Vec<Row>> {
     };
     let rows = rows.and_then(|rows| {
         let bad = rows.iter().find_map(|row| Some((row.line, refusal(&row.path)?)));
-        bad.map_or(Ok(rows), Err)
+        bad.or_else(|| several_parts(&rows)).map_or(Ok(rows), Err)
     });
     let file = file.to_path_buf();
     rows.map_err(|(line, reason)| Error::ListLine { file, line, reason })
+}
+
+/// Returns the line and the reason if the list has images of several parts. To read them as one list
+/// would train on test images.
+fn several_parts(rows: &[Row]) -> Option<Refused> {
+    let first = rows.first()?.part.as_ref();
+    let other = rows.iter().find(|row| row.part.as_ref() != first)?;
+    let [first, part] = [first, other.part.as_ref()].map(|part| part.map_or("", |part| part));
+    let reason = format!(
+        "a column says that images belong to several parts, {first:?} and {part:?}; save each part \
+         as a list of its own, train.csv, val.csv and test.csv in one folder, or remove the column"
+    );
+    Some((other.line, reason))
 }
 
 /// Returns why `path` cannot be the path of an image in a list, if it cannot.
@@ -265,12 +280,26 @@ mod tests {
             ("l.csv", "path,file,label\na,b,0\n", 1, "same meaning"),
             ("l.csv", "path,label\na.png,\n", 2, "is empty"),
             ("l.csv", "path,label,class\na.png,0,cat\nb.png,0,dog\n", 3, "called \"dog\" here"),
+            ("l.csv", "path,label,split\na,0,train\nb,1,train\nc,0,test\n", 4, "\"test\""),
+            ("l.csv", "path,label,Subset\na,0,train\nb,1\n", 3, "save each part"),
+            (
+                "l.jsonl",
+                "{\"path\":\"a\",\"label\":0,\"split\":\"val\"}\n{\"path\":\"b\",\"label\":1}",
+                2,
+                "\"val\"",
+            ),
         ] {
             let (found, reason) = refusal(name, content);
             assert!(found == line && reason.contains(hint), "{content:?}: {found}: {reason}");
         }
         #[cfg(not(windows))]
         assert!(refusal("l.csv", "path,label\nx\\a.png,0\n").1.contains("backslashes"));
+    }
+
+    #[test]
+    fn a_column_with_one_part_changes_nothing() {
+        let list = read_as("l.csv", b"path,label,split\na,0,test\nb,1,test\n", Known::Nothing);
+        assert_eq!(list.unwrap().entries.len(), 2);
     }
 
     #[test]

@@ -22,11 +22,15 @@ pub(super) const LABEL: &[&str] = &["label", "target", "label_id", "class_id", "
 /// The names that the column of the classes' names may have.
 pub(super) const CLASS: &[&str] = &["class", "class_name", "label_name", "category", "name"];
 
+/// The names that a column may have which says to which part an image belongs, such as `train`.
+pub(super) const PART: &[&str] = &["split", "subset", "partition"];
+
 /// The columns of a table.
 struct Columns {
     path: usize,
     label: Option<usize>,
     class: Option<usize>,
+    part: Option<usize>,
 }
 
 pub(super) fn rows(text: &str, separator: u8) -> Result<Vec<Row>, Refused> {
@@ -50,7 +54,7 @@ pub(super) fn rows(text: &str, separator: u8) -> Result<Vec<Row>, Refused> {
     let Some((_, first)) = records.first() else { return Ok(Vec::new()) };
     let (columns, has_header) = match header(first)? {
         Some(columns) => (columns, true),
-        None => (Columns { path: 0, label: Some(1), class: None }, false),
+        None => (Columns { path: 0, label: Some(1), class: None, part: None }, false),
     };
     if !has_header {
         check_headless(&records)?;
@@ -84,10 +88,10 @@ fn header(first: &StringRecord) -> Result<Option<Columns>, Refused> {
             (found, _) => Ok(found.map(|(at, _)| at)),
         }
     };
-    let (path, label, class) = (find(PATH)?, find(LABEL)?, find(CLASS)?);
+    let (path, label, class, part) = (find(PATH)?, find(LABEL)?, find(CLASS)?, find(PART)?);
     match (path, label.or(class)) {
         (None, None) => Ok(None),
-        (Some(path), Some(_)) => Ok(Some(Columns { path, label, class })),
+        (Some(path), Some(_)) => Ok(Some(Columns { path, label, class, part })),
         (missing, _) => {
             let missing = if missing.is_none() { "path" } else { "label" };
             Err((1, format!("the header {} names no column `{missing}`", fields(first))))
@@ -143,7 +147,8 @@ fn row(record: &StringRecord, columns: &Columns, line: usize) -> Result<Row, Str
         (Some(at), None) | (None, Some(at)) => Label::Text(field(at, "label")?.trim().to_owned()),
         (None, None) => return Err("there is no column `label`".to_owned()),
     };
-    Ok(Row { path, label, line })
+    let part = columns.part.and_then(|at| record.get(at));
+    Ok(Row { path, label, line, part: part.map(|part| part.trim().to_owned()) })
 }
 
 pub(super) fn written(list: &FileList, separator: u8) -> String {
