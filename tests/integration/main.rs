@@ -14,6 +14,7 @@ mod dense;
 mod export;
 mod features;
 mod golden;
+mod head_rate;
 mod hub;
 mod killed_run;
 mod layering;

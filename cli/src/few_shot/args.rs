@@ -182,6 +182,7 @@ impl FewShotArgs {
                 stepped: flags.schedule.into(),
                 ..schedule
             },
+            head_lr_factor: flags.head_lr_factor(lr),
             weight_decay: flags
                 .weight_decay
                 .unwrap_or(self.by_protocol(TrainingFlags::WEIGHT_DECAY, 0.0)),

@@ -275,6 +275,7 @@ impl FinetuneJob<'_> {
             epochs,
             batch_size: args.batch_size(self.lists.train.entries().len()),
             schedule: training.cosine(epochs),
+            head_lr_factor: training.head_lr_factor(training.lr()),
             weight_decay: training.weight_decay(),
             normalization,
             seed: args.seed.seed,

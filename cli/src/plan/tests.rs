@@ -30,6 +30,21 @@ head = "Linear probe"
 grid = { scale = [0.1, 10], lr = [1e-3, 4e-3] }
 "#;
 
+#[test]
+fn the_head_has_its_own_rate_if_a_plan_says_so() {
+    let text =
+        PLAN.replace("grid = { scale = [0.1, 10], lr", "grid = { head_lr = [2e-2, 8e-3], lr");
+    let plan = read(&text).unwrap();
+    let factor = |method: usize, setting: usize| {
+        let method = &plan.methods[method];
+        plan.run(method, &method.settings()[setting], "own", 7, 4).unwrap().1.head_lr_factor
+    };
+    // head_lr=0.02 with lr=0.001 and 0.004, then head_lr=0.008 with both.
+    let found = [0, 1, 2, 3].map(|setting| factor(1, setting));
+    assert_eq!(found, [20.0, 5.0, 8.0, 2.0]);
+    assert_eq!(factor(0, 0), 1.0);
+}
+
 fn read(text: &str) -> Result<SweepPlan> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.toml");

@@ -15,7 +15,7 @@ use crate::flags::{
 use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
 /// The flags for settings that a plan file sets. None of them can be used with `--plan`.
-const SAID_BY_A_PLAN: [&str; 18] = [
+const SAID_BY_A_PLAN: [&str; 19] = [
     "methods",
     "seeds",
     "tasks",
@@ -33,6 +33,7 @@ const SAID_BY_A_PLAN: [&str; 18] = [
     "schedule",
     "batch_size",
     "lr",
+    "head_lr",
     "weight_decay",
 ];
 
@@ -90,8 +91,8 @@ pub struct SweepArgs {
         help_heading = "Method"
     )]
     methods: Vec<String>,
-    /// Values to try for a field of the config of a method, or for lr, weight_decay, drop_path,
-    /// epochs and the like. May be repeated: every combination is tried.
+    /// Values to try for a field of the config of a method, or for lr, head_lr, weight_decay,
+    /// drop_path, epochs and the like. May be repeated: every combination is tried.
     #[arg(long, value_name = "FIELD=A,B,..", help_heading = "Method")]
     grid: Vec<String>,
     #[command(flatten)]
@@ -141,6 +142,7 @@ impl SweepArgs {
                 epochs: Some(training.epochs()),
                 batch_size: Some(self.input.batch_size()),
                 lr: Some(training.lr()),
+                head_lr: training.head_lr,
                 warmup_epochs: training.warmup_epochs,
                 stepped: Some(training.schedule.into()),
                 weight_decay: Some(training.weight_decay()),
