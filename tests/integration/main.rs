@@ -34,5 +34,6 @@ mod support;
 mod told;
 mod training;
 mod variants;
+mod vote;
 mod vtab_finetune;
 mod wrappers;
