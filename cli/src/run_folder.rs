@@ -19,7 +19,7 @@ use crate::files::remove_unfinished;
 use crate::plan::PlannedRun;
 
 /// The name of the record of a run in its folder.
-const RECORD: &str = "run.json";
+pub const RECORD: &str = "run.json";
 /// The name of the adapter of a run in its folder.
 const ADAPTER: &str = "adapter.safetensors";
 /// The name of the state of a run in its folder.

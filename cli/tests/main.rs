@@ -2,6 +2,7 @@
 
 mod export;
 mod few_shot;
+mod few_shot_select;
 mod finetune;
 mod help;
 mod mistakes;

@@ -1,8 +1,14 @@
 //! `convpass few-shot`: few-shot learning and domain generalization.
 
 mod args;
+mod cross_validation;
+mod draw;
+mod ensemble;
 mod job;
 mod measured;
+mod rates;
+mod training;
+mod votes;
 
 use std::path::Path;
 
@@ -11,7 +17,8 @@ use convpass::clip::read_class_names;
 use convpass::data::FileList;
 
 pub use args::FewShotArgs;
-use job::{Draw, DrawResult, FewShotJob};
+use draw::Draw;
+use job::{DrawResult, FewShotJob};
 use measured::MeasuredSet;
 
 use crate::Outcome;
@@ -27,6 +34,7 @@ const TEST: &str = "test";
 const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
 pub fn run(args: &FewShotArgs) -> Result<Outcome> {
+    args.check()?;
     let method = args.method.chosen("")?;
     args.threads.apply()?;
     let sets = Sets::read(args)?;

@@ -175,6 +175,7 @@ fn a_record_of_another_run_is_told_by_field() {
         val_split: None,
         test_split: Some("ef".into()),
         head_digest: None,
+        cross_validation: None,
     };
     let fit = Fit { epochs: Vec::new(), selected_epoch: None, stopped: false, seconds: 1.0 };
     let record = RunRecord {
@@ -193,6 +194,7 @@ fn a_record_of_another_run_is_told_by_field() {
         test_split: Some("ef".into()),
         head_digest: None,
         adapter_digest: None,
+        cross_validation: None,
         trainable_params: TrainableParams::new(1, 1, 1),
         fit,
         test_top1: Some(1.0),

@@ -117,6 +117,7 @@ impl Board<'_> {
             val_split: val_split.map(hash),
             test_split: test_split.map(hash),
             head_digest,
+            cross_validation: None,
         })
     }
 
