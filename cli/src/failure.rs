@@ -75,7 +75,16 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Returns an error and its causes in one line.
 pub fn chain(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| match cause.to_string() {
+    joined(error.chain())
+}
+
+/// Returns an error that belongs to another value and its causes in one line.
+pub fn chain_of_ref(error: &(dyn std::error::Error + 'static)) -> String {
+    joined(anyhow::Chain::new(error))
+}
+
+fn joined(chain: anyhow::Chain) -> String {
+    chain.fold(String::new(), |text, cause| match cause.to_string() {
         cause if text.is_empty() => cause,
         cause if text.ends_with(&cause) => text,
         cause => format!("{text}: {cause}"),

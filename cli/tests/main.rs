@@ -10,4 +10,5 @@ mod others;
 mod own_images;
 mod predict;
 mod process;
+mod survey;
 mod sweep;

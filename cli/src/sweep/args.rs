@@ -9,8 +9,8 @@ use convpass::petl::{ConvInit, SubLayers};
 use serde_json::{Value, json};
 
 use crate::flags::{
-    BackboneFlags, BypassFlags, DataFlag, InputFlags, LooksFlag, MethodArg, OutFlag, SeedsFlag,
-    ThreadFlags, TrainingFlags, parse_method,
+    BackboneFlags, BypassFlags, DataFlag, InputFlags, LooksFlag, MethodArg, OrientationFlag,
+    OutFlag, SeedsFlag, SurveyFlags, ThreadFlags, TrainingFlags, parse_method,
 };
 use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
@@ -79,6 +79,10 @@ pub struct SweepArgs {
     tasks: Option<Vec<String>>,
     #[command(flatten)]
     pub input: InputFlags,
+    #[command(flatten)]
+    pub orientation: OrientationFlag,
+    #[command(flatten)]
+    pub survey: SurveyFlags,
     #[command(flatten)]
     pub backbone: BackboneFlags,
     /// Names of the methods, separated by commas. convpass has the published scale and init of each
