@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use convpass::model::AdapterInfo;
 use convpass::train::RunRecord;
 
+use crate::few_shot::{ENSEMBLE, MEMBERS};
 use crate::flags::{BackboneFlags, Size};
 use crate::run_folder::{adapter_file, is_adapter_of, precision_of};
 
@@ -22,6 +23,13 @@ impl TrainedAdapter {
     /// Reads the metadata of the adapter at `path`, which is its file or the folder of its run.
     pub fn read(path: &Path) -> Result<Self> {
         let file = adapter_file(path);
+        if path.join(ENSEMBLE).exists() && !file.exists() {
+            bail!(
+                "{} holds an ensemble; give the folder of one of its members, which are in {}",
+                path.display(),
+                path.join(MEMBERS).display()
+            );
+        }
         let beside = file.with_file_name("run.json");
         let record = if beside.exists() { Some(RunRecord::load(&beside)?) } else { None };
         if let Some(record) = &record

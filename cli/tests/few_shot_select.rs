@@ -12,7 +12,7 @@ use convpass::{AnyBackbone, Normalization, PetlModel};
 use tch::Device;
 
 use crate::few_shot::Corners;
-use crate::process::{BACKBONE, photos};
+use crate::process::{BACKBONE, convpass, photos, run};
 
 const ENSEMBLE: [&str; 2] = ["--select", "ensemble"];
 const CROSS_VALIDATION: [&str; 2] = ["--select", "cross-validation"];
@@ -149,6 +149,7 @@ fn an_ensemble_answers_what_its_members_say() {
 
     a_member_is_the_run_with_its_rates(&corners, &adapter("lr=0.002,head_lr=0.25"));
     what_is_done_is_not_done_again(&corners);
+    an_ensemble_is_no_adapter(&corners);
     another_run_is_not_overwritten(&corners);
 }
 
@@ -172,6 +173,13 @@ fn what_is_done_is_not_done_again(corners: &Corners) {
     assert_eq!(votes(&run.join("votes.csv"), "blue").1.len(), 8);
 }
 
+fn an_ensemble_is_no_adapter(corners: &Corners) {
+    let mut predict = convpass("predict");
+    predict.arg("--adapter").arg(corners.at("out/4shot-seed0")).arg(corners.at("blue"));
+    let (status, text) = run(&mut predict);
+    assert!(status == Some(1) && text.contains("holds an ensemble; give the folder"), "{text}");
+}
+
 fn another_run_is_not_overwritten(corners: &Corners) {
     let part = "holds another run (an ensemble)";
     corners.refused("out", &flags(&[&ONE, &RATES]), part);
@@ -179,6 +187,11 @@ fn another_run_is_not_overwritten(corners: &Corners) {
     corners.refused("one", &flags(&[&ONE, &RATES, &ENSEMBLE]), "holds another run (one model)");
     let part = "holds another run (with given learning rates)";
     corners.refused("one", &flags(&[&ONE, &RATES, &CROSS_VALIDATION]), part);
+    let part = "holds another run (an ensemble of other learning rates)";
+    corners.refused("out", &flags(&[&ONE, &RATES, &ENSEMBLE, &["--lr", "1e-3"]]), part);
+    let part = "was measured on other test images";
+    let test = ["--test", "photos/train"];
+    corners.refused("out", &flags(&[&ONE, &RATES, &ENSEMBLE, &test]), part);
     let part = "train.epochs: 2, planned is 1";
     corners.refused("out", &flags(&[&ONE, &RATES, &ENSEMBLE, &["--epochs", "1"]]), part);
     corners.trained("out", &flags(&[&ONE, &RATES, &["--force"]]));

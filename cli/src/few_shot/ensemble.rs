@@ -7,7 +7,7 @@ use convpass::eval::{predictions, vote};
 use serde::{Deserialize, Serialize};
 
 use super::draw::Draw;
-use super::job::{DrawResult, FewShotJob};
+use super::job::{DrawResult, FewShotJob, known_top1};
 use super::measured::{Measured, MeasuredSet};
 use super::rates::Rates;
 use super::training::{SharedImages, Training, Trial};
@@ -19,7 +19,7 @@ use crate::run_folder::RECORD;
 /// The folder of the members in that of a run.
 pub const FOLDER: &str = "members";
 /// The name of the record of an ensemble in the folder of a run.
-const ENSEMBLE: &str = "ensemble.json";
+pub const ENSEMBLE: &str = "ensemble.json";
 
 /// The record of an ensemble: what its members are, and its result.
 #[derive(Serialize, Deserialize)]
@@ -31,14 +31,15 @@ struct EnsembleRecord {
     shots: usize,
     seed: i64,
     train_split: String,
+    test_split: String,
     members: Vec<Member>,
     /// Top-1 of the vote on the test images in percent.
-    test_top1: Option<f64>,
+    test_top1: f64,
 }
 
 /// A model of an ensemble.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
-struct Member {
+pub(super) struct Member {
     /// The folder in that of the members.
     folder: String,
     lr: f64,
@@ -57,43 +58,63 @@ impl FewShotJob<'_> {
         if out.join(RECORD).exists() {
             return Err(holds(out, "one model"));
         }
+        let earlier = EnsembleRecord::read(out)?;
+        let grid = self.args.rates().grid(&self.method);
+        if earlier.as_ref().is_some_and(|earlier| !earlier.is_of(&grid)) {
+            return Err(holds(out, "an ensemble of other learning rates"));
+        }
         let members = self.members(draw)?;
-        let mut known = known(out, &members)?;
-        let is_done = known.top1(&self.test).is_some();
-        let mut record = EnsembleRecord {
+        let is_done = earlier.is_some();
+        let mut known = match earlier {
+            Some(earlier) if earlier.members != members => {
+                return Err(holds(out, "an ensemble of other members"));
+            }
+            Some(_) => Measured::load(out)?,
+            None => self.tested_vote(draw, &members)?,
+        };
+        let test_top1 = known_top1(&known, &self.test, out)?;
+        let when = if is_done { ", done before" } else { "" };
+        println!("{}: top-1 of the vote {test_top1:.2} %{when}", out.display());
+        let mut targets = Vec::new();
+        for target in &self.targets {
+            let top1 = match known.top1(target) {
+                Some(top1) => top1,
+                None => self.voted(out, &members, target, &mut known)?,
+            };
+            println!("{}: {} {top1:.2} %", out.display(), target.name);
+            targets.push(top1);
+        }
+        Ok(draw.result(test_top1, targets))
+    }
+
+    /// Measures the vote of the members on the test images, and writes the record.
+    fn tested_vote(&self, draw: &Draw, members: &[Member]) -> Result<Measured> {
+        let out = draw.out.as_path();
+        clear(out)?;
+        let mut known = Measured::none(out);
+        let test_top1 = self.voted(out, members, &self.test, &mut known)?;
+        let record = EnsembleRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task: format!("{}, {} a class", self.args.data_name(), draw.shots),
             select: "ensemble".to_owned(),
             shots: draw.shots,
             seed: draw.seed,
             train_split: draw.list.split_hash(),
-            members,
-            test_top1: None,
+            test_split: self.test.images.split_hash().to_owned(),
+            members: members.to_vec(),
+            test_top1,
         };
-        record.save(out)?;
-        let mut top1 = |set| match known.top1(set) {
-            Some(top1) => Ok(top1),
-            None => self.voted(out, &record.members, set, &mut known),
-        };
-        let test_top1 = top1(&self.test)?;
-        let when = if is_done { ", done before" } else { "" };
-        println!("{}: top-1 of the vote {test_top1:.2} %{when}", out.display());
-        let mut targets = Vec::new();
-        for target in &self.targets {
-            let top1 = top1(target)?;
-            println!("{}: {} {top1:.2} %", out.display(), target.name);
-            targets.push(top1);
-        }
-        record.test_top1 = Some(test_top1);
-        record.save(out)?;
-        Ok(draw.result(test_top1, targets))
+        let mut text = serde_json::to_vec_pretty(&record)?;
+        text.push(b'\n');
+        write_atomically(&out.join(ENSEMBLE), &text)?;
+        Ok(known)
     }
 
     /// Trains each member on all images of the draw, unless that was done before.
     ///
     /// # Errors
     /// [`AllDiverged`] if no member is left.
-    fn members(&self, draw: &Draw) -> Result<Vec<Member>> {
+    pub(super) fn members(&self, draw: &Draw) -> Result<Vec<Member>> {
         let mut images = SharedImages::new(&draw.list, None);
         let member = |rates: Rates| {
             let training = Training {
@@ -116,8 +137,8 @@ impl FewShotJob<'_> {
             let Rates { lr, head_lr } = rates;
             Ok(Member { folder: rates.folder(), lr, head_lr, adapter_digest, diverged })
         };
-        let grid = self.args.rates().grid(&self.method).into_iter();
-        let members = grid.map(member).collect::<Result<Vec<_>>>()?;
+        let grid = self.args.rates().grid(&self.method);
+        let members = grid.into_iter().map(member).collect::<Result<Vec<_>>>()?;
         if members.iter().all(|member| member.diverged.is_some()) {
             let reason = members.iter().find_map(|member| member.diverged.clone());
             let (folder, reason) = (draw.out.clone(), reason.unwrap_or_default());
@@ -163,26 +184,22 @@ impl FewShotJob<'_> {
 }
 
 impl EnsembleRecord {
-    fn save(&self, out: &Path) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
-        Ok(write_atomically(&out.join(ENSEMBLE), &text)?)
+    /// Reads the record in the folder of a run, if there is one.
+    fn read(out: &Path) -> Result<Option<Self>> {
+        let file = out.join(ENSEMBLE);
+        Ok(file.exists().then(|| read_json(&file)).transpose()?)
     }
-}
 
-/// Returns the results of the ensemble of exactly these members. Results of others are removed.
-fn known(out: &Path, members: &[Member]) -> Result<Measured> {
-    let file = out.join(ENSEMBLE);
-    if file.exists() && read_json::<EnsembleRecord>(&file)?.members == members {
-        return Measured::load(out);
+    /// Returns whether the members have exactly these rates.
+    fn is_of(&self, grid: &[Rates]) -> bool {
+        let rates = self.members.iter().map(|&Member { lr, head_lr, .. }| Rates { lr, head_lr });
+        rates.eq(grid.iter().copied())
     }
-    clear(out)?;
-    Ok(Measured::none(out))
 }
 
 /// Removes the record and the results of an ensemble from the folder of a run, but not its members.
 pub fn clear(out: &Path) -> Result<()> {
-    for name in [Measured::FILE, Votes::FILE, ENSEMBLE] {
+    for name in [ENSEMBLE, Measured::FILE, Votes::FILE] {
         let file = out.join(name);
         if file.exists() {
             std::fs::remove_file(&file).with_context(|| file.display().to_string())?;

@@ -263,7 +263,7 @@ impl Draw {
 }
 
 /// Returns the result on the test images of a run that was tested.
-fn known_top1(known: &Measured, test: &MeasuredSet, out: &Path) -> Result<f64> {
+pub fn known_top1(known: &Measured, test: &MeasuredSet, out: &Path) -> Result<f64> {
     match known.top1(test) {
         Some(top1) => Ok(top1),
         None => {

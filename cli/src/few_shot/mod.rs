@@ -7,6 +7,8 @@ mod ensemble;
 mod job;
 mod measured;
 mod rates;
+#[cfg(test)]
+mod tests;
 mod training;
 mod votes;
 
@@ -18,6 +20,7 @@ use convpass::data::FileList;
 
 pub use args::FewShotArgs;
 use draw::Draw;
+pub use ensemble::{ENSEMBLE, FOLDER as MEMBERS};
 use job::{DrawResult, FewShotJob};
 use measured::MeasuredSet;
 

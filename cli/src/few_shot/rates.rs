@@ -20,7 +20,7 @@ impl Rates {
     /// as it is, and times 5. The rate of the head changes fastest. A linear probe trains the head
     /// alone, so that its grid has only the three rates of the head.
     pub fn grid(self, method: &Method) -> Vec<Rates> {
-        let axis = |centre: f64| vec![centre / STEP, centre, centre * STEP];
+        let axis = |centre: f64| vec![rounded(centre / STEP), centre, rounded(centre * STEP)];
         let lrs = if *method == Method::LinearProbe { vec![self.lr] } else { axis(self.lr) };
         let heads = axis(self.head_lr);
         let pairs = |lr| heads.iter().map(move |&head_lr| Rates { lr, head_lr });
@@ -38,9 +38,15 @@ impl Rates {
     }
 }
 
+/// Rounds to 12 digits, so that 1e-5 divided by 5 is 2e-6, which a person can give as a flag.
+fn rounded(rate: f64) -> f64 {
+    format!("{rate:.11e}").parse().unwrap_or(rate)
+}
+
 impl fmt::Display for Rates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lr={}, head_lr={}", self.lr, self.head_lr)
+        // As short as can be: 2e-6, not 0.000002.
+        write!(f, "lr={:?}, head_lr={:?}", self.lr, self.head_lr)
     }
 }
 
@@ -58,6 +64,8 @@ mod tests {
         assert_eq!(found, expected.concat());
         assert_eq!(grid[0].folder(), "lr=0.0004,head_lr=0.002");
         assert_eq!((grid[0].head_lr_factor(), grid[6].head_lr_factor()), (5.0, 0.2));
+        let small = Rates { lr: 1e-5, head_lr: 1e300 }.grid(&Method::BitFit)[0];
+        assert_eq!(small.folder(), "lr=2e-6,head_lr=2e299");
         let probe = centre.grid(&Method::LinearProbe);
         assert_eq!(probe.iter().map(|rates| rates.lr).collect::<Vec<_>>(), [2e-3; 3]);
         assert_eq!(
