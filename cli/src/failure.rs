@@ -1,5 +1,6 @@
 //! Prints why a command failed.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use convpass::eval::Evaluation;
@@ -30,6 +31,21 @@ pub fn finite(evaluation: &Evaluation, set: &str) -> Result<(), NotFinite> {
     if count == 0 { Ok(()) } else { Err(NotFinite { set: set.to_owned(), count, images }) }
 }
 
+/// Returns an error if no member of an ensemble had finite logits for an image of `set`.
+pub fn answered(answers: &[Option<i64>], set: &str) -> Result<(), NotFinite> {
+    let (images, count) = (answers.len(), answers.iter().filter(|a| a.is_none()).count());
+    if count == 0 { Ok(()) } else { Err(NotFinite { set: set.to_owned(), count, images }) }
+}
+
+/// All settings that were tried diverged. The exit code is 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: all {count} learning rates that were tried diverged; the first: {reason}", folder.display())]
+pub struct AllDiverged {
+    pub folder: PathBuf,
+    pub count: usize,
+    pub reason: String,
+}
+
 /// Returns whether numbers that are NaN or infinite ended the command.
 pub fn is_not_finite(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
@@ -37,6 +53,7 @@ pub fn is_not_finite(error: &anyhow::Error) -> bool {
             matches!(cause, convpass::Error::Diverged { .. } | convpass::Error::NotFinite { .. })
         };
         cause.is::<NotFinite>()
+            || cause.is::<AllDiverged>()
             || cause.downcast_ref().is_some_and(of_library)
             || matches!(cause.downcast_ref(), Some(crate::error::Error::Library(e)) if of_library(e))
     })
@@ -58,7 +75,16 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Returns an error and its causes in one line.
 pub fn chain(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| match cause.to_string() {
+    joined(error.chain())
+}
+
+/// Returns an error that belongs to another value and its causes in one line.
+pub fn chain_of_ref(error: &(dyn std::error::Error + 'static)) -> String {
+    joined(anyhow::Chain::new(error))
+}
+
+fn joined(chain: anyhow::Chain) -> String {
+    chain.fold(String::new(), |text, cause| match cause.to_string() {
         cause if text.is_empty() => cause,
         cause if text.ends_with(&cause) => text,
         cause => format!("{text}: {cause}"),

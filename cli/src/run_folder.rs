@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use convpass::data::ImageDataset;
+use convpass::data::{ImageDataset, Orientation};
 use convpass::train::{
     Fit, ImagesRecord, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit,
     fit_resumable,
@@ -19,7 +19,7 @@ use crate::files::remove_unfinished;
 use crate::plan::PlannedRun;
 
 /// The name of the record of a run in its folder.
-const RECORD: &str = "run.json";
+pub const RECORD: &str = "run.json";
 /// The name of the adapter of a run in its folder.
 const ADAPTER: &str = "adapter.safetensors";
 /// The name of the state of a run in its folder.
@@ -74,9 +74,7 @@ pub fn finished(
         Ok(record) if !is_finished(&record) => return Ok(None),
         Ok(record) => {
             let mut differences = planned.differences(&record);
-            if record.images.orientation != images.orientation {
-                differences.push("images.orientation: --ignore-exif differs".to_owned());
-            }
+            differences.extend(orientation_difference(&record, images.orientation));
             if record.images.preprocessing != images.preprocessing {
                 differences.push("images.preprocessing: another preprocessing".to_owned());
             }
@@ -100,6 +98,12 @@ pub fn finished(
         folder.display(),
         differences.join("; ")
     )
+}
+
+/// Returns what differs if the images of a run were not read with this orientation.
+pub fn orientation_difference(record: &RunRecord, orientation: Orientation) -> Option<String> {
+    let is_other = record.images.orientation != orientation;
+    is_other.then(|| "images.orientation: --ignore-exif differs".to_owned())
 }
 
 /// Returns whether a run reached its end: it was not stopped, and it was tested if it was to be.

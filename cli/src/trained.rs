@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use convpass::model::AdapterInfo;
 use convpass::train::RunRecord;
 
+use crate::few_shot::{ENSEMBLE, MEMBERS};
 use crate::flags::{BackboneFlags, Size};
 use crate::run_folder::{adapter_file, is_adapter_of, precision_of};
 
@@ -26,6 +27,13 @@ impl TrainedAdapter {
             bail!(
                 "{}: expected the file of an adapter or the folder of its run, found a JSON file",
                 file.display()
+            );
+        }
+        if path.join(ENSEMBLE).exists() && !file.exists() {
+            bail!(
+                "{} holds an ensemble; give the folder of one of its members, which are in {}",
+                path.display(),
+                path.join(MEMBERS).display()
             );
         }
         let beside = file.with_file_name("run.json");

@@ -17,8 +17,9 @@ use tch::{Device, Tensor};
 use crate::Outcome;
 use crate::failure::{chain_of, finite};
 use crate::flags::{
-    BackboneFlags, ClassFlag, InputFlags, OrientationFlag, TargetFlags, ThreadFlags,
+    BackboneFlags, ClassFlag, InputFlags, OrientationFlag, SurveyFlags, TargetFlags, ThreadFlags,
 };
+use crate::survey;
 use crate::targets::{self, Target, TargetSet};
 
 /// Classifies images by class names alone with CLIP, and prints the top-1 accuracy of each set.
@@ -62,6 +63,8 @@ pub struct ZeroShotArgs {
     #[command(flatten)]
     orientation: OrientationFlag,
     #[command(flatten)]
+    survey: SurveyFlags,
+    #[command(flatten)]
     backbone: BackboneFlags,
     /// Attention heads of the text tower, if the checkpoint does not say how many [default: one for
     /// every 64 channels].
@@ -76,14 +79,12 @@ pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
     args.threads.apply()?;
     let device = args.backbone.device.device()?;
     let names = read_class_names(args.classes.classes.as_ref().context("--classes is needed")?)?;
+    let sets = read_sets(args, &names)?;
     let _guard = args.backbone.precision().guard(device)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
     let normalization = opened.normalization(args.input.images.normalization);
     let backbone = opened.backbone;
     let vit = backbone.as_vit().context("--backbone: not a CLIP tower")?.clone();
-    let data = targets::named("data", &args.data);
-    let sets: Vec<Target> = [data].into_iter().chain(args.targets.targets.clone()).collect();
-    let sets = targets::read(&sets, args.root.as_deref(), &names)?;
     let (rows, columns) = vit.config().image_size;
     let resize = Resize::center_crop(rows.max(columns), (rows, columns))?
         .with_orientation(args.orientation.orientation());
@@ -94,6 +95,19 @@ pub fn run(args: &ZeroShotArgs) -> Result<Outcome> {
     }
     bench.measure(&sets)?;
     Ok(Outcome::Done)
+}
+
+/// Reads the sets, of which `--data` is the first, and looks at their images.
+fn read_sets(args: &ZeroShotArgs, names: &[String]) -> Result<Vec<TargetSet>> {
+    let data = targets::named("data", &args.data);
+    let sets: Vec<Target> = [data].into_iter().chain(args.targets.targets.clone()).collect();
+    let mut sets = targets::read(&sets, args.root.as_deref(), names)?;
+    let lists = sets.iter().map(|set| &set.list);
+    let (lists, _) = survey::readable_sets(lists, args.survey, args.threads)?;
+    for (set, list) in sets.iter_mut().zip(lists) {
+        set.list = list;
+    }
+    Ok(sets)
 }
 
 /// Returns the classifier that the text tower computes from the class names. The text tower is

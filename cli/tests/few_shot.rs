@@ -13,10 +13,10 @@ const TARGETS: [&str; 4] =
     ["--target", "blue=blue", "--target", "some=photos/test/some.txt:some-classes.txt"];
 
 /// A folder of photos and of runs on them.
-struct Corners(tempfile::TempDir);
+pub struct Corners(tempfile::TempDir);
 
 impl Corners {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let corners = Corners(tempfile::tempdir().unwrap());
         let at = |path| corners.at(path);
         photos(&at("photos/train"), &CLASSES, 5, 0);
@@ -27,30 +27,35 @@ impl Corners {
         corners
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub fn at(&self, path: &str) -> PathBuf {
         self.0.path().join(path)
     }
 
-    fn few_shot(&self, out: &str, flags: &[&str]) -> (Option<i32>, String) {
+    pub fn few_shot(&self, out: &str, flags: &[&str]) -> (Option<i32>, String) {
         let mut command = convpass("few-shot");
         command.args(["--data", "photos/train", "--test", "photos/test", "--backbone", BACKBONE]);
-        command.args(["--normalization", "half", "--shots", "2,4", "--seeds", "0,3", "--out", out]);
+        command.args(["--normalization", "half", "--out", out]);
+        for [flag, values] in [["--shots", "2,4"], ["--seeds", "0,3"]] {
+            if !flags.contains(&flag) {
+                command.args([flag, values]);
+            }
+        }
         command.args(["--lr", "3e-2", "--name", "corners", "--batch-size", "8"]).args(flags);
         run(command.current_dir(self.0.path()))
     }
 
-    fn record(&self, path: &str) -> RunRecord {
+    pub fn record(&self, path: &str) -> RunRecord {
         RunRecord::load(self.at(path).join("run.json")).unwrap()
     }
 
     /// Runs that have to succeed.
-    fn trained(&self, out: &str, flags: &[&str]) -> String {
+    pub fn trained(&self, out: &str, flags: &[&str]) -> String {
         let (status, text) = self.few_shot(out, flags);
         assert_eq!(status, Some(0), "{text}");
         text
     }
 
-    fn refused(&self, out: &str, flags: &[&str], part: &str) {
+    pub fn refused(&self, out: &str, flags: &[&str], part: &str) {
         let (status, text) = self.few_shot(out, flags);
         assert!(status == Some(1) && text.contains(part), "{text}");
     }

@@ -2,6 +2,7 @@
 
 mod export;
 mod few_shot;
+mod few_shot_select;
 mod finetune;
 mod help;
 mod mistakes;
@@ -9,4 +10,5 @@ mod others;
 mod own_images;
 mod predict;
 mod process;
+mod survey;
 mod sweep;

@@ -43,7 +43,7 @@ impl FileList {
         }
         let mut drawn = Vec::new();
         for (label, mut images) in classes {
-            images.shuffle(&mut generator(seed, label));
+            images.shuffle(&mut generator(b"few-shot", seed, label));
             images.truncate(per_class);
             images.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
             drawn.extend(images.into_iter().cloned());
@@ -79,12 +79,12 @@ pub(super) fn by_class(list: &FileList) -> BTreeMap<i64, Vec<&FileEntry>> {
     classes
 }
 
-/// Creates the random generator of a class.
-pub(super) fn generator(seed: i64, label: i64) -> ChaCha8Rng {
+/// Creates the random generator of a class. Draws with different purposes have nothing in common.
+pub(super) fn generator(purpose: &[u8; 8], seed: i64, label: i64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&label.to_le_bytes());
-    key[24..].copy_from_slice(b"few-shot");
+    key[24..].copy_from_slice(purpose);
     ChaCha8Rng::from_seed(key)
 }
 

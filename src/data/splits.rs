@@ -118,7 +118,7 @@ impl Splits {
         let (mut kept, mut drawn, mut short) =
             (Vec::new(), [Vec::new(), Vec::new()], [(); 2].map(|()| Vec::new()));
         for (label, mut images) in by_class(&self.train) {
-            images.shuffle(&mut generator(seed, label));
+            images.shuffle(&mut generator(b"few-shot", seed, label));
             let mut rest: Vec<_> = images.into_iter().cloned().collect();
             let count = rest.len();
             for (part, fraction) in

@@ -198,6 +198,20 @@ impl VtabFolder {
     pub fn split(&self, split: VtabSplit) -> &FileList {
         &self.lists[split as usize]
     }
+
+    /// Returns the task with another list for a split, such as the one without the images that
+    /// cannot be read ([`FileList::without_unreadable`]).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the list has another number of classes than the task.
+    pub fn with_split(mut self, split: VtabSplit, list: FileList) -> Result<Self> {
+        if list.num_classes() != self.num_classes {
+            let expected = format!("{} classes, as the task", self.num_classes);
+            return Err(Error::config("list", expected, list.num_classes()));
+        }
+        self.lists[split as usize] = list;
+        Ok(self)
+    }
 }
 
 /// Checks that the folder of a task contains its four lists.
@@ -259,6 +273,23 @@ mod tests {
         let kitti = folder_of("kitti", lists);
         let refused = VtabFolder::open(kitti.path(), "kitti");
         assert!(matches!(refused, Err(Error::ListLine { line: 1, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_list_is_replaced_by_one_of_the_same_classes() {
+        let root = folder_of("own", ["a 0\n", "b 1\n", "a 0\nb 1\n", "c 4\n"]);
+        let folder = VtabFolder::open(root.path(), "own").unwrap();
+        let (both, test) = (folder.split(VtabSplit::Train800Val200).clone(), VtabSplit::Test);
+        let other = folder.clone().with_split(test, both.clone()).unwrap();
+        assert_eq!(other.split(test).split_hash(), both.split_hash());
+        assert_eq!(
+            other.split(VtabSplit::Val200).entries(),
+            folder.split(VtabSplit::Val200).entries()
+        );
+        let file = root.path().join("own/train800.txt");
+        let fewer = FileList::read(root.path(), file, None).unwrap();
+        let refused = folder.with_split(test, fewer);
+        assert!(matches!(refused, Err(Error::Config { .. })), "{refused:?}");
     }
 
     /// Returns the text of an error and of its source, as programs print them.

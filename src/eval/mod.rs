@@ -8,6 +8,7 @@ mod metrics;
 #[cfg(feature = "train")]
 mod prefix_cache;
 mod subset;
+mod vote;
 
 pub use evaluate::evaluate;
 #[cfg(feature = "train")]
@@ -20,3 +21,4 @@ pub use metrics::{Evaluation, Scores};
 #[cfg(feature = "train")]
 pub use prefix_cache::PrefixCache;
 pub use subset::{ClassSubset, evaluate_logits};
+pub use vote::{predictions, vote};

@@ -26,6 +26,8 @@ const EPS: f64 = 1e-8;
 struct Slot {
     name: String,
     variable: Tensor,
+    /// The learning rate of the variable divided by that of the step.
+    lr_factor: f64,
     mean: Tensor,
     square: Tensor,
 }
@@ -46,10 +48,27 @@ impl AdamW {
             .into_iter()
             .map(|(name, variable)| {
                 let zeros = || variable.f_detach()?.f_zeros_like();
-                Ok(Slot { mean: zeros()?, square: zeros()?, name, variable })
+                Ok(Slot { mean: zeros()?, square: zeros()?, name, variable, lr_factor: 1.0 })
             })
             .collect::<Result<_>>()?;
         Ok(AdamW { weight_decay, steps: 0, slots })
+    }
+
+    /// Multiplies the learning rate of each variable whose name starts with `prefix` by `factor`,
+    /// and leaves that of every other variable as it is. The result is that of a parameter group
+    /// with its own rate in PyTorch: the decoupled weight decay has the same rate. The head of a
+    /// [`PetlModel`](crate::PetlModel) has the prefix `head.`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a factor that is negative or not finite.
+    pub fn with_lr_factor(mut self, prefix: &str, factor: f64) -> Result<Self> {
+        if !(factor.is_finite() && factor >= 0.0) {
+            return Err(Error::config("lr_factor", "finite and not negative", factor));
+        }
+        for slot in self.slots.iter_mut().filter(|slot| slot.name.starts_with(prefix)) {
+            slot.lr_factor = factor;
+        }
+        Ok(self)
     }
 
     /// Sets the gradients to zero, runs the backward pass of `loss` and updates every variable that
@@ -83,7 +102,8 @@ impl AdamW {
     fn update(&mut self, lr: f64) -> Result<()> {
         let (beta1, beta2) = BETAS;
         let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        for Slot { variable, mean, square, .. } in &mut self.slots {
+        for Slot { variable, mean, square, lr_factor, .. } in &mut self.slots {
+            let lr = lr * *lr_factor;
             let gradient = variable.f_grad()?;
             if !gradient.defined() {
                 continue;

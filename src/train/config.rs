@@ -46,6 +46,11 @@ pub struct TrainConfig {
     pub label_smoothing: f64,
     /// The learning rate over the run.
     pub schedule: CosineSchedule,
+    /// The learning rate of the head divided by that of the method: in each step the head has the
+    /// rate of the schedule times this factor. 1 gives all trainables the same rate, and 0 keeps
+    /// the head as it is.
+    #[serde(skip_serializing_if = "is_one")]
+    pub head_lr_factor: f64,
     /// The decoupled weight decay of AdamW.
     pub weight_decay: f64,
     /// The mean and the standard deviation that pixels are normalized with.
@@ -80,6 +85,7 @@ impl Default for TrainConfig {
             class_weights: ClassWeights::Equal,
             label_smoothing: 0.0,
             schedule: CosineSchedule::default(),
+            head_lr_factor: 1.0,
             weight_decay: 1e-4,
             normalization: Normalization::ImageNet,
             seed: 0,
@@ -94,4 +100,8 @@ impl Default for TrainConfig {
 
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }

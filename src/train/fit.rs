@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::eval::check_classes;
 use crate::model::PetlModel;
 
+/// What the names of the head's variables start with.
+const HEAD: &str = "head.";
+
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fit {
@@ -37,7 +40,8 @@ pub struct Fit {
 pub struct FitOptions<'a> {
     /// The state file, from which an interrupted run continues; `None` keeps no state.
     pub checkpoint: Option<&'a RunCheckpoint>,
-    /// The optimizer; `None` is [`AdamW`] with the weight decay of the [`TrainConfig`].
+    /// The optimizer; `None` is [`AdamW`] with the weight decay and the factor of the head's learning
+    /// rate of the [`TrainConfig`].
     pub optimizer: Option<&'a mut dyn Optimizer>,
     /// The learning rate of each step; `None` is the schedule of the [`TrainConfig`].
     pub schedule: Option<&'a dyn Schedule>,
@@ -139,7 +143,13 @@ pub fn fit_with<B: Backbone>(
     let started = Instant::now();
     let FitOptions { checkpoint, optimizer, schedule } = options;
     let owned = Owned { optimizer: optimizer.is_some(), schedule: schedule.is_some() };
-    let mut adamw = AdamW::new(model.var_store(), config.weight_decay)?;
+    if owned.optimizer && config.head_lr_factor != 1.0 {
+        let expected = "1 with an optimizer of the caller's, which has its own rates";
+        let error = Error::config("head_lr_factor", expected, config.head_lr_factor);
+        return Err(error.in_config("TrainConfig"));
+    }
+    let adamw = AdamW::new(model.var_store(), config.weight_decay)?;
+    let mut adamw = adamw.with_lr_factor(HEAD, config.head_lr_factor)?;
     let optimizer = optimizer.unwrap_or(&mut adamw);
     let variables = sorted_variables(model);
     let steps = train.len() / config.batch_size;
@@ -195,6 +205,11 @@ fn check<B: Backbone>(
     }
     if let Some(max_norm) = config.max_grad_norm {
         check_max_norm(max_norm).map_err(|error| error.in_config("TrainConfig"))?;
+    }
+    let factor = config.head_lr_factor;
+    if !(factor.is_finite() && factor >= 0.0) {
+        return Err(Error::config("head_lr_factor", "finite and not negative", factor)
+            .in_config("TrainConfig"));
     }
     if config.validate_every == 0 {
         return Err(Error::config("validate_every", "1 or more", 0).in_config("TrainConfig"));

@@ -28,7 +28,7 @@ pub use observer::{EpochReport, Observer, RunStart, Silent, StepReport};
 pub use optimizer::{Optimizer, Schedule, clip_grad_norm};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
-pub use record::{BestOnTest, ImagesRecord, RunRecord, peak_rss_mb};
+pub use record::{BestOnTest, CrossValidation, ImagesRecord, RunRecord, TriedRates, peak_rss_mb};
 pub use schedule::{CosineSchedule, Stepped};
 pub use state::RunCheckpoint;
 #[cfg(feature = "tensorboard")]

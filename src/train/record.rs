@@ -54,6 +54,9 @@ pub struct RunRecord {
     /// SHA-256 of the adapter file that the run wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_digest: Option<String>,
+    /// The cross-validation that chose the learning rates; `None` if they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_validation: Option<CrossValidation>,
     /// Numbers of weights of the method, the head and the backbone.
     pub trainable_params: TrainableParams,
     /// The reports of the epochs.
@@ -74,6 +77,38 @@ pub struct RunRecord {
     /// How the images were read, what their classes are called, and how many were skipped.
     #[serde(default, skip_serializing_if = "ImagesRecord::is_default")]
     pub images: ImagesRecord,
+}
+
+/// A choice of learning rates by cross-validation over the training images: the rates that
+/// classify most of the held-out images right, and of several such rates the first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CrossValidation {
+    /// Number of folds ([`FileList::folds`](crate::data::FileList::folds)).
+    pub folds: usize,
+    /// The rates in the order in which they were tried.
+    pub tried: Vec<TriedRates>,
+}
+
+/// Learning rates that a cross-validation tried, and their result.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TriedRates {
+    /// Peak learning rate of the method.
+    pub lr: f64,
+    /// Peak learning rate of the head.
+    pub head_lr: f64,
+    /// Number of images that were classified right when they were held out; `None` if numbers
+    /// became NaN or infinite in the training without one of the folds.
+    pub correct: Option<usize>,
+    /// Number of images, each of which is held out once.
+    pub images: usize,
+}
+
+impl CrossValidation {
+    /// Returns the rates that are chosen; `None` if no rates have a result.
+    pub fn best(&self) -> Option<&TriedRates> {
+        let tried = self.tried.iter().filter(|tried| tried.correct.is_some());
+        tried.reduce(|best, tried| if tried.correct > best.correct { tried } else { best })
+    }
 }
 
 /// What a run's record says about its images beside their lists. The default is that of records of
@@ -164,6 +199,7 @@ impl RunRecord {
             test_split: None,
             head_digest: None,
             adapter_digest: None,
+            cross_validation: None,
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,
@@ -226,4 +262,27 @@ pub fn peak_rss_mb() -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024.0 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_best_rates_is_chosen() {
+        let tried = |correct: &[Option<usize>]| {
+            let rates = correct.iter().enumerate().map(|(at, &correct)| TriedRates {
+                lr: at as f64,
+                head_lr: 1.0,
+                correct,
+                images: 9,
+            });
+            CrossValidation { folds: 3, tried: rates.collect() }
+        };
+        let best = |correct| tried(correct).best().map(|best| best.lr);
+        assert_eq!(best(&[Some(4), None, Some(7), Some(7), Some(6)]), Some(2.0));
+        assert_eq!(best(&[None, Some(0), Some(0)]), Some(1.0));
+        assert_eq!(best(&[None, None]), None);
+        assert_eq!(best(&[]), None);
+    }
 }

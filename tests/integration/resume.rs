@@ -227,6 +227,7 @@ fn the_state_of_another_run_is_refused_by_the_field_that_differs() {
     expect(schedule(|s| s.warmup_epochs = 2), "train.schedule.warmup_epochs");
     expect(schedule(|s| s.stepped = Stepped::AfterEpoch), "train.schedule.stepped");
     expect(with(TrainConfig { weight_decay: 0.0, ..base() }), "train.weight_decay");
+    expect(with(TrainConfig { head_lr_factor: 5.0, ..base() }), "train.head_lr_factor");
     let normalization = Normalization::Unit;
     expect(with(TrainConfig { normalization, ..base() }), "train.normalization");
     expect(with(TrainConfig { seed: 10, ..base() }), "train.seed");

@@ -257,6 +257,7 @@ fn a_record_is_read_back_as_it_was_written() {
         train_split: train.split_hash().to_owned(),
         val_split: None,
         test_split: None,
+        cross_validation: None,
         head_digest: None,
         adapter_digest: None,
         trainable_params: model.trainable_params(),

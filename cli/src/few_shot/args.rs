@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use convpass::data::{Augment, Normalization};
 use convpass::train::{CosineSchedule, TrainConfig};
 
+use super::rates::Rates;
+use crate::failure::Usage;
 use crate::flags::{
     BackboneFlags, ClassFlag, ForceFlag, HeadFlag, InputFlags, LogFlags, MethodFlags,
     OrientationFlag, OutFlag, SeedsFlag, SurveyFlags, TargetFlags, ThreadFlags, TrainingFlags,
@@ -17,7 +19,8 @@ use crate::flags::{
 ///
 /// Training and test images are folders with one folder for each class, or lists with a line `path
 /// label` for each image. --out receives a folder with the adapter and the record of each run, and
-/// results.csv. The same command continues after a stop: finished runs are skipped.
+/// results.csv. The same command continues after a stop: finished runs are skipped. --select chooses
+/// the learning rates without validation images, or lets models with different rates vote.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -42,7 +45,7 @@ use crate::flags::{
         "Weight decay of AdamW [default: 1e-4; 0 for domain_generalization]"
     )),
     mut_arg("out", |arg| arg.help("Folder for the results [default: runs/NAME-METHOD-few-shot]")),
-    after_long_help = "Examples:\n  convpass few-shot --data pets/train --test pets/test --backbone vit_base_patch16_224.safetensors --out runs/pets\n  convpass few-shot --protocol domain_generalization --head head.safetensors --data imagenet/train --test imagenet/val --target sketch=sketch --backbone CLIP.safetensors --out runs/dg"
+    after_long_help = "Examples:\n  convpass few-shot --data pets/train --test pets/test --backbone vit_base_patch16_224.safetensors --out runs/pets\n  convpass few-shot --select ensemble --shots 4 --data pets/train --test pets/test --backbone vit_base_patch16_224.safetensors --lr 2e-3 --head-lr 1e-2 --out runs/pets-ensemble\n  convpass few-shot --protocol domain_generalization --head head.safetensors --data imagenet/train --test imagenet/val --target sketch=sketch --backbone CLIP.safetensors --out runs/dg"
 )]
 pub struct FewShotArgs {
     /// Published settings, which apply to everything that no flag sets.
@@ -90,6 +93,20 @@ pub struct FewShotArgs {
     pub method: MethodFlags,
     #[command(flatten)]
     pub training: TrainingFlags,
+    /// How the learning rates are chosen, and what answers; the test images are never looked at for
+    /// it.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t = Select::Fixed,
+        help_heading = "Training"
+    )]
+    pub select: Select,
+    /// Folds of --select cross-validation [default: 5, or the images of the smallest class if they
+    /// are fewer].
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub folds: Option<NonZeroUsize>,
     #[command(flatten)]
     pub head: HeadFlag,
     #[command(flatten)]
@@ -110,6 +127,21 @@ pub enum Protocol {
     FewShot,
     /// 16 images of each class, measured on other domains.
     DomainGeneralization,
+}
+
+/// How the learning rates of a run are chosen without validation images.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Select {
+    /// The rates are those of --lr and --head-lr.
+    Fixed,
+    /// Each pair of rates of a grid around --lr and --head-lr (each divided by 5, as it is, and
+    /// times 5) is trained on all folds of the training images but one, and measured on that fold.
+    /// The pair that is right most often is then trained on all training images.
+    CrossValidation,
+    /// Each pair of rates of the same grid is trained on all training images, and the answer is the
+    /// class that most of the models predict (FewTrans, arXiv 2603.00478). Ties go to the first
+    /// class.
+    Ensemble,
 }
 
 /// An augmentation of training images.
@@ -145,6 +177,22 @@ impl FewShotArgs {
         self.test_resize.unwrap_or(self.by_protocol(side * 8 / 7, side))
     }
 
+    /// Checks the flags that belong together.
+    ///
+    /// # Errors
+    /// [`Usage`] for flags that would have no effect, or rates that have no grid.
+    pub fn check(&self) -> Result<(), Usage> {
+        if self.folds.is_some() && self.select != Select::CrossValidation {
+            return Err(Usage("--folds needs --select cross-validation".to_owned()));
+        }
+        let Rates { lr, head_lr } = self.rates();
+        if self.select != Select::Fixed && !(lr > 0.0 && head_lr > 0.0) {
+            let select = "--select cross-validation and --select ensemble";
+            return Err(Usage(format!("{select} need --lr and --head-lr above 0")));
+        }
+        Ok(())
+    }
+
     /// Returns the folder of the results.
     pub fn folder(&self, method: &str) -> PathBuf {
         let default = || format!("{}-{method}-few-shot", self.data_name());
@@ -157,16 +205,22 @@ impl FewShotArgs {
         self.name.clone().unwrap_or_else(|| data_name(&self.data))
     }
 
-    /// Returns the settings of a run on `images` training images.
+    /// Returns the rates of the flags.
+    pub fn rates(&self) -> Rates {
+        let lr = self.training.length.lr.unwrap_or(self.by_protocol(5e-3, 1e-5));
+        Rates { lr, head_lr: self.training.head_lr.unwrap_or(lr) }
+    }
+
+    /// Returns the settings of a run on `images` training images with `rates`.
     pub fn train_config(
         &self,
         seed: i64,
         images: usize,
         normalization: Normalization,
+        rates: Rates,
     ) -> TrainConfig {
-        let flags = &self.training;
+        let (flags, lr) = (&self.training, rates.lr);
         let epochs = flags.length.epochs.unwrap_or(self.by_protocol(100, 50));
-        let lr = flags.length.lr.unwrap_or(self.by_protocol(5e-3, 1e-5));
         let schedule = CosineSchedule::with_lr(lr);
         let augment = self
             .augment
@@ -182,6 +236,7 @@ impl FewShotArgs {
                 stepped: flags.schedule.into(),
                 ..schedule
             },
+            head_lr_factor: rates.head_lr_factor(),
             weight_decay: flags
                 .weight_decay
                 .unwrap_or(self.by_protocol(TrainingFlags::WEIGHT_DECAY, 0.0)),

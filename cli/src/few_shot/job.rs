@@ -1,74 +1,29 @@
 //! The runs: each trains on the images that were drawn for it and is measured on all sets.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use convpass::data::{
-    BatchConfig, FileList, ImageDataset, Normalization, Order, PartialBatch, Resize,
-};
+use anyhow::{Context, Result, bail};
+use convpass::data::{BatchConfig, FileList, Normalization, Order, PartialBatch, Resize};
 use convpass::eval::{Evaluation, evaluate_logits};
-use convpass::train::{ImagesRecord, Observer, Progress, RunRecord, peak_rss_mb};
-use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel, Preprocessing};
+use convpass::train::{CrossValidation, Observer, Progress, RunRecord};
+use convpass::{AnyBackbone, Backbone, Method, PetlModel};
+use tch::Tensor;
 
-use super::args::FewShotArgs;
+use super::args::{FewShotArgs, Select};
+use super::draw::Draw;
+use super::ensemble;
 use super::measured::{Measured, MeasuredSet};
+use super::rates::Rates;
+use super::training::Training;
 use super::{Sets, TEST, save, say};
 use crate::failure::finite;
 use crate::flags::Opened;
-use crate::memory::PassSize;
-use crate::plan::PlannedRun;
-use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
+use crate::run_folder::{clear, finished};
 use crate::targets::TargetSet;
 
-/// The training images that were drawn for a run, and the adapter that its head starts from.
-pub struct Draw {
-    pub shots: usize,
-    pub seed: i64,
-    pub list: FileList,
-    /// The folder of the run.
-    out: PathBuf,
-    head: Option<PathBuf>,
-}
-
-impl Draw {
-    /// Returns the draws of all runs. An error in any of them is found before the first run starts.
-    pub fn all(args: &FewShotArgs, data: &FileList, out: &Path) -> Result<Vec<Draw>> {
-        let mut draws: Vec<Draw> = Vec::new();
-        for shots in args.shots() {
-            for &seed in &args.seeds.seeds {
-                let twice = draws.iter().any(|draw| (draw.shots, draw.seed) == (shots, seed));
-                ensure!(
-                    !twice,
-                    "--shots, --seeds: {shots} a class with seed {seed} is given twice"
-                );
-                let list = if args.at_most {
-                    data.few_shot_at_most(shots, seed)?
-                } else {
-                    data.few_shot(shots, seed)?
-                };
-                let name = format!("{shots}shot-seed{seed}");
-                let head = args.head.head.as_deref();
-                let head = head.map(|head| head_of(head, &name)).transpose()?;
-                draws.push(Draw { shots, seed, list, out: out.join(name), head });
-            }
-        }
-        Ok(draws)
-    }
-}
-
-/// Returns the adapter whose head the run called `name` starts from.
-fn head_of(head: &Path, name: &str) -> Result<PathBuf> {
-    let file = "adapter.safetensors";
-    let places = [head.to_path_buf(), head.join(file), head.join(name).join(file)];
-    let found = places.into_iter().find(|place| place.is_file());
-    found.with_context(|| {
-        format!(
-            "--head {}: neither a file nor a folder with {file} or {name}/{file}",
-            head.display()
-        )
-    })
-}
+/// The folders in that of a run with the models that are not tested by themselves.
+const TRIALS: [&str; 2] = [super::cross_validation::FOLDER, ensemble::FOLDER];
 
 /// Everything that all runs share.
 pub struct FewShotJob<'a> {
@@ -82,6 +37,7 @@ pub struct FewShotJob<'a> {
     pub targets: Vec<MeasuredSet>,
     /// The shorter side of a resized test image in pixels, before its centre is cut out.
     pub shorter_side: i64,
+    pub test_resize: Resize,
     pub opened: Opened,
     pub normalization: Normalization,
     /// The digest of the backbone.
@@ -124,6 +80,7 @@ impl<'a> FewShotJob<'a> {
             test: measured(TEST, &sets.test, None)?,
             targets: sets.targets.into_iter().map(target).collect::<Result<_>>()?,
             shorter_side,
+            test_resize: resize,
             normalization: opened.normalization(args.input.images.normalization),
             digest: opened.backbone.digest()?,
             opened,
@@ -144,51 +101,78 @@ impl<'a> FewShotJob<'a> {
         Ok(())
     }
 
-    /// Trains and tests a draw, unless that was done before, and measures its adapter on the
-    /// targets.
+    /// Runs a draw, unless that was done before, and measures it on the test images and the
+    /// targets. The learning rates are chosen before the first of these images is decoded.
     fn run(&self, draw: &Draw) -> Result<DrawResult> {
-        let out = &draw.out;
-        let mut petl = PetlConfig::new(self.method.clone(), self.classes);
-        petl.seed = draw.seed;
-        petl.drop_path = self.args.training.drop_path.unwrap_or(petl.drop_path);
-        let mut model = PetlModel::new(self.opened.backbone.clone(), &petl)?;
-        let shorter_side = Some(self.shorter_side);
-        let orientation = self.args.orientation.orientation();
-        let preprocessing = self.opened.preprocessing(self.normalization, shorter_side);
-        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
-        model.set_class_names(self.class_names.clone())?;
-        let head = draw.head.as_deref().map(|file| start_head(&mut model, file)).transpose()?;
-        let planned = self.planned(petl, draw, head)?;
-        let pass = PassSize {
-            batch: planned.train.batch_size,
-            image_size: self.opened.image_size(),
-            keeps_blocks: self.method != Method::LinearProbe,
-        };
-        pass.check(&self.opened.backbone)?;
-        let folder = RunFolder {
-            path: out,
-            checkpoint_every: self.args.logs.checkpoint_every,
-            tensorboard: self.args.logs.tensorboard,
-        };
         if self.args.force.force {
-            clear(out)?;
+            replace(&draw.out)?;
         }
+        match self.args.select {
+            Select::Fixed => self.one_model(draw, self.args.rates(), None),
+            Select::CrossValidation => {
+                let (rates, cross_validation) = self.cross_validated(draw)?;
+                self.one_model(draw, rates, Some(cross_validation))
+            }
+            Select::Ensemble => self.ensemble(draw),
+        }
+    }
+
+    /// Trains and tests one model, unless that was done before, and measures its adapter on the
+    /// targets.
+    fn one_model(
+        &self,
+        draw: &Draw,
+        rates: Rates,
+        cross_validation: Option<CrossValidation>,
+    ) -> Result<DrawResult> {
+        let out = draw.out.as_path();
+        ensemble::refuse(out)?;
+        let training = Training {
+            draw,
+            rates,
+            train: &draw.list,
+            held_out: None,
+            is_tested: true,
+            cross_validation,
+            out: out.to_path_buf(),
+        };
+        let (mut model, planned) = self.prepared(&training)?;
         let is_done = finished(out, &planned, &self.images_record())?.is_some();
         let (model, mut known) = if is_done {
             (None, Measured::load(out)?)
         } else {
-            let (model, known) = self.train(model, draw, folder, planned)?;
+            let images = self.training_images(&draw.list, &planned)?;
+            let record = self.train(&mut model, &training, planned, (&images, None))?;
+            let known = self.tested(&model, record, out)?;
             (Some(model), known)
         };
-        folder.done()?;
-        let Some(test_top1) = known.top1(&self.test) else {
-            bail!("{}: was measured on other test images; choose another --out", out.display());
-        };
+        self.folder(out).done()?;
+        let test_top1 = known_top1(&known, &self.test, out)?;
         let when = if is_done { ", done before" } else { "" };
         println!("{}: top-1 {test_top1:.2} %{when}", out.display());
         let targets = self.targets(out, model, &mut known)?;
-        let (shots, seed, images) = (draw.shots, draw.seed, draw.list.entries().len());
-        Ok(DrawResult { shots, seed, images, test_top1, targets })
+        Ok(draw.result(test_top1, targets))
+    }
+
+    /// Tests a model and writes its record.
+    fn tested(
+        &self,
+        model: &PetlModel<AnyBackbone>,
+        record: RunRecord,
+        out: &Path,
+    ) -> Result<Measured> {
+        let start = Instant::now();
+        let mut known = Measured::none(out);
+        let tested = self.evaluate(model, &self.test)?;
+        known.add(&self.test, tested.top1())?;
+        let record = RunRecord {
+            test_top1: Some(tested.top1()),
+            test: Some(tested.scores()),
+            test_seconds: Some(start.elapsed().as_secs_f64()),
+            ..record
+        };
+        self.folder(out).save_record(&record)?;
+        Ok(known)
     }
 
     /// Returns top-1 in percent on each target. If a result is missing and `model` is `None`, the
@@ -217,101 +201,8 @@ impl<'a> FewShotJob<'a> {
         Ok(targets)
     }
 
-    /// Returns the fields that the record of the run must have.
-    fn planned(
-        &self,
-        model: PetlConfig,
-        draw: &Draw,
-        head_digest: Option<String>,
-    ) -> Result<PlannedRun> {
-        let (args, images) = (self.args, draw.list.entries().len());
-        Ok(PlannedRun {
-            task: format!("{}, {} a class", args.data_name(), draw.shots),
-            model,
-            train: args.train_config(draw.seed, images, self.normalization),
-            backbone_digest: self.digest.clone(),
-            precision: recorded(args.backbone.precision()),
-            image_size: self.opened.image_size(),
-            test_shorter_side: Some(self.shorter_side),
-            train_split: draw.list.split_hash(),
-            val_split: None,
-            test_split: Some(self.test.images.split_hash().to_owned()),
-            head_digest,
-        })
-    }
-
-    /// Trains and tests a draw, and writes its adapter and its record.
-    fn train(
-        &self,
-        mut model: PetlModel<AnyBackbone>,
-        draw: &Draw,
-        folder: RunFolder,
-        planned: PlannedRun,
-    ) -> Result<(PetlModel<AnyBackbone>, Measured)> {
-        let out = folder.path;
-        std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-        draw.list.save(out.join("train.txt"))?;
-        let orientation = self.args.orientation.orientation();
-        let resize = Resize::bicubic(self.opened.image_size())?.with_orientation(orientation);
-        // A random crop is cut from the image before it is resized.
-        let train = match planned.train.augment.as_ref().and_then(|augment| augment.crop.as_ref()) {
-            Some(_) => self.args.threads.decoding(ImageDataset::stream(&draw.list, resize)),
-            None => ImageDataset::load_resized(&draw.list, resize)?,
-        };
-        let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
-        let fit = folder.fit(&mut model, &train, None, &planned.train, &mut progress)?;
-        drop(progress);
-        let adapter_digest = Some(folder.save_adapter(&model)?);
-        let start = Instant::now();
-        let mut known = Measured::none(out);
-        let tested = self.evaluate(&model, &self.test)?;
-        known.add(&self.test, tested.top1())?;
-        let test_seconds = Some(start.elapsed().as_secs_f64());
-        let record = RunRecord {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            task: planned.task,
-            model: planned.model,
-            train: planned.train,
-            backbone: backbone_name(self.args.backbone.checkpoint()?)?,
-            backbone_digest: planned.backbone_digest,
-            precision: planned.precision,
-            image_size: Some(planned.image_size),
-            test_shorter_side: planned.test_shorter_side,
-            shots: Some(draw.shots),
-            train_split: planned.train_split,
-            val_split: None,
-            test_split: planned.test_split,
-            head_digest: planned.head_digest,
-            adapter_digest,
-            trainable_params: model.trainable_params(),
-            fit,
-            test_top1: Some(tested.top1()),
-            test: Some(tested.scores()),
-            best_on_test: None,
-            test_seconds,
-            peak_rss_mb: peak_rss_mb(),
-            images: ImagesRecord {
-                train_pixels: train.pixel_hash().map(str::to_owned),
-                ..self.images_record()
-            },
-        };
-        folder.save_record(&record)?;
-        Ok((model, known))
-    }
-
-    /// Returns what the record says about the images beside their lists.
-    fn images_record(&self) -> ImagesRecord {
-        ImagesRecord {
-            orientation: self.args.orientation.orientation(),
-            class_names: self.class_names.clone(),
-            preprocessing: None,
-            train_pixels: None,
-            skipped: self.skipped,
-        }
-    }
-
     /// Loads the model of a run that is done.
-    fn adapted(&self, out: &Path) -> Result<PetlModel<AnyBackbone>> {
+    pub fn adapted(&self, out: &Path) -> Result<PetlModel<AnyBackbone>> {
         let adapter = out.join("adapter.safetensors");
         Ok(PetlModel::load_adapter(self.opened.backbone.clone(), adapter)?)
     }
@@ -329,6 +220,19 @@ impl<'a> FewShotJob<'a> {
     }
 
     fn evaluate(&self, model: &PetlModel<AnyBackbone>, set: &MeasuredSet) -> Result<Evaluation> {
+        let found = self.pass(model, set, &mut |_| Ok(()))?;
+        finite(&found, &set.name)?;
+        Ok(found)
+    }
+
+    /// Runs the model on all images of a set. `see` is called with the logits of each batch `[B,
+    /// K]`, where K are the classes of the set.
+    pub fn pass(
+        &self,
+        model: &PetlModel<AnyBackbone>,
+        set: &MeasuredSet,
+        see: &mut dyn FnMut(&Tensor) -> convpass::Result<()>,
+    ) -> Result<Evaluation> {
         let config = BatchConfig {
             batch_size: self.args.input.batch_size(),
             partial: PartialBatch::Keep,
@@ -338,9 +242,42 @@ impl<'a> FewShotJob<'a> {
         };
         let mut progress = Progress::new(&set.name);
         let watch = &mut |done, images| progress.pass(&set.name, done, images);
-        let logits = &mut |images: &_| model.forward(images, false);
-        let found = evaluate_logits(logits, &set.images, set.subset.as_ref(), config, watch)?;
-        finite(&found, &set.name)?;
-        Ok(found)
+        let logits = &mut |images: &Tensor| {
+            let mut logits = model.forward(images, false)?;
+            if let Some(subset) = &set.subset {
+                logits = subset.select(&logits)?;
+            }
+            see(&logits)?;
+            Ok(logits)
+        };
+        Ok(evaluate_logits(logits, &set.images, None, config, watch)?)
     }
+}
+
+impl Draw {
+    /// Returns the results of the draw.
+    pub fn result(&self, test_top1: f64, targets: Vec<f64>) -> DrawResult {
+        let images = self.list.entries().len();
+        DrawResult { shots: self.shots, seed: self.seed, images, test_top1, targets }
+    }
+}
+
+/// Returns the result on the test images of a run that was tested.
+pub fn known_top1(known: &Measured, test: &MeasuredSet, out: &Path) -> Result<f64> {
+    match known.top1(test) {
+        Some(top1) => Ok(top1),
+        None => {
+            bail!("{}: was measured on other test images; choose another --out", out.display())
+        }
+    }
+}
+
+/// Removes what an earlier run left in `out`.
+fn replace(out: &Path) -> Result<()> {
+    clear(out)?;
+    ensemble::clear(out)?;
+    for folder in TRIALS.map(|name| out.join(name)).iter().filter(|folder| folder.exists()) {
+        std::fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    Ok(())
 }

@@ -14,13 +14,12 @@ use sha2::{Digest, Sha256};
 use crate::files::write_atomically;
 use crate::flags::ThreadFlags;
 
-/// The name of the file with the results, beside `run.json`.
-const FILE: &str = "measured.json";
-
 /// A set of images that a run is measured on.
 pub struct MeasuredSet {
     pub name: String,
     pub images: ImageDataset,
+    /// The path of each image in its list.
+    pub paths: Vec<String>,
     /// The classes of the model that the set has; `None` if it has all of them.
     pub subset: Option<ClassSubset>,
     /// Hash of the sizes of the files. Variants of a dataset may have the same paths and labels,
@@ -45,7 +44,14 @@ impl MeasuredSet {
         }
         let sizes = format!("{:x}", sizes.finalize());
         let images = threads.decoding(ImageDataset::stream(list, resize));
-        Ok(MeasuredSet { name: name.to_owned(), images, subset, sizes })
+        let paths = list.entries().iter().map(|entry| entry.path.clone()).collect();
+        Ok(MeasuredSet { name: name.to_owned(), images, paths, subset, sizes })
+    }
+
+    /// Returns the class of the model that a label of the set has.
+    pub fn class(&self, label: i64) -> i64 {
+        let of_set = |subset: &ClassSubset| subset.classes().get(label as usize).copied();
+        self.subset.as_ref().and_then(of_set).unwrap_or(label)
     }
 
     fn classes(&self) -> Option<Vec<i64>> {
@@ -73,9 +79,12 @@ struct Accuracy {
 }
 
 impl Measured {
+    /// The name of the file in the folder of a run.
+    pub const FILE: &str = "measured.json";
+
     /// Returns empty results for the run in `folder`.
     pub fn none(folder: &Path) -> Self {
-        Measured { file: folder.join(FILE), sets: BTreeMap::new() }
+        Measured { file: folder.join(Self::FILE), sets: BTreeMap::new() }
     }
 
     /// Reads the results of the run in `folder`; they are empty if there is no file.

@@ -1,17 +1,27 @@
 //! `convpass few-shot`: few-shot learning and domain generalization.
 
 mod args;
+mod cross_validation;
+mod draw;
+mod ensemble;
 mod job;
 mod measured;
+mod rates;
+#[cfg(test)]
+mod tests;
+mod training;
+mod votes;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use convpass::clip::read_class_names;
 use convpass::data::FileList;
 
 pub use args::FewShotArgs;
-use job::{Draw, DrawResult, FewShotJob};
+use draw::Draw;
+pub use ensemble::{ENSEMBLE, FOLDER as MEMBERS};
+use job::{DrawResult, FewShotJob};
 use measured::MeasuredSet;
 
 use crate::Outcome;
@@ -27,6 +37,7 @@ const TEST: &str = "test";
 const COLUMNS: [&str; 5] = [TEST, "shots", "seed", "images", "test_top1"];
 
 pub fn run(args: &FewShotArgs) -> Result<Outcome> {
+    args.check()?;
     let method = args.method.chosen("")?;
     args.threads.apply()?;
     let sets = Sets::read(args)?;
@@ -75,19 +86,26 @@ impl Sets {
                 args.test.display()
             )
         };
-        for list in [&data, &test] {
-            survey::say(list.warnings(), list.left_out());
-        }
-        let lists = [Some(data), Some(test), None];
-        let ([data, test, _], skipped) = survey::readable(lists, args.survey, args.threads)?;
-        let (data, test) = data.zip(test).context("there are no images")?;
-        survey::say_overlap(("training", &data), ("test", &test));
-        let targets = targets::read(&args.targets.targets, None, &names)?;
+        let mut targets = targets::read(&args.targets.targets, None, &names)?;
         let is_taken = |target: &&TargetSet| COLUMNS.contains(&target.name.as_str());
         if let Some(target) = targets.iter().find(is_taken) {
             bail!("--target: results.csv already has a column called {}", target.name);
         }
-        Ok(Sets { data, test, targets, class_names: names, skipped })
+        let lists = [&data, &test].into_iter().chain(targets.iter().map(|target| &target.list));
+        let (lists, skipped) = survey::readable_sets(lists, args.survey, args.threads)?;
+        let mut lists = lists.into_iter();
+        let (Some(train), Some(test)) = (lists.next(), lists.next()) else {
+            bail!("there are no images");
+        };
+        survey::has_all_classes(&data, &train)?;
+        for (target, list) in targets.iter_mut().zip(lists) {
+            target.list = list;
+        }
+        let sets = targets.iter().map(|target| (target.name.as_str(), &target.list));
+        for set in [(TEST, &test)].into_iter().chain(sets) {
+            survey::say_overlap(("training", &train), set);
+        }
+        Ok(Sets { data: train, test, targets, class_names: names, skipped })
     }
 }
 

@@ -61,11 +61,19 @@ impl RunLists {
         let val = (args.select != Select::Last).then(|| list(VtabSplit::Val200));
         let test = (args.select != Select::Trial).then(|| list(VtabSplit::Test));
         let mut lists = ([Some(train), val, test], 0);
-        // A sweep has many runs on the same images.
-        if args.spec.is_none() {
-            lists = survey::readable(lists.0, args.survey, args.threads)?;
+        // A sweep has many runs on the same images, at which it looks once. Its runs leave out the
+        // same images.
+        if args.spec.is_none() || args.survey.skip_unreadable {
+            lists = survey::readable_parts(lists.0, args.survey, args.threads)?;
         }
         let ([train, val, test], skipped) = lists;
+        if args.spec.is_none() {
+            survey::say_overlaps(&[
+                ("training", train.as_ref()),
+                ("validation", val.as_ref()),
+                ("test", test.as_ref()),
+            ]);
+        }
         Ok(Self {
             name: folder.name().to_owned(),
             num_classes: folder.num_classes(),
@@ -91,14 +99,19 @@ impl RunLists {
         survey::say(&splits.warnings, &splits.left_out);
         splits.warnings.clear();
         let lists = [Some(splits.train), splits.val, splits.test];
-        let ([train, val, test], skipped) = survey::readable(lists, args.survey, args.threads)?;
+        let ([train, val, test], skipped) =
+            survey::readable_parts(lists, args.survey, args.threads)?;
         splits.train = train.context("there are no training images")?;
         (splits.val, splits.test) = (val, test);
         // Only images that can be read are drawn.
         let splits = splits.complete(flags.fractions(), flags.split_seed.unwrap_or(0));
         let splits = splits.context("--val-fraction, --test-fraction")?;
         survey::say(&splits.warnings, &[]);
-        say_overlaps(&splits);
+        survey::say_overlaps(&[
+            ("training", Some(&splits.train)),
+            ("validation", splits.val.as_ref()),
+            ("test", splits.test.as_ref()),
+        ]);
         let train = splits.train.clone();
         Ok(Self {
             name: data_name(images),
@@ -161,21 +174,5 @@ impl RunLists {
             own.train.root().display()
         );
         Ok(())
-    }
-}
-
-/// Warns of images that two of the parts share.
-fn say_overlaps(splits: &Splits) {
-    let parts = [
-        ("training", Some(&splits.train)),
-        ("validation", splits.val.as_ref()),
-        ("test", splits.test.as_ref()),
-    ];
-    for (at, &(second, list)) in parts.iter().enumerate() {
-        for &(first, other) in &parts[..at] {
-            if let (Some(other), Some(list)) = (other, list) {
-                survey::say_overlap((first, other), (second, list));
-            }
-        }
     }
 }

@@ -153,6 +153,7 @@ impl FinetuneJob<'_> {
             val_split: val.map(FileList::split_hash),
             test_split: test.map(FileList::split_hash),
             head_digest,
+            cross_validation: None,
         })
     }
 
@@ -227,6 +228,7 @@ impl FinetuneJob<'_> {
             test_split: None,
             head_digest: None,
             adapter_digest: None,
+            cross_validation: None,
             trainable_params: model.trainable_params(),
             fit,
             test_top1: None,
@@ -275,6 +277,7 @@ impl FinetuneJob<'_> {
             epochs,
             batch_size: args.batch_size(self.lists.train.entries().len()),
             schedule: training.cosine(epochs),
+            head_lr_factor: training.head_lr_factor(training.lr()),
             weight_decay: training.weight_decay(),
             normalization,
             seed: args.seed.seed,

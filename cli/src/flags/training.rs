@@ -22,6 +22,9 @@ pub struct EpochFlags {
 pub struct TrainingFlags {
     #[command(flatten)]
     pub length: EpochFlags,
+    /// Peak learning rate of the head, which follows the same schedule [default: that of --lr].
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub head_lr: Option<f64>,
     /// Epochs of warm-up at the start [default: a tenth of the epochs, at least 1].
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub warmup_epochs: Option<usize>,
@@ -74,6 +77,11 @@ impl TrainingFlags {
     /// Returns the peak learning rate, 1e-3 by default.
     pub fn lr(&self) -> f64 {
         self.length.lr.unwrap_or(Self::LR)
+    }
+
+    /// Returns the rate of the head divided by `lr`, 1 by default.
+    pub fn head_lr_factor(&self, lr: f64) -> f64 {
+        self.head_lr.map_or(1.0, |head_lr| head_lr / lr)
     }
 
     /// Returns the weight decay, 1e-4 by default.

@@ -7,7 +7,7 @@ use super::PlanMethod;
 use convpass::data::vtab::{self, PublishedInit};
 use convpass::model::PetlConfig;
 use convpass::petl::{ConvInit, Method, SubLayers};
-use convpass::train::{RunRecord, TrainConfig};
+use convpass::train::{CrossValidation, RunRecord, TrainConfig};
 
 /// Everything that determines the final weights and the results of a run. The fields have the names
 /// that they have in a [`RunRecord`].
@@ -37,6 +37,9 @@ pub struct PlannedRun {
     pub test_split: Option<String>,
     /// Digest of the adapter file whose head the run starts from.
     pub head_digest: Option<String>,
+    /// The cross-validation that chose the learning rates.
+    #[serde(default)]
+    pub cross_validation: Option<CrossValidation>,
 }
 
 impl PlannedRun {

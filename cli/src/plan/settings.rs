@@ -16,6 +16,8 @@ pub struct RunSettings {
     pub batch_size: Option<usize>,
     /// The learning rate after warm-up.
     pub lr: Option<f64>,
+    /// The learning rate of the head after warm-up; by default `lr`.
+    pub head_lr: Option<f64>,
     /// Epochs of warm-up; by default a tenth of the epochs, at least 1.
     pub warmup_epochs: Option<usize>,
     /// When the learning rate changes.
@@ -35,6 +37,7 @@ impl RunSettings {
             epochs: self.epochs.or(base.epochs),
             batch_size: self.batch_size.or(base.batch_size),
             lr: self.lr.or(base.lr),
+            head_lr: self.head_lr.or(base.head_lr),
             warmup_epochs: self.warmup_epochs.or(base.warmup_epochs),
             stepped: self.stepped.or(base.stepped),
             weight_decay: self.weight_decay.or(base.weight_decay),
@@ -47,15 +50,17 @@ impl RunSettings {
     pub(super) fn train_config(&self, seed: i64) -> TrainConfig {
         let paper = TrainConfig::default();
         let epochs = self.epochs.unwrap_or(paper.epochs);
+        let lr = self.lr.unwrap_or(paper.schedule.lr);
         TrainConfig {
             epochs,
             batch_size: self.batch_size.unwrap_or(paper.batch_size),
             schedule: CosineSchedule {
-                lr: self.lr.unwrap_or(paper.schedule.lr),
+                lr,
                 warmup_epochs: self.warmup_epochs.unwrap_or((epochs / 10).max(1)),
                 stepped: self.stepped.unwrap_or(paper.schedule.stepped),
                 ..paper.schedule
             },
+            head_lr_factor: self.head_lr.map_or(paper.head_lr_factor, |head_lr| head_lr / lr),
             weight_decay: self.weight_decay.unwrap_or(paper.weight_decay),
             normalization: self.normalization.unwrap_or(paper.normalization),
             seed,

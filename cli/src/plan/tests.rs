@@ -30,6 +30,21 @@ head = "Linear probe"
 grid = { scale = [0.1, 10], lr = [1e-3, 4e-3] }
 "#;
 
+#[test]
+fn the_head_has_its_own_rate_if_a_plan_says_so() {
+    let text =
+        PLAN.replace("grid = { scale = [0.1, 10], lr", "grid = { head_lr = [2e-2, 8e-3], lr");
+    let plan = read(&text).unwrap();
+    let factor = |method: usize, setting: usize| {
+        let method = &plan.methods[method];
+        plan.run(method, &method.settings()[setting], "own", 7, 4).unwrap().1.head_lr_factor
+    };
+    // head_lr=0.02 with lr=0.001 and 0.004, then head_lr=0.008 with both.
+    let found = [0, 1, 2, 3].map(|setting| factor(1, setting));
+    assert_eq!(found, [20.0, 5.0, 8.0, 2.0]);
+    assert_eq!(factor(0, 0), 1.0);
+}
+
 fn read(text: &str) -> Result<SweepPlan> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.toml");
@@ -160,6 +175,7 @@ fn a_record_of_another_run_is_told_by_field() {
         val_split: None,
         test_split: Some("ef".into()),
         head_digest: None,
+        cross_validation: None,
     };
     let fit = Fit { epochs: Vec::new(), selected_epoch: None, stopped: false, seconds: 1.0 };
     let record = RunRecord {
@@ -178,6 +194,7 @@ fn a_record_of_another_run_is_told_by_field() {
         test_split: Some("ef".into()),
         head_digest: None,
         adapter_digest: None,
+        cross_validation: None,
         trainable_params: TrainableParams::new(1, 1, 1),
         fit,
         test_top1: Some(1.0),

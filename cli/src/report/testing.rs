@@ -30,6 +30,7 @@ pub(super) fn record(task: &str, method: &str, seed: i64, top1: f64) -> RunRecor
         test_split: Some(format!("test of {task}")),
         head_digest: None,
         adapter_digest: None,
+        cross_validation: None,
         trainable_params: TrainableParams::new(1_000, 650, 100_000),
         fit: Fit {
             epochs: (0..3).map(epoch).collect(),

@@ -12,17 +12,18 @@ use convpass::eval::evaluate;
 use convpass::train::{
     CosineSchedule, EpochReport, Observer, Progress, StepReport, Stepped, TrainConfig, fit,
 };
-use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel};
+use convpass::{AnyBackbone, Backbone, Method, PetlConfig, PetlModel, Preprocessing};
 use serde_json::{Value, json};
 
 use super::{Evolution, EvolutionConfig, SearchModule, SearchSpace, Supernet, Widths, evolve};
 use crate::Outcome;
 use crate::flags::{
-    BackboneFlags, DataFlag, EpochFlags, ForceFlag, InputFlags, Opened, OutFlag, SeedFlag,
-    ThreadFlags, bundled_backbone, default_warmup,
+    BackboneFlags, DataFlag, EpochFlags, ForceFlag, InputFlags, Opened, OrientationFlag, OutFlag,
+    SeedFlag, SurveyFlags, ThreadFlags, bundled_backbone, default_warmup,
 };
 use crate::run_folder::FolderLock;
 use crate::stop::Stop;
+use crate::survey;
 
 /// Searches widths of Adapter, LoRA and prompts for each block within a parameter budget.
 ///
@@ -62,6 +63,10 @@ pub struct SearchArgs {
     task: String,
     #[command(flatten)]
     input: InputFlags,
+    #[command(flatten)]
+    orientation: OrientationFlag,
+    #[command(flatten)]
+    survey: SurveyFlags,
     #[command(flatten)]
     backbone: BackboneFlags,
     /// Most weights that the mix may train, without the head [default: half of the supernet's].
@@ -156,8 +161,11 @@ pub fn run(args: &SearchArgs) -> Result<Outcome> {
     let half = bundled.then_some(Normalization::Half);
     let normalization = opened.normalization(args.input.images.normalization.or(half));
     let defaults = if bundled { &BUNDLED } else { &PUBLISHED };
-    let folder = VtabFolder::open(data, &args.task)?;
-    SearchJob { args, defaults, file, opened, folder, normalization, stop: &stop }.run()?;
+    let folder = vec![VtabFolder::open(data, &args.task)?];
+    let (mut folder, skipped) = survey::readable_tasks(folder, args.survey, args.threads)?;
+    let folder = folder.pop().context("there is no task")?;
+    SearchJob { args, defaults, file, opened, folder, skipped, normalization, stop: &stop }
+        .run()?;
     Ok(Outcome::unless_stopped(&stop))
 }
 
@@ -168,6 +176,8 @@ struct SearchJob<'a> {
     file: PathBuf,
     opened: Opened,
     folder: VtabFolder,
+    /// The number of images that cannot be read and are skipped.
+    skipped: usize,
     normalization: Normalization,
     stop: &'a Stop,
 }
@@ -214,6 +224,8 @@ impl SearchJob<'_> {
             "history": history,
             "found": history.best(),
             "retrained": retrained,
+            "orientation": self.args.orientation.orientation(),
+            "skipped": self.skipped,
             "seconds": seconds,
         });
         write(&file, serde_json::to_string_pretty(&record)?)?;
@@ -285,6 +297,9 @@ impl SearchJob<'_> {
         let mut config = PetlConfig::new(method, self.folder.num_classes());
         config.seed = args.seed.seed;
         let mut model = PetlModel::new(self.opened.backbone.clone(), &config)?;
+        let preprocessing = self.opened.preprocessing(self.normalization, None);
+        let orientation = args.orientation.orientation();
+        model.set_preprocessing(Preprocessing { orientation, ..preprocessing });
         let train_config = self.training(args.found.epochs, args.found.lr, self.defaults.found);
         let fit = fit(&mut model, &train, None, &train_config, &mut watch)?;
         model.save_adapter(out.join("adapter.safetensors"))?;
@@ -336,13 +351,17 @@ impl SearchJob<'_> {
     }
 
     fn load(&self, split: VtabSplit) -> Result<ImageDataset> {
-        Ok(ImageDataset::load(self.folder.split(split), self.opened.image_size())?)
+        Ok(ImageDataset::load_resized(self.folder.split(split), self.resize()?)?)
+    }
+
+    fn resize(&self) -> Result<Resize> {
+        let resize = Resize::bicubic(self.opened.image_size())?;
+        Ok(resize.with_orientation(self.args.orientation.orientation()))
     }
 
     /// Returns the test images. Each is decoded when it is used, because all may not fit in memory.
     fn test(&self) -> Result<ImageDataset> {
-        let resize = Resize::bicubic(self.opened.image_size())?;
-        let images = ImageDataset::stream(self.folder.split(VtabSplit::Test), resize);
+        let images = ImageDataset::stream(self.folder.split(VtabSplit::Test), self.resize()?);
         Ok(self.args.threads.decoding(images))
     }
 }

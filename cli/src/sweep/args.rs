@@ -9,13 +9,13 @@ use convpass::petl::{ConvInit, SubLayers};
 use serde_json::{Value, json};
 
 use crate::flags::{
-    BackboneFlags, BypassFlags, DataFlag, InputFlags, LooksFlag, MethodArg, OutFlag, SeedsFlag,
-    ThreadFlags, TrainingFlags, parse_method,
+    BackboneFlags, BypassFlags, DataFlag, InputFlags, LooksFlag, MethodArg, OrientationFlag,
+    OutFlag, SeedsFlag, SurveyFlags, ThreadFlags, TrainingFlags, parse_method,
 };
 use crate::plan::{PlanMethod, RunSettings, Setting, SweepPlan};
 
 /// The flags for settings that a plan file sets. None of them can be used with `--plan`.
-const SAID_BY_A_PLAN: [&str; 18] = [
+const SAID_BY_A_PLAN: [&str; 19] = [
     "methods",
     "seeds",
     "tasks",
@@ -33,6 +33,7 @@ const SAID_BY_A_PLAN: [&str; 18] = [
     "schedule",
     "batch_size",
     "lr",
+    "head_lr",
     "weight_decay",
 ];
 
@@ -79,6 +80,10 @@ pub struct SweepArgs {
     #[command(flatten)]
     pub input: InputFlags,
     #[command(flatten)]
+    pub orientation: OrientationFlag,
+    #[command(flatten)]
+    pub survey: SurveyFlags,
+    #[command(flatten)]
     pub backbone: BackboneFlags,
     /// Names of the methods, separated by commas. convpass has the published scale and init of each
     /// task unless a flag says otherwise.
@@ -90,8 +95,8 @@ pub struct SweepArgs {
         help_heading = "Method"
     )]
     methods: Vec<String>,
-    /// Values to try for a field of the config of a method, or for lr, weight_decay, drop_path,
-    /// epochs and the like. May be repeated: every combination is tried.
+    /// Values to try for a field of the config of a method, or for lr, head_lr, weight_decay,
+    /// drop_path, epochs and the like. May be repeated: every combination is tried.
     #[arg(long, value_name = "FIELD=A,B,..", help_heading = "Method")]
     grid: Vec<String>,
     #[command(flatten)]
@@ -141,6 +146,7 @@ impl SweepArgs {
                 epochs: Some(training.epochs()),
                 batch_size: Some(self.input.batch_size()),
                 lr: Some(training.lr()),
+                head_lr: training.head_lr,
                 warmup_epochs: training.warmup_epochs,
                 stepped: Some(training.schedule.into()),
                 weight_decay: Some(training.weight_decay()),

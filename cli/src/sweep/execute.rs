@@ -16,7 +16,7 @@ use super::{Board, SweepRun, adapter};
 use crate::failure;
 use crate::finetune::RunSpec;
 use crate::plan::PlannedRun;
-use crate::run_folder::{digest, recorded};
+use crate::run_folder::{digest, orientation_difference, recorded};
 
 /// The record of a run, or the reason why there is none.
 type Came = Result<RunRecord, Failure>;
@@ -117,6 +117,7 @@ impl Board<'_> {
             val_split: val_split.map(hash),
             test_split: test_split.map(hash),
             head_digest,
+            cross_validation: None,
         })
     }
 
@@ -139,6 +140,8 @@ impl Board<'_> {
                     planned.test_split.clone_from(&record.test_split);
                 }
                 let mut differences = planned.differences(&record);
+                let orientation = self.args.orientation.orientation();
+                differences.extend(orientation_difference(&record, orientation));
                 let wanted =
                     self.args.looks.also_best_on_test.filter(|_| !run.is_trial && is_finished);
                 if wanted.is_some() && record.best_on_test.is_none() {
@@ -214,6 +217,14 @@ impl Board<'_> {
         command.arg(self.file).arg("--spec").arg(serde_json::to_string(&RunSpec { model, train })?);
         command.args(["--select", if run.is_trial { "trial" } else { "last" }]);
         command.args(["--threads", &self.threads.to_string()]).args(self.args.backbone.repeated());
+        let (survey, orientation) = (self.args.survey, self.args.orientation);
+        for (flag, is_given) in [
+            ("--skip-unreadable", survey.skip_unreadable),
+            ("--verify-images", survey.verify_images && survey.skip_unreadable),
+            ("--ignore-exif", orientation.ignore_exif),
+        ] {
+            command.args(is_given.then_some(flag));
+        }
         if let Some(every) = self.args.looks.also_best_on_test.filter(|_| !run.is_trial) {
             command.args(["--also-best-on-test", &every.to_string()]);
         }

@@ -27,6 +27,7 @@ use crate::plan::{PlanMethod, Setting, SweepPlan, Trial, best_trial};
 use crate::report::{SeedRun, TaskTable};
 use crate::run_folder::FolderLock;
 use crate::stop::Stop;
+use crate::survey;
 
 /// The file size in bytes below which a backbone is small. A single run of a larger one keeps every
 /// core busy.
@@ -57,6 +58,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let _lock = FolderLock::take(&out)?;
 
     let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
+    let (tasks, _) = survey::readable_tasks(tasks, args.survey, args.threads)?;
     let mut board = Board {
         threads: args.threads.threads.map_or((cores / jobs).max(1), usize::from),
         results: SweepResults { missing, ..SweepResults::default() },
