@@ -12,10 +12,11 @@ use convpass::train::{
 };
 use convpass::{Backbone, PetlModel, Precision};
 use fs4::fs_std::FileExt;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{chain, chain_of};
-use crate::files::remove_unfinished;
+use crate::files::{read_json, remove_unfinished, write_json};
 use crate::plan::PlannedRun;
 
 /// The name of the record of a run in its folder.
@@ -26,9 +27,7 @@ const ADAPTER: &str = "adapter.safetensors";
 const STATE: &str = "run.state.safetensors";
 
 /// A folder that no other process of this program works in until the value is dropped.
-pub struct FolderLock {
-    _file: File,
-}
+pub struct FolderLock(File);
 
 impl FolderLock {
     /// Creates the folder if it does not exist, locks it, and removes the temporary files that a
@@ -37,23 +36,117 @@ impl FolderLock {
     /// # Errors
     /// If another process holds the lock, or the folder cannot be written.
     pub fn take(folder: &Path) -> Result<Self> {
+        let lock = Self::open(folder)?;
+        lock.attempt(folder, FileExt::try_lock_exclusive)?;
+        remove_unfinished(folder).with_context(|| folder.display().to_string())?;
+        Ok(lock)
+    }
+
+    /// Does the same as [`FolderLock::take`] for a process that shares the folder with others of its
+    /// kind. Temporary files are removed if there is no other one.
+    ///
+    /// # Errors
+    /// The errors of [`FolderLock::take`].
+    pub fn share(folder: &Path) -> Result<Self> {
+        let lock = Self::open(folder)?;
+        match lock.0.try_lock_exclusive() {
+            Ok(false) => {}
+            Ok(true) => {
+                remove_unfinished(folder).with_context(|| folder.display().to_string())?;
+                FileExt::unlock(&lock.0).with_context(|| folder.display().to_string())?;
+            }
+            Err(error) => eprintln!(
+                "warning: {}: {error}; start no second process that works in this folder",
+                folder.display()
+            ),
+        }
+        lock.attempt(folder, FileExt::try_lock_shared)?;
+        Ok(lock)
+    }
+
+    /// Does the same as [`FolderLock::take`], but waits for other processes.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn wait(folder: &Path) -> Result<Self> {
+        let lock = Self::open(folder)?;
+        match lock.0.lock_exclusive() {
+            Err(error) if error.kind() != ErrorKind::Unsupported => {
+                Err(error).with_context(|| folder.display().to_string())
+            }
+            _ => Ok(lock),
+        }
+    }
+
+    /// Returns whether a process works in the folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn is_held(folder: &Path) -> Result<bool> {
+        let is_free = |lock: FolderLock| match lock.0.try_lock_exclusive() {
+            Err(error) if error.kind() != ErrorKind::Unsupported => Err(error),
+            locked => Ok(locked.unwrap_or(true)),
+        };
+        let is_free = if folder.exists() { is_free(Self::open(folder)?) } else { Ok(true) };
+        Ok(!is_free.with_context(|| folder.display().to_string())?)
+    }
+
+    fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let path = folder.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.with_context(|| path.display().to_string())?;
-        match file.try_lock_exclusive() {
-            Ok(true) => {}
+        Ok(FolderLock(file.with_context(|| path.display().to_string())?))
+    }
+
+    fn attempt(&self, folder: &Path, lock: fn(&File) -> std::io::Result<bool>) -> Result<()> {
+        match lock(&self.0) {
+            Ok(true) => Ok(()),
             Ok(false) => bail!(
                 "{}: another process of convpass works in this folder; wait for it, or choose \
                  another --out",
                 folder.display()
             ),
             // Some network file systems have no locks.
-            Err(error) if error.kind() == ErrorKind::Unsupported => {}
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            Err(error) => Err(error).with_context(|| folder.display().to_string()),
         }
-        remove_unfinished(folder).with_context(|| folder.display().to_string())?;
-        Ok(FolderLock { _file: file })
+    }
+}
+
+/// A run whose numbers became NaN or infinite, which is remembered in its folder: they would be the
+/// same again.
+#[derive(Serialize, Deserialize)]
+pub struct Diverged {
+    pub run: PlannedRun,
+    pub reason: String,
+}
+
+impl Diverged {
+    const FILE: &str = "diverged.json";
+
+    /// Writes the file into the folder of the run.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        Ok(write_json(&folder.join(Self::FILE), self)?)
+    }
+
+    /// Returns why the run `planned` in `folder` diverged earlier, if it did.
+    ///
+    /// # Errors
+    /// If another run diverged there.
+    pub fn before(folder: &Path, planned: &PlannedRun) -> Result<Option<String>> {
+        let file = folder.join(Self::FILE);
+        if !file.exists() {
+            return Ok(None);
+        }
+        let found: Diverged = read_json(&file)?;
+        if found.run != *planned {
+            bail!(
+                "{} holds another run, which is left as it is; use --force to replace it, or \
+                 choose another --out",
+                folder.display()
+            );
+        }
+        Ok(Some(found.reason))
     }
 }
 

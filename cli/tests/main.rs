@@ -12,3 +12,4 @@ mod predict;
 mod process;
 mod survey;
 mod sweep;
+mod sweep_shared;

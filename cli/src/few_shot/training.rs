@@ -2,23 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use convpass::data::{FileList, ImageDataset, Resize};
 use convpass::train::{CrossValidation, ImagesRecord, Progress, RunRecord, peak_rss_mb};
 use convpass::{AnyBackbone, Method, PetlConfig, PetlModel, Preprocessing};
-use serde::{Deserialize, Serialize};
 
 use super::draw::Draw;
 use super::job::FewShotJob;
 use super::rates::Rates;
 use crate::failure::{chain, is_not_finite};
-use crate::files::{read_json, write_json};
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
-use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
-
-/// The name of the file in the folder of a trial whose numbers became NaN or infinite.
-const DIVERGED: &str = "diverged.json";
+use crate::run_folder::{
+    Diverged, RunFolder, backbone_name, clear, finished, recorded, start_head,
+};
 
 /// The training of one model.
 pub struct Training<'a> {
@@ -44,13 +41,6 @@ pub enum Trial {
     Trained(Box<RunRecord>),
     /// Numbers became NaN or infinite, as the text says.
     Diverged(String),
-}
-
-/// The content of [`DIVERGED`].
-#[derive(Serialize, Deserialize)]
-struct Diverged {
-    run: PlannedRun,
-    reason: String,
 }
 
 impl<'a> SharedImages<'a> {
@@ -196,7 +186,7 @@ impl FewShotJob<'_> {
     /// Trains a model that is not tested, unless that was done before.
     pub fn trial(&self, training: &Training, images: &mut SharedImages) -> Result<Trial> {
         let (mut model, planned) = self.prepared(training)?;
-        if let Some(reason) = diverged_before(&training.out, &planned)? {
+        if let Some(reason) = Diverged::before(&training.out, &planned)? {
             return Ok(Trial::Diverged(reason));
         }
         if let Some(record) = finished(&training.out, &planned, &self.images_record())? {
@@ -214,8 +204,7 @@ impl FewShotJob<'_> {
             Err(error) if is_not_finite(&error) => {
                 clear(&training.out)?;
                 let reason = chain(&error);
-                let diverged = Diverged { run, reason: reason.clone() };
-                write_json(&training.out.join(DIVERGED), &diverged)?;
+                Diverged { run, reason: reason.clone() }.save(&training.out)?;
                 Ok(Trial::Diverged(reason))
             }
             Err(error) => Err(error),
@@ -232,22 +221,4 @@ impl FewShotJob<'_> {
             skipped: self.skipped,
         }
     }
-}
-
-/// Returns why the trial `planned` in `folder` diverged earlier, if it did. Its numbers would be the
-/// same again.
-fn diverged_before(folder: &Path, planned: &PlannedRun) -> Result<Option<String>> {
-    let file = folder.join(DIVERGED);
-    if !file.exists() {
-        return Ok(None);
-    }
-    let found: Diverged = read_json(&file)?;
-    if found.run != *planned {
-        bail!(
-            "{} holds another run, which is left as it is; use --force to replace it, or choose \
-             another --out",
-            folder.display()
-        );
-    }
-    Ok(Some(found.reason))
 }

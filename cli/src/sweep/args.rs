@@ -42,8 +42,9 @@ const SAID_BY_A_PLAN: [&str; 19] = [
 /// A plan file (--plan) or the flags define the runs. Without --tasks they are the 19 tasks of
 /// VTAB-1k with their published settings. With a grid, each setting trains on 800 images, the best
 /// on the 200 validation images is selected, and only the runs on all 1,000 see the test images,
-/// once. The same command continues after a stop: finished runs are skipped. --out receives a
-/// folder for each run, results.csv and results.json.
+/// once. The same command continues after a stop: finished runs are skipped. Started several times,
+/// also on several machines that share the folders, it divides the runs among the processes. --out
+/// receives a folder for each run, results.csv and results.json.
 #[derive(clap::Args, Clone)]
 #[command(
     args_override_self = true,
@@ -113,6 +114,9 @@ pub struct SweepArgs {
     /// such a run is an error.
     #[arg(long, help_heading = "Output")]
     pub set_aside: bool,
+    /// Print how far the plan is, and which process makes which run, and start nothing.
+    #[arg(long, conflicts_with = "set_aside", help_heading = "Output")]
+    pub status: bool,
 }
 
 impl SweepArgs {

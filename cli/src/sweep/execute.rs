@@ -1,5 +1,6 @@
 //! Starts each run of a plan as a process of this program, unless its record exists.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -11,15 +12,38 @@ use anyhow::{Context, Result, bail};
 use convpass::data::vtab::VtabSplit;
 use convpass::train::RunRecord;
 
+use super::claim::Claim;
 use super::side_by_side::side_by_side;
 use super::{Board, SweepRun, adapter};
 use crate::failure;
 use crate::finetune::RunSpec;
 use crate::plan::PlannedRun;
-use crate::run_folder::{digest, orientation_difference, recorded};
+use crate::run_folder::{Diverged, FolderLock, digest, orientation_difference, recorded};
+
+/// How long a process waits before it looks again at the runs that other processes make.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What became of an attempt to make a run.
+enum Step {
+    Ended {
+        outcome: Came,
+        is_new: bool,
+    },
+    /// Another process makes the run.
+    Elsewhere,
+}
+
+/// What the folder of a run tells of it.
+enum Known {
+    Done(Box<RunRecord>),
+    /// Its numbers became NaN or infinite, as the text says.
+    Diverged(String),
+    /// It is not finished.
+    Nothing,
+}
 
 /// The record of a run, or the reason why there is none.
-type Came = Result<RunRecord, Failure>;
+type Came = Result<Box<RunRecord>, Failure>;
 
 /// Why a run has no record.
 pub(super) struct Failure {
@@ -35,30 +59,48 @@ impl From<anyhow::Error> for Failure {
 }
 
 impl Board<'_> {
-    /// Starts the runs that are not done yet. Returns all runs that succeeded, with their records.
+    /// Makes the runs that are not done yet, and waits for those that other processes make. Returns
+    /// all runs that succeeded, with their records. With `--status` it only looks.
     pub(super) fn execute<'r>(
         &mut self,
         runs: &'r [SweepRun<'r>],
     ) -> Result<Vec<(&'r SweepRun<'r>, RunRecord)>> {
+        if self.args.status {
+            return self.look(runs);
+        }
         let count = AtomicUsize::new(0);
-        let outcomes = side_by_side(self.jobs, runs, self.stop, |run| {
-            let (outcome, is_new) = match self.done_before(run) {
-                Ok(Some(record)) => (Ok(record), false),
-                Ok(None) => match self.spawn(run) {
-                    Ok(None) => return Ok(None),
-                    Ok(Some(record)) => (Ok(record), true),
-                    Err(error) => (Err(error), true),
-                },
-                Err(error) => (Err(error.into()), true),
-            };
-            let number = 1 + count.fetch_add(1, Ordering::SeqCst);
-            self.say(run, &outcome, is_new, format!("[{number}/{}]", runs.len()));
-            Ok(Some(outcome))
-        })?;
+        let mut outcomes = BTreeMap::new();
+        let mut open: Vec<usize> = (0..runs.len()).collect();
+        loop {
+            let steps = side_by_side(self.jobs, &open, self.stop, |&index| {
+                let run = &runs[index];
+                let step = self.attempt(run)?;
+                if let Some(Step::Ended { outcome, is_new }) = &step {
+                    let number = 1 + count.fetch_add(1, Ordering::SeqCst);
+                    self.say(run, outcome, *is_new, format!("[{number}/{}]", runs.len()));
+                }
+                Ok(step)
+            })?;
+            let mut elsewhere = Vec::new();
+            for (at, step) in steps {
+                match step {
+                    Step::Ended { outcome, .. } => _ = outcomes.insert(open[at], outcome),
+                    Step::Elsewhere => elsewhere.push(open[at]),
+                }
+            }
+            if elsewhere.is_empty() || self.stop.is_asked() {
+                break;
+            }
+            if elsewhere != open {
+                println!("{} runs are made by other processes; waiting for them", elsewhere.len());
+            }
+            open = elsewhere;
+            sleep(LOOK_AGAIN);
+        }
         let mut done = Vec::new();
         for (index, outcome) in outcomes {
             match outcome {
-                Ok(record) => done.push((&runs[index], record)),
+                Ok(record) => done.push((&runs[index], *record)),
                 Err(Failure { reason, diverged }) => {
                     if diverged {
                         self.diverged.insert(runs[index].out.clone());
@@ -68,6 +110,69 @@ impl Board<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// Takes the record of a run, or makes the run unless another process does. Returns `None` after
+    /// Ctrl-C.
+    fn attempt(&self, run: &SweepRun) -> Result<Option<Step>> {
+        let Some(_claim) = Claim::take(self.out, &run.out)? else {
+            return Ok(Some(Step::Elsewhere));
+        };
+        // The process of a run lives on for a step if the one that started it was killed.
+        if FolderLock::is_held(&run.out)? {
+            return Ok(Some(Step::Elsewhere));
+        }
+        let (outcome, is_new) = match self.known(run) {
+            Ok(Known::Done(record)) => (Ok(record), false),
+            Ok(Known::Diverged(reason)) => (Err(Failure { reason, diverged: true }), false),
+            Ok(Known::Nothing) => match self.spawn(run) {
+                Ok(None) => return Ok(None),
+                Ok(Some(record)) => (Ok(record.into()), true),
+                Err(error) => (Err(error), true),
+            },
+            Err(error) => (Err(error.into()), true),
+        };
+        Ok(Some(Step::Ended { outcome, is_new }))
+    }
+
+    /// Counts the runs by their state, and returns those that are done.
+    fn look<'r>(&mut self, runs: &'r [SweepRun<'r>]) -> Result<Vec<(&'r SweepRun<'r>, RunRecord)>> {
+        let mut done = Vec::new();
+        for run in runs {
+            if let Some(holder) = Claim::holder(self.out, &run.out)? {
+                self.status.claimed.push((run.label(), holder));
+                continue;
+            }
+            match self.known(run) {
+                Ok(Known::Done(record)) => {
+                    self.status.done += 1;
+                    done.push((run, *record));
+                }
+                Ok(Known::Diverged(_)) => {
+                    self.diverged.insert(run.out.clone());
+                    self.status.diverged.push(run.label());
+                }
+                Ok(Known::Nothing) => {}
+                Err(error) => self.status.refused.push((run.label(), failure::chain(&error))),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Returns what the folder of the run tells of it.
+    ///
+    /// # Errors
+    /// If the folder holds another run.
+    fn known(&self, run: &SweepRun) -> Result<Known> {
+        if let Some(record) = self.done_before(run)? {
+            return Ok(Known::Done(record.into()));
+        }
+        // Without the folder, the head that the run starts from may not be there yet.
+        if !run.out.exists() {
+            return Ok(Known::Nothing);
+        }
+        let diverged = Diverged::before(&run.out, &self.planned(run)?)?;
+        Ok(diverged.map_or(Known::Nothing, Known::Diverged))
     }
 
     fn say(&self, run: &SweepRun, outcome: &Came, is_new: bool, number: String) {
@@ -197,7 +302,12 @@ impl Board<'_> {
                 let said = text.lines().rev().find(|line| !line.trim().is_empty());
                 let said = said.unwrap_or_default().trim_start_matches("error: ");
                 let reason = format!("{status}: {said} ({})", log.display());
-                Err(Failure { reason, diverged: code == Some(failure::NOT_FINITE.into()) })
+                let diverged = code == Some(failure::NOT_FINITE.into());
+                if diverged {
+                    let planned = self.planned(run)?;
+                    Diverged { run: planned, reason: reason.clone() }.save(&run.out)?;
+                }
+                Err(Failure { reason, diverged })
             }
         }
     }

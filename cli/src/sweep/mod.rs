@@ -2,9 +2,11 @@
 //! images.
 
 mod args;
+mod claim;
 mod execute;
 mod results;
 mod side_by_side;
+mod status;
 
 use std::collections::HashSet;
 use std::fs;
@@ -19,6 +21,7 @@ use convpass::train::RunRecord;
 
 pub use args::SweepArgs;
 use results::{Selected, SweepResults};
+use status::Status;
 
 use crate::Outcome;
 use crate::failure::chain;
@@ -33,6 +36,9 @@ use crate::survey;
 /// core busy.
 const SMALL_BACKBONE: u64 = 16 << 20;
 
+/// Names of tasks or runs, each with a reason.
+type Named = Vec<(String, String)>;
+
 /// Runs all runs of the plan that are not finished, and prints and writes the table of the results.
 pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let mut plan = args.plan()?;
@@ -40,7 +46,10 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let data = args.data.data.clone().or(plan.data.take()).unwrap_or("data".into());
     let file = match args.backbone.backbone.clone().or(plan.backbone.take()) {
         Some(file) => file,
-        None => bundled_backbone(&data)?,
+        None => {
+            let _writing = FolderLock::wait(&data)?;
+            bundled_backbone(&data)?
+        }
     };
     let out = args.out();
     let opened = args.backbone.open(&file)?;
@@ -55,10 +64,11 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         None if is_small && args.backbone.device == Processor::Cpu => cores,
         None => 1,
     };
-    let _lock = FolderLock::take(&out)?;
-
-    let (tasks, missing) = open_tasks(&plan, &data, facts.image_size);
-    let (tasks, _) = survey::readable_tasks(tasks, args.survey, args.threads)?;
+    let _lock = if args.status { None } else { Some(FolderLock::share(&out)?) };
+    let (mut tasks, missing) = open_tasks(&plan, &data, facts.image_size, args.status)?;
+    if !args.status {
+        (tasks, _) = survey::readable_tasks(tasks, args.survey, args.threads)?;
+    }
     let mut board = Board {
         threads: args.threads.threads.map_or((cores / jobs).max(1), usize::from),
         results: SweepResults { missing, ..SweepResults::default() },
@@ -72,7 +82,13 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         jobs,
         stop,
         diverged: HashSet::new(),
+        status: Status::default(),
     };
+    if args.status {
+        board.run()?;
+        println!("{}", board.status);
+        return Ok(Outcome::Done);
+    }
     println!("{}: the progress of each run is in its run.log", out.display());
     board.run()?;
     let results = board.results;
@@ -84,18 +100,29 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     Ok(Outcome::unless_stopped(stop))
 }
 
-/// Opens the folders of the tasks, and writes those of bundled tasks. Returns the tasks, and the
-/// name and the error of each task that cannot be opened.
+/// Opens the folders of the tasks, and writes those of bundled tasks unless `only_read` is set.
+/// Returns the tasks, and the name and the error of each task that cannot be opened.
+///
+/// # Errors
+/// If the folder of the data cannot be locked to write bundled tasks.
 fn open_tasks(
     plan: &SweepPlan,
     data: &Path,
     image_size: (i64, i64),
-) -> (Vec<VtabFolder>, Vec<(String, String)>) {
+    only_read: bool,
+) -> Result<(Vec<VtabFolder>, Named)> {
     let (mut tasks, mut missing) = (Vec::new(), Vec::new());
     for name in &plan.tasks {
         let written = match name.parse::<BundledTask>() {
-            Ok(task) if !data.join(name).exists() => {
-                bundled::write(data, task, image_size.0, 0).map(drop)
+            Ok(task) if !only_read => {
+                // Another process may be writing it just now.
+                let _writing = FolderLock::wait(data)?;
+                let is_there = data.join(name).exists();
+                if is_there {
+                    Ok(())
+                } else {
+                    bundled::write(data, task, image_size.0, 0).map(drop)
+                }
             }
             _ => Ok(()),
         };
@@ -108,7 +135,7 @@ fn open_tasks(
             }
         }
     }
-    (tasks, missing)
+    Ok((tasks, missing))
 }
 
 /// The facts of the backbone that the runs need.
@@ -132,6 +159,8 @@ struct Board<'a> {
     /// The folders of runs whose numbers became NaN or infinite.
     diverged: HashSet<PathBuf>,
     results: SweepResults,
+    /// With `--status`, the state of the runs.
+    status: Status,
 }
 
 /// One run of the plan.
@@ -180,6 +209,12 @@ impl Board<'_> {
             seeds,
             runs: Vec::new(),
         };
+        let settings = |method: &PlanMethod| {
+            if self.plan.has_trials(method) { method.settings().len() } else { 0 }
+        };
+        let of_task: usize =
+            self.plan.methods.iter().map(|m| settings(m) + self.plan.seeds.len()).sum();
+        self.status.planned = of_task * self.tasks.len();
         for takes_head in [false, true] {
             let methods: Vec<_> =
                 self.plan.methods.iter().filter(|m| m.head.is_some() == takes_head).collect();
