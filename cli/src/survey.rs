@@ -7,12 +7,16 @@ use convpass::data::{FileList, LeftOut, Survey, SurveyDepth, overlap};
 
 use crate::failure::chain_of;
 use crate::flags::{SurveyFlags, ThreadFlags};
+use crate::processes::is_quiet;
 
 /// The most lines that a warning has one for each image.
 const SHOWN: usize = 10;
 
 /// Prints a line for each warning and for each file that is left out.
 pub fn say(warnings: &[String], left_out: &[LeftOut]) {
+    if is_quiet() {
+        return;
+    }
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
@@ -51,7 +55,7 @@ pub fn readable(
         named.extend(survey.unreadable.into_iter().map(|image| chain_of(image.error)));
     }
     let count = named.len();
-    for reason in &named {
+    for reason in named.iter().filter(|_| !is_quiet()) {
         eprintln!("unreadable: {reason}");
     }
     let list = before[0].as_ref().filter(|list| list.entries().iter().any(|e| e.line > 0));
@@ -65,7 +69,7 @@ pub fn readable(
              them with --skip-unreadable"
         );
     }
-    if count > 0 {
+    if count > 0 && !is_quiet() {
         eprintln!("skipped {count} of {images} images");
     }
     if let ([Some(before), ..], [Some(train), ..]) = (&before, &readable) {
@@ -80,6 +84,9 @@ pub fn readable(
 
 /// Prints a warning if images of two sets have the same bytes.
 pub fn say_overlap(first: (&str, &FileList), second: (&str, &FileList)) {
+    if is_quiet() {
+        return;
+    }
     let found = overlap(first.1, second.1);
     if found.is_empty() {
         return;

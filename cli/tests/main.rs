@@ -9,4 +9,5 @@ mod others;
 mod own_images;
 mod predict;
 mod process;
+mod processes;
 mod sweep;

@@ -51,10 +51,14 @@ impl Peers {
         let heart = store.try_clone().and_then(|store| Heart::start(store, launch.rank, timeout));
         let heart = heart.map_err(|error| Failure { rank: None, reason: told(error) })?;
         let store = Arc::new(Mutex::new(store));
-        let peers = Peers { store, launch: launch.clone(), timeout, heart: Some(heart) };
+        let mut peers = Peers { store, launch: launch.clone(), timeout, heart: Some(heart) };
         let arrive = peers.set(&key("here", launch.rank), std::process::id().to_string());
-        arrive.map_err(|error| peers.without_store(error))?;
-        peers.wait("here", timeout.saturating_sub(started.elapsed()))?;
+        let arrive = arrive.map_err(|error| peers.without_store(error));
+        let left = timeout.saturating_sub(started.elapsed());
+        if let Err(failure) = arrive.and_then(|()| peers.wait("here", left)) {
+            peers.leave(Some(&failure), "");
+            return Err(failure);
+        }
         Ok(peers)
     }
 
@@ -149,12 +153,15 @@ impl Peers {
         let (sender, receiver) = channel();
         let pause = beat_interval(self.timeout) * 4;
         let search = move || {
-            let store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            let _gone = sender.send(suspect(&store, &launch, number, pause));
+            let held = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = suspect(&held, &launch, number, pause);
+            // The receiver uses the store next.
+            drop(held);
+            let _gone = sender.send(found);
         };
         // In a thread of its own: a store whose process is stopped never answers.
         let started = Builder::new().name("peers".into()).spawn(search);
-        match started.map(|_thread| receiver.recv_timeout(pause + LINGER)) {
+        match started.map(|_thread| receiver.recv_timeout(pause + self.timeout.min(LINGER))) {
             Ok(Ok(Ok(Some(failure)))) => failure,
             Ok(Ok(Ok(None))) => Failure { rank: None, reason: String::new() },
             Ok(Ok(Err(error))) => self.without_store(error),

@@ -26,8 +26,12 @@ pub enum Selection {
 pub struct TrainConfig {
     /// Number of passes over the training images.
     pub epochs: usize,
-    /// Images per optimizer step. A last partial batch is dropped.
+    /// Images of a batch, in all processes of a run together. A last partial batch is dropped.
     pub batch_size: usize,
+    /// Batches per optimizer step: the gradient of a step is that of the mean loss over the images
+    /// of so many batches. The last step of an epoch has those that are left.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: usize,
     /// Images per forward and backward pass, if a batch is too large for the memory: the gradients
     /// of the parts of a batch are accumulated before the optimizer step. `None` runs the whole
     /// batch at once. The gradients are the same up to rounding; dropout and drop path draw other
@@ -75,6 +79,7 @@ impl Default for TrainConfig {
         TrainConfig {
             epochs: 100,
             batch_size: 64,
+            accumulate: 1,
             micro_batch_size: None,
             max_grad_norm: None,
             class_weights: ClassWeights::Equal,
@@ -90,6 +95,10 @@ impl Default for TrainConfig {
             prefix: None,
         }
     }
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 fn is_zero(value: &f64) -> bool {

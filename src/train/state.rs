@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::batch_sum::BatchSum;
 use super::config::TrainConfig;
+use super::gradients::give_gradient;
 use super::observer::EpochReport;
 use super::optimizer::Optimizer;
+use super::sampler::Sampler;
 use crate::backbone::Backbone;
 use crate::checkpoint::TensorFile;
 use crate::data::ImageDataset;
@@ -124,6 +126,31 @@ struct Info<R> {
     checksum: u32,
 }
 
+/// Returns what tells a run from another; `model` still holds its initial weights.
+pub(super) fn identity<B: Backbone>(
+    owned: Owned,
+    model: &PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+) -> Result<Value> {
+    // The folder of the prefix cache does not change its tokens.
+    let prefix = config.prefix.as_ref().map(|cache| PrefixCache { folder: None, ..cache.clone() });
+    let identity = Identity {
+        format: FORMAT,
+        model: model.config(),
+        train: TrainConfig { prefix, ..config.clone() },
+        backbone: model.backbone().digest()?,
+        autocast: Autocast::active(model.backbone().device())?,
+        own_optimizer: owned.optimizer,
+        own_schedule: owned.schedule,
+        weights_at_start: checksum(&bytes(&sorted_variables(model))?),
+        train_images: Images::of(train),
+        val_images: validation.map(Images::of),
+    };
+    serde_json::to_value(identity).map_err(|e| Error::io("the settings of the run")(e.into()))
+}
+
 /// The state file of one run.
 #[derive(Debug)]
 pub(super) struct StateFile {
@@ -135,40 +162,17 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// Creates the state file of a run; `model` still holds its initial weights. A half-written file
-    /// that a killed process left beside it is removed.
+    /// Creates the state file of the run with the [`identity`] `run`. A half-written file that a
+    /// killed process left beside it is removed.
     ///
     /// # Errors
     /// [`Error::Config`] if `every` is 0, [`Error::Io`] if the folder does not exist.
-    pub(super) fn new<B: Backbone>(
-        checkpoint: &RunCheckpoint,
-        owned: Owned,
-        model: &PetlModel<B>,
-        train: &ImageDataset,
-        validation: Option<&ImageDataset>,
-        config: &TrainConfig,
-    ) -> Result<Self> {
+    pub(super) fn new(checkpoint: &RunCheckpoint, run: Value) -> Result<Self> {
         if checkpoint.every == 0 {
             return Err(Error::config("every", "1 step or more", 0));
         }
         remove_unfinished(&checkpoint.path)?;
-        // The folder of the prefix cache does not change its tokens.
-        let prefix =
-            config.prefix.as_ref().map(|cache| PrefixCache { folder: None, ..cache.clone() });
-        let identity = Identity {
-            format: FORMAT,
-            model: model.config(),
-            train: TrainConfig { prefix, ..config.clone() },
-            backbone: model.backbone().digest()?,
-            autocast: Autocast::active(model.backbone().device())?,
-            own_optimizer: owned.optimizer,
-            own_schedule: owned.schedule,
-            weights_at_start: checksum(&bytes(&sorted_variables(model))?),
-            train_images: Images::of(train),
-            val_images: validation.map(Images::of),
-        };
         let path = checkpoint.path.clone();
-        let run = serde_json::to_value(identity).map_err(|e| Error::io(&path)(e.into()))?;
         Ok(StateFile { path, every: checkpoint.every, run, since: 0 })
     }
 
@@ -188,12 +192,7 @@ impl StateFile {
         let best = reached.best.iter().flat_map(|best| keyed("best", &best.weights));
         let tensors = stored(variables, optimizer)?.into_iter().chain(best);
         let tensors = bytes(&tensors.collect())?;
-        let mut without_gradient = BTreeSet::new();
-        for (name, variable) in variables {
-            if !variable.f_grad()?.defined() {
-                without_gradient.insert(name.clone());
-            }
-        }
+        let without_gradient = without_gradient(variables)?;
         let checksum = checksum(&tensors);
         let info = Info { run: self.run.clone(), reached, without_gradient, checksum };
         let text = serde_json::to_string(&info).map_err(|e| Error::io(&self.path)(e.into()))?;
@@ -202,7 +201,7 @@ impl StateFile {
         Ok(())
     }
 
-    /// Restores variables and optimizer from the file, for a run with `steps` steps per epoch.
+    /// Restores variables and optimizer from the file, for a run over `images` images in each epoch.
     /// Returns `None` and changes nothing if there is no file.
     ///
     /// # Errors
@@ -213,7 +212,8 @@ impl StateFile {
         variables: &BTreeMap<String, Tensor>,
         optimizer: &mut dyn Optimizer,
         config: &TrainConfig,
-        steps: usize,
+        sampler: &Sampler,
+        images: usize,
     ) -> Result<Option<Reached>> {
         let file = match TensorFile::open_file(self.path.clone()) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
@@ -227,7 +227,8 @@ impl StateFile {
             return Err(Error::OtherRun { file: self.path.clone(), field, expected, found });
         }
         let corrupt = |reason: &str| Error::corrupt(&self.path, reason);
-        if !info.reached.is_possible(config, steps) {
+        let steps = sampler.steps(images);
+        if !info.reached.is_possible(config, sampler, images) {
             return Err(corrupt("its counts of epochs, steps and images contradict each other"));
         }
         let done = info.reached.cursor.epoch * steps + info.reached.cursor.step;
@@ -274,13 +275,15 @@ pub(super) struct Owned {
     pub(super) schedule: bool,
 }
 
-/// Gives a variable without a gradient one of zero. An optimizer skips a variable that has never had
-/// a gradient, but not one whose gradient is zero.
-fn give_gradient(variable: &Tensor) -> Result<()> {
-    if variable.f_grad()?.defined() {
-        return Ok(());
+/// Returns the names of the variables that have had no gradient so far.
+pub(super) fn without_gradient(variables: &BTreeMap<String, Tensor>) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for (name, variable) in variables {
+        if !variable.f_grad()?.defined() {
+            names.insert(name.clone());
+        }
     }
-    Ok(variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
+    Ok(names)
 }
 
 /// Returns the trainables of a model in the order of their names.
@@ -290,20 +293,21 @@ pub(super) fn sorted_variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<St
 
 impl Reached {
     /// Returns whether a run of `config` can reach this point.
-    fn is_possible(&self, config: &TrainConfig, steps: usize) -> bool {
+    fn is_possible(&self, config: &TrainConfig, sampler: &Sampler, images: usize) -> bool {
+        let steps = sampler.steps(images);
         let Cursor { epoch, step, sum } = self.cursor;
         let is_last = epoch == config.epochs;
         epoch == self.epochs.len()
             && self.epochs.iter().enumerate().all(|(index, report)| report.epoch == index)
             && (epoch < config.epochs && step <= steps || is_last && step == 0)
-            && sum.images == step * config.batch_size
+            && sum.images == sampler.step(step, images).start
             && sum.correct <= sum.images
             && self.best.as_ref().is_none_or(|best| best.epoch < epoch)
     }
 }
 
 /// Returns the tensors of variables and optimizer by their names in the file.
-fn stored(
+pub(super) fn stored(
     variables: &BTreeMap<String, Tensor>,
     optimizer: &dyn Optimizer,
 ) -> Result<BTreeMap<String, Tensor>> {
@@ -380,7 +384,11 @@ fn keep_known_pixels(found: &mut Value, expected: &Value) {
 }
 
 /// Returns the first field below `path` in which two JSON values differ, and both values as text.
-fn difference(path: String, found: &Value, expected: &Value) -> Option<(String, String, String)> {
+pub(super) fn difference(
+    path: String,
+    found: &Value,
+    expected: &Value,
+) -> Option<(String, String, String)> {
     let (Value::Object(a), Value::Object(b)) = (found, expected) else {
         return (found != expected).then(|| (path, found.to_string(), expected.to_string()));
     };

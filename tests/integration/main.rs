@@ -10,6 +10,7 @@ mod clip;
 mod contract;
 mod convpass_models;
 mod data;
+mod data_parallel;
 mod dense;
 mod distributed;
 mod export;

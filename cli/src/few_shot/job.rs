@@ -18,6 +18,7 @@ use crate::failure::finite;
 use crate::flags::Opened;
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
+use crate::processes::Processes;
 use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
 use crate::targets::TargetSet;
 
@@ -259,7 +260,8 @@ impl<'a> FewShotJob<'a> {
             None => ImageDataset::load_resized(&draw.list, resize)?,
         };
         let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
-        let fit = folder.fit(&mut model, &train, None, &planned.train, &mut progress)?;
+        let alone = Processes::default();
+        let fit = folder.fit(&mut model, &train, None, &planned.train, &alone, &mut progress)?;
         drop(progress);
         let adapter_digest = Some(folder.save_adapter(&model)?);
         let start = Instant::now();
