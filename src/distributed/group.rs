@@ -99,7 +99,7 @@ impl ProcessGroup {
                 Err(error) => {
                     let mut failure = peers.cause(u64::MAX);
                     failure.reason = joined(&failure.reason, told(error));
-                    peers.leave(Some(&failure), "");
+                    peers.leave(Some(&failure), "", || ());
                     return Err(failed(failure));
                 }
             },
@@ -284,7 +284,8 @@ impl Drop for ProcessGroup {
             None => "it ended before the others",
         };
         let failure = self.failure.get_mut().take();
-        self.peers.get_mut().leave(failure.as_ref(), reason);
+        let group = self.group.take();
+        self.peers.get_mut().leave(failure.as_ref(), reason, || drop(group));
     }
 }
 

@@ -56,7 +56,7 @@ impl Peers {
         let arrive = arrive.map_err(|error| peers.without_store(error));
         let left = timeout.saturating_sub(started.elapsed());
         if let Err(failure) = arrive.and_then(|()| peers.wait("here", left)) {
-            peers.leave(Some(&failure), "");
+            peers.leave(Some(&failure), "", || ());
             return Err(failure);
         }
         Ok(peers)
@@ -152,6 +152,7 @@ impl Peers {
         let (store, launch) = (self.store.clone(), self.launch.clone());
         let (sender, receiver) = channel();
         let pause = beat_interval(self.timeout) * 4;
+        let patience = (self.timeout / 4).clamp(Duration::from_secs(1), LINGER);
         let search = move || {
             let held = store.lock().unwrap_or_else(PoisonError::into_inner);
             let found = suspect(&held, &launch, number, pause);
@@ -161,7 +162,7 @@ impl Peers {
         };
         // In a thread of its own: a store whose process is stopped never answers.
         let started = Builder::new().name("peers".into()).spawn(search);
-        match started.map(|_thread| receiver.recv_timeout(pause + self.timeout.min(LINGER))) {
+        match started.map(|_thread| receiver.recv_timeout(pause + patience)) {
             Ok(Ok(Ok(Some(failure)))) => failure,
             Ok(Ok(Ok(None))) => Failure { rank: None, reason: String::new() },
             Ok(Ok(Err(error))) => self.without_store(error),
@@ -177,8 +178,9 @@ impl Peers {
         Failure { rank: is_other.then_some(0), reason }
     }
 
-    /// Tells the others that this rank ends, and why: by itself, or because of another.
-    pub(super) fn leave(&mut self, failure: Option<&Failure>, reason: &str) {
+    /// Tells the others that this rank ends, and why: by itself, or because of another. `close`
+    /// ends its connections to them.
+    pub(super) fn leave(&mut self, failure: Option<&Failure>, reason: &str, close: impl FnOnce()) {
         self.heart = None;
         // The thread of an unfinished search holds the store for ever.
         let Ok(store) = self.store.try_lock() else { return };
@@ -188,6 +190,8 @@ impl Peers {
             None => format!("! {reason}"),
         };
         let told = store.set(&key("left", self.launch.rank), text.as_bytes());
+        // Those who wait for this rank see it at once, and find the reason.
+        close();
         if told.is_err() || failure.is_none() || !self.launch.serves_store() {
             return;
         }
@@ -195,7 +199,7 @@ impl Peers {
         let culprit = failure.and_then(|failure| failure.rank);
         let others = (1..self.launch.world_size).filter(|&rank| Some(rank) != culprit);
         let keys: Vec<String> = others.map(|rank| key("left", rank)).collect();
-        let _all_or_enough_time = store.wait(&keys, self.timeout.min(LINGER));
+        let _all_or_enough_time = store.wait(&keys, beat_interval(self.timeout) * 8 + LINGER);
     }
 
     fn set(&self, key: &str, value: String) -> Result<()> {

@@ -14,6 +14,7 @@ mod data_parallel;
 mod dense;
 mod distributed;
 mod export;
+mod faults;
 mod features;
 mod golden;
 mod hub;
