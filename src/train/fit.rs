@@ -8,15 +8,14 @@ use serde_json::Value;
 
 use super::adamw::AdamW;
 use super::config::{Selection, TrainConfig};
+use super::identity::{Owned, difference, identity};
 use super::loss::Loss;
 use super::observer::{EpochReport, Observer, RunStart};
 use super::optimizer::{Optimizer, Schedule, check_max_norm};
 use super::run::{Clock, Run};
 use super::sampler::Sampler;
 use super::shared_state::share;
-use super::state::{
-    Cursor, Owned, RunCheckpoint, StateFile, difference, identity, sorted_variables,
-};
+use super::state::{Cursor, RunCheckpoint, StateFile, sorted_variables};
 use crate::backbone::Backbone;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};

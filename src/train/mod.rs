@@ -6,6 +6,7 @@ mod batch_sum;
 mod config;
 mod fit;
 mod gradients;
+mod identity;
 mod json_log;
 mod loss;
 mod observer;
