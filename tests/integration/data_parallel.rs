@@ -236,6 +236,20 @@ fn a_run_that_one_process_ends_goes_on_in_all() {
     for rank in 0..2 {
         assert_eq!(said(stopped.path(), rank), "false 3");
     }
+    // With another number of processes, where the sums are of another order.
+    let other = tempfile::tempdir().unwrap();
+    all_succeed(name, other.path(), "6", 2);
+    all_succeed(name, other.path(), "1000", 3);
+    let weights = |folder: &Path| -> BTreeMap<String, Tensor> {
+        let file = folder.join("adapter.safetensors");
+        Tensor::read_safetensors(file).unwrap().into_iter().collect()
+    };
+    let found = weights(other.path());
+    for (name, expected) in weights(whole.path()) {
+        let off = (&found[&name] - &expected).norm().double_value(&[]);
+        let off = off / expected.norm().double_value(&[]).max(1e-3);
+        assert!(off <= 1e-5, "{name}: {off:e}");
+    }
 }
 
 /// Runs that cannot be, in every process for the same reason.
