@@ -1,5 +1,5 @@
 //! Build script: passes the folder of libtorch on to the linker, the loader and dependent crates,
-//! rejects a libtorch that this version of `tch` does not support, and compiles src/ffi/torch.cpp.
+//! rejects a libtorch that this version of `tch` does not support, and compiles the C++ code in src/ffi.
 //!
 //! torch-sys finds and links libtorch; this script reads the folder that torch-sys exports.
 
@@ -35,19 +35,25 @@ fn main() {
 /// Compiles the code that uses parts of libtorch with a C++ interface only. torch-sys needs the
 /// same compiler and headers.
 pub(crate) fn compile(libtorch: &Path) {
-    const SOURCE: &str = "src/ffi/torch.cpp";
-    println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     let root = env::var_os("LIBTORCH_INCLUDE").map_or(libtorch.to_path_buf(), PathBuf::from);
     let include = root.join("include");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
-        .include(include.join("torch/csrc/api/include"))
-        .include(include)
-        .file(SOURCE)
-        .compile("convpass_torch");
+    let source = |name: &str| {
+        let file = format!("src/ffi/{name}.cpp");
+        println!("cargo:rerun-if-changed={file}");
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").warnings(false).file(file);
+        build.include(include.join("torch/csrc/api/include")).include(&include);
+        build
+    };
+    source("torch").compile("convpass_torch");
+    if env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some() {
+        // The headers of gloo, which libtorch is compiled with and does not ship.
+        println!("cargo:rerun-if-changed=src/ffi/gloo");
+        let mut build = source("distributed");
+        build.include("src/ffi/gloo").define("USE_DISTRIBUTED", None).define("USE_C10D_GLOO", None);
+        build.compile("convpass_distributed");
+    }
 }
 
 /// Passes the folder of libtorch on to the linker, the loader and dependent crates.

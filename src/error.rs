@@ -218,6 +218,23 @@ pub enum Error {
     #[error("{}: class {class} has {found} images, but {expected} are needed", file.display())]
     TooFewImages { file: PathBuf, class: String, expected: usize, found: usize },
 
+    /// An operation of several processes failed. `rank` is the process that reports it, and `failed`
+    /// the one that the others waited for, if it could be found out.
+    #[cfg(feature = "distributed")]
+    #[error("rank {rank} of {world_size}: {during} failed: {}{reason}", of_rank(failed))]
+    Distributed {
+        rank: usize,
+        world_size: usize,
+        during: String,
+        failed: Option<usize>,
+        reason: String,
+    },
+
+    /// A process has other settings than process 0. `field` is the first one that differs.
+    #[cfg(feature = "distributed")]
+    #[error("rank {rank} differs from rank 0: its {field} is {found} instead of {expected}")]
+    RanksDiffer { rank: usize, field: String, expected: String, found: String },
+
     /// An image cannot be decoded. `list` is the file list and the line that name the image, if
     /// any.
     #[error("{}: {reason}{}", path.display(), origin(list))]
@@ -352,6 +369,11 @@ fn edits(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(feature = "distributed")]
+fn of_rank(failed: &Option<usize>) -> String {
+    failed.map(|rank| format!("rank {rank}: ")).unwrap_or_default()
 }
 
 fn origin(list: &Option<(PathBuf, usize)>) -> String {

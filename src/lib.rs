@@ -40,6 +40,7 @@
 //! | images to batches: file lists, resizing, augmentation (feature `data`) | [`data`] |
 //! | evaluation, on other sets of the classes too (feature `data`) | [`eval`] |
 //! | a training run that resumes, its schedule and its record (feature `train`) | [`train`] |
+//! | a run in several processes, on one or many machines (feature `distributed`) | `distributed` |
 //! | checkpoints of the Hugging Face hub by name, `hf:OWNER/NAME` | feature `hub` |
 //! | a progress bar; event files for TensorBoard | features `progress`, `tensorboard` |
 //! | a small backbone and four small tasks (feature `bundled`) | `data::bundled` |
@@ -53,6 +54,8 @@ pub mod clip;
 mod contain;
 #[cfg(feature = "data")]
 pub mod data;
+#[cfg(feature = "distributed")]
+pub mod distributed;
 mod error;
 #[cfg(feature = "data")]
 pub mod eval;

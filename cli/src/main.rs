@@ -14,6 +14,7 @@ mod manual;
 mod memory;
 mod plan;
 mod predict;
+mod processes;
 mod report;
 mod run_folder;
 mod search;

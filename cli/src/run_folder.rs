@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use convpass::data::{ImageDataset, Orientation};
 use convpass::train::{
-    Fit, ImagesRecord, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard, TrainConfig, fit,
-    fit_resumable,
+    Fit, FitOptions, ImagesRecord, JsonLog, Observer, RunCheckpoint, RunRecord, TensorBoard,
+    TrainConfig, fit_with,
 };
 use convpass::{Backbone, PetlModel, Precision};
 use fs4::fs_std::FileExt;
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::failure::{chain, chain_of};
 use crate::files::{read_json, remove_unfinished, write_json};
 use crate::plan::PlannedRun;
+use crate::processes::Processes;
 
 /// The name of the record of a run in its folder.
 pub const RECORD: &str = "run.json";
@@ -244,28 +245,37 @@ impl RunFolder<'_> {
         self.path.join(STATE)
     }
 
-    /// Trains the model. If an earlier run left its state in the folder, training continues from
-    /// it.
+    /// Trains the model, together with the other `processes`, the first of which writes the files.
+    /// If an earlier run left its state in the folder, training continues from it.
     pub fn fit<B: Backbone>(
         &self,
         model: &mut PetlModel<B>,
         train: &ImageDataset,
         val: Option<&ImageDataset>,
         config: &TrainConfig,
+        processes: &Processes,
         watch: &mut dyn Observer,
     ) -> Result<Fit> {
-        let mut log = JsonLog::open(self.path.join("log.jsonl"))?;
-        let mut events = self.tensorboard.then(|| TensorBoard::create(self.path)).transpose()?;
-        let mut observers: Vec<&mut dyn Observer> = vec![watch, &mut log];
+        let writes = processes.is_first();
+        let log = writes.then(|| JsonLog::open(self.path.join("log.jsonl")));
+        let mut log = log.transpose()?;
+        let events = (writes && self.tensorboard).then(|| TensorBoard::create(self.path));
+        let mut events = events.transpose()?;
+        let mut observers: Vec<&mut dyn Observer> = vec![watch];
+        observers.extend(log.as_mut().map(|log| log as &mut dyn Observer));
         observers.extend(events.as_mut().map(|events| events as &mut dyn Observer));
-        let fit = match self.checkpoint_every {
-            0 => fit(model, train, val, config, &mut observers),
-            every => {
-                let checkpoint = RunCheckpoint { path: self.state(), every };
-                fit_resumable(model, train, val, config, &checkpoint, &mut observers)
-            }
-        }?;
-        for ended in [log.finish(), events.map_or(Ok(()), TensorBoard::finish)] {
+        let every = self.checkpoint_every;
+        let checkpoint = (every > 0).then(|| RunCheckpoint { path: self.state(), every });
+        let options = FitOptions {
+            checkpoint: checkpoint.as_ref(),
+            #[cfg(feature = "distributed")]
+            group: processes.group(),
+            ..FitOptions::default()
+        };
+        let fit = fit_with(model, train, val, config, options, &mut observers)?;
+        for ended in
+            [log.map_or(Ok(()), JsonLog::finish), events.map_or(Ok(()), TensorBoard::finish)]
+        {
             if let Err(error) = ended {
                 eprintln!("{}: the run continued without this log", chain(&error.into()));
             }

@@ -9,12 +9,16 @@ use convpass::data::{FileEntry, FileList, LeftOut, Survey, SurveyDepth, overlap}
 
 use crate::failure::chain_of_ref;
 use crate::flags::{SurveyFlags, ThreadFlags};
+use crate::processes::is_quiet;
 
 /// The most lines that a warning has one for each image.
 const SHOWN: usize = 10;
 
 /// Prints a line for each warning and for each file that is left out.
 pub fn say(warnings: &[String], left_out: &[LeftOut]) {
+    if is_quiet() {
+        return;
+    }
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
@@ -43,7 +47,8 @@ pub fn readable(
         images.extend(list.entries().iter().map(path));
         let survey = Survey::of(list, depth, threads)?;
         for image in &survey.unreadable {
-            if named.insert(path(&list.entries()[image.index])) {
+            let is_new = named.insert(path(&list.entries()[image.index]));
+            if is_new && !is_quiet() {
                 eprintln!("unreadable: {}", chain_of_ref(&image.error));
             }
         }
@@ -64,7 +69,9 @@ pub fn readable(
              them with --skip-unreadable"
         );
     }
-    eprintln!("skipped {count} of {images} images");
+    if !is_quiet() {
+        eprintln!("skipped {count} of {images} images");
+    }
     let rest = lists.iter().zip(&surveys).map(|(list, survey)| match survey.unreadable[..] {
         [] => Ok(list.clone()),
         _ => list.without_unreadable(survey),
@@ -159,6 +166,9 @@ pub fn say_overlaps(sets: &[(&str, Option<&FileList>)]) {
 
 /// Prints a warning if images of two sets have the same bytes.
 pub fn say_overlap(first: (&str, &FileList), second: (&str, &FileList)) {
+    if is_quiet() {
+        return;
+    }
     let found = overlap(first.1, second.1);
     if found.is_empty() {
         return;

@@ -10,6 +10,7 @@ mod others;
 mod own_images;
 mod predict;
 mod process;
+mod processes;
 mod survey;
 mod sweep;
 mod sweep_shared;

@@ -63,7 +63,10 @@ fn adapters(out: &Path) -> Vec<Vec<u8>> {
         fs::read(out.join("digits").join(method).join(run).join("adapter.safetensors")).unwrap()
     };
     let runs = ["seed-0", "seed-1"];
-    ["linear-probe", "second-probe"].iter().flat_map(|method| runs.map(|run| of(method, run))).collect()
+    ["linear-probe", "second-probe"]
+        .iter()
+        .flat_map(|method| runs.map(|run| of(method, run)))
+        .collect()
 }
 
 #[test]

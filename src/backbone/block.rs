@@ -8,7 +8,7 @@ use super::weights::Weights;
 use crate::error::Result;
 use crate::nn::{
     Attention, BiasTable, ContinuousBias, GridBias, GridPairs, Mlp, MlpActivation, Norm, NormKind,
-    NormPlacement, Positions, Projected, RotaryTable, Weight, WindowBias, Windows,
+    NormPlacement, Positions, Projected, RotaryTable, Rows, Weight, WindowBias, Windows,
 };
 use crate::seam::{Layer, NormOf, SubLayer, TokenLayout};
 
@@ -109,9 +109,13 @@ impl Block {
             Some(windows) => windows.partition(normed)?,
             None => normed.shallow_clone(),
         };
-        let input = pass.before(SubLayer::Attention, input)?;
-        let projected = self.project(&input, queries, pass)?;
         let batch = normed.size().first().copied().unwrap_or_default();
+        let projected = {
+            let windows = input.size().first().copied().unwrap_or_default() / batch.max(1);
+            let _rows = Rows::each_counts(windows);
+            let input = pass.before(SubLayer::Attention, input)?;
+            self.project(&input, queries, pass)?
+        };
         let mixed = attention.mix(&projected, batch, prefix)?;
         let mixed = match attention.windows() {
             Some(windows) => windows.reverse(&mixed)?,

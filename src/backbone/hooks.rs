@@ -184,12 +184,14 @@ impl BlockPass<'_> {
         let branch = self.drop_path.draw(&tokens, train)?;
         let mut sum = tokens;
         if !branch.is_empty() {
+            let _rows = branch.enter();
             let output = method.after_sub_layer(site, f(&branch)?, layout, train)?;
             sum = branch.add(&sum, &output)?;
         }
         if let Some(raw) = &raw {
             let branch = &self.drop_path.draw(&sum, train)?;
             if !branch.is_empty() {
+                let _rows = branch.enter();
                 let at = Beside { site, raw, normed, norm, layout, branch, train };
                 sum = method.beside(&at, sum)?;
             }

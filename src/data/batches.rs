@@ -55,14 +55,19 @@ pub struct BatchConfig {
 }
 
 impl BatchConfig {
+    fn check(&self) -> Result<()> {
+        if self.batch_size == 0 {
+            return Err(Error::config("batch_size", "1 or more", 0));
+        }
+        Ok(())
+    }
+
     /// Returns the indices of the images of a pass over `count` images, in the order of the pass.
     ///
     /// # Errors
     /// [`Error::Config`] if the batch size is 0.
     pub(crate) fn indices(&self, count: usize) -> Result<Vec<usize>> {
-        if self.batch_size == 0 {
-            return Err(Error::config("batch_size", "1 or more", 0));
-        }
+        self.check()?;
         let mut indices: Vec<usize> = (0..count).collect();
         if let Order::Shuffled { seed, epoch } = self.order {
             let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
@@ -99,8 +104,20 @@ impl<'a> Batches<'a> {
     /// # Errors
     /// [`Error::Config`] if the batch size is 0.
     pub fn new(dataset: &'a ImageDataset, config: BatchConfig) -> Result<Self> {
-        let indices = config.indices(dataset.len())?;
-        Ok(Self { dataset, config, augment: None, indices, next: 0, ahead: None })
+        Self::over(dataset, config, None, config.indices(dataset.len())?)
+    }
+
+    /// Starts a pass over the images at `indices`, in this order, in place of the order of `config`.
+    pub(crate) fn over(
+        dataset: &'a ImageDataset,
+        config: BatchConfig,
+        augment: Option<&Augment>,
+        indices: Vec<usize>,
+    ) -> Result<Self> {
+        augment.map_or(Ok(()), Augment::validate)?;
+        config.check()?;
+        let augment = augment.cloned();
+        Ok(Self { dataset, config, augment, indices, next: 0, ahead: None })
     }
 
     /// Starts a pass over `dataset` with augmented images.
@@ -115,8 +132,7 @@ impl<'a> Batches<'a> {
         config: BatchConfig,
         augment: &Augment,
     ) -> Result<Self> {
-        augment.validate()?;
-        Ok(Self { augment: Some(augment.clone()), ..Self::new(dataset, config)? })
+        Self::over(dataset, config, Some(augment), config.indices(dataset.len())?)
     }
 
     /// Returns the number of batches of the whole pass. It is 0 if [`PartialBatch::Drop`] leaves no

@@ -7,7 +7,9 @@ use tch::Tensor;
 #[cfg(feature = "train")]
 use super::inputs::Inputs;
 use super::metrics::Evaluation;
-use super::subset::evaluate_logits;
+use super::subset::evaluate_indices;
+#[cfg(feature = "train")]
+use super::team::Team;
 use crate::backbone::Backbone;
 use crate::data::{BatchConfig, ImageDataset, Normalization, Order, PartialBatch};
 use crate::error::{Error, Result};
@@ -45,6 +47,42 @@ pub fn evaluate<B: Backbone>(
     batch_size: usize,
     watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
+    let indices = (0..dataset.len()).collect();
+    evaluate_images(model, dataset, normalization, batch_size, indices, watch)
+}
+
+/// Evaluates `model` like [`evaluate`], each process of `group` on a part of the images. Every
+/// process returns the result over all images. The counts are exact; the loss is summed in another
+/// order.
+///
+/// `watch` is called with the numbers of images of this process. If it returns `Break` in any
+/// process, the result of all of them covers fewer images than the dataset has.
+///
+/// # Errors
+/// The errors of [`evaluate`]; [`Error::Distributed`] if a process does not take part.
+#[cfg(all(feature = "distributed", feature = "train"))]
+pub fn evaluate_in<B: Backbone>(
+    group: &crate::distributed::ProcessGroup,
+    model: &PetlModel<B>,
+    dataset: &ImageDataset,
+    normalization: Normalization,
+    batch_size: usize,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    let team = Team::new(Some(group));
+    let indices = team.share(dataset.len()).collect();
+    let own = evaluate_images(model, dataset, normalization, batch_size, indices, watch)?;
+    own.over(team)
+}
+
+fn evaluate_images<B: Backbone>(
+    model: &PetlModel<B>,
+    dataset: &ImageDataset,
+    normalization: Normalization,
+    batch_size: usize,
+    indices: Vec<usize>,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
     check_classes(model, dataset)?;
     let config = BatchConfig {
         batch_size,
@@ -54,25 +92,29 @@ pub fn evaluate<B: Backbone>(
         device: model.var_store().device(),
     };
     let logits = &mut |images: &Tensor| model.forward(images, false);
-    evaluate_logits(logits, dataset, None, config, watch)
+    evaluate_indices(logits, dataset, None, config, indices, watch)
 }
 
-/// Evaluates `model` like [`evaluate`], on images or on tokens or features computed earlier.
+/// Evaluates `model` like [`evaluate`], on images or on tokens or features computed earlier; each
+/// process of `team` on a part of them.
 #[cfg(feature = "train")]
 pub(crate) fn evaluate_inputs<B: Backbone>(
     model: &PetlModel<B>,
     inputs: &Inputs,
     config: BatchConfig,
+    team: Team,
     watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
     let mut sum = Evaluation::default();
-    for batch in inputs.batches(config)? {
+    let indices: Vec<usize> = team.share(inputs.len()).collect();
+    let count = indices.len();
+    for batch in inputs.batches(config, indices)? {
         let (batch, labels) = batch?;
         let logits = tch::no_grad(|| inputs.logits(model, &batch, false))?;
         sum.add(&logits, &labels)?;
-        if watch(sum.images, inputs.len()).is_break() {
+        if watch(sum.images, count).is_break() {
             break;
         }
     }
-    Ok(sum)
+    sum.over(team)
 }

@@ -5,10 +5,12 @@ use std::ops::ControlFlow;
 use tch::Tensor;
 
 use super::prefix_cache::{Prefix, PrefixCache};
+use super::team::Team;
 use crate::backbone::Backbone;
 use crate::data::{Augment, BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::Result;
 use crate::model::PetlModel;
+use crate::nn::Noise;
 
 /// The inputs of a run.
 ///
@@ -40,6 +42,7 @@ impl<'a> Inputs<'a> {
         config: BatchConfig,
         augment: Option<&'a Augment>,
         cache: Option<&PrefixCache>,
+        team: Team,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         if augment.is_some() {
@@ -50,25 +53,14 @@ impl<'a> Inputs<'a> {
                 return Ok(Some(Inputs::Images(dataset, None)));
             };
             let labels = Tensor::f_from_slice(dataset.labels())?.f_to_device(config.device)?;
-            let prefix = Prefix::new(model, dataset, config, cache, watch)?;
+            let prefix = Prefix::new(model, dataset, config, cache, team.is_first(), watch)?;
+            let is_stopped = team.any(prefix.is_none())?;
+            let prefix = prefix.filter(|_| !is_stopped);
             return Ok(prefix.map(|prefix| Inputs::Tokens { prefix, labels }));
         }
-        let config =
-            BatchConfig { partial: PartialBatch::Keep, order: Order::Sequential, ..config };
-        let (mut features, mut labels, mut done) = (Vec::new(), Vec::new(), 0);
-        for batch in Batches::new(dataset, config)? {
-            let (images, batch_labels) = batch?;
-            features.push(tch::no_grad(|| model.features(&images, false))?);
-            done += batch_labels.numel();
-            labels.push(batch_labels);
-            if watch(done, dataset.len()).is_break() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(Inputs::Features {
-            features: Tensor::f_cat(&features, 0)?,
-            labels: Tensor::f_cat(&labels, 0)?,
-        }))
+        let features = features(model, dataset, config, team, watch)?;
+        let labels = Tensor::f_from_slice(dataset.labels())?.f_to_device(config.device)?;
+        Ok(features.map(|features| Inputs::Features { features, labels }))
     }
 
     /// Returns the number of images.
@@ -79,13 +71,30 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// Returns the batches of one pass, in the order and of the size given by `config`.
-    pub(crate) fn batches(&self, config: BatchConfig) -> Result<BatchIter<'_>> {
+    /// Returns the labels of the images at `indices`.
+    pub(crate) fn labels_at(&self, indices: &[usize]) -> Result<Tensor> {
+        let labels = match self {
+            Inputs::Images(dataset, _) => {
+                let labels = indices.iter().map(|&index| dataset.labels()[index]);
+                return Ok(Tensor::f_from_slice(&labels.collect::<Vec<i64>>())?);
+            }
+            Inputs::Tokens { labels, .. } | Inputs::Features { labels, .. } => labels,
+        };
+        let indices: Vec<i64> = indices.iter().map(|&index| index as i64).collect();
+        let index = Tensor::f_from_slice(&indices)?.f_to_device(labels.device())?;
+        Ok(labels.f_index_select(0, &index)?)
+    }
+
+    /// Returns the batches of the images at `indices`, of the size given by `config`.
+    pub(crate) fn batches(
+        &self,
+        config: BatchConfig,
+        indices: Vec<usize>,
+    ) -> Result<BatchIter<'_>> {
         type Select<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
         let (labels, select): (_, Select) = match self {
-            Inputs::Images(dataset, None) => return Ok(Box::new(Batches::new(dataset, config)?)),
-            Inputs::Images(dataset, Some(augment)) => {
-                return Ok(Box::new(Batches::augmented(dataset, config, augment)?));
+            Inputs::Images(dataset, augment) => {
+                return Ok(Box::new(Batches::over(dataset, config, *augment, indices)?));
             }
             Inputs::Tokens { prefix, labels } => {
                 (labels, Box::new(|index| prefix.select(index, labels.device())))
@@ -94,9 +103,8 @@ impl<'a> Inputs<'a> {
                 (labels, Box::new(|index| Ok(features.f_index_select(0, index)?)))
             }
         };
-        let indices = config.indices(labels.numel())?;
         let chunks: Vec<Vec<i64>> = indices
-            .chunks(config.batch_size)
+            .chunks(config.batch_size.max(1))
             .map(|chunk| chunk.iter().map(|&index| index as i64).collect())
             .collect();
         Ok(Box::new(chunks.into_iter().map(move |chunk| {
@@ -117,6 +125,16 @@ impl<'a> Inputs<'a> {
             Inputs::Tokens { prefix, .. } => model.forward_from(prefix.stream(batch), train),
             Inputs::Features { .. } => model.classify(batch),
         }
+    }
+
+    /// Draws what [`Inputs::backward`] draws from libtorch's generator, in a process that has no
+    /// rows of the batch.
+    pub(crate) fn skip(&self) -> Result<()> {
+        match self {
+            Inputs::Images(..) | Inputs::Tokens { .. } => Noise::from_libtorch()?.leave(),
+            Inputs::Features { .. } => {}
+        }
+        Ok(())
     }
 
     /// Computes the `loss` of a batch and adds its gradients to those of the trainable parameters.
@@ -141,4 +159,42 @@ impl<'a> Inputs<'a> {
         loss.f_backward()?;
         Ok((logits.f_detach()?, loss.f_detach()?))
     }
+}
+
+/// Computes the features `[N, C]` of every image, each process of `team` those of a part of them.
+/// Returns `None` if `watch` returned `Break` in any process.
+fn features<B: Backbone>(
+    model: &PetlModel<B>,
+    dataset: &ImageDataset,
+    config: BatchConfig,
+    team: Team,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<Tensor>> {
+    let config = BatchConfig { partial: PartialBatch::Keep, order: Order::Sequential, ..config };
+    let own = team.share(dataset.len());
+    let (mut features, mut done, mut is_stopped) = (Vec::new(), 0, false);
+    for batch in Batches::over(dataset, config, None, own.clone().collect())? {
+        let (images, labels) = batch?;
+        features.push(tch::no_grad(|| model.features(&images, false))?);
+        done += labels.numel();
+        is_stopped = watch(done, own.len()).is_break();
+        if is_stopped {
+            break;
+        }
+    }
+    if team.any(is_stopped)? {
+        return Ok(None);
+    }
+    if team.is_alone() {
+        return Ok(Some(Tensor::f_cat(&features, 0)?));
+    }
+    let options = (model.backbone().compute_kind(), config.device);
+    let dim = model.backbone().feature_dim();
+    let mut all = Tensor::f_zeros([dataset.len() as i64, dim], options)?;
+    if !own.is_empty() {
+        let mut rows = all.f_narrow(0, own.start as i64, own.len() as i64)?;
+        rows.f_copy_(&Tensor::f_cat(&features, 0)?)?;
+    }
+    team.sum(&mut all)?;
+    Ok(Some(all))
 }

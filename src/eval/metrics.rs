@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::loss::cross_entropy;
+#[cfg(feature = "train")]
+use super::team::Team;
 use crate::error::{Error, Result};
 
 /// Number of bins of the calibration error.
@@ -192,6 +194,62 @@ impl Evaluation {
         self.confusion.get(&(label, class)).copied().unwrap_or_default()
     }
 
+    /// Returns the evaluation over the images of all processes of `team`.
+    #[cfg(feature = "train")]
+    pub(super) fn over(self, team: Team) -> Result<Self> {
+        if team.is_alone() {
+            return Ok(self);
+        }
+        let mut sum = Evaluation::default();
+        for numbers in team.gather(self.to_numbers())? {
+            sum.add_numbers(&numbers);
+        }
+        Ok(sum)
+    }
+
+    /// Returns everything that is summed over images. Every count is exact in f64.
+    #[cfg(feature = "train")]
+    fn to_numbers(&self) -> Vec<f64> {
+        let counts = [self.images, self.correct, self.not_finite, self.correct5, self.num_classes];
+        let mut numbers: Vec<f64> = counts.map(|count| count as f64).into();
+        numbers.push(self.loss);
+        for bin in &self.bins {
+            numbers.extend([bin.images as f64, bin.correct as f64, bin.confidence]);
+        }
+        numbers.extend(self.support.iter().map(|&images| images as f64));
+        for (&(label, class), &count) in &self.confusion {
+            numbers.extend([label, class, count].map(|number| number as f64));
+        }
+        numbers
+    }
+
+    /// Adds the numbers of [`Evaluation::to_numbers`].
+    #[cfg(feature = "train")]
+    fn add_numbers(&mut self, numbers: &[f64]) {
+        let mut numbers = numbers.iter().copied();
+        let mut next = || numbers.next().unwrap_or_default();
+        self.images += next() as usize;
+        self.correct += next() as usize;
+        self.not_finite += next() as usize;
+        self.correct5 += next() as usize;
+        let classes = next() as usize;
+        self.loss += next();
+        for bin in &mut self.bins {
+            bin.images += next() as usize;
+            bin.correct += next() as usize;
+            bin.confidence += next();
+        }
+        self.num_classes = self.num_classes.max(classes);
+        self.support.resize(self.num_classes, 0);
+        for images in self.support.iter_mut().take(classes) {
+            *images += next() as usize;
+        }
+        let rest: Vec<usize> = numbers.map(|number| number as usize).collect();
+        for cell in rest.chunks_exact(3) {
+            *self.confusion.entry((cell[0], cell[1])).or_default() += cell[2];
+        }
+    }
+
     /// Returns all metrics for a record.
     pub fn scores(&self) -> Scores {
         Scores {
@@ -213,4 +271,35 @@ fn percent(part: f64, whole: f64) -> f64 {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
     sum / count.max(1) as f64
+}
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_add_up_to_the_whole() {
+        let logits = (Tensor::arange(44, (Kind::Float, Device::Cpu)) * 1.7).sin().view([11, 4]);
+        let _nan = logits.narrow(0, 3, 1).fill_(f64::NAN);
+        let labels = Tensor::arange(11, (Kind::Int64, Device::Cpu)).remainder(3);
+        let part = |first, length| {
+            let mut sum = Evaluation::default();
+            sum.add(&logits.narrow(0, first, length), &labels.narrow(0, first, length)).unwrap();
+            sum
+        };
+        let mut sum = Evaluation::default();
+        for part in [part(0, 4), part(4, 6), Evaluation::default(), part(10, 1)] {
+            sum.add_numbers(&part.to_numbers());
+        }
+        let whole = part(0, 11);
+        // The NaN makes the losses unequal to themselves.
+        assert!(sum.loss.is_nan() && whole.loss.is_nan());
+        let count = |e: &Evaluation| (e.images, e.correct, e.not_finite, e.correct5, e.num_classes);
+        assert_eq!(count(&sum), count(&whole));
+        assert_eq!((&sum.support, &sum.confusion), (&whole.support, &whole.confusion));
+        for (sum, whole) in sum.bins.iter().zip(&whole.bins) {
+            assert_eq!((sum.images, sum.correct), (whole.images, whole.correct));
+            assert!((sum.confidence - whole.confidence).abs() < 1e-12);
+        }
+    }
 }

@@ -48,12 +48,14 @@ impl Prefix {
     /// Computes the tokens of every image, or opens the file in which an earlier run left them.
     ///
     /// `watch` is called with the number of processed images and the number of all images. If it
-    /// returns `Break`, the result is `None` and no file is left behind.
+    /// returns `Break`, the result is `None` and no file is left behind. A process that does not
+    /// write keeps tokens that it does not find in memory.
     pub(crate) fn new<B: Backbone>(
         model: &PetlModel<B>,
         dataset: &ImageDataset,
         config: BatchConfig,
         cache: &PrefixCache,
+        writes: bool,
         watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         let own = model.backbone().compute_kind();
@@ -75,7 +77,7 @@ impl Prefix {
         {
             return Ok(Some(Prefix { tokens, layout, kind: own }));
         }
-        let mut store = Store::new(path, &shape, kind)?;
+        let mut store = Store::new(path.filter(|_| writes), &shape, kind)?;
         let mut done = 0;
         for batch in Batches::new(dataset, config)? {
             let tokens = model.frozen_prefix(&batch?.0)?.tokens.f_to_kind(kind)?;

@@ -163,8 +163,23 @@ pub fn evaluate_logits(
     config: BatchConfig,
     watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
+    let indices = config.indices(dataset.len())?;
+    evaluate_indices(logits, dataset, subset, config, indices, watch)
+}
+
+/// Evaluates like [`evaluate_logits`] on the images at `indices`. `watch` is called with the number
+/// of these.
+pub(super) fn evaluate_indices(
+    logits: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+    dataset: &ImageDataset,
+    subset: Option<&ClassSubset>,
+    config: BatchConfig,
+    indices: Vec<usize>,
+    watch: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Evaluation> {
     let mut sum = Evaluation::default();
-    for batch in Batches::new(dataset, config)? {
+    let count = indices.len();
+    for batch in Batches::over(dataset, config, None, indices)? {
         let (images, labels) = batch?;
         let logits = tch::no_grad(|| match (logits(&images)?, subset) {
             (logits, Some(subset)) => subset.select(&logits),
@@ -172,7 +187,7 @@ pub fn evaluate_logits(
         })?;
         check_logits(&logits, &labels, dataset.num_classes())?;
         sum.add(&logits, &labels)?;
-        if watch(sum.images, dataset.len()).is_break() {
+        if watch(sum.images, count).is_break() {
             break;
         }
     }

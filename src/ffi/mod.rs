@@ -5,6 +5,8 @@
 pub(crate) mod alloc_probe;
 pub(crate) mod autocast;
 mod autograd;
+#[cfg(feature = "distributed")]
+pub(crate) mod c10d;
 pub(crate) mod cuda;
 mod elements;
 pub(crate) mod malloc;

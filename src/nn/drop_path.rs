@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::rows::{Rows, RowsGuard};
 use crate::error::Result;
 
 /// The samples of a batch that a residual branch is computed for, and the factor of its output.
@@ -18,12 +19,29 @@ pub enum Branch {
     Kept {
         /// Positions in the batch.
         index: Tensor,
-        /// `1 / (1 - r)`.
+        /// `1 / (1 - r)`; 0 if this process has none of the kept samples of a batch that several
+        /// processes share, and computes one for nothing.
         scale: f64,
+        /// The place of these samples among the kept ones of the shared batch, if there is one.
+        #[doc(hidden)]
+        rows: Option<KeptRows>,
     },
 }
 
+/// The place of a process's kept samples among those of all processes.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptRows(Rows);
+
 impl Branch {
+    /// Makes the kept samples the rows of this thread until the guard is dropped, so that dropout in
+    /// the branch draws for them.
+    pub(crate) fn enter(&self) -> Option<RowsGuard> {
+        match self {
+            Branch::Kept { rows: Some(KeptRows(rows)), .. } => Some(rows.enter()),
+            _ => None,
+        }
+    }
+
     /// Returns whether no sample is kept. There is nothing to compute then.
     pub fn is_empty(&self) -> bool {
         matches!(self, Branch::Kept { index, .. } if index.numel() == 0)
@@ -109,10 +127,42 @@ impl DropPath {
         // The draw runs on the CPU even if `x` is on a GPU. The kept samples determine shapes, and
         // reading them back from a GPU would wait for the GPU.
         let batch = x.size().first().copied().unwrap_or_default();
-        let uniform = Tensor::f_rand([batch], (Kind::Double, tch::Device::Cpu))?;
-        let index = uniform.f_lt(keep)?.f_nonzero()?.f_flatten(0, -1)?;
-        Ok(Branch::Kept { index: index.f_to_device(x.device())?, scale: keep.recip() })
+        let rows = Rows::active().filter(|rows| rows.own == batch);
+        let drawn = rows.map_or(batch, |rows| rows.all);
+        let uniform = Tensor::f_rand([drawn], (Kind::Double, tch::Device::Cpu))?;
+        let kept = uniform.f_lt(keep)?;
+        let scale = keep.recip();
+        let branch = match rows {
+            None => Branch::Kept { index: positions(&kept)?, scale, rows: None },
+            Some(rows) => shared(&kept, rows, scale)?,
+        };
+        let Branch::Kept { index, scale, rows } = branch else { return Ok(branch) };
+        Ok(Branch::Kept { index: index.f_to_device(x.device())?, scale, rows })
     }
+}
+
+/// Returns the positions at which `kept` `[B]` is true.
+fn positions(kept: &Tensor) -> Result<Tensor> {
+    Ok(kept.f_nonzero()?.f_flatten(0, -1)?)
+}
+
+/// Returns the branch of a process that has `rows` of the samples, of which `kept` are kept.
+///
+/// If the process has none of the kept samples, it computes its first sample with a factor of 0, so
+/// that it draws what the others draw and its weights get gradients.
+fn shared(kept: &Tensor, rows: Rows, scale: f64) -> Result<Branch> {
+    let count = |kept: Tensor| -> Result<i64> { Ok(kept.f_sum(Kind::Int64)?.f_int64_value(&[])?) };
+    let all = count(kept.shallow_clone())?;
+    let mut index = positions(&kept.f_narrow(0, rows.first, rows.own)?)?;
+    let own = index.numel() as i64;
+    if all == 0 || own > 0 {
+        let first = count(kept.f_narrow(0, 0, rows.first)?)?;
+        let rows = Some(KeptRows(Rows { first, own, all }));
+        return Ok(Branch::Kept { index, scale, rows });
+    }
+    index = Tensor::f_from_slice(&[0i64])?;
+    let rows = Some(KeptRows(Rows { first: 0, own: 1, all }));
+    Ok(Branch::Kept { index, scale: 0.0, rows })
 }
 
 #[cfg(test)]
@@ -123,7 +173,8 @@ mod tests {
     #[test]
     fn equals_a_mask_over_the_whole_batch() {
         let (x, f) = (Tensor::rand([6, 3], (Kind::Float, Device::Cpu)), |x: &Tensor| x * 3.0);
-        let branch = Branch::Kept { index: Tensor::from_slice(&[0i64, 2, 5]), scale: 1.25 };
+        let branch =
+            Branch::Kept { index: Tensor::from_slice(&[0i64, 2, 5]), scale: 1.25, rows: None };
         let fast = branch.add(&x, &f(&branch.select(&x).unwrap())).unwrap();
         let mask = Tensor::from_slice(&[1.25f32, 0.0, 1.25, 0.0, 0.0, 1.25]).view([6, 1]);
         assert_eq!(fast, &x + f(&x) * mask);

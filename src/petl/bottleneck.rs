@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::params::Params;
 use super::up_projection::UpProjection;
 use crate::error::Result;
-use crate::nn::{Branch, Init, Linear, quick_gelu};
+use crate::nn::{Branch, Init, Linear, dropout, quick_gelu};
 
 /// The activation of a bottleneck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ impl Bottleneck {
             BottleneckActivation::Relu => x.f_relu()?,
         };
         let drop = train && self.dropout > 0.0;
-        let x = if drop { x.f_dropout(self.dropout, true)? } else { x };
+        let x = if drop { dropout(&x, self.dropout)? } else { x };
         self.up.add_into(residual, &x, branch)
     }
 }

@@ -8,7 +8,7 @@ use super::params::{NewVariables, Params};
 use super::up_projection::{Scale, UpProjection};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{Branch, Init, InitRng, Linear, quick_gelu};
+use crate::nn::{Branch, Init, InitRng, Linear, dropout, quick_gelu};
 use crate::seam::{Beside, TokenLayout};
 
 /// The initial values of the middle convolution.
@@ -247,7 +247,7 @@ impl ConvBypass {
     fn hidden(&self, input: &BypassInput) -> Result<Tensor> {
         let x = quick_gelu(&self.down.forward(input.tokens)?)?;
         let x = quick_gelu(&self.convolve(&x, input.layout)?)?;
-        Ok(if input.dropout > 0.0 { x.f_dropout(input.dropout, true)? } else { x })
+        Ok(if input.dropout > 0.0 { dropout(&x, input.dropout)? } else { x })
     }
 
     /// Computes the kxk convolution, `[B, P + N, h] -> [B, P + N, h]`. Patches are convolved on
@@ -433,7 +433,8 @@ mod tests {
             let add = |branch| bypass.add_plainly(&residual, &input(&x, &layout, branch)).unwrap();
             let all = add(&Branch::All);
             prop_assert!(max_gap(&all, &(&residual + &expected)) < 1e-12);
-            let kept = Branch::Kept { index: Tensor::from_slice(&[batch - 1]), scale: 1.25 };
+            let index = Tensor::from_slice(&[batch - 1]);
+            let kept = Branch::Kept { index, scale: 1.25, rows: None };
             let sum = add(&kept);
             let mask = Tensor::zeros([batch, 1, 1], F64);
             let _filled = mask.get(batch - 1).fill_(1.25);
@@ -548,7 +549,8 @@ mod tests {
                 bottleneck_dim: h, kernel_size: 2 * half + 1, scale: 0.7, dropout,
                 ..ConvBypassConfig::default()
             };
-            let kept = Branch::Kept { index: Tensor::from_slice(&[batch - 1]), scale: 1.25 };
+            let index = Tensor::from_slice(&[batch - 1]);
+            let kept = Branch::Kept { index, scale: 1.25, rows: None };
             let branch = if all { Branch::All } else { kept };
             let layout = TokenLayout { prefix, grid: (rows, cols) };
             let case = Fused { config, layout, branch, batch, c: 8 * lanes, seed, normed };

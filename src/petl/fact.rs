@@ -9,7 +9,7 @@ use super::params::Params;
 use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::Init;
+use crate::nn::{Init, dropout};
 use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam};
 
 /// The way in which FacT factors the tensor of all updates.
@@ -254,7 +254,7 @@ impl Fact {
         let hidden = parts.f_linear(&self.u, None::<&Tensor>)?.f_flatten(-2, -1)?;
         let hidden = hidden.f_linear(&core, None::<&Tensor>)?;
         let drop = train && self.dropout > 0.0;
-        let hidden = if drop { hidden.f_dropout(self.dropout, true)? } else { hidden };
+        let hidden = if drop { dropout(&hidden, self.dropout)? } else { hidden };
         let rank = self.u.size()[0];
         // [B T k, r] x [r, C] accumulates into [B T k, C].
         let rows = hidden.f_reshape([-1, rank])?;

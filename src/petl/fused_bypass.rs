@@ -14,7 +14,7 @@ use super::bypass_kernel::{self as kernel, Gradients, Kept, Norm, Packed, Sizes,
 use super::lanes::GROUP;
 use crate::error::{Error, Result};
 use crate::ffi::{Backward, Fresh, attach, floats, for_each};
-use crate::nn::Branch;
+use crate::nn::{Branch, fill_dropout_mask};
 use crate::seam::{NormOf, TokenLayout};
 
 /// The widest bottleneck to accept. With a wider one, libtorch's matrix products are at least as
@@ -180,9 +180,8 @@ fn mask(shape: &[i64], rate: f64) -> Result<Option<Tensor>> {
     if rate == 0.0 {
         return Ok(None);
     }
-    let mut mask = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    let _drawn = mask.f_bernoulli_float_(1.0 - rate)?;
-    Ok(Some(mask.f_div_scalar_(1.0 - rate)?))
+    let mask = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    fill_dropout_mask(mask, rate).map(Some)
 }
 
 fn pack(weights: &BypassWeights, sizes: &Sizes, scale: f32) -> Result<Packed> {

@@ -10,7 +10,7 @@ use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::up_projection::{Scale, add_product};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::{Branch, Init, Linear};
+use crate::nn::{Branch, Init, Linear, dropout};
 use crate::seam::{BackboneShape, Layer, LayerWeights, Place, Seam, Site, SubLayer};
 
 /// Config of RepAdapter: `Y + s * (Y A + a) B + b`. Y is the normed input of a sub-layer, B
@@ -169,7 +169,7 @@ impl RepAdapter {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let hidden = self.a.forward(x)?;
         let drop = train && self.dropout > 0.0;
-        let hidden = if drop { hidden.f_dropout(self.dropout, true)? } else { hidden };
+        let hidden = if drop { dropout(&hidden, self.dropout)? } else { hidden };
         let dense = match self.groups {
             1 => self.b_weight.shallow_clone(),
             // The outputs of each group read only their own part of the bottleneck, which is a

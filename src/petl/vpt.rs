@@ -8,7 +8,7 @@ use super::params::Params;
 use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{checks, widths};
 use crate::error::{Error, Result};
-use crate::nn::Init;
+use crate::nn::{Init, dropout};
 use crate::seam::{BackboneShape, Layer, Place, Seam, TokenLayout};
 
 /// Config of VPT. The default is VPT-deep, with the number of prompts and the dropout rate (0) of
@@ -160,7 +160,7 @@ impl Seam for Prompts {
         if let Some(own) = own {
             let prompts = own.f_unsqueeze(0)?.f_expand([tokens.size()[0], -1, -1], false)?;
             let drop = train && self.dropout > 0.0;
-            parts.push(if drop { prompts.f_dropout(self.dropout, true)? } else { prompts });
+            parts.push(if drop { dropout(&prompts, self.dropout)? } else { prompts });
             prefix += own.size()[0];
         }
         parts.push(tokens.f_narrow(1, layout.prefix, layout.num_patches())?);

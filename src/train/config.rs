@@ -26,8 +26,12 @@ pub enum Selection {
 pub struct TrainConfig {
     /// Number of passes over the training images.
     pub epochs: usize,
-    /// Images per optimizer step. A last partial batch is dropped.
+    /// Images of a batch, in all processes of a run together. A last partial batch is dropped.
     pub batch_size: usize,
+    /// Batches per optimizer step: the gradient of a step is that of the mean loss over the images
+    /// of so many batches. The last step of an epoch has those that are left.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: usize,
     /// Images per forward and backward pass, if a batch is too large for the memory: the gradients
     /// of the parts of a batch are accumulated before the optimizer step. `None` runs the whole
     /// batch at once. The gradients are the same up to rounding; dropout and drop path draw other
@@ -80,6 +84,7 @@ impl Default for TrainConfig {
         TrainConfig {
             epochs: 100,
             batch_size: 64,
+            accumulate: 1,
             micro_batch_size: None,
             max_grad_norm: None,
             class_weights: ClassWeights::Equal,
@@ -102,6 +107,6 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
-fn is_one(value: &f64) -> bool {
-    *value == 1.0
+fn is_one<T: From<u8> + PartialEq>(value: &T) -> bool {
+    *value == T::from(1)
 }

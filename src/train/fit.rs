@@ -4,18 +4,22 @@ use std::fmt;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::adamw::AdamW;
 use super::config::{Selection, TrainConfig};
+use super::identity::{Owned, difference, identity};
 use super::loss::Loss;
 use super::observer::{EpochReport, Observer, RunStart};
 use super::optimizer::{Optimizer, Schedule, check_max_norm};
 use super::run::{Clock, Run};
-use super::state::{Cursor, Owned, Reached, RunCheckpoint, StateFile, sorted_variables};
+use super::sampler::Sampler;
+use super::shared_state::share;
+use super::state::{Cursor, RunCheckpoint, StateFile, sorted_variables};
 use crate::backbone::Backbone;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};
-use crate::eval::check_classes;
+use crate::eval::{Team, check_classes};
 use crate::model::PetlModel;
 
 /// What the names of the head's variables start with.
@@ -45,6 +49,20 @@ pub struct FitOptions<'a> {
     pub optimizer: Option<&'a mut dyn Optimizer>,
     /// The learning rate of each step; `None` is the schedule of the [`TrainConfig`].
     pub schedule: Option<&'a dyn Schedule>,
+    /// The processes that share the run. Each calls the function with equal arguments, and each
+    /// batch is divided among them; the result is that of one process up to rounding. Rank 0 alone
+    /// reads and writes the state file. `None` runs in this process alone.
+    #[cfg(feature = "distributed")]
+    pub group: Option<&'a crate::distributed::ProcessGroup>,
+}
+
+impl<'a> FitOptions<'a> {
+    fn team(&self) -> Team<'a> {
+        #[cfg(feature = "distributed")]
+        return Team::new(self.group);
+        #[cfg(not(feature = "distributed"))]
+        Team::default()
+    }
 }
 
 impl fmt::Debug for FitOptions<'_> {
@@ -53,6 +71,7 @@ impl fmt::Debug for FitOptions<'_> {
             .field("checkpoint", &self.checkpoint)
             .field("optimizer", &self.optimizer.is_some())
             .field("schedule", &self.schedule.is_some())
+            .field("processes", &self.team().size())
             .finish()
     }
 }
@@ -141,7 +160,9 @@ pub fn fit_with<B: Backbone>(
 ) -> Result<Fit> {
     check(model, train, validation, config)?;
     let started = Instant::now();
-    let FitOptions { checkpoint, optimizer, schedule } = options;
+    let team = options.team();
+    let sampler = Sampler::new(config, team)?;
+    let FitOptions { checkpoint, optimizer, schedule, .. } = options;
     let owned = Owned { optimizer: optimizer.is_some(), schedule: schedule.is_some() };
     if owned.optimizer && config.head_lr_factor != 1.0 {
         let expected = "1 with an optimizer of the caller's, which has its own rates";
@@ -152,14 +173,19 @@ pub fn fit_with<B: Backbone>(
     let mut adamw = adamw.with_lr_factor(HEAD, config.head_lr_factor)?;
     let optimizer = optimizer.unwrap_or(&mut adamw);
     let variables = sorted_variables(model);
-    let steps = train.len() / config.batch_size;
-    let file = checkpoint
-        .map(|checkpoint| StateFile::new(checkpoint, owned, model, train, validation, config))
-        .transpose()?;
-    let reached = match &file {
-        Some(file) => file.load(&variables, optimizer, config, steps)?.unwrap_or_default(),
-        None => Reached::default(),
+    let steps = sampler.steps(train.len());
+    let mut file = None;
+    if checkpoint.is_some() || !team.is_alone() {
+        let run = identity(owned, model, train, validation, config)?;
+        agree(team, &run)?;
+        let checkpoint = checkpoint.filter(|_| team.is_first());
+        file = checkpoint.map(|checkpoint| StateFile::new(checkpoint, run)).transpose()?;
+    }
+    let found = match &file {
+        Some(file) => file.load(&variables, optimizer, config, &sampler, train.len())?,
+        None => None,
     };
+    let reached = share(team, found, &variables, optimizer, steps)?;
     let Cursor { epoch, step, .. } = reached.cursor;
     let (epochs, seconds) = (config.epochs, reached.seconds);
     observer.start(&RunStart { epoch, step, epochs, steps, seconds });
@@ -178,12 +204,23 @@ pub fn fit_with<B: Backbone>(
         clock,
         epoch_clock: clock,
         steps_per_epoch: steps,
+        sampler,
+        stopping: false,
         lr: 0.0,
     };
     let stopped = !run.train(train, validation, observer)?;
     run.check_weights()?;
     let selected_epoch = run.select(stopped)?;
     Ok(Fit { epochs: run.reached.epochs, selected_epoch, stopped, seconds: run.clock.seconds() })
+}
+
+/// Checks that every process of `team` has the run of rank 0.
+fn agree(team: Team, run: &Value) -> Result<()> {
+    team.compare(&run.to_string(), |expected, found| {
+        let value = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
+        let (field, found, expected) = difference(String::new(), &value(found), &value(expected))?;
+        Some((field, expected, found))
+    })
 }
 
 /// Checks that `config` fits the model and the images.
@@ -199,6 +236,9 @@ fn check<B: Backbone>(
         return Err(
             Error::config("batch_size", expected, config.batch_size).in_config("TrainConfig")
         );
+    }
+    if config.accumulate == 0 {
+        return Err(Error::config("accumulate", "1 or more", 0).in_config("TrainConfig"));
     }
     if config.micro_batch_size == Some(0) {
         return Err(Error::config("micro_batch_size", "1 or more", 0).in_config("TrainConfig"));

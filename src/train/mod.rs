@@ -5,6 +5,8 @@ mod adamw;
 mod batch_sum;
 mod config;
 mod fit;
+mod gradients;
+mod identity;
 mod json_log;
 mod loss;
 mod observer;
@@ -14,7 +16,9 @@ mod pace;
 mod progress;
 mod record;
 mod run;
+mod sampler;
 mod schedule;
+mod shared_state;
 mod state;
 #[cfg(feature = "tensorboard")]
 mod tensorboard;

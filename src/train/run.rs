@@ -7,9 +7,11 @@ use std::time::Instant;
 use tch::Tensor;
 
 use super::config::{Selection, TrainConfig};
+use super::gradients::StepSum;
 use super::loss::Loss;
 use super::observer::{EpochReport, Observer, StepReport};
-use super::optimizer::{Optimizer, Schedule, clip_grad_norm, zero_grad};
+use super::optimizer::{Optimizer, Schedule, clip_grad_norm};
+use super::sampler::Sampler;
 use super::state::{Best, Cursor, Reached, StateFile};
 use crate::backbone::Backbone;
 use crate::data::{Augment, BatchConfig, ImageDataset, Order, PartialBatch};
@@ -31,6 +33,9 @@ impl Clock {
     }
 }
 
+/// The order of the images of an epoch, and batches of inputs and labels.
+type OrderAndBatches<'a> = (Vec<usize>, Box<dyn Iterator<Item = Result<(Tensor, Tensor)>> + 'a>);
+
 /// A run in progress.
 pub(super) struct Run<'a, B: Backbone> {
     pub(super) model: &'a PetlModel<B>,
@@ -44,6 +49,10 @@ pub(super) struct Run<'a, B: Backbone> {
     pub(super) clock: Clock,
     pub(super) epoch_clock: Clock,
     pub(super) steps_per_epoch: usize,
+    pub(super) sampler: Sampler<'a>,
+    /// Whether an observer of this process asked to end a run of several processes. They end it
+    /// together after the next step.
+    pub(super) stopping: bool,
     /// The learning rate of the last step.
     pub(super) lr: f64,
 }
@@ -89,7 +98,8 @@ impl<B: Backbone> Run<'_, B> {
     ) -> Result<Option<Inputs<'i>>> {
         let batches = self.batches(Order::Sequential, PartialBatch::Drop);
         let mut watch = |done, images| observer.pass(label, done, images);
-        Inputs::new(self.model, set, batches, augment, self.config.prefix.as_ref(), &mut watch)
+        let (prefix, team) = (self.config.prefix.as_ref(), self.sampler.team);
+        Inputs::new(self.model, set, batches, augment, prefix, team, &mut watch)
     }
 
     fn batches(&self, order: Order, partial: PartialBatch) -> BatchConfig {
@@ -140,31 +150,34 @@ impl<B: Backbone> Run<'_, B> {
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<(), EpochReport>> {
         let Cursor { epoch, step: first, .. } = self.reached.cursor;
-        let (epochs, count) = (self.config.epochs, inputs.len() / self.config.batch_size);
-        let order = Order::Shuffled { seed: self.config.seed, epoch: epoch as i64 };
-        let batches = inputs.batches(self.batches(order, PartialBatch::Drop))?.skip(first);
+        let (epochs, count) = (self.config.epochs, self.steps_per_epoch);
+        let (order, mut batches) = self.epoch_batches(inputs, epoch, first)?;
         let mut lr = self.schedule.lr(epoch, count.saturating_sub(1), epochs, count);
-        for (step, batch) in (first..).zip(batches) {
-            let (batch, labels) = batch?;
+        for step in first..count {
+            let images = &order[self.sampler.step(step, inputs.len())];
             lr = self.schedule.lr(epoch, step, epochs, count);
             // By the step's number, so that a run can be resumed at any step.
             tch::manual_seed(seed_of(self.config.seed, (epoch * count + step) as u64));
-            let (logits, loss) = self.backward(inputs, &batch, &labels)?;
-            let loss = loss.f_double_value(&[])?;
+            let StepSum { loss, correct, is_stopped } =
+                self.gradients(inputs, &mut batches, images)?;
+            if let Some(max_norm) = self.config.max_grad_norm {
+                let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
+            }
             if !loss.is_finite() {
                 return Err(Error::Diverged { epoch, step, lr, what: "the loss is" });
             }
             self.optimizer.step(lr)?;
             self.lr = lr;
             let Cursor { step: next, sum, .. } = &mut self.reached.cursor;
-            sum.add(&logits, &labels, loss)?;
+            sum.add(images.len(), correct, loss);
             *next = step + 1;
-            let (images, loss, accuracy) = (labels.numel(), sum.loss(), sum.top1());
+            let (images, loss, accuracy) = (images.len(), sum.loss(), sum.top1());
             let report =
                 StepReport { epoch, step, epochs, steps: count, images, lr, loss, accuracy };
-            let flow = observer.step(&report);
-            self.taken(step + 1 == count, flow.is_break())?;
-            if flow.is_break() {
+            self.stopping |= observer.step(&report).is_break();
+            let ends = if self.sampler.team.is_alone() { self.stopping } else { is_stopped };
+            self.taken(step + 1 == count, ends)?;
+            if ends {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -174,38 +187,21 @@ impl<B: Backbone> Run<'_, B> {
         Ok(ControlFlow::Continue(EpochReport { epoch, lr, loss, accuracy, val_top1, seconds }))
     }
 
-    /// Leaves the gradients of a batch's mean loss in the trainables, and returns its logits `[B, K]`
-    /// and the loss, detached.
-    fn backward(
+    /// Returns the order of all images of an epoch, and the batches of this process from the step
+    /// `first` on.
+    fn epoch_batches<'i>(
         &self,
-        inputs: &Inputs,
-        batch: &Tensor,
-        labels: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        zero_grad(self.variables.values())?;
-        let (all, images) = (labels, labels.numel() as i64);
-        let part = self.config.micro_batch_size.map_or(images, |size| images.min(size as i64));
-        let (mut logits, mut losses) = (Vec::new(), Vec::new());
-        for first in (0..images).step_by(part.max(1) as usize) {
-            let length = part.min(images - first);
-            let batch = batch.f_narrow(0, first, length)?;
-            let labels = labels.f_narrow(0, first, length)?;
-            let loss = |logits: &Tensor| -> Result<Tensor> {
-                let mean = self.loss.mean(logits, &labels)?;
-                if length == images {
-                    return Ok(mean);
-                }
-                let share = self.loss.share(&labels, all)?.f_to_kind(mean.kind())?;
-                Ok(mean.f_mul(&share)?)
-            };
-            let (part, loss) = inputs.backward(self.model, &batch, self.config.recompute, &loss)?;
-            logits.push(part);
-            losses.push(loss);
-        }
-        if let Some(max_norm) = self.config.max_grad_norm {
-            let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
-        }
-        Ok((Tensor::f_cat(&logits, 0)?, Tensor::f_stack(&losses, 0)?.f_sum(losses[0].kind())?))
+        inputs: &'i Inputs,
+        epoch: usize,
+        first: usize,
+    ) -> Result<OrderAndBatches<'i>> {
+        let order = Order::Shuffled { seed: self.config.seed, epoch: epoch as i64 };
+        let mut config = self.batches(order, PartialBatch::Drop);
+        let order = config.indices(inputs.len())?;
+        config.batch_size = self.sampler.own_batch();
+        let batches = inputs.batches(config, self.sampler.own(&order))?;
+        let taken = self.sampler.step(first, inputs.len()).start / self.config.batch_size;
+        Ok((order, Box::new(batches.skip(taken))))
     }
 
     /// Writes the state after a step if it is due or the run ends. The end of an epoch is written
@@ -252,7 +248,8 @@ impl<B: Backbone> Run<'_, B> {
     fn validate(&self, inputs: &Inputs, observer: &mut dyn Observer) -> Result<Option<f64>> {
         let config = self.batches(Order::Sequential, PartialBatch::Keep);
         let mut watch = |done, images| observer.pass("validation", done, images);
-        let evaluation = evaluate_inputs(self.model, inputs, config, &mut watch)?;
+        let evaluation =
+            evaluate_inputs(self.model, inputs, config, self.sampler.team, &mut watch)?;
         if evaluation.not_finite > 0 {
             return Err(self.diverged("logits of validation images are"));
         }

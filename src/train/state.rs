@@ -6,25 +6,23 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::batch_sum::BatchSum;
 use super::config::TrainConfig;
+use super::gradients::give_gradient;
+use super::identity::{difference, keep_known_pixels};
 use super::observer::EpochReport;
 use super::optimizer::Optimizer;
+use super::sampler::Sampler;
 use crate::backbone::Backbone;
 use crate::checkpoint::TensorFile;
-use crate::data::ImageDataset;
 use crate::error::{Error, Result};
-use crate::eval::PrefixCache;
-use crate::ffi::autocast::Autocast;
 use crate::files::{remove_unfinished, write_atomically};
-use crate::model::{Bytes, PetlConfig, PetlModel, encode};
+use crate::model::{Bytes, PetlModel, encode};
 
 /// The one metadata key.
 const KEY: &str = "convpass_run";
-/// The version of the file's content.
-const FORMAT: u32 = 1;
 
 /// The state file of a run, and how often it is written.
 ///
@@ -73,46 +71,6 @@ pub(super) struct Best {
     pub(super) weights: BTreeMap<String, Tensor>,
 }
 
-/// What tells one run from another. A state file resumes only a run with an equal identity.
-#[derive(Serialize)]
-struct Identity<'a> {
-    format: u32,
-    model: &'a PetlConfig,
-    train: TrainConfig,
-    backbone: String,
-    /// The dtype of autocast, if it is on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    autocast: Option<&'static str>,
-    train_images: Images<'a>,
-    val_images: Option<Images<'a>>,
-    /// Whether the optimizer is the caller's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    own_optimizer: bool,
-    /// Whether the schedule is the caller's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    own_schedule: bool,
-    /// Checksum of the initial trainables. Fields are compared in the order of their names, so this
-    /// one comes last: it is reported only if no other field explains the difference.
-    weights_at_start: u32,
-}
-
-#[derive(Serialize)]
-struct Images<'a> {
-    split: &'a str,
-    count: usize,
-    size: (i64, i64),
-    /// Hash of the pixels, if they are in memory.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    split_pixels: Option<&'a str>,
-}
-
-impl<'a> Images<'a> {
-    fn of(set: &'a ImageDataset) -> Self {
-        let (split, split_pixels) = (set.split_hash(), set.pixel_hash());
-        Images { split, count: set.len(), size: set.image_size(), split_pixels }
-    }
-}
-
 /// The metadata of a state file.
 #[derive(Serialize, Deserialize)]
 struct Info<R> {
@@ -135,40 +93,17 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// Creates the state file of a run; `model` still holds its initial weights. A half-written file
-    /// that a killed process left beside it is removed.
+    /// Creates the state file of the run with the [`identity`] `run`. A half-written file that a
+    /// killed process left beside it is removed.
     ///
     /// # Errors
     /// [`Error::Config`] if `every` is 0, [`Error::Io`] if the folder does not exist.
-    pub(super) fn new<B: Backbone>(
-        checkpoint: &RunCheckpoint,
-        owned: Owned,
-        model: &PetlModel<B>,
-        train: &ImageDataset,
-        validation: Option<&ImageDataset>,
-        config: &TrainConfig,
-    ) -> Result<Self> {
+    pub(super) fn new(checkpoint: &RunCheckpoint, run: Value) -> Result<Self> {
         if checkpoint.every == 0 {
             return Err(Error::config("every", "1 step or more", 0));
         }
         remove_unfinished(&checkpoint.path)?;
-        // The folder of the prefix cache does not change its tokens.
-        let prefix =
-            config.prefix.as_ref().map(|cache| PrefixCache { folder: None, ..cache.clone() });
-        let identity = Identity {
-            format: FORMAT,
-            model: model.config(),
-            train: TrainConfig { prefix, ..config.clone() },
-            backbone: model.backbone().digest()?,
-            autocast: Autocast::active(model.backbone().device())?,
-            own_optimizer: owned.optimizer,
-            own_schedule: owned.schedule,
-            weights_at_start: checksum(&bytes(&sorted_variables(model))?),
-            train_images: Images::of(train),
-            val_images: validation.map(Images::of),
-        };
         let path = checkpoint.path.clone();
-        let run = serde_json::to_value(identity).map_err(|e| Error::io(&path)(e.into()))?;
         Ok(StateFile { path, every: checkpoint.every, run, since: 0 })
     }
 
@@ -188,12 +123,7 @@ impl StateFile {
         let best = reached.best.iter().flat_map(|best| keyed("best", &best.weights));
         let tensors = stored(variables, optimizer)?.into_iter().chain(best);
         let tensors = bytes(&tensors.collect())?;
-        let mut without_gradient = BTreeSet::new();
-        for (name, variable) in variables {
-            if !variable.f_grad()?.defined() {
-                without_gradient.insert(name.clone());
-            }
-        }
+        let without_gradient = without_gradient(variables)?;
         let checksum = checksum(&tensors);
         let info = Info { run: self.run.clone(), reached, without_gradient, checksum };
         let text = serde_json::to_string(&info).map_err(|e| Error::io(&self.path)(e.into()))?;
@@ -202,7 +132,7 @@ impl StateFile {
         Ok(())
     }
 
-    /// Restores variables and optimizer from the file, for a run with `steps` steps per epoch.
+    /// Restores variables and optimizer from the file, for a run over `images` images in each epoch.
     /// Returns `None` and changes nothing if there is no file.
     ///
     /// # Errors
@@ -213,7 +143,8 @@ impl StateFile {
         variables: &BTreeMap<String, Tensor>,
         optimizer: &mut dyn Optimizer,
         config: &TrainConfig,
-        steps: usize,
+        sampler: &Sampler,
+        images: usize,
     ) -> Result<Option<Reached>> {
         let file = match TensorFile::open_file(self.path.clone()) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
@@ -227,7 +158,8 @@ impl StateFile {
             return Err(Error::OtherRun { file: self.path.clone(), field, expected, found });
         }
         let corrupt = |reason: &str| Error::corrupt(&self.path, reason);
-        if !info.reached.is_possible(config, steps) {
+        let steps = sampler.steps(images);
+        if !info.reached.is_possible(config, sampler, images) {
             return Err(corrupt("its counts of epochs, steps and images contradict each other"));
         }
         let done = info.reached.cursor.epoch * steps + info.reached.cursor.step;
@@ -267,20 +199,15 @@ impl StateFile {
     }
 }
 
-/// Which parts of a run are the caller's own.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Owned {
-    pub(super) optimizer: bool,
-    pub(super) schedule: bool,
-}
-
-/// Gives a variable without a gradient one of zero. An optimizer skips a variable that has never had
-/// a gradient, but not one whose gradient is zero.
-fn give_gradient(variable: &Tensor) -> Result<()> {
-    if variable.f_grad()?.defined() {
-        return Ok(());
+/// Returns the names of the variables that have had no gradient so far.
+pub(super) fn without_gradient(variables: &BTreeMap<String, Tensor>) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for (name, variable) in variables {
+        if !variable.f_grad()?.defined() {
+            names.insert(name.clone());
+        }
     }
-    Ok(variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
+    Ok(names)
 }
 
 /// Returns the trainables of a model in the order of their names.
@@ -290,20 +217,21 @@ pub(super) fn sorted_variables<B: Backbone>(model: &PetlModel<B>) -> BTreeMap<St
 
 impl Reached {
     /// Returns whether a run of `config` can reach this point.
-    fn is_possible(&self, config: &TrainConfig, steps: usize) -> bool {
+    fn is_possible(&self, config: &TrainConfig, sampler: &Sampler, images: usize) -> bool {
+        let steps = sampler.steps(images);
         let Cursor { epoch, step, sum } = self.cursor;
         let is_last = epoch == config.epochs;
         epoch == self.epochs.len()
             && self.epochs.iter().enumerate().all(|(index, report)| report.epoch == index)
             && (epoch < config.epochs && step <= steps || is_last && step == 0)
-            && sum.images == step * config.batch_size
+            && sum.images == sampler.step(step, images).start
             && sum.correct <= sum.images
             && self.best.as_ref().is_none_or(|best| best.epoch < epoch)
     }
 }
 
 /// Returns the tensors of variables and optimizer by their names in the file.
-fn stored(
+pub(super) fn stored(
     variables: &BTreeMap<String, Tensor>,
     optimizer: &dyn Optimizer,
 ) -> Result<BTreeMap<String, Tensor>> {
@@ -353,41 +281,16 @@ fn read(
     if names.is_empty() { Ok(values) } else { Err(Error::unexpected(path(), names, [])) }
 }
 
-fn bytes(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Bytes>> {
+pub(super) fn bytes(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Bytes>> {
     tensors.iter().map(|(name, tensor)| Ok((name.clone(), Bytes::of(tensor)?))).collect()
 }
 
 /// Returns the CRC-32 of names and elements.
-fn checksum(tensors: &BTreeMap<String, Bytes>) -> u32 {
+pub(super) fn checksum(tensors: &BTreeMap<String, Bytes>) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for (name, bytes) in tensors {
         hasher.update(name.as_bytes());
         hasher.update(&bytes.data);
     }
     hasher.finalize()
-}
-
-/// Adds the hashes of the pixels to the run of a file of an earlier version, which had none.
-fn keep_known_pixels(found: &mut Value, expected: &Value) {
-    for set in ["train_images", "val_images"] {
-        let known = expected.get(set).and_then(|images| images.get("split_pixels"));
-        if let (Some(known), Some(images)) =
-            (known, found.get_mut(set).and_then(Value::as_object_mut))
-        {
-            images.entry("split_pixels").or_insert_with(|| known.clone());
-        }
-    }
-}
-
-/// Returns the first field below `path` in which two JSON values differ, and both values as text.
-fn difference(path: String, found: &Value, expected: &Value) -> Option<(String, String, String)> {
-    let (Value::Object(a), Value::Object(b)) = (found, expected) else {
-        return (found != expected).then(|| (path, found.to_string(), expected.to_string()));
-    };
-    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    names.into_iter().find_map(|name| {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let field = |map: &serde_json::Map<_, _>| map.get(name).cloned().unwrap_or_default();
-        difference(path, &field(a), &field(b))
-    })
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// Each layer may import those before it. `data` stands aside and sees only `error` and
 /// `preprocessing`; anyone may use `contain`, `ffi` and `files`.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "error",
+    "distributed",
     "preprocessing",
     "nn",
     "seam",

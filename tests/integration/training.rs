@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use convpass::data::{BatchConfig, Batches, Order, PartialBatch};
 use convpass::eval::{PrefixCache, evaluate};
 use convpass::petl::ConvBypassVariant;
 use convpass::train::{
-    CosineSchedule, Fit, FitOptions, Observer, RunCheckpoint, RunRecord, Selection, Silent,
-    StepReport, fit_with,
+    ClassWeights, CosineSchedule, Fit, FitOptions, Observer, RunCheckpoint, RunRecord, Selection,
+    Silent, StepReport, fit_with,
 };
 use convpass::{
     Autocast, ConvBypassConfig, Error, ImageDataset, Method, Normalization, PetlConfig, PetlModel,
@@ -207,6 +208,7 @@ fn runs_that_cannot_be_are_refused() {
     };
     refused(config(1), &train);
     refused(TrainConfig { batch_size: 0, ..config(1) }, &train);
+    refused(TrainConfig { batch_size: 1, accumulate: 0, ..config(1) }, &train);
     let train = halves(8);
     refused(TrainConfig { selection: Selection::BestOnValidation, ..config(1) }, &train);
     refused(TrainConfig { weight_decay: f64::NAN, ..config(1) }, &train);
@@ -312,6 +314,66 @@ fn parts_of_a_batch_add_up_to_the_batch() {
             assert!(found < 2e-4, "recompute {recompute}: {found}");
         }
     }
+}
+
+#[test]
+fn batches_of_a_step_add_up_to_one_batch() {
+    let whole = probe(&config(3), FitOptions::default());
+    let halves = TrainConfig { batch_size: 4, accumulate: 2, ..config(3) };
+    let found = gap(&probe(&halves, FitOptions::default()), &whole);
+    assert!(found < 1e-5, "{found}");
+    // With parts of batches too.
+    let parts = TrainConfig { micro_batch_size: Some(3), ..halves };
+    let found = gap(&probe(&parts, FitOptions::default()), &whole);
+    assert!(found < 1e-5, "{found}");
+    // Records of earlier versions have no such field, and records without it do not change.
+    let text = serde_json::to_string(&config(1)).unwrap();
+    assert!(!text.contains("accumulate"), "{text}");
+    assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), config(1));
+}
+
+/// 40 images are 13 batches of 3 and one that is left out: steps of 12, 12, 12 and 3 images.
+#[test]
+fn a_last_step_with_fewer_batches_has_the_mean_of_its_images() {
+    let weights_of_classes = vec![1.0, 3.0];
+    let config = TrainConfig {
+        batch_size: 3,
+        accumulate: 4,
+        class_weights: ClassWeights::Given(weights_of_classes.clone()),
+        ..config(1)
+    };
+    let images = halves(40);
+    let mut found = model(Method::LinearProbe);
+    let mut sgd = Sgd::default().build(found.var_store(), 0.1).unwrap();
+    let schedule = |_: usize, _: usize, _: usize, steps: usize| 0.1 * steps as f64;
+    let options = FitOptions {
+        optimizer: Some(&mut sgd),
+        schedule: Some(&schedule),
+        ..FitOptions::default()
+    };
+    fit_with(&mut found, &images, None, &config, options, &mut Silent).unwrap();
+
+    let model = model(Method::LinearProbe);
+    let mut sgd = Sgd::default().build(model.var_store(), 0.4).unwrap();
+    let order = BatchConfig {
+        batch_size: 12,
+        partial: PartialBatch::Keep,
+        order: Order::Shuffled { seed: config.seed, epoch: 0 },
+        normalization: config.normalization,
+        device: Device::Cpu,
+    };
+    let class_weights = Tensor::from_slice(&weights_of_classes).to_kind(Kind::Float);
+    for (step, batch) in Batches::new(&images, order).unwrap().enumerate() {
+        let (batch, labels) = batch.unwrap();
+        let used = if step == 3 { 3 } else { 12 };
+        let (batch, labels) = (batch.narrow(0, 0, used), labels.narrow(0, 0, used));
+        let logits = model.forward(&batch, false).unwrap();
+        let mean = tch::Reduction::Mean;
+        let loss = logits.cross_entropy_loss(&labels, Some(&class_weights), mean, -100, 0.0);
+        sgd.backward_step(&loss);
+    }
+    let gap = gap(&weights(&found), &weights(&model));
+    assert!(gap < 1e-5, "{gap}");
 }
 
 #[test]

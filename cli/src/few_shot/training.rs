@@ -13,6 +13,7 @@ use super::rates::Rates;
 use crate::failure::{chain, is_not_finite};
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
+use crate::processes::Processes;
 use crate::run_folder::{
     Diverged, RunFolder, backbone_name, clear, finished, recorded, start_head,
 };
@@ -150,7 +151,8 @@ impl FewShotJob<'_> {
         training.train.save(out.join("train.txt"))?;
         let folder = self.folder(out);
         let mut progress = Progress::new(&format!("{}, seed {}", planned.task, draw.seed));
-        let fit = folder.fit(model, train, held_out, &planned.train, &mut progress)?;
+        let alone = Processes::default();
+        let fit = folder.fit(model, train, held_out, &planned.train, &alone, &mut progress)?;
         drop(progress);
         Ok(RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),

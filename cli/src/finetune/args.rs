@@ -1,6 +1,6 @@
 //! The command line of `convpass finetune`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -13,6 +13,7 @@ use crate::flags::{
     MethodFlags, OrientationFlag, OutFlag, PreparationFlags, SeedFlag, SurveyFlags, ThreadFlags,
     TrainingFlags, data_name,
 };
+use crate::processes::is_quiet;
 
 /// Finetunes an adapter on your own images or on one task, and tests it once.
 ///
@@ -89,6 +90,10 @@ pub struct FinetuneArgs {
     /// over the parts of a batch before the optimizer's step [default: the whole batch].
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub micro_batch_size: Option<NonZeroUsize>,
+    /// Batches per optimizer step, if a larger batch does not fit in memory: the gradients of N
+    /// batches add up to that of their mean.
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Training")]
+    pub accumulate: NonZeroUsize,
     /// Largest norm of the gradients; larger ones are scaled down to it [default: no limit].
     #[arg(long, value_name = "NORM", help_heading = "Training")]
     pub max_grad_norm: Option<f64>,
@@ -113,6 +118,10 @@ pub struct FinetuneArgs {
     pub logs: LogFlags,
     #[command(flatten)]
     pub threads: ThreadFlags,
+    /// Seconds that a process waits for the others, in a run of several processes (torchrun, Slurm;
+    /// see docs/scaling.md).
+    #[arg(long, value_name = "SECONDS", default_value = "300")]
+    pub process_timeout: NonZeroU32,
     /// The configs of a run of a sweep, as JSON. They replace all flags for the same settings.
     #[arg(long, hide = true, value_parser = parse_spec)]
     pub spec: Option<RunSpec>,
@@ -187,9 +196,11 @@ impl FinetuneArgs {
         if size > images {
             let batch =
                 if self.input.batches.batch_size.is_some() { "--batch-size" } else { "batch size" };
-            eprintln!(
-                "{batch} {size}: there are {images} training images, so a batch has {images}"
-            );
+            if !is_quiet() {
+                eprintln!(
+                    "{batch} {size}: there are {images} training images, so a batch has {images}"
+                );
+            }
         }
         size.min(images)
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use convpass::backbone::{Resampling, ResizeMode};
 use convpass::data::{FileList, ImageDataset, Normalization, Resize};
-use convpass::eval::{Evaluation, PrefixCache, evaluate};
+use convpass::eval::{Evaluation, PrefixCache};
 use convpass::train::{
     BestOnTest, Fit, ImagesRecord, Observer, Progress, RunRecord, Selection, TrainConfig,
     peak_rss_mb,
@@ -21,6 +21,7 @@ use crate::failure::{chain_of, finite};
 use crate::flags::{Opened, Preparation};
 use crate::memory::PassSize;
 use crate::plan::PlannedRun;
+use crate::processes::Processes;
 use crate::run_folder::{RunFolder, backbone_name, clear, finished, recorded, start_head};
 use crate::stop::Stop;
 
@@ -31,6 +32,7 @@ pub struct FinetuneJob<'a> {
     pub method: Method,
     pub out: &'a Path,
     pub stop: &'a Stop,
+    pub processes: &'a Processes,
 }
 
 /// The images of a run.
@@ -42,38 +44,44 @@ struct RunImages {
 }
 
 impl FinetuneJob<'_> {
-    /// Trains and tests the model, and writes the adapter and the record.
-    pub fn run(&self, opened: &Opened) -> Result<RunRecord> {
-        let (args, out) = (self.args, self.out);
+    /// Trains and tests the model, and writes the adapter and the record. Returns the record in the
+    /// process that writes.
+    pub fn run(&self, opened: &Opened) -> Result<Option<RunRecord>> {
+        let (args, out, writes) = (self.args, self.out, self.processes.is_first());
         let spec = self.spec(opened.normalization(args.input.images.normalization));
         let preprocessing = self.preprocessing(opened, spec.train.normalization);
         let label = format!("{} {}", self.lists.name, spec.model.method.name());
         let (mut model, head_digest) = self.model(opened, &spec, &preprocessing)?;
         let normalization = spec.train.normalization;
-        if args.force.force {
+        if args.force.force && writes {
             clear(out)?;
         }
         let images = self.images_record(&preprocessing);
         let planned = self.planned(opened, &model, &spec, head_digest.clone())?;
-        let earlier = finished(out, &planned, &images)?;
-        if let Some(record) = earlier.filter(|record| self.has_looks(record)) {
-            println!("{label}: the run was finished before");
-            return Ok(record);
+        let earlier = if writes { finished(out, &planned, &images)? } else { None };
+        let earlier = earlier.filter(|record| self.has_looks(record));
+        if self.processes.as_first(earlier.is_some())? {
+            self.say(&format!("{label}: the run was finished before"));
+            return Ok(earlier);
         }
+        let batch = spec.train.micro_batch_size.unwrap_or(spec.train.batch_size);
         let pass = PassSize {
-            batch: spec.train.micro_batch_size.unwrap_or(spec.train.batch_size),
+            batch: batch.div_ceil(self.processes.count()),
             image_size: opened.image_size(),
             keeps_blocks: !spec.train.recompute && spec.model.method != Method::LinearProbe,
         };
         pass.check(&opened.backbone)?;
-        println!("{label}: {}, normalization {normalization}", model.trainable_params());
-        println!("{label}: images {preprocessing}");
-
-        self.lists.write_down(out)?;
+        self.say(&format!(
+            "{label}: {}, normalization {normalization}\n{label}: images {preprocessing}",
+            model.trainable_params()
+        ));
+        if writes {
+            self.lists.write_down(out)?;
+        }
 
         let images = self.images(&preprocessing)?;
         let watches_test = args.looks.also_best_on_test.is_some();
-        let progress = Progress::new(&label);
+        let progress = writes.then(|| Progress::new(&label));
         let mut watch = Watch { progress, watches_test, stop: self.stop.clone() };
         let kept = RunFolder {
             path: out,
@@ -81,8 +89,9 @@ impl FinetuneJob<'_> {
             tensorboard: args.logs.tensorboard,
         };
         let (train, watched) = (&images.train, images.watched.as_ref());
-        let mut fit = kept.fit(&mut model, train, watched, &spec.train, &mut watch)?;
-        let adapter_digest = Some(kept.save_adapter(&model)?);
+        let processes = self.processes;
+        let mut fit = kept.fit(&mut model, train, watched, &spec.train, processes, &mut watch)?;
+        let adapter_digest = writes.then(|| kept.save_adapter(&model)).transpose()?;
         let best_on_test = watches_test.then(|| split_off(&mut fit, &spec.train)).flatten();
 
         let test = images.test.as_ref().filter(|_| !fit.stopped && args.select != Select::Trial);
@@ -91,6 +100,9 @@ impl FinetuneJob<'_> {
             Some(test) => self.test(&model, test, &spec, &mut watch)?,
             None => None,
         };
+        if !writes {
+            return Ok(None);
+        }
         let test_seconds = tested.as_ref().map(|_| start.elapsed().as_secs_f64());
         let record = RunRecord {
             head_digest,
@@ -107,7 +119,14 @@ impl FinetuneJob<'_> {
         if is_done && args.logs.checkpoint_every > 0 {
             kept.done()?;
         }
-        Ok(record)
+        Ok(Some(record))
+    }
+
+    /// Prints in the process that writes.
+    fn say(&self, text: &str) {
+        if self.processes.is_first() {
+            println!("{text}");
+        }
     }
 
     /// Returns the model before training, and the digest of the file that its head was loaded from.
@@ -265,7 +284,8 @@ impl FinetuneJob<'_> {
     ) -> Result<Option<Evaluation>> {
         let config = &spec.train;
         let mut pass = |done, images| watch.pass("test", done, images);
-        let sums = evaluate(model, test, config.normalization, config.batch_size, &mut pass)?;
+        let (normalization, batch) = (config.normalization, config.batch_size);
+        let sums = self.processes.evaluate(model, test, normalization, batch, &mut pass)?;
         finite(&sums, "test")?;
         Ok((sums.images == test.len()).then_some(sums))
     }
@@ -283,6 +303,7 @@ impl FinetuneJob<'_> {
             seed: args.seed.seed,
             augment: None,
             recompute: args.recompute,
+            accumulate: args.accumulate.get(),
             micro_batch_size: args.micro_batch_size.map(NonZeroUsize::get),
             max_grad_norm: args.max_grad_norm,
             class_weights: args.class_weights.into(),

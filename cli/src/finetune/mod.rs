@@ -5,7 +5,10 @@ mod images;
 mod job;
 mod watch;
 
+use std::time::Duration;
+
 use anyhow::Result;
+use convpass::Method;
 use convpass::train::RunRecord;
 
 use args::Select;
@@ -14,7 +17,8 @@ use images::RunLists;
 use job::FinetuneJob;
 
 use crate::Outcome;
-use crate::failure::Usage;
+use crate::failure::{Usage, chain};
+use crate::processes::Processes;
 use crate::run_folder::FolderLock;
 use crate::stop::Stop;
 
@@ -24,6 +28,25 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     }
     let method = args.method.chosen(args.task.as_deref().unwrap_or_default())?;
     args.threads.apply()?;
+    let processes = processes(args)?;
+    let outcome = share(args, method, &processes);
+    if let Err(error) = &outcome {
+        processes.leave(&chain(error));
+    }
+    outcome
+}
+
+/// Returns the processes that share the run. A sweep runs each of its runs in one process.
+fn processes(args: &FinetuneArgs) -> Result<Processes> {
+    if args.spec.is_some() {
+        return Ok(Processes::default());
+    }
+    let timeout = Duration::from_secs(args.process_timeout.get().into());
+    Processes::connect(|| args.backbone.device.device(), timeout)
+}
+
+/// Does the part of this process of the run.
+fn share(args: &FinetuneArgs, method: Method, processes: &Processes) -> Result<Outcome> {
     let stop = Stop::on_ctrl_c("ending after this step; the same command continues from there")?;
     if args.spec.is_some() {
         end_with_stdin(stop.clone());
@@ -32,11 +55,13 @@ pub fn run(args: &FinetuneArgs) -> Result<Outcome> {
     let out = args.folder(method.name());
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
-    let _lock = FolderLock::take(&out)?;
-    let job = FinetuneJob { args, lists: &lists, method, out: &out, stop: &stop };
-    let record = job.run(&opened)?;
-    say(args, &record);
-    println!("{}", out.display());
+    let lock = processes.is_first().then(|| FolderLock::take(&out));
+    let _lock = lock.transpose()?;
+    let job = FinetuneJob { args, lists: &lists, method, out: &out, stop: &stop, processes };
+    if let Some(record) = job.run(&opened)? {
+        say(args, &record);
+        println!("{}", out.display());
+    }
     Ok(Outcome::unless_stopped(&stop))
 }
 

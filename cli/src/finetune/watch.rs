@@ -8,7 +8,8 @@ use crate::stop::Stop;
 
 /// Shows the progress bar, and ends the run on Ctrl-C.
 pub struct Watch {
-    pub progress: Progress,
+    /// `None` in a process whose progress is that of another.
+    pub progress: Option<Progress>,
     /// Whether the run is measured on the test images after epochs, not on validation images.
     pub watches_test: bool,
     pub stop: Stop,
@@ -16,23 +17,27 @@ pub struct Watch {
 
 impl Observer for Watch {
     fn start(&mut self, start: &RunStart) {
-        self.progress.start(start);
+        if let Some(progress) = &mut self.progress {
+            progress.start(start);
+        }
     }
 
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
-        let _shown = self.progress.step(step);
+        let _shown = self.progress.as_mut().map(|progress| progress.step(step));
         self.stop.flow()
     }
 
     fn pass(&mut self, label: &str, done: usize, images: usize) -> ControlFlow<()> {
         let label = if self.watches_test { "test" } else { label };
-        let _shown = self.progress.pass(label, done, images);
+        let _shown = self.progress.as_mut().map(|progress| progress.pass(label, done, images));
         self.stop.flow()
     }
 
     fn epoch(&mut self, epoch: &EpochReport) {
         // The progress line labels the result as `val`, which would be wrong for test images.
         let val_top1 = epoch.val_top1.filter(|_| !self.watches_test);
-        self.progress.epoch(&EpochReport { val_top1, ..*epoch });
+        if let Some(progress) = &mut self.progress {
+            progress.epoch(&EpochReport { val_top1, ..*epoch });
+        }
     }
 }

@@ -14,6 +14,7 @@ use convpass::{AnyBackbone, OpenOptions, Precision, Preprocessing};
 use tch::{Cuda, Device};
 
 use super::Size;
+use crate::processes::{is_quiet, local_rank};
 
 /// The checkpoint, the settings that a checkpoint may lack, the precision and the device.
 #[derive(Args, Clone, Default)]
@@ -165,7 +166,8 @@ pub enum Processor {
     /// The CPU.
     #[default]
     Cpu,
-    /// The first GPU; needs a build with the feature `cuda`.
+    /// The first GPU, or that of this process in a run of several; needs a build with the feature
+    /// `cuda`.
     Cuda,
 }
 
@@ -173,7 +175,7 @@ impl Processor {
     pub fn device(self) -> Result<Device> {
         match self {
             Processor::Cpu => Ok(Device::Cpu),
-            Processor::Cuda if Cuda::is_available() => Ok(Device::Cuda(0)),
+            Processor::Cuda if Cuda::is_available() => Ok(Device::Cuda(local_rank())),
             Processor::Cuda => {
                 let reason = convpass::cuda_load_error().unwrap_or("libtorch finds none");
                 bail!("no CUDA device: {reason}")
@@ -197,7 +199,7 @@ impl BackboneFlags {
     pub fn open(&self, file: &Path) -> Result<Opened> {
         let (opened, report) = self.open_reported(file)?;
         for setting in &report.settings {
-            if let SettingSource::Assumed(_) = setting.source {
+            if let (SettingSource::Assumed(_), false) = (&setting.source, is_quiet()) {
                 eprintln!("convpass: {}: {setting}", file.display());
             }
         }

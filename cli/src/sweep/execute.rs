@@ -319,6 +319,10 @@ impl Board<'_> {
         let log = run.out.join("run.log");
         let output = File::create(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe()?);
+        // Each run is a process of its own, also if this process is one of several.
+        for variable in ["RANK", "WORLD_SIZE", "MASTER_ADDR"] {
+            command.env_remove(variable);
+        }
         command.arg("finetune").arg("--data").arg(self.data).args([
             "--task",
             run.task.name(),

@@ -1,0 +1,7 @@
+// Stands in for a header of gloo: see context.h.
+#pragma once
+
+namespace gloo::transport {
+class Device;
+class UnboundBuffer;
+}  // namespace gloo::transport

@@ -1,0 +1,147 @@
+//! The gradients of a step, and their sum over the processes of a run.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::loss::Loss;
+use super::optimizer::zero_grad;
+use super::run::Run;
+use super::sampler::OwnPart;
+use crate::backbone::Backbone;
+use crate::error::Result;
+use crate::eval::{Inputs, Team};
+use crate::nn::Rows;
+
+/// What a step adds up beside the gradients, over all images and processes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct StepSum {
+    /// The mean loss of the images.
+    pub(super) loss: f64,
+    /// The images whose highest logit is that of their label.
+    pub(super) correct: usize,
+    /// Whether a process was asked to end before this step.
+    pub(super) is_stopped: bool,
+}
+
+impl<B: Backbone> Run<'_, B> {
+    /// Leaves the gradients of the mean loss of a step in the trainables. `images` are the images of
+    /// the step in all processes, in order; `batches` yields those of this process.
+    pub(super) fn gradients(
+        &self,
+        inputs: &Inputs,
+        batches: &mut dyn Iterator<Item = Result<(Tensor, Tensor)>>,
+        images: &[usize],
+    ) -> Result<StepSum> {
+        zero_grad(self.variables.values())?;
+        let parts = self.sampler.parts();
+        let count = images.len() / self.config.batch_size;
+        let is_one_pass = count == 1 && parts.len() == 1 && self.sampler.team.is_alone();
+        // Each pass has its share in the mean of the step.
+        let all = if is_one_pass { None } else { Some(inputs.labels_at(images)?) };
+        let (mut hits, mut losses) = (Vec::new(), Vec::new());
+        for batch in batches.take(count) {
+            let (batch, labels) = batch?;
+            for part in &parts {
+                if part.within.is_empty() {
+                    inputs.skip()?;
+                    continue;
+                }
+                let (hit, loss) = self.pass(inputs, (&batch, &labels), part, all.as_ref())?;
+                hits.push(hit);
+                losses.push(loss);
+            }
+        }
+        let sum = StepSum {
+            loss: total(&losses)?,
+            correct: total(&hits)? as usize,
+            is_stopped: self.stopping,
+        };
+        sum_over(self.sampler.team, &self.variables, sum)
+    }
+
+    /// Adds the gradients of one pass. Returns the number of hits and the share of the loss.
+    fn pass(
+        &self,
+        inputs: &Inputs,
+        (batch, labels): (&Tensor, &Tensor),
+        part: &OwnPart,
+        all: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        let (first, length) = (part.within.start as i64, part.within.len() as i64);
+        let batch = batch.f_narrow(0, first, length)?;
+        let labels = labels.f_narrow(0, first, length)?;
+        let loss = |logits: &Tensor| loss(&self.loss, logits, &labels, all);
+        let _rows = part.rows.map(Rows::enter);
+        let recompute = self.config.recompute;
+        let (logits, loss) = inputs.backward(self.model, &batch, recompute, &loss)?;
+        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
+        Ok((hits, loss))
+    }
+}
+
+/// Returns the loss of a pass: its mean, or its share in the mean over images with the labels `all`.
+fn loss(loss: &Loss, logits: &Tensor, labels: &Tensor, all: Option<&Tensor>) -> Result<Tensor> {
+    let mean = loss.mean(logits, labels)?;
+    let Some(all) = all else { return Ok(mean) };
+    let share = loss.share(labels, &all.f_to_device(labels.device())?)?;
+    Ok(mean.f_mul(&share.f_to_kind(mean.kind())?)?)
+}
+
+fn total(parts: &[Tensor]) -> Result<f64> {
+    let Some(first) = parts.first() else { return Ok(0.0) };
+    Ok(Tensor::f_stack(parts, 0)?.f_sum(first.kind())?.f_double_value(&[])?)
+}
+
+/// Sums the gradients of `variables` and `sum` over the processes, with one all-reduce over one
+/// contiguous tensor. A variable has a gradient after it if it had one in any process.
+fn sum_over(team: Team, variables: &BTreeMap<String, Tensor>, sum: StepSum) -> Result<StepSum> {
+    if team.is_alone() {
+        return Ok(sum);
+    }
+    let Some(first) = variables.values().next() else { return Ok(sum) };
+    let (kind, device) = (Kind::Float, first.device());
+    let (mut parts, mut has_gradient) = (Vec::new(), Vec::new());
+    for variable in variables.values() {
+        let gradient = variable.f_grad()?;
+        has_gradient.push(if gradient.defined() { 1.0 } else { 0f32 });
+        parts.push(if gradient.defined() {
+            gradient.f_detach()?.f_to_kind(kind)?.f_reshape([-1])?
+        } else {
+            Tensor::f_zeros([variable.numel() as i64], (kind, device))?
+        });
+    }
+    let stopped = if sum.is_stopped { 1.0 } else { 0.0 };
+    let others = [sum.loss as f32, sum.correct as f32, stopped];
+    let others: Vec<f32> = others.into_iter().chain(has_gradient).collect();
+    parts.push(Tensor::f_from_slice(&others)?.f_to_device(device)?);
+    let mut bucket = Tensor::f_cat(&parts, 0)?;
+    team.sum(&mut bucket)?;
+    let gradients = bucket.size()[0] - others.len() as i64;
+    let others = bucket.f_narrow(0, gradients, others.len() as i64)?;
+    let others = Vec::<f32>::try_from(others.f_to_device(tch::Device::Cpu)?)?;
+    let mut start = 0;
+    for (variable, &had) in variables.values().zip(&others[3..]) {
+        let length = variable.numel() as i64;
+        if had > 0.0 {
+            give_gradient(variable)?;
+            let value = bucket.f_narrow(0, start, length)?.f_reshape(variable.size())?;
+            tch::no_grad(|| variable.f_grad()?.f_copy_(&value))?;
+        }
+        start += length;
+    }
+    Ok(StepSum {
+        loss: f64::from(others[0]),
+        correct: others[1] as usize,
+        is_stopped: others[2] > 0.0,
+    })
+}
+
+/// Gives a variable without a gradient one of zero. An optimizer skips a variable that has never had
+/// a gradient, but not one whose gradient is zero.
+pub(super) fn give_gradient(variable: &Tensor) -> Result<()> {
+    if variable.f_grad()?.defined() {
+        return Ok(());
+    }
+    Ok(variable.f_sum(None::<Kind>)?.f_mul_scalar(0.0)?.f_backward()?)
+}
