@@ -12,6 +12,7 @@ mod convpass_models;
 mod data;
 mod dense;
 mod export;
+mod faults;
 mod features;
 mod golden;
 mod hub;
