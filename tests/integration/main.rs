@@ -15,6 +15,7 @@ mod export;
 mod faults;
 mod features;
 mod golden;
+mod hostile;
 mod hub;
 mod killed_run;
 mod layering;
