@@ -34,6 +34,8 @@ mod streaming;
 mod support;
 mod told;
 mod training;
+#[cfg(target_os = "linux")]
+mod unwritable;
 mod variants;
 mod vtab_finetune;
 mod wrappers;
