@@ -68,6 +68,12 @@ fuzz: libtorch
 	cargo +nightly fuzz run --sanitizer none $(TARGET) fuzz/found/$(TARGET) fuzz/corpus/$(TARGET) -- \
 	    -max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1
 
+# Trains, evaluates, saves, loads and swaps in one process, and fails if memory, open files or threads grow.
+MINUTES ?= 60
+
+soak: libtorch
+	cargo run $(PROFILE) --example soak -- --minutes $(MINUTES)
+
 ifneq ($(PEER_PYTHON),)
 peer:
 	@echo "peer: yours ($(PEER_PYTHON))"

@@ -141,7 +141,7 @@ fn writing_fails(kind: &str, folder: &Path, before: &Path) {
 /// Takes the permission to read a file away for a moment.
 fn reading_fails(file: &Path) {
     let before = std::fs::metadata(file).unwrap().permissions();
-    std::fs::set_permissions(file, Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(file, Permissions::from_mode(0o000)).unwrap();
     let is_refused = |error: &Error| {
         matches!(error, Error::Io { path, source }
             if path == file && source.kind() == ErrorKind::PermissionDenied)
