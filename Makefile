@@ -12,7 +12,7 @@ SET := $(if $(CUDA),$(FULL_SET),$(CPU_SET))
 PROFILE := --release
 FEATURES := $(if $(CUDA),--features cuda)
 
-.PHONY: demo test libtorch lint doc bench bench-peer peer sweep clean
+.PHONY: demo test libtorch lint doc bench bench-peer peer sweep fuzz soak clean
 
 demo: libtorch
 	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
@@ -56,6 +56,23 @@ sweep: libtorch peer
 	$(PEER_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement tests/sweep/requirements.txt
 	HF_HUB_OFFLINE=1 $(PEER_PYTHON) tests/sweep/run.py --opener $(BIN)/open_features --report $(SWEEP) --only "$(ONLY)" \
 	    --jobs $(JOBS)
+
+# One fuzz target for so many seconds, from fuzz/corpus (see CONTRIBUTING.md). Needs a nightly toolchain and cargo-fuzz.
+# The address sanitizer is off: libtorch is not built with it. What the fuzzer finds is in fuzz/artifacts.
+TARGET ?= npz
+SECONDS ?= 600
+
+fuzz: libtorch
+	[ -f fuzz/Cargo.lock ] || cp Cargo.lock fuzz/Cargo.lock
+	mkdir -p fuzz/found/$(TARGET)
+	cargo +nightly fuzz run --sanitizer none $(TARGET) fuzz/found/$(TARGET) fuzz/corpus/$(TARGET) -- \
+	    -max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1
+
+# Trains, evaluates, saves, loads and swaps in one process, and fails if memory, open files or threads grow.
+MINUTES ?= 60
+
+soak: libtorch
+	cargo run $(PROFILE) --example soak -- --minutes $(MINUTES)
 
 ifneq ($(PEER_PYTHON),)
 peer:

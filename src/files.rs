@@ -1,10 +1,12 @@
 //! Writing files.
 
 use std::ffi::OsString;
+use std::fs::File;
 #[cfg(feature = "data")]
-use std::fs::{File, FileType};
+use std::fs::FileType;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
@@ -57,6 +59,70 @@ fn target(path: &Path) -> io::Result<PathBuf> {
         Ok(_) => path.canonicalize(),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(path.to_path_buf()),
         Err(error) => Err(error),
+    }
+}
+
+/// A regular file that is open for reading at any offset, from any thread.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    len: usize,
+    modified: Option<SystemTime>,
+}
+
+impl OpenFile {
+    /// Opens the regular file at `path`.
+    ///
+    /// # Errors
+    /// Returns an I/O error if the file cannot be opened, and for a directory, a pipe or a device,
+    /// which have no size.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let not_regular = || io::Error::new(ErrorKind::InvalidInput, "not a regular file");
+        // The check comes before the file is opened, because opening a pipe would block.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(not_regular());
+        }
+        let file = File::open(path)?;
+        let found = file.metadata()?;
+        let len = usize::try_from(found.len()).map_err(|_| not_regular())?;
+        Ok(OpenFile { file, len, modified: found.modified().ok() })
+    }
+
+    /// Returns the size of the file when it was opened, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Fills `to` with the bytes from the offset `at` on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnexpectedEof`] if the file ends before; the errors of the system.
+    pub(crate) fn read_at(&self, at: u64, to: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_exact_at(&self.file, to, at);
+        #[cfg(windows)]
+        {
+            let mut done = 0;
+            while done < to.len() {
+                use std::os::windows::fs::FileExt;
+                match self.file.seek_read(&mut to[done..], at + done as u64)? {
+                    0 => return Err(ErrorKind::UnexpectedEof.into()),
+                    count => done += count,
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// Returns whether the file still has the size and the time of its last change that it had when
+    /// it was opened. A file that was replaced under its name is unchanged here: the old one stays
+    /// open.
+    ///
+    /// # Errors
+    /// The errors of the system.
+    pub(crate) fn is_unchanged(&self) -> io::Result<bool> {
+        let found = self.file.metadata()?;
+        Ok(found.len() == self.len as u64 && found.modified().ok() == self.modified)
     }
 }
 

@@ -1,15 +1,18 @@
 //! The position of a tensor in a file, and reading it from there.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use flate2::read::DeflateDecoder;
+use crc32fast::Hasher;
+use flate2::bufread::DeflateDecoder;
 use tch::{Kind, Tensor};
 
+use super::content::{Content, bytes, check, reader, unreadable};
 use crate::error::Result;
-use crate::ffi::to_f32;
+use crate::ffi::{read_f32, to_f32};
 
 /// The type of a tensor's elements as the file states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,51 +83,93 @@ impl Stored {
     }
 
     /// Returns at most the first `count` bytes, inflated.
-    pub(super) fn head(&self, file: &[u8], count: usize) -> Result<Vec<u8>, String> {
-        let stored = slice(file, &self.at)?;
+    pub(super) fn head(&self, file: &dyn Content, count: usize) -> Result<Vec<u8>, String> {
+        check(file, &self.at)?;
         if self.inflated.is_none() {
-            return Ok(stored[..count.min(stored.len())].to_vec());
+            return bytes(file, &(self.at.start..self.at.end.min(self.at.start + count)));
         }
         let mut head = Vec::new();
-        let mut reader = DeflateDecoder::new(stored).take(count as u64);
-        reader.read_to_end(&mut head).map_err(|e| e.to_string())?;
+        let mut reader = DeflateDecoder::new(reader(file, self.at.clone())).take(count as u64);
+        reader.read_to_end(&mut head).map_err(|e| unreadable(&e))?;
         Ok(head)
     }
 
-    /// Checks the checksum, then calls `f` with all bytes, inflated. Bytes that are not deflated
-    /// are passed without a copy.
-    pub(super) fn with_bytes<T>(
-        &self,
-        file: &[u8],
-        f: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, String> {
-        let stored = slice(file, &self.at)?;
+    /// Returns all bytes, inflated, after a check of the checksum.
+    pub(super) fn bytes(&self, file: &dyn Content) -> Result<Vec<u8>, String> {
         let bytes = match self.inflated {
-            None => Cow::Borrowed(stored),
-            Some(size) => Cow::Owned(inflate(stored, size)?),
+            None => bytes(file, &self.at)?,
+            Some(size) => inflate(file, &self.at, size)?,
         };
+        self.check_crc(crc32fast::hash(&bytes))?;
+        Ok(bytes)
+    }
+
+    fn check_crc(&self, found: u32) -> Result<(), String> {
         match self.crc {
-            Some(crc) if crc32fast::hash(&bytes) != crc => Err("checksum does not match".into()),
-            _ => Ok(f(&bytes)),
+            Some(crc) if crc != found => Err("checksum does not match".into()),
+            _ => Ok(()),
         }
+    }
+
+    /// Reads `count` elements of f32 that are not deflated, of which the first one begins after
+    /// `skip` bytes, and returns with them whether all are finite. The bytes go from the file to
+    /// their place in the tensor, and their checksum is computed on the way.
+    fn floats(
+        &self,
+        file: &dyn Content,
+        skip: usize,
+        count: usize,
+    ) -> Result<(Tensor, bool), String> {
+        check(file, &self.at)?;
+        let start = self.at.start + skip;
+        let sums = Mutex::new(BTreeMap::new());
+        let read = |at: usize, to: &mut [u8]| {
+            file.read_at(start + at, to)?;
+            if self.crc.is_some() {
+                let mut sum = Hasher::new();
+                sum.update(to);
+                sums.lock().unwrap_or_else(PoisonError::into_inner).insert(at, sum);
+            }
+            Ok(())
+        };
+        let read = read_f32(count, &read).map_err(|e| e.to_string())?;
+        let read = read.map_err(|e| unreadable(&e))?;
+        if self.crc.is_some() {
+            let mut sum = sum(file, self.at.start..start)?;
+            let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+            sums.values().for_each(|part| sum.combine(part));
+            sum.combine(&self::sum(file, start + 4 * count..self.at.end)?);
+            self.check_crc(sum.finalize())?;
+        }
+        Ok(read)
     }
 }
 
-fn slice<'a>(file: &'a [u8], at: &Range<usize>) -> Result<&'a [u8], String> {
-    file.get(at.clone()).ok_or_else(|| format!("bytes {at:?} lie outside the file"))
+/// Returns the checksum of the bytes of `at`.
+fn sum(file: &dyn Content, at: Range<usize>) -> Result<Hasher, String> {
+    let mut sum = Hasher::new();
+    let mut part = [0; 1 << 12];
+    let mut reader = reader(file, at);
+    loop {
+        match reader.read(&mut part).map_err(|e| unreadable(&e))? {
+            0 => return Ok(sum),
+            count => sum.update(&part[..count]),
+        }
+    }
 }
 
 /// The highest ratio by which deflate expands: a match of 258 bytes costs at least two bits.
 const MAX_DEFLATE_RATIO: usize = 1032;
 
-fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
-    check_ratio(compressed.len(), size)?;
+fn inflate(file: &dyn Content, at: &Range<usize>, size: usize) -> Result<Vec<u8>, String> {
+    check(file, at)?;
+    check_ratio(at.len(), size)?;
     let mut bytes = Vec::with_capacity(size + 1);
     // Reads one byte more than stated, so that a longer stream is noticed.
-    DeflateDecoder::new(compressed)
+    DeflateDecoder::new(reader(file, at.clone()))
         .take(size as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| unreadable(&e))?;
     if bytes.len() != size {
         return Err(format!("it does not inflate to the stated {size} bytes"));
     }
@@ -197,33 +242,39 @@ impl Entry {
 
     /// Reads the tensor to the CPU in f32, and returns with it whether all its elements are known to
     /// be finite. Returns `None` if its dtype is not floating point.
-    pub(super) fn read(&self, file: &[u8]) -> Result<Option<(Tensor, bool)>, String> {
+    pub(super) fn read(&self, file: &dyn Content) -> Result<Option<(Tensor, bool)>, String> {
         let Some(kind) = self.element.kind() else { return Ok(None) };
         let (size, span) = (kind.elt_size_in_bytes(), self.span());
-        self.stored.with_bytes(file, |bytes| {
-            // Checks the length once more, because libtorch copies the elements without a check.
-            let len = span.and_then(|span| span.checked_mul(size));
-            let bytes = bytes.get(self.skip..).and_then(|rest| rest.get(..len?));
-            let bytes = bytes.ok_or("its elements lie outside its bytes")?;
-            let tensor = if self.big_endian {
-                self.tensor(&swapped(bytes, size), kind)
+        // Checks the length once more, because libtorch copies the elements without a check.
+        let end = span.and_then(|span| span.checked_mul(size)?.checked_add(self.skip));
+        let (Some(span), Some(end)) = (span, end.filter(|&end| end <= self.stored.size())) else {
+            return Err("its elements lie outside its bytes".into());
+        };
+        let is_plain =
+            self.stored.inflated.is_none() && !self.big_endian && !cfg!(target_endian = "big");
+        let (flat, finite) = if is_plain && kind == Kind::Float {
+            self.stored.floats(file, self.skip, span)?
+        } else {
+            let stored = self.stored.bytes(file)?;
+            let bytes = stored.get(self.skip..end).ok_or("its elements lie outside its bytes")?;
+            let read = if self.big_endian {
+                to_f32(&swapped(bytes, size), kind)
             } else {
-                self.tensor(bytes, kind)
+                to_f32(bytes, kind)
             };
-            tensor.map(Some).map_err(|e| e.to_string())
-        })?
+            read.map_err(|e| e.to_string())?
+        };
+        let tensor = self.shaped(flat).map_err(|e| e.to_string())?;
+        Ok(Some((tensor, finite)))
     }
 
-    /// Makes the tensor from `bytes`, which hold exactly the elements from the first to the last
-    /// one.
-    fn tensor(&self, bytes: &[u8], kind: Kind) -> Result<(Tensor, bool)> {
-        let (flat, finite) = to_f32(bytes, kind)?;
-        let tensor = match &self.strides {
+    /// Returns the tensor whose elements, from the first to the last one in memory, are in `flat`.
+    fn shaped(&self, flat: Tensor) -> Result<Tensor> {
+        Ok(match &self.strides {
             None => flat.f_view(&self.shape[..])?,
             // Between its elements there may be others, which need not be finite.
             Some(strides) => flat.f_as_strided(&self.shape, strides, 0)?.f_contiguous()?,
-        };
-        Ok((tensor, finite))
+        })
     }
 }
 

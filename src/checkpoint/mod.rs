@@ -3,6 +3,7 @@
 mod beside;
 mod choice;
 mod clip_text;
+mod content;
 mod convnext;
 mod entry;
 mod folder;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::content::Content;
 use super::entry::{Entry, Stored, numel};
 use super::npy::{self, Header};
 use super::tensor_file::Index;
@@ -19,7 +20,7 @@ const MAX_BLOCKS: i64 = 1024;
 
 /// Reads the header of each array. The name of an array is the name of its entry without `.npy`. An
 /// array that holds all blocks of a model is read as one array for each block.
-pub(super) fn read(file: &[u8], zip: BTreeMap<String, Stored>) -> Result<Index, String> {
+pub(super) fn read(file: &dyn Content, zip: BTreeMap<String, Stored>) -> Result<Index, String> {
     let mut entries = BTreeMap::new();
     for (path, stored) in zip {
         let Some(name) = path.strip_suffix(".npy") else { continue };
@@ -59,7 +60,7 @@ fn unstacked(name: &str, entry: Entry) -> Vec<(String, Entry)> {
     (0..count).map(part).collect()
 }
 
-fn array(file: &[u8], stored: Stored) -> Result<Entry, String> {
+fn array(file: &dyn Content, stored: Stored) -> Result<Entry, String> {
     let header = Header::parse(&stored.head(file, npy::MAX_HEADER)?)?;
     let entry = Entry {
         strides: header.strides(),

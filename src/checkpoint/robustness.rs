@@ -98,7 +98,7 @@ fn what_is_no_container_is_told_apart() {
 
 /// Reads every tensor, and checks that no allocation is larger than the size of the file justifies.
 fn read_all(bytes: &[u8]) -> Result<usize> {
-    let path = Path::new("memory");
+    let (path, bytes) = (Path::new("memory"), &bytes.to_vec());
     let (largest, count) = largest_allocation(|| -> Result<usize> {
         let (_, index) = read_index(path, bytes)?;
         let mut count = 0;
@@ -214,6 +214,19 @@ fn claim(zip: &[u8], size: u32) -> Vec<u8> {
         zip[at + 24..at + 28].copy_from_slice(&size.to_le_bytes());
     }
     zip
+}
+
+/// The offsets are possible by themselves, but the place of the last one in a file is not.
+#[test]
+fn a_safetensors_header_whose_offsets_overflow_is_refused() {
+    let size = (1u64 << 61) - 1;
+    let tensor = |number: u64| {
+        let (start, end) = (number * size, (number + 1) * size);
+        format!(r#""{number}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let header = format!("{{{}}}", (0..8).map(tensor).collect::<Vec<_>>().join(","));
+    let file = safetensors(&header, header.len() as u64, &[0; 4]);
+    assert!(matches!(read_all(&file), Err(Error::CorruptFile { .. })));
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 
+use super::content::{Content, start};
 use super::entry::{ElementType, Entry};
 use super::pickle::PickleError;
 use super::{folder, npy, npz, safetensors, shards, torch_legacy, torch_zip, zip_index};
 use crate::error::{Error, Result, list};
-use crate::ffi::FileMap;
+use crate::files::OpenFile;
 
 /// The file format of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +28,10 @@ pub enum Container {
 
 /// The named tensors of a checkpoint, which is one file or the shards that an index lists.
 ///
-/// The files are memory-mapped. Opening reads only their indexes; [`TensorFile::tensor`] copies one
-/// tensor out of the mapped file. Do not change or truncate a file while this value exists.
+/// Opening reads only the indexes of the files, which stay open; [`TensorFile::tensor`] reads one
+/// tensor. A file that is written to or cut in the meantime is an error, because its tensors may be
+/// parts of two models. A file that is replaced or removed under its name may still be read: it is
+/// the old one.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -44,7 +47,7 @@ pub struct TensorFile {
 #[derive(Debug)]
 struct OneFile {
     path: PathBuf,
-    map: FileMap,
+    content: OpenFile,
     index: Index,
 }
 
@@ -160,7 +163,7 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Input`] if no tensor has this name, [`Error::ElementType`] if its dtype is not
     /// floating point, [`Error::CorruptFile`] if its bytes do not inflate or do not match their
-    /// checksum.
+    /// checksum, or if the file was changed after it was opened.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         Ok(self.read(name)?.0)
     }
@@ -181,10 +184,9 @@ impl TensorFile {
     /// Reads a tensor, and returns with it whether all its elements are known to be finite.
     fn read(&self, name: &str) -> Result<(Tensor, bool)> {
         let file = self.file_of(name);
-        let read = read_tensor(&file.path, &file.map, &file.index, name)?;
-        // Without this, a model is in memory twice by the time its last tensor is read.
-        file.map.release(&file.index.entries[name].stored.at);
-        Ok(read)
+        let read = read_tensor(&file.path, &file.content, &file.index, name);
+        file.check_unchanged()?;
+        read
     }
 
     /// Reads the bytes of a u8 tensor in order.
@@ -195,10 +197,11 @@ impl TensorFile {
         let file = self.file_of(name);
         let entry = entry(&file.path, &file.index, name)?;
         let bytes = if entry.element == ElementType::Other("U8".to_owned(), None) {
-            entry.stored.with_bytes(&file.map, <[u8]>::to_vec)
+            entry.stored.bytes(&file.content)
         } else {
             Err(format!("expected u8, found {}", entry.element))
         };
+        file.check_unchanged()?;
         bytes.map_err(|reason| Error::corrupt(&file.path, format!("tensor {name}: {reason}")))
     }
 
@@ -228,24 +231,39 @@ pub(crate) fn check_finite(file: &Path, name: &str, tensor: &Tensor) -> Result<(
 
 impl OneFile {
     fn open(path: PathBuf) -> Result<(Container, Self)> {
-        let map = FileMap::open(&path).map_err(Error::io(&path))?;
-        let (container, index) = read_index(&path, &map)?;
-        Ok((container, OneFile { path, map, index }))
+        let content = OpenFile::open(&path).map_err(Error::io(&path))?;
+        let (container, index) = read_index(&path, &content)?;
+        let file = OneFile { path, content, index };
+        file.check_unchanged()?;
+        Ok((container, file))
+    }
+
+    /// Checks that nothing was written to the file since it was opened.
+    fn check_unchanged(&self) -> Result<()> {
+        if self.content.is_unchanged().map_err(Error::io(&self.path))? {
+            return Ok(());
+        }
+        let reason = "it was changed while it was open; open it again once it is complete";
+        Err(Error::corrupt(&self.path, reason))
     }
 }
 
+/// The bytes at the start of a file that show its format.
+const SIGNATURE: usize = 512;
+
 /// Recognizes the container of `file`, reads its index and checks each entry.
-pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
-    let (container, index) = if zip_index::recognizes(file) {
+pub(super) fn read_index(path: &Path, file: &dyn Content) -> Result<(Container, Index)> {
+    let first = start(file, SIGNATURE).map_err(|reason| Error::corrupt(path, reason))?;
+    let (container, index) = if zip_index::recognizes(&first) {
         read_zip(path, file)?
-    } else if torch_legacy::recognizes(file) {
+    } else if torch_legacy::recognizes(&first) {
         let index = torch_legacy::read(file).map_err(|error| refused(path, error))?;
         (Container::TorchLegacy, index)
-    } else if safetensors::recognizes(file) {
+    } else if safetensors::recognizes(&first) {
         let index = safetensors::read(file).map_err(|reason| Error::corrupt(path, reason))?;
         (Container::Safetensors, index)
     } else {
-        return Err(unknown(path, what_else(file)));
+        return Err(unknown(path, what_else(&first)));
     };
     for (name, entry) in &index.entries {
         let in_tensor = |reason| Error::corrupt(path, format!("tensor {name}: {reason}"));
@@ -254,7 +272,7 @@ pub(super) fn read_index(path: &Path, file: &[u8]) -> Result<(Container, Index)>
     Ok((container, index))
 }
 
-fn read_zip(path: &Path, file: &[u8]) -> Result<(Container, Index)> {
+fn read_zip(path: &Path, file: &dyn Content) -> Result<(Container, Index)> {
     let corrupt = |reason| Error::corrupt(path, reason);
     let zip = zip_index::read(file).map_err(corrupt)?;
     if let Some(folder) = torch_zip::recognizes(&zip) {
@@ -331,7 +349,7 @@ fn entry<'a>(path: &Path, index: &'a Index, name: &str) -> Result<&'a Entry> {
 /// Reads a tensor, and returns with it whether all its elements are known to be finite.
 pub(super) fn read_tensor(
     path: &Path,
-    file: &[u8],
+    file: &dyn Content,
     index: &Index,
     name: &str,
 ) -> Result<(Tensor, bool)> {

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use super::content::Content;
 use super::entry::{Entry, Stored};
 use super::pickle::{self, PickleError, View};
 use super::tensor_file::Index;
 
 /// The largest `data.pkl` that is read. The pickle of a state dict has a few hundred bytes for each
 /// tensor.
-const MAX_PICKLE: usize = 64 << 20;
+pub(super) const MAX_PICKLE: usize = 64 << 20;
 
 /// Returns the folder of the archive that has a `data.pkl`, with its slash; `None` if this is not
 /// an archive of `torch.save`.
@@ -24,7 +25,7 @@ pub(super) fn recognizes(entries: &BTreeMap<String, Stored>) -> Option<String> {
 
 /// Reads the pickle and finds the record of each tensor.
 pub(super) fn read(
-    file: &[u8],
+    file: &dyn Content,
     zip: &BTreeMap<String, Stored>,
     folder: &str,
 ) -> Result<Index, PickleError> {
@@ -41,7 +42,8 @@ pub(super) fn read(
     if record.size() > MAX_PICKLE {
         return Err("its data.pkl is too large".into());
     }
-    let found = record.with_bytes(file, pickle::weights).map_err(PickleError::Corrupt)??;
+    let pickle = record.bytes(file).map_err(PickleError::Corrupt)?;
+    let found = pickle::weights(&pickle)?;
     let mut entries = BTreeMap::new();
     for (name, view) in found.tensors {
         let stored = zip.get(&format!("{folder}data/{}", view.key)).cloned();

@@ -1,21 +1,20 @@
-//! Reads the entries of a zip archive as ranges of the mapped file.
+//! Reads the entries of a zip archive as ranges of the file.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
-
 use zip::{CompressionMethod, ZipArchive};
 
+use super::content::{Content, reader};
 use super::entry::{Stored, check_ratio};
 
-/// Returns whether `file` starts with the signature of a zip archive.
-pub(super) fn recognizes(file: &[u8]) -> bool {
-    file.starts_with(b"PK\x03\x04") || file.starts_with(b"PK\x05\x06")
+/// Returns whether a file that begins with `start` has the signature of a zip archive.
+pub(super) fn recognizes(start: &[u8]) -> bool {
+    start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06")
 }
 
 /// Returns the entries by name. Each one lies within the file, overlaps no other one, and is no
 /// larger after inflating than its compressed bytes allow.
-pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
-    let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|e| e.to_string())?;
+pub(super) fn read(file: &dyn Content) -> Result<BTreeMap<String, Stored>, String> {
+    let mut archive = ZipArchive::new(reader(file, 0..file.len())).map_err(|e| e.to_string())?;
     let mut entries = BTreeMap::new();
     let mut ranges = Vec::new();
     for index in 0..archive.len() {

@@ -171,8 +171,8 @@ impl FileList {
     /// of the classes; lines of `path label` do not. The file is written atomically.
     ///
     /// # Errors
-    /// [`Error::Config`] if a path cannot be read again from such a file, for example because it
-    /// ends with a space; [`Error::Io`] if the file cannot be written.
+    /// [`Error::Config`] if a path or the name of a class cannot be read again from such a file, for
+    /// example because it ends with a space; [`Error::Io`] if the file cannot be written.
     pub fn save(&self, file: impl AsRef<Path>) -> Result<()> {
         let file = file.as_ref();
         write_atomically(file, &list_format::written(self, file)?)

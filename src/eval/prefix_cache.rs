@@ -1,7 +1,7 @@
 //! The tokens behind the frozen blocks of a model, computed once for each image of a dataset.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use crate::backbone::{Backbone, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::ffi::autocast::Autocast;
+use crate::files::OpenFile;
 use crate::model::{Bytes, PetlModel};
 use crate::seam::TokenLayout;
 
@@ -25,8 +26,8 @@ use crate::seam::TokenLayout;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixCache {
-    /// The folder of the cache files, which are memory-mapped. A later run uses a file again if it
-    /// has the same backbone, frozen blocks, pixels, normalization, dtype and autocast dtype. If
+    /// The folder of the cache files. A batch reads the tokens of its images from there. A later run
+    /// uses a file again if it has the same backbone, frozen blocks, pixels, normalization, dtype and autocast dtype. If
     /// `None`, the tokens are kept in memory.
     pub folder: Option<PathBuf>,
     /// Keeps the tokens rounded to bf16, which halves their size compared to f32. If `false`, they
@@ -37,8 +38,7 @@ pub struct PrefixCache {
 /// The tokens behind the frozen blocks, for every image of a dataset.
 #[derive(Debug)]
 pub(crate) struct Prefix {
-    /// `[N, T, C]` on the CPU.
-    tokens: Tensor,
+    tokens: Tokens,
     layout: TokenLayout,
     /// The dtype that the backbone computes in.
     kind: Kind,
@@ -93,7 +93,7 @@ impl Prefix {
     /// Returns the tokens of the images `index` on `device`, in the dtype that the backbone
     /// computes in.
     pub(crate) fn select(&self, index: &Tensor, device: Device) -> Result<Tensor> {
-        let tokens = self.tokens.f_index_select(0, &index.f_to_device(Device::Cpu)?)?;
+        let tokens = self.tokens.select(&index.f_to_device(Device::Cpu)?)?;
         Ok(tokens.f_to_device(device)?.f_to_kind(self.kind)?)
     }
 
@@ -101,6 +101,71 @@ impl Prefix {
     pub(crate) fn stream(&self, tokens: &Tensor) -> Stream {
         Stream { tokens: tokens.shallow_clone(), layout: self.layout }
     }
+}
+
+/// Tokens `[N, T, C]` of N images.
+#[derive(Debug)]
+enum Tokens {
+    /// On the CPU.
+    Memory(Tensor),
+    File(KeptTokens),
+}
+
+impl Tokens {
+    /// Returns the tokens of the images `index`, `[B, T, C]` on the CPU.
+    fn select(&self, index: &Tensor) -> Result<Tensor> {
+        match self {
+            Tokens::Memory(tokens) => Ok(tokens.f_index_select(0, index)?),
+            Tokens::File(kept) => kept.select(index),
+        }
+    }
+}
+
+/// A complete file of tokens. It is read and not mapped: if another process cuts it, that is an
+/// error and not the end of this process.
+#[derive(Debug)]
+struct KeptTokens {
+    file: OpenFile,
+    path: PathBuf,
+    shape: Vec<i64>,
+    kind: Kind,
+}
+
+impl KeptTokens {
+    fn open(path: &Path, shape: &[i64], kind: Kind) -> Result<Self> {
+        let file = OpenFile::open(path).map_err(Error::io(path))?;
+        Ok(KeptTokens { file, path: path.to_path_buf(), shape: shape.to_vec(), kind })
+    }
+
+    fn select(&self, index: &Tensor) -> Result<Tensor> {
+        let index = Vec::<i64>::try_from(index)?;
+        let size = bytes(&self.shape[1..], self.kind) as usize;
+        let mut selected = vec![0; index.len() * size];
+        for (image, to) in index.iter().zip(selected.chunks_exact_mut(size.max(1))) {
+            let at = (*image as u64).saturating_mul(size as u64);
+            self.file.read_at(at, to).map_err(|e| self.unread(e))?;
+        }
+        if !self.file.is_unchanged().map_err(Error::io(&self.path))? {
+            return Err(self.unread(ErrorKind::UnexpectedEof.into()));
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = index.len() as i64;
+        Ok(Tensor::f_from_data_size(&selected, &shape, self.kind)?)
+    }
+
+    /// Returns the error for tokens that were in the file when it was opened.
+    fn unread(&self, error: io::Error) -> Error {
+        if error.kind() == ErrorKind::UnexpectedEof {
+            Error::corrupt(&self.path, "it was cut or written to while it was open")
+        } else {
+            Error::io(&self.path)(error)
+        }
+    }
+}
+
+/// Returns the number of bytes of a tensor.
+fn bytes(shape: &[i64], kind: Kind) -> u64 {
+    shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64
 }
 
 /// The output buffer of tokens that are being computed.
@@ -146,9 +211,9 @@ impl Store {
     }
 
     /// Returns the tokens. A complete file gets its digest and its final path.
-    fn finish(self, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    fn finish(self, shape: &[i64], kind: Kind) -> Result<Tokens> {
         let TokenFile { mut file, path, digest } = match self {
-            Store::Memory(tokens) => return Ok(tokens),
+            Store::Memory(tokens) => return Ok(Tokens::Memory(tokens)),
             Store::File(file) => file,
         };
         let persist = || {
@@ -157,7 +222,7 @@ impl Store {
         };
         persist().map_err(Error::io(&path))?;
         file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
-        map(&path, shape, kind)
+        KeptTokens::open(&path, shape, kind).map(Tokens::File)
     }
 }
 
@@ -187,8 +252,8 @@ fn remove_abandoned(folder: &Path) {
 
 /// Returns the tokens that an earlier run left at `path`; `None` if there is no readable file of
 /// the right size whose digest is that of its tokens.
-fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
-    let tokens = shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64;
+fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tokens>> {
+    let tokens = bytes(shape, kind);
     let is_complete = || -> std::io::Result<bool> {
         let found = std::fs::metadata(path)?;
         if !found.is_file() || found.len() != tokens + DIGEST_BYTES {
@@ -200,17 +265,11 @@ fn find(path: &Path, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
         file.read_to_end(&mut kept)?;
         Ok(kept == digest.finalize().as_slice())
     };
-    if is_complete().unwrap_or(false) { map(path, shape, kind).map(Some) } else { Ok(None) }
-}
-
-/// Maps the tokens at the start of a file into memory.
-fn map(path: &Path, shape: &[i64], kind: Kind) -> Result<Tensor> {
-    let Some(name) = path.to_str() else {
-        return Err(Error::config("folder", "a path in UTF-8", path.display()));
-    };
-    let (count, shared) = (shape.iter().product::<i64>(), false);
-    let flat = Tensor::f_from_file(name, shared, count, (kind, Device::Cpu))?;
-    Ok(flat.f_view(shape)?)
+    if is_complete().unwrap_or(false) {
+        KeptTokens::open(path, shape, kind).map(|kept| Some(Tokens::File(kept)))
+    } else {
+        Ok(None)
+    }
 }
 
 /// Returns the name of the cache file: a hash of everything that the tokens depend on.

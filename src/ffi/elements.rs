@@ -1,5 +1,6 @@
 //! Conversion between raw memory and tensors.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,9 +22,12 @@ pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<(Tensor, bool)> {
     let size = kind.elt_size_in_bytes();
     let count = [(bytes.len() / size) as i64];
     if kind == Kind::Float {
-        let mut copy = Fresh::new(&count)?;
-        let finite = copy_f32(bytes, copy.floats())?;
-        return Ok((copy.done(), finite));
+        let copy = |at: usize, to: &mut [u8]| {
+            to.copy_from_slice(&bytes[at..at + to.len()]);
+            Ok(())
+        };
+        return read_f32(bytes.len() / size, &copy)?
+            .map_err(|e| TchError::Torch(e.to_string()).into());
     }
     let converted = if bytes.as_ptr().align_offset(size) == 0 {
         // SAFETY: `count` aligned elements lie within `bytes`. Nothing writes through the tensor,
@@ -43,24 +47,43 @@ pub(crate) fn to_f32(bytes: &[u8], kind: Kind) -> Result<(Tensor, bool)> {
 /// that all threads end at about the same time.
 const COPIED_AT_A_TIME: usize = 1 << 15;
 
-/// Copies the f32 values in `bytes`, of any alignment, to `to`, and returns whether all are finite.
-/// `bytes` holds at least as many values as `to`.
-fn copy_f32(bytes: &[u8], to: &mut [f32]) -> Result<bool> {
-    let seen = AtomicU32::new(0);
-    let chunks: Vec<_> = to.chunks_mut(COPIED_AT_A_TIME).map(Mutex::new).collect();
+/// Creates an f32 tensor `[count]` on the CPU from elements that `read` writes, and returns with it
+/// whether all of them are finite. On libtorch's threads, `read` is called with the offset of some
+/// bytes among those of all elements and with the place for them, and fills it.
+///
+/// # Errors
+/// Returns libtorch's error if memory is short; within it, the first error of `read`.
+pub(crate) fn read_f32(
+    count: usize,
+    read: &(dyn Fn(usize, &mut [u8]) -> io::Result<()> + Sync),
+) -> Result<io::Result<(Tensor, bool)>> {
+    let mut all = Fresh::new(&[count as i64])?;
+    let (seen, failed) = (AtomicU32::new(0), Mutex::new(None));
+    let chunks: Vec<_> = all.floats().chunks_mut(COPIED_AT_A_TIME).map(Mutex::new).collect();
     for_each(chunks.len(), |i| {
         let mut to = chunks[i].lock().unwrap_or_else(PoisonError::into_inner);
         populate(&mut to);
-        let from = bytes[i * COPIED_AT_A_TIME * 4..].as_chunks().0;
-        let mut here = 0;
-        for (to, &from) in to.iter_mut().zip(from) {
-            let bits = u32::from_ne_bytes(from);
-            *to = f32::from_bits(bits);
-            here |= overflow(bits);
+        if let Err(error) = read(i * COPIED_AT_A_TIME * 4, bytes_of(&mut to)) {
+            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert(error);
+            return;
         }
+        let here = to.iter().fold(0, |seen, x| seen | overflow(x.to_bits()));
         seen.fetch_or(here, Ordering::Relaxed);
     })?;
-    Ok(seen.into_inner() == 0)
+    drop(chunks);
+    Ok(match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok((all.done(), seen.into_inner() == 0)),
+    })
+}
+
+/// Returns the bytes of the elements.
+fn bytes_of(floats: &mut [f32]) -> &mut [u8] {
+    let size = std::mem::size_of_val(floats);
+    // SAFETY: the bytes are those of `floats`, which stays borrowed. A byte has no alignment, and
+    // every bit pattern is a valid f32.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size) }
 }
 
 /// Returns the highest bit if `bits` are those of an f32 that is NaN or infinite: only then are all

@@ -10,10 +10,8 @@ pub(crate) mod c10d;
 pub(crate) mod cuda;
 mod elements;
 pub(crate) mod malloc;
-mod mmap;
 mod threads;
 
 pub(crate) use autograd::{Backward, attach, untouched};
-pub(crate) use elements::{Fresh, floats, to_f32};
-pub(crate) use mmap::FileMap;
+pub(crate) use elements::{Fresh, floats, read_f32, to_f32};
 pub(crate) use threads::for_each;

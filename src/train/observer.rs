@@ -54,7 +54,7 @@ pub struct StepReport {
 impl StepReport {
     /// Returns the number of steps of the whole run so far, including this one.
     pub fn steps_done(&self) -> usize {
-        self.epoch.saturating_mul(self.steps).saturating_add(self.step + 1)
+        self.epoch.saturating_mul(self.steps).saturating_add(self.step).saturating_add(1)
     }
 }
 

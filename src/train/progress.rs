@@ -52,7 +52,7 @@ impl Observer for Progress {
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         self.images += step.images;
         self.bar.set_length(step.epochs.saturating_mul(step.steps) as u64);
-        self.bar.set_position((step.epoch * step.steps + step.step + 1) as u64);
+        self.bar.set_position(step.steps_done() as u64);
         let rate = self.images as f64 / self.bar.elapsed().as_secs_f64().max(1e-9);
         self.bar.set_message(format!(
             "epoch {}/{}, loss {:.4}, train {:.1} %, {rate:.1} images/s",

@@ -39,9 +39,9 @@ impl TensorBoard {
     pub fn create(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        // TensorBoard reads files in the order of their names.
-        let (now, process) = (now(), std::process::id());
-        let path = folder.join(format!("events.out.tfevents.{now:020.9}.{process}.convpass"));
+        let (time, process) =
+            (time_of_file(folder).map_err(Error::io(folder))?, std::process::id());
+        let path = folder.join(format!("{START}{time:020.9}.{process}.convpass"));
         let file = File::create_new(&path).map_err(Error::io(&path))?;
         let (steps, pace) = (0, Pace::new(&RunStart::default()));
         let mut log = TensorBoard { path, file, steps, pace, error: None };
@@ -105,6 +105,26 @@ impl Observer for TensorBoard {
         self.scalars((epoch.epoch + 1).saturating_mul(self.steps), &scalars);
         self.pace.pass();
     }
+}
+
+/// How the name of an event file begins. The time in seconds since 1970 follows.
+const START: &str = "events.out.tfevents.";
+
+/// Returns the time for the name of a new file in `folder`. TensorBoard reads files in the order of
+/// their names, so the time is not before that of a file there, even if the clock went back.
+fn time_of_file(folder: &Path) -> std::io::Result<f64> {
+    let mut time = now();
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let rest = name.strip_prefix(START).unwrap_or_default();
+        let seconds = rest.split('.').next().and_then(|seconds| seconds.parse::<u32>().ok());
+        if let Some(seconds) = seconds.map(f64::from).filter(|&seconds| seconds >= time) {
+            // What follows the seconds is not always their fraction.
+            time = seconds + 1.0;
+        }
+    }
+    Ok(time)
 }
 
 /// Seconds since 1970.
@@ -222,6 +242,30 @@ mod tests {
             rest = after;
         }
         events
+    }
+
+    /// The clock of a machine without a battery starts again in 1970, and a container's processes
+    /// have the same numbers each time.
+    #[test]
+    fn a_file_comes_after_those_before_it_when_the_clock_went_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (later, process) = (now() + 1e6, std::process::id());
+        for before in [
+            format!("{START}{later:020.9}.{process}.convpass"),
+            format!("{START}{}.host", later as u64 + 5),
+            format!("{START}99999999999.{process}.convpass"),
+            format!("{START}.x"),
+            "notes.txt".to_owned(),
+        ] {
+            std::fs::write(folder.path().join(before), b"").unwrap();
+        }
+        let names: Vec<_> = (0..3)
+            .map(|_| {
+                let log = TensorBoard::create(folder.path()).unwrap();
+                log.path.file_name().unwrap().to_string_lossy().into_owned()
+            })
+            .collect();
+        assert!(names.is_sorted() && names[0] > format!("{START}{}.host", later as u64 + 5));
     }
 
     #[test]

@@ -139,6 +139,23 @@ fn what_is_wrong_is_named_with_its_line() {
     }
 }
 
+/// The corpus of the fuzz target `plan`: each seed is a plan whose runs are all possible.
+#[test]
+fn the_corpus_of_the_fuzzer_is_read_or_refused() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/plan");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let file = entry.unwrap().path();
+        let read = SweepPlan::read(&file);
+        let is_seed = file.file_name().unwrap().to_string_lossy().starts_with("seed_");
+        assert!(read.is_ok() || !is_seed, "{}: {read:?}", file.display());
+        for method in read.iter().flat_map(|plan| &plan.methods) {
+            for setting in method.settings() {
+                read.as_ref().unwrap().run(method, &setting, "cifar", 100, 0).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn a_grid_larger_than_anyone_waits_for_is_refused_before_it_is_made() {
     let mut method = PlanMethod::new("LoRA", Method::Lora(Default::default()));

@@ -150,7 +150,8 @@ fn text(file: &Path, bytes: Vec<u8>) -> Result<String> {
 /// Returns the content of `file` with the images of `list`, in the format that its extension tells.
 ///
 /// # Errors
-/// [`Error::Config`] if reading the content again would not give the same paths and labels.
+/// [`Error::Config`] if reading the content again would not give the same paths, labels and names of
+/// classes.
 pub(super) fn written(list: &FileList, file: &Path) -> Result<Vec<u8>> {
     let text = match ListFormat::of(file) {
         ListFormat::Lines => lines::written(list),
@@ -168,12 +169,20 @@ pub(super) fn written(list: &FileList, file: &Path) -> Result<Vec<u8>> {
             }
     };
     let same = list.entries().iter().zip(&again).take_while(|&pair| is_same(pair)).count();
-    match list.entries().get(same) {
-        None if again.len() == same => Ok(text.into_bytes()),
-        entry => {
-            let path = entry.map_or("", |entry| &entry.path);
-            Err(Error::config("path", "readable from a list", format!("{path:?}")))
+    if same < list.entries().len() || again.len() != same {
+        let path = list.entries().get(same).map_or("", |entry| &entry.path);
+        return Err(Error::config("path", "readable from a list", format!("{path:?}")));
+    }
+    let is_renamed = |row: &&Row| match &row.label {
+        Label::Both(label, name) => *name != list.class_name(*label),
+        _ => false,
+    };
+    match again.iter().find(is_renamed) {
+        Some(Row { label: Label::Both(label, _), .. }) => {
+            let name = format!("{:?}", list.class_name(*label));
+            Err(Error::config("class_names", "names that are readable from a list", name))
         }
+        _ => Ok(text.into_bytes()),
     }
 }
 
@@ -203,6 +212,24 @@ mod tests {
             Err(Error::ListLine { line, reason, .. }) => (line, reason),
             other => panic!("{name}, {content:?}: {other:?}"),
         }
+    }
+
+    /// A table is read without the spaces around a name.
+    #[test]
+    fn a_name_that_a_table_cannot_keep_is_refused() {
+        let list = read_as("l.json", br#"{"a.png": "cat ", "b.png": "dog"}"#, Known::Nothing);
+        let labelled = list.unwrap();
+        let names = labelled.class_names.clone();
+        let list = FileList::found(Path::new(""), labelled.entries, names, vec![], vec![]);
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["l.csv", "l.tsv"] {
+            let error = list.save(folder.path().join(name)).unwrap_err();
+            assert!(error.to_string().contains("\"cat \""), "{error}");
+        }
+        let json = folder.path().join("l.json");
+        list.save(&json).unwrap();
+        let again = FileList::read_of("", &json, list.class_names()).unwrap();
+        assert_eq!(again.class_counts(), list.class_counts());
     }
 
     #[test]

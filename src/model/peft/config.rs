@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::ffi::FileMap;
+use crate::files::OpenFile;
 
 pub(super) const FILE: &str = "adapter_config.json";
 
@@ -62,12 +62,14 @@ impl PeftConfig {
     /// [`Error::FileField`] for the first field that is invalid or needs an unsupported feature.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let file = folder.join(FILE);
-        let map = FileMap::open(&file).map_err(Error::io(&file))?;
-        if map.len() > MAX_BYTES {
-            let reason = format!("{} bytes, but a config has at most {MAX_BYTES}", map.len());
+        let opened = OpenFile::open(&file).map_err(Error::io(&file))?;
+        if opened.len() > MAX_BYTES {
+            let reason = format!("{} bytes, but a config has at most {MAX_BYTES}", opened.len());
             return Err(Error::corrupt(&file, reason));
         }
-        Self::parse(&file, &map)
+        let mut text = vec![0; opened.len()];
+        opened.read_at(0, &mut text).map_err(Error::io(&file))?;
+        Self::parse(&file, &text)
     }
 
     fn parse(file: &Path, text: &[u8]) -> Result<Self> {

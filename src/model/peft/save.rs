@@ -1,6 +1,7 @@
 //! Writes a model in the format of PEFT.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::names::{Module, WRAPPERS};
 use super::{PeftOptions, TENSORS};
 use crate::backbone::Backbone;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{write_atomically, write_atomically_with};
 use crate::model::adapter_file::{self, Bytes};
 use crate::model::petl_model::PetlModel;
 use crate::petl::{LinearTarget, LoraConfig, Method};
@@ -49,8 +50,17 @@ pub(super) fn save<B: Backbone>(
     let config =
         serde_json::to_vec_pretty(&config).map_err(|e| Error::io(&config_path)(e.into()))?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    write_atomically(&tensors_path, &tensors)?;
-    write_atomically(&config_path, &config)
+    // The config is written when the tensors are complete beside the old ones, so that an error of
+    // either leaves the old tensors.
+    let mut refused = None;
+    let config = || {
+        write_atomically(&config_path, &config).map_err(|error| {
+            refused = Some(error);
+            ErrorKind::Other.into()
+        })
+    };
+    let written = write_atomically_with(&tensors_path, |file| file.write_all(&tensors), config);
+    refused.map_or(written, Err)
 }
 
 impl PeftOptions {
