@@ -120,11 +120,15 @@ mod alone {
         /// # Errors
         /// If the environment names other processes.
         pub fn connect(_: impl FnOnce() -> Result<Device>, _: Duration) -> Result<Self> {
-            match std::env::var("WORLD_SIZE") {
-                Ok(size) if size.trim() != "1" => bail!(
-                    "WORLD_SIZE is {size}, but convpass was built without its feature `distributed`"
+            let size = |name: &str| std::env::var(name).ok().filter(|size| size.trim() != "1");
+            let in_job = std::env::var_os("MASTER_ADDR").is_some();
+            let of_slurm = || size("SLURM_NTASKS").filter(|_| in_job);
+            match size("WORLD_SIZE").or_else(of_slurm) {
+                Some(size) => bail!(
+                    "the environment names {size} processes, but convpass was built without its \
+                     feature `distributed`"
                 ),
-                _ => Ok(Processes),
+                None => Ok(Processes),
             }
         }
 

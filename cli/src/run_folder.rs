@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use convpass::data::{ImageDataset, Orientation};
@@ -30,6 +32,9 @@ const STATE: &str = "run.state.safetensors";
 /// A folder that no other process of this program works in until the value is dropped.
 pub struct FolderLock(File);
 
+/// How long a process tries to share a folder.
+const MOMENT: Duration = Duration::from_secs(10);
+
 impl FolderLock {
     /// Creates the folder if it does not exist, locks it, and removes the temporary files that a
     /// killed process left there.
@@ -44,25 +49,36 @@ impl FolderLock {
     }
 
     /// Does the same as [`FolderLock::take`] for a process that shares the folder with others of its
-    /// kind. Temporary files are removed if there is no other one.
+    /// kind. A process that finds no other one removes temporary files and calls `alone` before it
+    /// shares the folder. Returns also whether this process did that.
     ///
     /// # Errors
-    /// The errors of [`FolderLock::take`].
-    pub fn share(folder: &Path) -> Result<Self> {
+    /// The errors of [`FolderLock::take`] and of `alone`.
+    pub fn share(folder: &Path, alone: impl FnOnce() -> Result<()>) -> Result<(Self, bool)> {
         let lock = Self::open(folder)?;
-        match lock.0.try_lock_exclusive() {
-            Ok(false) => {}
-            Ok(true) => {
-                remove_unfinished(folder).with_context(|| folder.display().to_string())?;
-                FileExt::unlock(&lock.0).with_context(|| folder.display().to_string())?;
+        let is_alone = match lock.0.try_lock_exclusive() {
+            Ok(is_alone) => is_alone,
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                let folder = folder.display();
+                eprintln!("warning: {folder}: {error}; start no second process that works in it");
+                true
             }
-            Err(error) => eprintln!(
-                "warning: {}: {error}; start no second process that works in this folder",
-                folder.display()
-            ),
+            Err(error) => return Err(error).with_context(|| folder.display().to_string()),
+        };
+        if is_alone {
+            remove_unfinished(folder).with_context(|| folder.display().to_string())?;
+            alone()?;
+            let _unsupported = FileExt::unlock(&lock.0);
         }
-        lock.attempt(folder, FileExt::try_lock_shared)?;
-        Ok(lock)
+        // Another process may hold the lock for the moment that it needs to find out the same.
+        let started = Instant::now();
+        while let Err(error) = lock.attempt(folder, FileExt::try_lock_shared) {
+            if started.elapsed() > MOMENT {
+                return Err(error);
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok((lock, is_alone))
     }
 
     /// Does the same as [`FolderLock::take`], but waits for other processes.
@@ -95,7 +111,8 @@ impl FolderLock {
     fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let path = folder.join(".lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        // A shared lock on NFS needs a file that is open for reading.
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         Ok(FolderLock(file.with_context(|| path.display().to_string())?))
     }
 
@@ -141,11 +158,7 @@ impl Diverged {
         }
         let found: Diverged = read_json(&file)?;
         if found.run != *planned {
-            bail!(
-                "{} holds another run, which is left as it is; use --force to replace it, or \
-                 choose another --out",
-                folder.display()
-            );
+            bail!("{} holds another run, which diverged and is left as it is", folder.display());
         }
         Ok(Some(found.reason))
     }

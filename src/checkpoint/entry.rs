@@ -250,18 +250,15 @@ impl Entry {
         let (Some(span), Some(end)) = (span, end.filter(|&end| end <= self.stored.size())) else {
             return Err("its elements lie outside its bytes".into());
         };
-        let is_plain =
-            self.stored.inflated.is_none() && !self.big_endian && !cfg!(target_endian = "big");
+        let is_swapped = self.big_endian != cfg!(target_endian = "big");
+        let is_plain = self.stored.inflated.is_none() && !is_swapped;
         let (flat, finite) = if is_plain && kind == Kind::Float {
             self.stored.floats(file, self.skip, span)?
         } else {
             let stored = self.stored.bytes(file)?;
             let bytes = stored.get(self.skip..end).ok_or("its elements lie outside its bytes")?;
-            let read = if self.big_endian {
-                to_f32(&swapped(bytes, size), kind)
-            } else {
-                to_f32(bytes, kind)
-            };
+            let read =
+                if is_swapped { to_f32(&swapped(bytes, size), kind) } else { to_f32(bytes, kind) };
             read.map_err(|e| e.to_string())?
         };
         let tensor = self.shaped(flat).map_err(|e| e.to_string())?;

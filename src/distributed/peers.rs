@@ -1,5 +1,6 @@
 //! What a process tells the others through the store, and finds out about them there.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle, sleep};
@@ -16,6 +17,9 @@ pub(super) struct Failure {
     pub(super) rank: Option<usize>,
     pub(super) reason: String,
 }
+
+/// The groups that this process has joined.
+static GROUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// The keys of a rank: `here` from its start, `beat` several times in a second, `at` before each
 /// operation, `left` at its end.
@@ -36,7 +40,9 @@ impl Peers {
     /// Connects to the store and waits until every process has.
     pub(super) fn meet(launch: &Launch, timeout: Duration) -> Result<Self, Failure> {
         let started = Instant::now();
-        let prefix = format!("convpass/{}", launch.restarts);
+        // A second group of the same processes must not read the keys of the first.
+        let group = GROUPS.fetch_add(1, Ordering::SeqCst);
+        let prefix = format!("convpass/{}/{group}", launch.restarts);
         let serves = launch.serves_store();
         let store = Store::open(&launch.address, launch.port, serves, timeout, &prefix);
         let store = store.map_err(|error| Failure {

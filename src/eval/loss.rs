@@ -21,3 +21,15 @@ pub(crate) fn cross_entropy_with(
     let ignored = -100;
     Ok(logits.f_cross_entropy_loss(labels, weights, Reduction::Mean, ignored, smoothing)?)
 }
+
+/// Returns the sum of the weighted cross entropies of which [`cross_entropy_with`] returns the mean.
+#[cfg(feature = "train")]
+pub(crate) fn cross_entropy_sum(
+    logits: &Tensor,
+    labels: &Tensor,
+    weights: &Tensor,
+    smoothing: f64,
+) -> Result<Tensor> {
+    let ignored = -100;
+    Ok(logits.f_cross_entropy_loss(labels, Some(weights), Reduction::Sum, ignored, smoothing)?)
+}

@@ -20,7 +20,7 @@ pub(crate) use evaluate::{check_classes, evaluate_inputs};
 #[cfg(feature = "train")]
 pub(crate) use inputs::Inputs;
 #[cfg(feature = "train")]
-pub(crate) use loss::cross_entropy_with;
+pub(crate) use loss::{cross_entropy_sum, cross_entropy_with};
 pub use metrics::{Evaluation, Scores};
 #[cfg(feature = "train")]
 pub use prefix_cache::PrefixCache;

@@ -27,8 +27,8 @@ use crate::seam::TokenLayout;
 #[serde(default, deny_unknown_fields)]
 pub struct PrefixCache {
     /// The folder of the cache files. A batch reads the tokens of its images from there. A later run
-    /// uses a file again if it has the same backbone, frozen blocks, pixels, normalization, dtype and autocast dtype. If
-    /// `None`, the tokens are kept in memory.
+    /// uses a file again if it has the same backbone, frozen blocks, pixels, normalization, dtype
+    /// and autocast dtype. If `None`, the tokens are kept in memory.
     pub folder: Option<PathBuf>,
     /// Keeps the tokens rounded to bf16, which halves their size compared to f32. If `false`, they
     /// keep the dtype that the backbone computes in.

@@ -179,8 +179,11 @@ impl Drop for Group {
     }
 }
 
+/// Returns the milliseconds of a timeout. More than a century would overflow when C++ adds it to the
+/// present in nanoseconds.
 fn millis(timeout: Duration) -> i64 {
-    i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX / 1_000_000)
+    const CENTURY: i64 = 100 * 365 * 24 * 3_600_000;
+    i64::try_from(timeout.as_millis()).map_or(CENTURY, |millis| millis.min(CENTURY))
 }
 
 fn int(number: usize) -> Result<c_int> {

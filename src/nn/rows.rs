@@ -121,8 +121,9 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// The test has a process of its own for its draws only if no other test draws meanwhile; a
-    /// generator of libtorch is the process's. The draws are therefore compared many times.
+    /// Returns whether both draws were ever equal. All tests of the process draw from libtorch's one
+    /// generator, so that a draw of another test may come between the two; they are compared many
+    /// times.
     fn drawn_alike(draw: impl Fn() -> (Tensor, Tensor)) -> bool {
         (0..50).any(|_| {
             let (whole, rows) = draw();

@@ -82,10 +82,10 @@ impl<B: Backbone> Run<'_, B> {
 
 /// Returns the loss of a pass: its mean, or its share in the mean over images with the labels `all`.
 fn loss(loss: &Loss, logits: &Tensor, labels: &Tensor, all: Option<&Tensor>) -> Result<Tensor> {
-    let mean = loss.mean(logits, labels)?;
-    let Some(all) = all else { return Ok(mean) };
-    let share = loss.share(labels, &all.f_to_device(labels.device())?)?;
-    Ok(mean.f_mul(&share.f_to_kind(mean.kind())?)?)
+    match all {
+        None => loss.mean(logits, labels),
+        Some(all) => loss.part(logits, labels, &all.f_to_device(labels.device())?),
+    }
 }
 
 fn total(parts: &[Tensor]) -> Result<f64> {

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::config::TrainConfig;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};
-use crate::eval::cross_entropy_with;
+use crate::eval::{cross_entropy_sum, cross_entropy_with};
 
 /// The weight of each class in the loss.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -96,15 +96,43 @@ impl Loss {
         cross_entropy_with(logits, labels, weights.transpose()?.as_ref(), self.smoothing)
     }
 
-    /// Returns the share of the mean loss of images with the labels `part` in that of a batch with
-    /// the labels `batch`: the sum of the means times their shares is the mean of the batch.
-    pub(super) fn share(&self, part: &Tensor, batch: &Tensor) -> Result<Tensor> {
-        let sum = |labels: &Tensor| -> Result<Tensor> {
-            match &self.weights {
-                Some(weights) => Ok(weights.f_index_select(0, labels)?.f_sum(Kind::Float)?),
-                None => Ok(labels.f_ones_like()?.f_sum(Kind::Float)?),
-            }
+    /// Returns what the images of logits `[B, K]` and labels `[B]` add to the mean loss of a batch
+    /// with the labels `batch`: the sum over the parts of the batch is its mean.
+    pub(super) fn part(&self, logits: &Tensor, labels: &Tensor, batch: &Tensor) -> Result<Tensor> {
+        let Some(weights) = &self.weights else {
+            let share = labels.size1()? as f64 / batch.size1()? as f64;
+            return Ok(self.mean(logits, labels)?.f_mul_scalar(share)?);
         };
-        Ok(sum(part)?.f_div(&sum(batch)?)?)
+        // All images of a part may have the weight 0, and no mean of their own.
+        let all = weights.f_index_select(0, batch)?.f_sum(Kind::Float)?;
+        let weights = weights.f_to_kind(logits.kind())?;
+        let sum = cross_entropy_sum(logits, labels, &weights, self.smoothing)?;
+        Ok(sum.f_div(&all.f_to_kind(sum.kind())?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_batch_add_up_to_its_mean_also_where_a_part_has_no_weight() {
+        tch::manual_seed(3);
+        let logits = Tensor::randn([6, 3], (Kind::Float, Device::Cpu));
+        let labels = Tensor::from_slice(&[0i64, 2, 1, 1, 1, 0]);
+        for (weights, smoothing) in
+            [(None, 0.1), (Some([2f32, 0.0, 0.5]), 0.0), (Some([1.0, 0.5, 3.0]), 0.1)]
+        {
+            let weights = weights.map(|weights| Tensor::from_slice(&weights));
+            let loss = Loss { weights, smoothing };
+            let mean = loss.mean(&logits, &labels).unwrap().double_value(&[]);
+            let part = |first, length| {
+                let (logits, own) =
+                    (logits.narrow(0, first, length), labels.narrow(0, first, length));
+                loss.part(&logits, &own, &labels).unwrap().double_value(&[])
+            };
+            let sum = part(0, 2) + part(2, 3) + part(5, 1);
+            assert!((sum - mean).abs() < 1e-6, "{sum}, {mean}");
+        }
     }
 }

@@ -188,7 +188,9 @@ impl FewShotJob<'_> {
     /// Trains a model that is not tested, unless that was done before.
     pub fn trial(&self, training: &Training, images: &mut SharedImages) -> Result<Trial> {
         let (mut model, planned) = self.prepared(training)?;
-        if let Some(reason) = Diverged::before(&training.out, &planned)? {
+        if let Some(reason) = Diverged::before(&training.out, &planned)
+            .context("use --force to replace the run, or choose another --out")?
+        {
             return Ok(Trial::Diverged(reason));
         }
         if let Some(record) = finished(&training.out, &planned, &self.images_record())? {

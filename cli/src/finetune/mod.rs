@@ -55,14 +55,18 @@ fn share(args: &FinetuneArgs, method: Method, processes: &Processes) -> Result<O
     let out = args.folder(method.name());
     let _guard = args.backbone.precision().guard(args.backbone.device.device()?)?;
     let opened = args.backbone.open(args.backbone.checkpoint()?)?;
-    let lock = processes.is_first().then(|| FolderLock::take(&out));
+    let lock = processes.is_first().then(|| match &args.spec {
+        // The process of a sweep that was killed ends by itself after its step.
+        Some(_) => FolderLock::wait(&out),
+        None => FolderLock::take(&out),
+    });
     let _lock = lock.transpose()?;
     let job = FinetuneJob { args, lists: &lists, method, out: &out, stop: &stop, processes };
-    if let Some(record) = job.run(&opened)? {
-        say(args, &record);
-        println!("{}", out.display());
-    }
-    Ok(Outcome::unless_stopped(&stop))
+    let Some(record) = job.run(&opened)? else { return Ok(Outcome::unless_stopped(&stop)) };
+    say(args, &record);
+    println!("{}", out.display());
+    // Another process of the run may have been asked to stop.
+    Ok(if record.fit.stopped { Outcome::Stopped } else { Outcome::unless_stopped(&stop) })
 }
 
 /// Ends the run when standard input is closed. A sweep holds the other end; it closes it to end the

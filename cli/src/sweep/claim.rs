@@ -5,12 +5,43 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fs4::fs_std::FileExt;
+
+use crate::files::write_atomically;
+use crate::run_folder::FolderLock;
 
 /// The folder of the claims, in the folder of the results. They are not in the folders of the runs,
 /// which may be moved aside.
 const CLAIMS: &str = ".claims";
+
+/// The name of the file in the folder of the claims that tells which plan is worked on.
+const PLAN: &str = "plan.sha256";
+
+/// Shares the folder of the results with the processes that work on the plan with the digest `plan`.
+/// `moves` says whether this process may move the runs of other plans aside.
+///
+/// # Errors
+/// If processes work there on another plan, or if others work there at all and `moves` is set.
+pub(super) fn share(out: &Path, plan: &str, moves: bool) -> Result<FolderLock> {
+    let file = out.join(CLAIMS).join(PLAN);
+    let (lock, is_alone) = FolderLock::share(out, || {
+        std::fs::create_dir_all(out.join(CLAIMS)).with_context(|| out.display().to_string())?;
+        Ok(write_atomically(&file, plan.as_bytes())?)
+    })?;
+    let found = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    if found != plan {
+        bail!(
+            "{}: another process works in this folder on another plan, with other settings or on \
+             another backbone; wait for it, or choose another --out",
+            out.display()
+        );
+    }
+    if moves && !is_alone {
+        bail!("{}: --set-aside needs a folder in which no other process works", out.display());
+    }
+    Ok(lock)
+}
 
 /// A run that no other process makes until the value is dropped, or until this process ends in any
 /// way: the claim is a lock of the file system.
@@ -23,13 +54,12 @@ impl Claim {
     /// has claimed it.
     ///
     /// On a file system without locks every claim succeeds; [`FolderLock`] has warned of that.
-    ///
-    /// [`FolderLock`]: crate::run_folder::FolderLock
     pub fn take(out: &Path, run: &Path) -> Result<Option<Self>> {
         let path = file_of(out, run);
         let claim = || -> std::io::Result<Option<Self>> {
             std::fs::create_dir_all(path.parent().unwrap_or(out))?;
-            let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            let mut file =
+                File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
             match file.try_lock_exclusive() {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
@@ -78,6 +108,19 @@ fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_shared_by_processes_of_one_plan() {
+        let out = tempfile::tempdir().unwrap();
+        let out = out.path();
+        let first = share(out, "one", true).unwrap();
+        let second = share(out, "one", false).unwrap();
+        let refused = |plan, moves| share(out, plan, moves).map(drop).unwrap_err().to_string();
+        assert!(refused("other", false).contains("another plan"));
+        assert!(refused("one", true).contains("--set-aside"));
+        drop((first, second));
+        let _alone = share(out, "other", true).unwrap();
+    }
 
     #[test]
     fn one_holds_a_claim_until_it_is_dropped() {

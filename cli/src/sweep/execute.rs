@@ -71,6 +71,7 @@ impl Board<'_> {
         let count = AtomicUsize::new(0);
         let mut outcomes = BTreeMap::new();
         let mut open: Vec<usize> = (0..runs.len()).collect();
+        let mut waits_for = 0;
         loop {
             let steps = side_by_side(self.jobs, &open, self.stop, |&index| {
                 let run = &runs[index];
@@ -91,8 +92,9 @@ impl Board<'_> {
             if elsewhere.is_empty() || self.stop.is_asked() {
                 break;
             }
-            if elsewhere != open {
-                println!("{} runs are made by other processes; waiting for them", elsewhere.len());
+            if waits_for != elsewhere.len() {
+                waits_for = elsewhere.len();
+                println!("{waits_for} runs are made by other processes; waiting for them");
             }
             open = elsewhere;
             sleep(LOOK_AGAIN);
@@ -104,6 +106,10 @@ impl Board<'_> {
                 Err(Failure { reason, diverged }) => {
                     if diverged {
                         self.diverged.insert(runs[index].out.clone());
+                    } else if let Ok(Known::Done(record)) = self.known(&runs[index]) {
+                        // It failed here, and another process made it since.
+                        done.push((&runs[index], *record));
+                        continue;
                     }
                     self.results.failed.push((runs[index].label(), reason));
                 }
@@ -171,8 +177,14 @@ impl Board<'_> {
         if !run.out.exists() {
             return Ok(Known::Nothing);
         }
-        let diverged = Diverged::before(&run.out, &self.planned(run)?)?;
-        Ok(diverged.map_or(Known::Nothing, Known::Diverged))
+        match Diverged::before(&run.out, &self.planned(run)?) {
+            Ok(diverged) => Ok(diverged.map_or(Known::Nothing, Known::Diverged)),
+            Err(_) if self.args.set_aside => {
+                set_aside(&run.out)?;
+                Ok(Known::Nothing)
+            }
+            Err(error) => Err(error.context("use --set-aside to move it, or another --out")),
+        }
     }
 
     fn say(&self, run: &SweepRun, outcome: &Came, is_new: bool, number: String) {
@@ -319,10 +331,6 @@ impl Board<'_> {
         let log = run.out.join("run.log");
         let output = File::create(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe()?);
-        // Each run is a process of its own, also if this process is one of several.
-        for variable in ["RANK", "WORLD_SIZE", "MASTER_ADDR"] {
-            command.env_remove(variable);
-        }
         command.arg("finetune").arg("--data").arg(self.data).args([
             "--task",
             run.task.name(),

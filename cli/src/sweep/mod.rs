@@ -18,6 +18,7 @@ use convpass::Backbone;
 use convpass::data::bundled::{self, BundledTask};
 use convpass::data::vtab::VtabFolder;
 use convpass::train::RunRecord;
+use sha2::{Digest, Sha256};
 
 pub use args::SweepArgs;
 use results::{Selected, SweepResults};
@@ -47,7 +48,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
     let file = match args.backbone.backbone.clone().or(plan.backbone.take()) {
         Some(file) => file,
         None => {
-            let _writing = FolderLock::wait(&data)?;
+            let _writing = if args.status { None } else { Some(FolderLock::wait(&data)?) };
             bundled_backbone(&data)?
         }
     };
@@ -64,9 +65,12 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
         None if is_small && args.backbone.device == Processor::Cpu => cores,
         None => 1,
     };
-    let _lock = if args.status { None } else { Some(FolderLock::share(&out)?) };
-    let (mut tasks, missing) = open_tasks(&plan, &data, facts.image_size, args.status)?;
-    if !args.status {
+    let settings = (&plan, &facts.digest, args.backbone.precision().to_string(), facts.image_size);
+    let digest = format!("{:x}", Sha256::digest(serde_json::to_vec(&settings)?));
+    let _lock = if args.status { None } else { Some(claim::share(&out, &digest, args.set_aside)?) };
+    let (mut tasks, missing) = open_tasks(&plan, &data, facts.image_size, args.status);
+    // The records of runs without unreadable images are of shorter lists.
+    if !args.status || args.survey.skip_unreadable {
         (tasks, _) = survey::readable_tasks(tasks, args.survey, args.threads)?;
     }
     let mut board = Board {
@@ -102,40 +106,42 @@ pub fn run(args: &SweepArgs) -> Result<Outcome> {
 
 /// Opens the folders of the tasks, and writes those of bundled tasks unless `only_read` is set.
 /// Returns the tasks, and the name and the error of each task that cannot be opened.
-///
-/// # Errors
-/// If the folder of the data cannot be locked to write bundled tasks.
 fn open_tasks(
     plan: &SweepPlan,
     data: &Path,
     image_size: (i64, i64),
     only_read: bool,
-) -> Result<(Vec<VtabFolder>, Named)> {
+) -> (Vec<VtabFolder>, Named) {
     let (mut tasks, mut missing) = (Vec::new(), Vec::new());
     for name in &plan.tasks {
         let written = match name.parse::<BundledTask>() {
-            Ok(task) if !only_read => {
-                // Another process may be writing it just now.
-                let _writing = FolderLock::wait(data)?;
-                let is_there = data.join(name).exists();
-                if is_there {
-                    Ok(())
-                } else {
-                    bundled::write(data, task, image_size.0, 0).map(drop)
-                }
-            }
+            Ok(task) if !only_read => write_bundled(data, task, image_size.0),
             _ => Ok(()),
         };
-        match written.and_then(|()| VtabFolder::open(data, name)) {
+        match written.and_then(|()| Ok(VtabFolder::open(data, name)?)) {
             Ok(folder) => tasks.push(folder),
             Err(error) => {
-                let reason = chain(&error.into());
+                let reason = chain(&error);
                 eprintln!("{name} is left out: {reason}");
                 missing.push((name.clone(), reason));
             }
         }
     }
-    Ok((tasks, missing))
+    (tasks, missing)
+}
+
+/// Writes a bundled task into the folder of the data, unless it is there.
+fn write_bundled(data: &Path, task: BundledTask, side: i64) -> Result<()> {
+    let folder = data.join(task.name());
+    // Another process may be writing it just now. Nobody writes to a folder that cannot be locked.
+    let _writing = match FolderLock::wait(data) {
+        Err(_) if folder.exists() => return Ok(()),
+        lock => lock?,
+    };
+    if !folder.exists() {
+        bundled::write(data, task, side, 0)?;
+    }
+    Ok(())
 }
 
 /// The facts of the backbone that the runs need.
