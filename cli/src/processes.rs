@@ -77,7 +77,7 @@ mod together {
         }
 
         /// Evaluates `model`, each process on a part of the images; see
-        /// [`evaluate`](convpass::eval::evaluate).
+        /// [`evaluate`].
         pub fn evaluate<B: Backbone>(
             &self,
             model: &PetlModel<B>,
@@ -147,7 +147,7 @@ mod alone {
             Ok(says)
         }
 
-        /// Evaluates `model`; see [`evaluate`](convpass::eval::evaluate).
+        /// Evaluates `model`; see [`evaluate`].
         pub fn evaluate<B: Backbone>(
             &self,
             model: &PetlModel<B>,
