@@ -164,11 +164,7 @@ pub fn fit_with<B: Backbone>(
     let sampler = Sampler::new(config, team)?;
     let FitOptions { checkpoint, optimizer, schedule, .. } = options;
     let owned = Owned { optimizer: optimizer.is_some(), schedule: schedule.is_some() };
-    if owned.optimizer && config.head_lr_factor != 1.0 {
-        let expected = "1 with an optimizer of the caller's, which has its own rates";
-        let error = Error::config("head_lr_factor", expected, config.head_lr_factor);
-        return Err(error.in_config("TrainConfig"));
-    }
+    owned.check(config)?;
     let adamw = AdamW::new(model.var_store(), config.weight_decay)?;
     let mut adamw = adamw.with_lr_factor(HEAD, config.head_lr_factor)?;
     let optimizer = optimizer.unwrap_or(&mut adamw);

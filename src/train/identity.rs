@@ -64,6 +64,18 @@ pub(super) struct Owned {
     pub(super) schedule: bool,
 }
 
+impl Owned {
+    /// Checks that no setting of `config` is for an optimizer that is not used.
+    pub(super) fn check(self, config: &TrainConfig) -> Result<()> {
+        if !self.optimizer || config.head_lr_factor == 1.0 {
+            return Ok(());
+        }
+        let expected = "1 with an optimizer of the caller's, which has its own rates";
+        let error = Error::config("head_lr_factor", expected, config.head_lr_factor);
+        Err(error.in_config("TrainConfig"))
+    }
+}
+
 /// Returns what tells a run from another; `model` still holds its initial weights.
 pub(super) fn identity<B: Backbone>(
     owned: Owned,
