@@ -27,7 +27,7 @@ fn start(size: usize, out: &Path, more: impl Fn(usize, &mut Command)) -> Vec<Chi
     let port = free_port();
     let start = |rank: usize| {
         let mut command = finetune_digits(trained());
-        command.args(["--threads", "1", "--process-timeout", "20", "--out"]).arg(out);
+        command.args(["--threads", "1", "--process-timeout", "120", "--out"]).arg(out);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         place(&mut command, rank, size, port);
         more(rank, &mut command);

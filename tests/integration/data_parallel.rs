@@ -103,14 +103,14 @@ fn model(case: &Case) -> PetlModel<AnyBackbone> {
 }
 
 fn connect() -> ProcessGroup {
-    let group = ProcessGroup::from_env(Device::Cpu, Duration::from_secs(60));
+    let group = ProcessGroup::from_env(Device::Cpu, Duration::from_secs(240));
     group.unwrap().expect("the variables are set")
 }
 
 /// Runs a case of the test `name` in `size` processes.
 fn all_succeed(name: &str, folder: &Path, case: &str, size: usize) {
     let team = Team::start(name, folder, case, size, |_| true);
-    let outcomes = team.wait(Duration::from_secs(240), |_| true);
+    let outcomes = team.wait(Duration::from_secs(480), |_| true);
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         let log = std::fs::read_to_string(folder.join(format!("{rank}.log"))).unwrap();
         assert!(outcome, "rank {rank} of {size}: {log}");

@@ -9,7 +9,8 @@ use tch::{Device, Tensor};
 
 use crate::team::{Team, is_member, said, say};
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Long enough for processes that start on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(8);
 
 fn connect() -> convpass::Result<ProcessGroup> {
     Ok(ProcessGroup::from_env(Device::Cpu, TIMEOUT)?.expect("the variables are set"))
@@ -53,7 +54,7 @@ fn operations_of_three_processes() {
     let folder = tempfile::tempdir().unwrap();
     let name = "distributed::operations_of_three_processes";
     let team = Team::start(name, folder.path(), "", 3, |_| true);
-    let outcomes = team.wait(Duration::from_secs(30), |_| true);
+    let outcomes = team.wait(Duration::from_secs(120), |_| true);
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         let said = said(folder.path(), rank);
         assert!(outcome, "rank {rank}: {said}");
@@ -79,7 +80,7 @@ fn a_rank_that_never_starts_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let name = "distributed::a_rank_that_never_starts_is_named";
         let team = Team::start(name, folder.path(), "", 3, |rank| rank != missing);
-        let outcomes = team.wait(Duration::from_secs(30), |rank| rank != missing);
+        let outcomes = team.wait(Duration::from_secs(120), |rank| rank != missing);
         for rank in (0..3).filter(|&rank| rank != missing) {
             let said = said(folder.path(), rank);
             assert!(outcomes[rank], "rank {rank}: {said}");

@@ -20,7 +20,8 @@ use crate::support::{small_vit, train_config};
 use crate::team::{Team, is_member, said, say};
 
 const NAME: &str = "faults::a_lost_process_is_named_and_the_run_goes_on";
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Long enough for processes that start on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const SIZE: usize = 3;
 const STEPS: usize = 20;
 
@@ -100,7 +101,7 @@ fn member(folder: &Path, case: &str) {
 fn wait_for(file: &Path) {
     let started = Instant::now();
     while !file.exists() {
-        assert!(started.elapsed() < Duration::from_secs(60), "{} does not come", file.display());
+        assert!(started.elapsed() < Duration::from_secs(240), "{} does not come", file.display());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -127,7 +128,7 @@ fn strike(fault: Fault, number: usize, expected: &[u8]) -> f64 {
         }
     }
     let started = Instant::now();
-    let outcomes = team.wait(Duration::from_secs(60), |rank| rank != victim);
+    let outcomes = team.wait(Duration::from_secs(240), |rank| rank != victim);
     let took = started.elapsed().as_secs_f64();
     for rank in (0..SIZE).filter(|&rank| rank != victim) {
         let said = said(folder, rank);
@@ -137,7 +138,7 @@ fn strike(fault: Fault, number: usize, expected: &[u8]) -> f64 {
         assert!(names || said == "done", "{case}: rank {rank}: {said}");
     }
     let team = Team::start(NAME, folder, "None 0 0", SIZE, |_| true);
-    let outcomes = team.wait(Duration::from_secs(60), |_| true);
+    let outcomes = team.wait(Duration::from_secs(240), |_| true);
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         assert!(outcome && said(folder, rank) == "done", "{case}: {}", said(folder, rank));
     }
@@ -152,7 +153,7 @@ fn a_lost_process_is_named_and_the_run_goes_on() {
     }
     let folder = tempfile::tempdir().unwrap();
     let team = Team::start(NAME, folder.path(), "None 0 0", SIZE, |_| true);
-    assert!(team.wait(Duration::from_secs(60), |_| true).into_iter().all(|outcome| outcome));
+    assert!(team.wait(Duration::from_secs(240), |_| true).into_iter().all(|outcome| outcome));
     assert_eq!(said(folder.path(), 1), "done");
     let expected = std::fs::read(folder.path().join("adapter.safetensors")).unwrap();
     let times = std::env::var("CONVPASS_TEST_FAULTS").map_or(1, |times| times.parse().unwrap());
