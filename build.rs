@@ -41,6 +41,7 @@ pub(crate) fn compile(libtorch: &Path) {
     let source = |name: &str| {
         let file = format!("src/ffi/{name}.cpp");
         println!("cargo:rerun-if-changed={file}");
+        println!("cargo:rerun-if-changed=src/ffi/caught.h");
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").warnings(false).file(file);
         build.include(include.join("torch/csrc/api/include")).include(&include);

@@ -196,7 +196,7 @@ impl Peers {
             None => format!("! {reason}"),
         };
         let told = store.set(&key("left", self.launch.rank), text.as_bytes());
-        // Those who wait for this rank see it at once, and find the reason.
+        // The operations of the others end at once, and the others find the reason in the store.
         close();
         if told.is_err() || failure.is_none() || !self.launch.serves_store() {
             return;

@@ -20,23 +20,11 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "caught.h"
+
 namespace {
 
 using std::chrono::milliseconds;
-
-template <typename F>
-char *caught(F f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error &e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("an exception without a message");
-  }
-}
 
 struct Store {
   c10::intrusive_ptr<c10d::Store> store;
