@@ -21,14 +21,18 @@ use crate::team::{Team, is_member, said, say};
 
 const NAME: &str = "faults::a_lost_process_is_named_and_the_run_goes_on";
 /// Long enough for processes that start on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(20);
-const SIZE: usize = 3;
-const STEPS: usize = 20;
+pub const TIMEOUT: Duration = Duration::from_secs(20);
+pub const SIZE: usize = 3;
+pub const STEPS: usize = 20;
+/// The longest time that a test waits for a process.
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// What happens to one process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
+    /// Its machine is cut off from the others ([`crate::hosts`]).
+    Cut,
     /// It is killed.
     Kill,
     /// It panics between two steps.
@@ -68,11 +72,12 @@ impl Observer for Strike<'_> {
 }
 
 /// One process of a run; `case` is the fault, its rank and the step after which it comes.
-fn member(folder: &Path, case: &str) {
+pub fn member(folder: &Path, case: &str) {
     tch::set_num_threads(1);
     let mut words = case.split(' ');
     let fault = words.next().unwrap();
-    let fault = FAULTS.into_iter().find(|f| format!("{f:?}") == fault).unwrap_or(Fault::None);
+    let fault = [Fault::Cut].iter().chain(&FAULTS).find(|f| format!("{f:?}") == fault);
+    let fault = *fault.unwrap_or(&Fault::None);
     let [rank, step] = [0, 1].map(|_| words.next().unwrap().parse::<usize>().unwrap());
     let own: usize = std::env::var("RANK").unwrap().parse().unwrap();
     let run = || -> convpass::Result<()> {
@@ -98,10 +103,10 @@ fn member(folder: &Path, case: &str) {
 }
 
 /// Waits for a file that another process writes.
-fn wait_for(file: &Path) {
+pub fn wait_for(file: &Path) {
     let started = Instant::now();
     while !file.exists() {
-        assert!(started.elapsed() < Duration::from_secs(240), "{} does not come", file.display());
+        assert!(started.elapsed() < LIMIT, "{} does not come", file.display());
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -128,7 +133,7 @@ fn strike(fault: Fault, number: usize, expected: &[u8]) -> f64 {
         }
     }
     let started = Instant::now();
-    let outcomes = team.wait(Duration::from_secs(240), |rank| rank != victim);
+    let outcomes = team.wait(LIMIT, |rank| rank != victim);
     let took = started.elapsed().as_secs_f64();
     for rank in (0..SIZE).filter(|&rank| rank != victim) {
         let said = said(folder, rank);
@@ -138,7 +143,7 @@ fn strike(fault: Fault, number: usize, expected: &[u8]) -> f64 {
         assert!(names || said == "done", "{case}: rank {rank}: {said}");
     }
     let team = Team::start(NAME, folder, "None 0 0", SIZE, |_| true);
-    let outcomes = team.wait(Duration::from_secs(240), |_| true);
+    let outcomes = team.wait(LIMIT, |_| true);
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         assert!(outcome && said(folder, rank) == "done", "{case}: {}", said(folder, rank));
     }
@@ -153,7 +158,7 @@ fn a_lost_process_is_named_and_the_run_goes_on() {
     }
     let folder = tempfile::tempdir().unwrap();
     let team = Team::start(NAME, folder.path(), "None 0 0", SIZE, |_| true);
-    assert!(team.wait(Duration::from_secs(240), |_| true).into_iter().all(|outcome| outcome));
+    assert!(team.wait(LIMIT, |_| true).into_iter().all(|outcome| outcome));
     assert_eq!(said(folder.path(), 1), "done");
     let expected = std::fs::read(folder.path().join("adapter.safetensors")).unwrap();
     let times = std::env::var("CONVPASS_TEST_FAULTS").map_or(1, |times| times.parse().unwrap());

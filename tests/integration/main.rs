@@ -20,6 +20,8 @@ mod file_faults;
 mod golden;
 mod head_rate;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod hosts;
 mod hub;
 mod killed_run;
 mod layering;

@@ -42,14 +42,27 @@ impl Team {
         starts: impl Fn(usize) -> bool,
     ) -> Self {
         let port = free_port();
-        let start = |rank: usize| {
+        let command = |rank: usize| {
             let mut command = child::test(name);
             place(&mut command, rank, size, port);
+            starts(rank).then_some(command)
+        };
+        Self::start_commands((0..size).map(command), folder, case)
+    }
+
+    /// Starts the members by their commands, in the order of their ranks.
+    pub fn start_commands(
+        commands: impl Iterator<Item = Option<Command>>,
+        folder: &Path,
+        case: &str,
+    ) -> Self {
+        let start = |(rank, command): (usize, Option<Command>)| {
+            let mut command = command?;
             let log = fs::File::create(folder.join(format!("{rank}.log"))).unwrap();
             command.env(FOLDER, folder).env(CASE, case).stdout(Stdio::null()).stderr(log);
-            starts(rank).then(|| command.spawn().unwrap())
+            Some(command.spawn().unwrap())
         };
-        Team((0..size).map(start).collect())
+        Team(commands.enumerate().map(start).collect())
     }
 
     /// Waits for the ranks that `ends` and returns whether each succeeded. Kills all others then.
