@@ -10,6 +10,7 @@ use super::augment::Augment;
 use super::dataset::ImageDataset;
 use super::transform::Normalization;
 use crate::error::{Error, Result};
+use crate::ffi::send;
 
 /// The number of batches whose images are decoded or augmented in advance.
 const BATCHES_AHEAD: usize = 2;
@@ -156,11 +157,11 @@ impl<'a> Batches<'a> {
         let labels: Vec<i64> = labels.collect();
         let (rows, columns) = self.dataset.image_size();
         let device = self.config.device;
-        let images = Tensor::f_from_slice(&pixels)?
-            .f_view([labels.len() as i64, rows, columns, 3])?
-            .f_to_device(device)?;
+        let images =
+            Tensor::f_from_slice(&pixels)?.f_view([labels.len() as i64, rows, columns, 3])?;
+        let images = send(&images, device)?;
         let images = self.config.normalization.normalize(&images)?;
-        Ok((images, Tensor::f_from_slice(&labels)?.f_to_device(device)?))
+        Ok((images, send(&Tensor::f_from_slice(&labels)?, device)?))
     }
 
     /// Allocates memory for the pixels of the images from `next` to `end`.

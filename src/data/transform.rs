@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::ffi::send;
 use crate::preprocessing::{Preprocessing, PreprocessingSource};
 
 /// A normalization of pixels in [0, 1]: `(x - mean) / std` for each channel.
@@ -99,7 +100,7 @@ impl Normalization {
             });
         }
         let channel = |values: [f32; 3]| {
-            Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?.f_to_device(images.device())
+            send(&Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?, images.device())
         };
         let [mean, std] = [channel(self.mean())?, channel(self.std())?];
         let planes = images.f_permute([0, 3, 1, 2])?;

@@ -9,6 +9,7 @@ use super::team::Team;
 use crate::backbone::Backbone;
 use crate::data::{Augment, BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::Result;
+use crate::ffi::send;
 use crate::model::PetlModel;
 use crate::nn::Noise;
 
@@ -81,7 +82,7 @@ impl<'a> Inputs<'a> {
             Inputs::Tokens { labels, .. } | Inputs::Features { labels, .. } => labels,
         };
         let indices: Vec<i64> = indices.iter().map(|&index| index as i64).collect();
-        let index = Tensor::f_from_slice(&indices)?.f_to_device(labels.device())?;
+        let index = send(&Tensor::f_from_slice(&indices)?, labels.device())?;
         Ok(labels.f_index_select(0, &index)?)
     }
 
@@ -91,16 +92,17 @@ impl<'a> Inputs<'a> {
         config: BatchConfig,
         indices: Vec<usize>,
     ) -> Result<BatchIter<'_>> {
-        type Select<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+        // From the index on the CPU and that on the device.
+        type Select<'a> = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + 'a>;
         let (labels, select): (_, Select) = match self {
             Inputs::Images(dataset, augment) => {
                 return Ok(Box::new(Batches::over(dataset, config, *augment, indices)?));
             }
             Inputs::Tokens { prefix, labels } => {
-                (labels, Box::new(|index| prefix.select(index, labels.device())))
+                (labels, Box::new(|index, _| prefix.select(index, labels.device())))
             }
             Inputs::Features { features, labels } => {
-                (labels, Box::new(|index| Ok(features.f_index_select(0, index)?)))
+                (labels, Box::new(|_, index| Ok(features.f_index_select(0, index)?)))
             }
         };
         let chunks: Vec<Vec<i64>> = indices
@@ -108,8 +110,9 @@ impl<'a> Inputs<'a> {
             .map(|chunk| chunk.iter().map(|&index| index as i64).collect())
             .collect();
         Ok(Box::new(chunks.into_iter().map(move |chunk| {
-            let index = Tensor::f_from_slice(&chunk)?.f_to_device(labels.device())?;
-            Ok((select(&index)?, labels.f_index_select(0, &index)?))
+            let own = Tensor::f_from_slice(&chunk)?;
+            let index = send(&own, labels.device())?;
+            Ok((select(&own, &index)?, labels.f_index_select(0, &index)?))
         })))
     }
 

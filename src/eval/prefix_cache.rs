@@ -15,6 +15,7 @@ use crate::backbone::{Backbone, Stream};
 use crate::data::{BatchConfig, Batches, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
 use crate::ffi::autocast::Autocast;
+use crate::ffi::send;
 use crate::files::OpenFile;
 use crate::model::{Bytes, PetlModel};
 use crate::seam::TokenLayout;
@@ -90,11 +91,11 @@ impl Prefix {
         Ok(Some(Prefix { tokens: store.finish(&shape, kind)?, layout, kind: own }))
     }
 
-    /// Returns the tokens of the images `index` on `device`, in the dtype that the backbone
-    /// computes in.
+    /// Returns the tokens of the images `index`, a tensor on the CPU, on `device`, in the dtype that
+    /// the backbone computes in.
     pub(crate) fn select(&self, index: &Tensor, device: Device) -> Result<Tensor> {
-        let tokens = self.tokens.select(&index.f_to_device(Device::Cpu)?)?;
-        Ok(tokens.f_to_device(device)?.f_to_kind(self.kind)?)
+        let tokens = self.tokens.select(index)?;
+        Ok(send(&tokens, device)?.f_to_kind(self.kind)?)
     }
 
     /// Wraps tokens from [`Prefix::select`] as the input of the first block that is not frozen.
@@ -284,7 +285,7 @@ fn file_name<B: Backbone>(
     let (backbone, blocks) = (model.backbone().digest()?, model.frozen_blocks());
     let what = format!("2 {backbone} {blocks:?} {kind:?} {shape:?} {}\n", config.normalization);
     hash.update(what);
-    if let Some(kind) = Autocast::active(model.backbone().device())? {
+    if let Some(kind) = Autocast::name(model.backbone().device())? {
         hash.update(format!("autocast {kind}\n"));
     }
     for index in 0..dataset.len() {

@@ -64,6 +64,14 @@ pub(crate) fn untouched(a: &Tensor, b: &Tensor) -> bool {
     unsafe { convpass_untouched(a.as_ptr(), b.as_ptr()) }
 }
 
+/// Takes the gradient of a leaf away. The next backward pass then leaves its own gradient in place
+/// of adding it to one of zeros.
+#[cfg(feature = "train")]
+pub(crate) fn clear_gradient(leaf: &Tensor) -> Result<()> {
+    // SAFETY: the pointer comes from a live tensor.
+    take(unsafe { convpass_clear_gradient(leaf.as_ptr()) })
+}
+
 /// Converts the return value of a function of `torch.cpp` into a result and frees the message.
 pub(super) fn take(message: *mut c_char) -> Result<()> {
     if message.is_null() {
@@ -99,6 +107,8 @@ unsafe extern "C" {
         backward: Call,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    #[cfg(feature = "train")]
+    fn convpass_clear_gradient(leaf: *const C_tensor) -> *mut c_char;
     fn convpass_untouched(a: *const C_tensor, b: *const C_tensor) -> bool;
 }
 

@@ -1,6 +1,8 @@
 //! All `unsafe` code of the crate.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "train")]
+mod adamw;
 #[cfg(test)]
 pub(crate) mod alloc_probe;
 pub(crate) mod autocast;
@@ -10,8 +12,16 @@ pub(crate) mod c10d;
 pub(crate) mod cuda;
 mod elements;
 pub(crate) mod malloc;
+mod products;
+mod send;
 mod threads;
 
+#[cfg(feature = "train")]
+pub(crate) use adamw::{AdamWStep, FusedSlot, fused_adamw};
+#[cfg(feature = "train")]
+pub(crate) use autograd::clear_gradient;
 pub(crate) use autograd::{Backward, attach, untouched};
 pub(crate) use elements::{Fresh, floats, read_f32, to_f32};
+pub(crate) use products::{add_product, add_scaled, convolution_backward};
+pub(crate) use send::send;
 pub(crate) use threads::for_each;

@@ -1,5 +1,5 @@
 // What libtorch has in C++ alone: a node of the autograd graph, a loop on libtorch's own threads,
-// and autocast's state. No exception leaves this file: a call returns null, or its message in
+// autocast's state, and operators that tch does not bind. No exception leaves this file: a call returns null, or its message in
 // memory that the caller frees.
 
 #include <cstdint>
@@ -103,15 +103,23 @@ char *convpass_node(at::Tensor *output, at::Tensor *const *inputs, size_t num_in
   });
 }
 
+// Takes the gradient of a leaf away, so that the next one needs no sum.
+char *convpass_clear_gradient(const at::Tensor *leaf) {
+  return caught([&] { leaf->mutable_grad().reset(); });
+}
+
 // Whether `a` is `b`, and nothing was written into it since it was made.
 bool convpass_untouched(const at::Tensor *a, const at::Tensor *b) {
   return a->is_same(*b) && !a->is_inference() && a->_version() == 0;
 }
 
-// Autocast's state on a kind of device, of this thread.
-char *convpass_autocast_get(bool cuda, bool *enabled, int *kind, bool *cache) {
+// The types of devices by their numbers on the side of Rust.
+static const at::DeviceType DEVICES[] = {at::kCPU, at::kCUDA, at::kMPS};
+
+// Autocast's state on a type of device, of this thread.
+char *convpass_autocast_get(int type, bool *enabled, int *kind, bool *cache) {
   return caught([&] {
-    const auto device = cuda ? at::kCUDA : at::kCPU;
+    const auto device = DEVICES[type];
     *enabled = at::autocast::is_autocast_enabled(device);
     *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
     *cache = at::autocast::is_autocast_cache_enabled();
@@ -119,14 +127,72 @@ char *convpass_autocast_get(bool cuda, bool *enabled, int *kind, bool *cache) {
 }
 
 // Sets it; `deeper` by +1 enters a guarded part, by -1 leaves one, the outermost with its cache.
-char *convpass_autocast_set(bool cuda, bool enabled, int kind, bool cache, int deeper) {
+char *convpass_autocast_set(int type, bool enabled, int kind, bool cache, int deeper) {
   return caught([&] {
-    const auto device = cuda ? at::kCUDA : at::kCPU;
+    const auto device = DEVICES[type];
     if (deeper < 0 && at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
     if (deeper > 0) at::autocast::increment_nesting();
     at::autocast::set_autocast_enabled(device, enabled);
     at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
     at::autocast::set_autocast_cache_enabled(cache);
+  });
+}
+
+// out = beta * x + alpha * a b, for matrices or batches of them.
+char *convpass_add_product(const at::Tensor *out, const at::Tensor *x, const at::Tensor *a,
+                           const at::Tensor *b, double beta, double alpha) {
+  return caught([&] {
+    at::Tensor result = *out;
+    if (a->dim() == 3) {
+      at::baddbmm_out(result, *x, *a, *b, beta, alpha);
+    } else {
+      at::addmm_out(result, *x, *a, *b, beta, alpha);
+    }
+  });
+}
+
+// The gradients of the input and of the odd, square kernel of a convolution that keeps the size.
+char *convpass_convolution_backward(const at::Tensor *gradient, const at::Tensor *input,
+                                    const at::Tensor *kernel, at::Tensor *of_input,
+                                    at::Tensor *of_kernel) {
+  return caught([&] {
+    const int64_t half = kernel->size(-1) / 2;
+    auto [x, weight, bias] = at::convolution_backward(
+        *gradient, *input, *kernel, c10::nullopt, {1, 1}, {half, half}, {1, 1},
+        /*transposed=*/false, {0, 0}, /*groups=*/1, {true, true, false});
+    *of_input = x;
+    *of_kernel = weight;
+  });
+}
+
+// out = a + alpha * b.
+char *convpass_add_scaled(const at::Tensor *out, const at::Tensor *a, const at::Tensor *b,
+                          double alpha) {
+  return caught([&] {
+    at::Tensor result = *out;
+    at::add_out(result, *a, *b, alpha);
+  });
+}
+
+// A step of AdamW over all weights at once, in place. `number` holds the number of the step.
+char *convpass_fused_adamw(at::Tensor *const *weights, at::Tensor *const *gradients,
+                           at::Tensor *const *means, at::Tensor *const *squares, size_t count,
+                           const at::Tensor *number, double lr, double beta1, double beta2,
+                           double weight_decay, double eps) {
+  return caught([&] {
+    const auto list = [&](at::Tensor *const *tensors) {
+      std::vector<at::Tensor> list;
+      for (size_t i = 0; i < count; ++i) list.push_back(*tensors[i]);
+      return list;
+    };
+    const std::vector<at::Tensor> numbers(count, *number);
+    at::NoGradGuard no_grad;
+    at::_fused_adamw_(list(weights), list(gradients), list(means), list(squares), {}, numbers, lr,
+                      beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    // libtorch does not count this write, and what was computed from the old weights would pass
+    // for that of the new ones.
+    for (const auto *tensors : {weights, means, squares})
+      for (size_t i = 0; i < count; ++i) tensors[i]->unsafeGetTensorImpl()->bump_version();
   });
 }
 

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::rows::{Rows, RowsGuard};
 use crate::error::Result;
+use crate::ffi::send;
 
 /// The samples of a batch that a residual branch is computed for, and the factor of its output.
 /// Drop path with rate `r` keeps each sample with probability `1 - r` and divides the output by `1
@@ -72,7 +73,7 @@ impl Branch {
     }
 
     /// Returns the positions of the kept samples, or `None` if all are kept.
-    fn kept_of(&self, batch: i64) -> Option<&Tensor> {
+    pub(crate) fn kept_of(&self, batch: i64) -> Option<&Tensor> {
         match self {
             Branch::Kept { index, .. } if index.numel() as i64 != batch => Some(index),
             _ => None,
@@ -137,7 +138,7 @@ impl DropPath {
             Some(rows) => shared(&kept, rows, scale)?,
         };
         let Branch::Kept { index, scale, rows } = branch else { return Ok(branch) };
-        Ok(Branch::Kept { index: index.f_to_device(x.device())?, scale, rows })
+        Ok(Branch::Kept { index: send(&index, x.device())?, scale, rows })
     }
 }
 

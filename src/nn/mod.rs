@@ -49,7 +49,7 @@ pub use patch_embed::PatchEmbed;
 pub(crate) use pos_embed::{TableFilter, resize_pos_embed};
 pub(crate) use rotary::{Frequencies, RotaryTable};
 pub use rotary::{Rotary, RotaryCoordinates, RotaryPairs};
-pub(crate) use rows::{Rows, dropout, fill_dropout_mask};
+pub(crate) use rows::{Rows, dropout, fill_dropout_mask, fill_keep_mask};
 pub use stored::Weight;
 pub(crate) use stored::widened;
 pub(crate) use variable::variable;

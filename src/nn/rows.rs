@@ -106,13 +106,20 @@ fn dropout_mask(x: &Tensor, rate: f64, rows: Rows) -> Result<Tensor> {
 
 /// Fills an empty `mask` `[B, ..]` with the factors of a dropout, in the same way as libtorch's own
 /// dropout.
-pub(crate) fn fill_dropout_mask(mut mask: Tensor, rate: f64) -> Result<Tensor> {
+pub(crate) fn fill_dropout_mask(mask: Tensor, rate: f64) -> Result<Tensor> {
+    Ok(fill_keep_mask(mask, rate)?.f_div_scalar_(1.0 - rate)?)
+}
+
+/// Fills an empty `mask` `[B, ..]` with 1 where a dropout keeps an element and with 0 elsewhere, in
+/// the same way as libtorch's own dropout.
+pub(crate) fn fill_keep_mask(mut mask: Tensor, rate: f64) -> Result<Tensor> {
+    let draw = |mask: &mut Tensor| {
+        let _drawn = mask.f_bernoulli_float_(1.0 - rate)?;
+        Ok(())
+    };
     match Rows::active().filter(|rows| mask.size().first() == Some(&rows.own)) {
-        Some(rows) => Ok(dropout_mask(&mask, rate, rows)?.f_contiguous()?),
-        None => {
-            let _drawn = mask.f_bernoulli_float_(1.0 - rate)?;
-            Ok(mask.f_div_scalar_(1.0 - rate)?)
-        }
+        Some(rows) => Ok(rows.of(&mask, draw)?.f_contiguous()?),
+        None => draw(&mut mask).map(|()| mask),
     }
 }
 

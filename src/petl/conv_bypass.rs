@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
+use super::device_bypass;
 use super::fused_bypass::{self, BypassInput, BypassWeights};
 use super::params::{NewVariables, Params};
 use super::up_projection::{Scale, UpProjection};
 use super::{SubLayers, checks, widths};
 use crate::error::{Error, Result};
+use crate::ffi::autocast::Autocast;
 use crate::nn::{Branch, Init, InitRng, Linear, dropout, quick_gelu};
 use crate::seam::{Beside, TokenLayout};
 
@@ -171,10 +173,7 @@ impl ConvBypass {
             branch: &Branch::All,
             dropout: if train { self.dropout } else { 0.0 },
         };
-        match self.fused(&input, None) {
-            Some(weights) => fused_bypass::add(&weights, &input, None),
-            None => self.up.forward(&self.hidden(&input)?),
-        }
+        self.add(&input, None)
     }
 
     /// Returns the input and the output of the kxk convolution on the patches, in evaluation. The
@@ -217,29 +216,38 @@ impl ConvBypass {
             branch: at.branch,
             dropout: if at.train { self.dropout } else { 0.0 },
         };
-        match self.fused(&input, Some(residual)) {
-            Some(weights) => fused_bypass::add(&weights, &input, Some(residual)),
-            None => self.add_plainly(residual, &input),
+        self.add(&input, Some(residual))
+    }
+
+    /// Adds the bypass in the fastest of three ways to compute the same.
+    fn add(&self, input: &BypassInput, residual: Option<&Tensor>) -> Result<Tensor> {
+        let Some(weights) = self.weights() else { return self.add_plainly(input, residual) };
+        if fused_bypass::can_add(&weights, input, residual) {
+            return fused_bypass::add(&weights, input, residual);
+        }
+        let kind = Autocast::kind(input.tokens.device())?;
+        device_bypass::add(&weights, input, residual, kind.unwrap_or(input.tokens.kind()))
+    }
+
+    /// Computes the same with libtorch's operations and their gradients, also if s is trained.
+    fn add_plainly(&self, input: &BypassInput, residual: Option<&Tensor>) -> Result<Tensor> {
+        let tokens = &input.branch.select(input.tokens)?;
+        let hidden = self.hidden(&BypassInput { tokens, ..*input })?;
+        match residual {
+            Some(residual) => self.up.add_into(residual, &hidden, input.branch),
+            None => self.up.forward(&hidden),
         }
     }
 
-    /// Computes the same with libtorch's operations, on every device and in every dtype.
-    fn add_plainly(&self, residual: &Tensor, input: &BypassInput) -> Result<Tensor> {
-        let tokens = &input.branch.select(input.tokens)?;
-        let hidden = self.hidden(&BypassInput { tokens, ..*input })?;
-        self.up.add_into(residual, &hidden, input.branch)
-    }
-
-    /// Returns the weights for [`fused_bypass`] if it supports them.
-    fn fused(&self, input: &BypassInput, residual: Option<&Tensor>) -> Option<BypassWeights<'_>> {
+    /// Returns the weights, or `None` if s is trained.
+    fn weights(&self) -> Option<BypassWeights<'_>> {
         let Scale::Fixed(scale) = self.up.scale else { return None };
-        let weights = BypassWeights {
+        Some(BypassWeights {
             down: (&self.down.weight, self.down.bias.as_ref()?),
             conv: (&self.conv_weight, &self.conv_bias),
             up: (&self.up.weight, &self.up.bias),
             scale,
-        };
-        fused_bypass::can_add(&weights, input, residual).then_some(weights)
+        })
     }
 
     /// Computes everything before the up convolution, for all samples: `[B, P + N, C] -> [B, P + N,
@@ -430,15 +438,15 @@ mod tests {
 
             // The sum with the residual stream has to agree, for all samples and for kept samples.
             let residual = tokens(batch, &layout, c, seed ^ 2);
-            let add = |branch| bypass.add_plainly(&residual, &input(&x, &layout, branch)).unwrap();
-            let all = add(&Branch::All);
-            prop_assert!(max_gap(&all, &(&residual + &expected)) < 1e-12);
             let index = Tensor::from_slice(&[batch - 1]);
             let kept = Branch::Kept { index, scale: 1.25, rows: None };
-            let sum = add(&kept);
             let mask = Tensor::zeros([batch, 1, 1], F64);
             let _filled = mask.get(batch - 1).fill_(1.25);
-            prop_assert!(max_gap(&sum, &(&residual + &expected * mask)) < 1e-12);
+            for add in [ConvBypass::add, ConvBypass::add_plainly] {
+                let add = |branch| add(&bypass, &input(&x, &layout, branch), Some(&residual)).unwrap();
+                prop_assert!(max_gap(&add(&Branch::All), &(&residual + &expected)) < 1e-12);
+                prop_assert!(max_gap(&add(&kept), &(&residual + &expected * &mask)) < 1e-12);
+            }
         }
     }
 
@@ -459,15 +467,26 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
+        for channel_scale in [true, false] {
+            for layout in [
+                TokenLayout { prefix: 2, grid: (3, 2) },
+                TokenLayout { prefix: 0, grid: (2, 2) },
+                TokenLayout { prefix: 3, grid: (0, 0) },
+            ] {
+                check_gradients(channel_scale, layout);
+            }
+        }
+    }
+
+    fn check_gradients(channel_scale: bool, layout: TokenLayout) {
         let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
-        let layout = TokenLayout { prefix: 2, grid: (3, 2) };
-        let (vs, bypass) = random_bypass(5, &config, true, 11);
+        let (vs, bypass) = random_bypass(5, &config, channel_scale, 11);
         let x = tokens(2, &layout, 5, 12).set_requires_grad(true);
         let residual = tokens(2, &layout, 5, 13);
         let probe = tokens(2, &layout, 5, 14);
         let loss = || {
             let input = input(&x, &layout, &Branch::All);
-            let sum = bypass.add_plainly(&residual, &input).unwrap();
+            let sum = bypass.add(&input, Some(&residual)).unwrap();
             (sum * &probe).sum(Kind::Double)
         };
         loss().backward();
@@ -508,7 +527,8 @@ mod tests {
         let draws = InitRng::from_seed(6).draw(Init::Uniform { bound: 1.0 }, &shape).unwrap();
         let mask = (config.dropout > 0.0).then(|| draws.gt(-0.4).to_kind(Kind::Float) / 0.7);
         let sum = if fused {
-            let weights = bypass.fused(&input, Some(&residual)).unwrap();
+            let weights = bypass.weights().unwrap();
+            assert!(fused_bypass::can_add(&weights, &input, Some(&residual)));
             add_with_mask(&weights, &input, &residual, mask.as_ref()).unwrap()
         } else {
             let tokens = &input.branch.select(input.tokens).unwrap();
@@ -604,10 +624,9 @@ mod tests {
                 let at = Beside { site, raw, normed: &x, norm, layout, branch, train: false };
                 bypass.add_into(residual, &at)
             };
-            assert_eq!(
-                bypass.fused(&input(&x, &fits, &Branch::All), None).is_some(),
-                kind == Kind::Float
-            );
+            let weights = bypass.weights().unwrap();
+            let input = input(&x, &fits, &Branch::All);
+            assert_eq!(fused_bypass::can_add(&weights, &input, None), kind == Kind::Float);
             assert!(add(&x, &fits).is_ok());
             let narrow = x.narrow(1, 0, 5);
             assert!(matches!(add(&narrow, &fits), Err(Error::Input { argument: "residual", .. })));

@@ -37,7 +37,7 @@ pub(super) struct BypassWeights<'a> {
 }
 
 impl<'a> BypassWeights<'a> {
-    fn all(&self) -> [&'a Tensor; 6] {
+    pub(super) fn all(&self) -> [&'a Tensor; 6] {
         [self.down.0, self.down.1, self.conv.0, self.conv.1, self.up.0, self.up.1]
     }
 }

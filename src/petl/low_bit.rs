@@ -12,6 +12,7 @@ use super::params::Params;
 use super::petl_method::{ActsFrom, PetlMethod, json};
 use super::{ConvBypassConfig, Method};
 use crate::error::{Error, Result};
+use crate::ffi::send;
 use crate::nn::identity_kernel;
 use crate::seam::{BackboneShape, Place, Seam};
 
@@ -148,14 +149,14 @@ impl Coding {
         let normed = centred.f_div(&std.f_clamp_min(f64::from(f32::MIN_POSITIVE))?)?;
         let levels = levels(self.bits)?;
         let midpoints: Vec<f32> = levels.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
-        let midpoints = Tensor::f_from_slice(&midpoints)?.f_to_device(weight.device())?;
+        let midpoints = send(&Tensor::f_from_slice(&midpoints)?, weight.device())?;
         let codes = normed.f_contiguous()?.f_bucketize(&midpoints, false, false)?;
         Ok(Coded { mean, std, codes })
     }
 
     /// Returns `std * level + mean` for each code.
     pub(crate) fn value(self, coded: &Coded) -> Result<Tensor> {
-        let levels = Tensor::f_from_slice(levels(self.bits)?)?.f_to_device(coded.codes.device())?;
+        let levels = send(&Tensor::f_from_slice(levels(self.bits)?)?, coded.codes.device())?;
         let value = levels.f_take(&coded.codes)?.f_mul(&coded.std)?.f_add(&coded.mean)?;
         match self.base(&value)? {
             Some(base) => Ok(value.f_add(&base)?),
@@ -175,7 +176,7 @@ impl Coding {
     /// `weight`.
     fn base(self, weight: &Tensor) -> Result<Option<Tensor>> {
         if self.around_identity {
-            Ok(Some(identity_kernel(&weight.size())?.f_to_device(weight.device())?))
+            Ok(Some(send(&identity_kernel(&weight.size())?, weight.device())?))
         } else {
             Ok(None)
         }

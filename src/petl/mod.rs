@@ -12,6 +12,7 @@ mod conv_bypass;
 #[cfg(test)]
 mod counts;
 mod custom;
+mod device_bypass;
 mod fact;
 mod fused_bypass;
 mod lanes;

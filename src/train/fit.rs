@@ -16,6 +16,7 @@ use super::run::{Clock, Run};
 use super::sampler::Sampler;
 use super::shared_state::share;
 use super::state::{Cursor, RunCheckpoint, StateFile, sorted_variables};
+use super::unread::Unread;
 use crate::backbone::Backbone;
 use crate::data::ImageDataset;
 use crate::error::{Error, Result};
@@ -203,6 +204,7 @@ pub fn fit_with<B: Backbone>(
         sampler,
         stopping: false,
         lr: 0.0,
+        unread: Unread::default(),
     };
     let stopped = !run.train(train, validation, observer)?;
     run.check_weights()?;

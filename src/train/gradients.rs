@@ -2,24 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::loss::Loss;
-use super::optimizer::zero_grad;
 use super::run::Run;
 use super::sampler::OwnPart;
 use crate::backbone::Backbone;
 use crate::error::Result;
 use crate::eval::{Inputs, Team};
+use crate::ffi::{clear_gradient, send};
 use crate::nn::Rows;
 
 /// What a step adds up beside the gradients, over all images and processes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct StepSum {
-    /// The mean loss of the images.
-    pub(super) loss: f64,
-    /// The images whose highest logit is that of their label.
-    pub(super) correct: usize,
+    /// `[2]`: the mean loss of the images, and the number of images whose highest logit is that of
+    /// their label. It may still have to be computed on the device.
+    pub(super) values: Tensor,
     /// Whether a process was asked to end before this step.
     pub(super) is_stopped: bool,
 }
@@ -33,13 +32,13 @@ impl<B: Backbone> Run<'_, B> {
         batches: &mut dyn Iterator<Item = Result<(Tensor, Tensor)>>,
         images: &[usize],
     ) -> Result<StepSum> {
-        zero_grad(self.variables.values())?;
+        let before = take_gradients(self.variables.values())?;
         let parts = self.sampler.parts();
         let count = images.len() / self.config.batch_size;
         let is_one_pass = count == 1 && parts.len() == 1 && self.sampler.team.is_alone();
         // Each pass has its share in the mean of the step.
         let all = if is_one_pass { None } else { Some(inputs.labels_at(images)?) };
-        let (mut hits, mut losses) = (Vec::new(), Vec::new());
+        let mut values = Vec::new();
         for batch in batches.take(count) {
             let (batch, labels) = batch?;
             for part in &parts {
@@ -47,27 +46,27 @@ impl<B: Backbone> Run<'_, B> {
                     inputs.skip()?;
                     continue;
                 }
-                let (hit, loss) = self.pass(inputs, (&batch, &labels), part, all.as_ref())?;
-                hits.push(hit);
-                losses.push(loss);
+                values.push(self.pass(inputs, (&batch, &labels), part, all.as_ref())?);
             }
         }
-        let sum = StepSum {
-            loss: total(&losses)?,
-            correct: total(&hits)? as usize,
-            is_stopped: self.stopping,
+        let values = match &values[..] {
+            [one] => one.shallow_clone(),
+            [] => Tensor::f_zeros([2], (Kind::Float, Device::Cpu))?,
+            _ => Tensor::f_stack(&values, 0)?.f_sum_dim_intlist(&[0i64][..], false, None)?,
         };
+        before.into_iter().try_for_each(give_gradient)?;
+        let sum = StepSum { values, is_stopped: self.stopping };
         sum_over(self.sampler.team, &self.variables, sum)
     }
 
-    /// Adds the gradients of one pass. Returns the number of hits and the share of the loss.
+    /// Adds the gradients of one pass. Returns the share of the loss and the number of hits, `[2]`.
     fn pass(
         &self,
         inputs: &Inputs,
         (batch, labels): (&Tensor, &Tensor),
         part: &OwnPart,
         all: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<Tensor> {
         let (first, length) = (part.within.start as i64, part.within.len() as i64);
         let batch = batch.f_narrow(0, first, length)?;
         let labels = labels.f_narrow(0, first, length)?;
@@ -75,8 +74,10 @@ impl<B: Backbone> Run<'_, B> {
         let _rows = part.rows.map(Rows::enter);
         let recompute = self.config.recompute;
         let (logits, loss) = inputs.backward(self.model, &batch, recompute, &loss)?;
-        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
-        Ok((hits, loss))
+        // In bf16 and f16 there are no large numbers of hits.
+        let kind = if loss.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(kind)?;
+        Ok(Tensor::f_stack(&[&loss.f_to_kind(kind)?, &hits], 0)?)
     }
 }
 
@@ -84,13 +85,8 @@ impl<B: Backbone> Run<'_, B> {
 fn loss(loss: &Loss, logits: &Tensor, labels: &Tensor, all: Option<&Tensor>) -> Result<Tensor> {
     match all {
         None => loss.mean(logits, labels),
-        Some(all) => loss.part(logits, labels, &all.f_to_device(labels.device())?),
+        Some(all) => loss.part(logits, labels, &send(all, labels.device())?),
     }
-}
-
-fn total(parts: &[Tensor]) -> Result<f64> {
-    let Some(first) = parts.first() else { return Ok(0.0) };
-    Ok(Tensor::f_stack(parts, 0)?.f_sum(first.kind())?.f_double_value(&[])?)
 }
 
 /// Sums the gradients of `variables` and `sum` over the processes, with one all-reduce over one
@@ -112,16 +108,17 @@ fn sum_over(team: Team, variables: &BTreeMap<String, Tensor>, sum: StepSum) -> R
         });
     }
     let stopped = if sum.is_stopped { 1.0 } else { 0.0 };
-    let others = [sum.loss as f32, sum.correct as f32, stopped];
-    let others: Vec<f32> = others.into_iter().chain(has_gradient).collect();
-    parts.push(Tensor::f_from_slice(&others)?.f_to_device(device)?);
+    let flags: Vec<f32> = [stopped].into_iter().chain(has_gradient).collect();
+    parts.push(sum.values.f_to_kind(kind)?.f_to_device(device)?);
+    parts.push(send(&Tensor::f_from_slice(&flags)?, device)?);
     let mut bucket = Tensor::f_cat(&parts, 0)?;
     team.sum(&mut bucket)?;
-    let gradients = bucket.size()[0] - others.len() as i64;
-    let others = bucket.f_narrow(0, gradients, others.len() as i64)?;
-    let others = Vec::<f32>::try_from(others.f_to_device(tch::Device::Cpu)?)?;
+    let others = 2 + flags.len() as i64;
+    let others = bucket.f_narrow(0, bucket.size()[0] - others, others)?;
+    let others = others.f_to_device(Device::Cpu)?;
+    let flags = Vec::<f32>::try_from(others.f_narrow(0, 2, flags.len() as i64)?)?;
     let mut start = 0;
-    for (variable, &had) in variables.values().zip(&others[3..]) {
+    for (variable, &had) in variables.values().zip(&flags[1..]) {
         let length = variable.numel() as i64;
         if had > 0.0 {
             give_gradient(variable)?;
@@ -130,11 +127,19 @@ fn sum_over(team: Team, variables: &BTreeMap<String, Tensor>, sum: StepSum) -> R
         }
         start += length;
     }
-    Ok(StepSum {
-        loss: f64::from(others[0]),
-        correct: others[1] as usize,
-        is_stopped: others[2] > 0.0,
-    })
+    Ok(StepSum { values: others.f_narrow(0, 0, 2)?, is_stopped: flags[0] > 0.0 })
+}
+
+/// Takes the gradients of the last step away, and returns the variables that had one.
+fn take_gradients<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<Vec<&'a Tensor>> {
+    let mut before = Vec::new();
+    for variable in variables {
+        if variable.f_grad()?.defined() {
+            clear_gradient(variable)?;
+            before.push(variable);
+        }
+    }
+    Ok(before)
 }
 
 /// Gives a variable without a gradient one of zero. An optimizer skips a variable that has never had

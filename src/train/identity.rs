@@ -91,7 +91,7 @@ pub(super) fn identity<B: Backbone>(
         model: model.config(),
         train: TrainConfig { prefix, ..config.clone() },
         backbone: model.backbone().digest()?,
-        autocast: Autocast::active(model.backbone().device())?,
+        autocast: Autocast::name(model.backbone().device())?,
         own_optimizer: owned.optimizer,
         own_schedule: owned.schedule,
         weights_at_start: checksum(&bytes(&sorted_variables(model))?),

@@ -22,6 +22,7 @@ mod shared_state;
 mod state;
 #[cfg(feature = "tensorboard")]
 mod tensorboard;
+mod unread;
 
 pub use adamw::AdamW;
 pub use config::{Selection, TrainConfig};

@@ -44,10 +44,11 @@ pub struct StepReport {
     pub images: usize,
     /// The learning rate of this step.
     pub lr: f64,
-    /// Mean cross entropy of the epoch so far.
+    /// Mean cross entropy of the epoch so far. NaN if the model is not on a CPU and
+    /// [`Observer::reads_step`] returned `false`.
     pub loss: f64,
     /// Top-1 accuracy in percent on the training batches of the epoch so far, with dropout and drop
-    /// path.
+    /// path. NaN where `loss` is NaN.
     pub accuracy: f64,
 }
 
@@ -84,6 +85,16 @@ pub trait Observer {
     /// Called once before the first step.
     fn start(&mut self, _start: &RunStart) {}
 
+    /// Returns whether the loss and the accuracy in the report of the step with the number
+    /// `steps_done`, counted from 1 over the whole run, are read.
+    ///
+    /// The CPU waits for a GPU to compute them, and cannot prepare the next step meanwhile. A run
+    /// that diverges ends at the next step that is read, or at the end of the epoch or before its
+    /// state is written; the error names the step that diverged.
+    fn reads_step(&mut self, _steps_done: usize) -> bool {
+        true
+    }
+
     /// Called after each step. `Break` ends the run with the current weights.
     fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -103,11 +114,19 @@ pub trait Observer {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
-impl Observer for Silent {}
+impl Observer for Silent {
+    fn reads_step(&mut self, _steps_done: usize) -> bool {
+        false
+    }
+}
 
 impl<O: Observer + ?Sized> Observer for &mut O {
     fn start(&mut self, start: &RunStart) {
         (**self).start(start);
+    }
+
+    fn reads_step(&mut self, steps_done: usize) -> bool {
+        (**self).reads_step(steps_done)
     }
 
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
@@ -126,6 +145,11 @@ impl<O: Observer + ?Sized> Observer for &mut O {
 impl<O: Observer> Observer for Vec<O> {
     fn start(&mut self, start: &RunStart) {
         self.iter_mut().for_each(|each| each.start(start));
+    }
+
+    fn reads_step(&mut self, steps_done: usize) -> bool {
+        // Each is asked, because some count.
+        self.iter_mut().filter_map(|each| each.reads_step(steps_done).then_some(())).count() > 0
     }
 
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {

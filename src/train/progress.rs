@@ -1,7 +1,7 @@
 //! A progress bar on the terminal.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -13,7 +13,13 @@ use super::observer::{EpochReport, Observer, RunStart, StepReport};
 pub struct Progress {
     bar: ProgressBar,
     images: usize,
+    /// Loss and accuracy of the last step that was read, and when it was.
+    shown: Option<(f64, f64)>,
+    read: Option<Instant>,
 }
+
+/// The time between two steps whose loss is shown. Reading one makes the CPU wait for a GPU.
+const INTERVAL: Duration = Duration::from_millis(200);
 
 impl Progress {
     /// Creates a bar with a label, such as the name of the task.
@@ -24,7 +30,7 @@ impl Progress {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_secs(1));
-        Progress { bar, images: 0 }
+        Progress { bar, images: 0, shown: None, read: None }
     }
 
     /// Prints a line. A hidden bar (no terminal) would drop it.
@@ -49,17 +55,27 @@ impl Observer for Progress {
         self.bar.reset_eta();
     }
 
+    fn reads_step(&mut self, _steps_done: usize) -> bool {
+        let is_due = self.read.is_none_or(|read| read.elapsed() >= INTERVAL);
+        if is_due {
+            self.read = Some(Instant::now());
+        }
+        is_due
+    }
+
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         self.images += step.images;
+        if !step.loss.is_nan() {
+            self.shown = Some((step.loss, step.accuracy));
+        }
+        let (loss, accuracy) = self.shown.unwrap_or((step.loss, step.accuracy));
         self.bar.set_length(step.epochs.saturating_mul(step.steps) as u64);
         self.bar.set_position(step.steps_done() as u64);
         let rate = self.images as f64 / self.bar.elapsed().as_secs_f64().max(1e-9);
         self.bar.set_message(format!(
-            "epoch {}/{}, loss {:.4}, train {:.1} %, {rate:.1} images/s",
+            "epoch {}/{}, loss {loss:.4}, train {accuracy:.1} %, {rate:.1} images/s",
             step.epoch + 1,
             step.epochs,
-            step.loss,
-            step.accuracy
         ));
         ControlFlow::Continue(())
     }

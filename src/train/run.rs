@@ -13,6 +13,7 @@ use super::observer::{EpochReport, Observer, StepReport};
 use super::optimizer::{Optimizer, Schedule, clip_grad_norm};
 use super::sampler::Sampler;
 use super::state::{Best, Cursor, Reached, StateFile};
+use super::unread::{ReadStep, Unread};
 use crate::backbone::Backbone;
 use crate::data::{Augment, BatchConfig, ImageDataset, Order, PartialBatch};
 use crate::error::{Error, Result};
@@ -55,6 +56,8 @@ pub(super) struct Run<'a, B: Backbone> {
     pub(super) stopping: bool,
     /// The learning rate of the last step.
     pub(super) lr: f64,
+    /// The steps whose losses are not in [`Reached`] yet.
+    pub(super) unread: Unread,
 }
 
 impl<B: Backbone> Run<'_, B> {
@@ -158,20 +161,22 @@ impl<B: Backbone> Run<'_, B> {
             lr = self.schedule.lr(epoch, step, epochs, count);
             // By the step's number, so that a run can be resumed at any step.
             tch::manual_seed(seed_of(self.config.seed, (epoch * count + step) as u64));
-            let StepSum { loss, correct, is_stopped } =
-                self.gradients(inputs, &mut batches, images)?;
+            let StepSum { values, is_stopped } = self.gradients(inputs, &mut batches, images)?;
             if let Some(max_norm) = self.config.max_grad_norm {
                 let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
             }
-            if !loss.is_finite() {
-                return Err(Error::Diverged { epoch, step, lr, what: "the loss is" });
+            let images = images.len();
+            self.unread.push(step, images, lr, values);
+            let is_read = self.unread.is_on_cpu() || observer.reads_step(epoch * count + step + 1);
+            if is_read {
+                self.read_steps()?;
             }
             self.optimizer.step(lr)?;
             self.lr = lr;
             let Cursor { step: next, sum, .. } = &mut self.reached.cursor;
-            sum.add(images.len(), correct, loss);
             *next = step + 1;
-            let (images, loss, accuracy) = (images.len(), sum.loss(), sum.top1());
+            let (loss, accuracy) =
+                if is_read { (sum.loss(), sum.top1()) } else { (f64::NAN, f64::NAN) };
             let report =
                 StepReport { epoch, step, epochs, steps: count, images, lr, loss, accuracy };
             self.stopping |= observer.step(&report).is_break();
@@ -181,10 +186,26 @@ impl<B: Backbone> Run<'_, B> {
                 return Ok(ControlFlow::Break(()));
             }
         }
+        self.read_steps()?;
         let sum = self.reached.cursor.sum;
         let (loss, accuracy) = (sum.loss(), sum.top1());
         let (val_top1, seconds) = (None, 0.0);
         Ok(ControlFlow::Continue(EpochReport { epoch, lr, loss, accuracy, val_top1, seconds }))
+    }
+
+    /// Adds the losses of the steps that were not read to those of the epoch.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] with the first step whose loss is not finite.
+    fn read_steps(&mut self) -> Result<()> {
+        let Cursor { epoch, sum, .. } = &mut self.reached.cursor;
+        for ReadStep { step, images, lr, loss, correct } in self.unread.read()? {
+            if !loss.is_finite() {
+                return Err(Error::Diverged { epoch: *epoch, step, lr, what: "the loss is" });
+            }
+            sum.add(images, correct, loss);
+        }
+        Ok(())
     }
 
     /// Returns the order of all images of an epoch, and the batches of this process from the step
@@ -214,6 +235,7 @@ impl<B: Backbone> Run<'_, B> {
 
     /// Writes the state, if there is a state file. Weights that are not finite are never written.
     fn save(&mut self) -> Result<()> {
+        self.read_steps()?;
         if self.file.is_some() {
             self.check_weights()?;
         }

@@ -22,6 +22,10 @@ impl Observer for Watch {
         }
     }
 
+    fn reads_step(&mut self, steps_done: usize) -> bool {
+        self.progress.as_mut().is_some_and(|progress| progress.reads_step(steps_done))
+    }
+
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         let _shown = self.progress.as_mut().map(|progress| progress.step(step));
         self.stop.flow()

@@ -374,6 +374,10 @@ fn write(path: &Path, text: String) -> Result<()> {
 struct SearchWatch(Progress, Stop);
 
 impl Observer for SearchWatch {
+    fn reads_step(&mut self, steps_done: usize) -> bool {
+        self.0.reads_step(steps_done)
+    }
+
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
         let _shown = self.0.step(step);
         self.1.flow()
