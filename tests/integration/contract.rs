@@ -15,7 +15,7 @@ use crate::child;
 use crate::support::waves;
 use crate::variants::Contract;
 
-const CLASSES: i64 = 5;
+pub const CLASSES: i64 = 5;
 
 /// The methods that `method` is made of.
 fn parts(method: &Method) -> Vec<&Method> {
@@ -27,7 +27,7 @@ fn parts(method: &Method) -> Vec<&Method> {
 }
 
 /// The part of `method` that has no place on `backbone`.
-fn refused<'a, B: Contract>(method: &'a Method, backbone: &B) -> Option<&'a Method> {
+pub fn refused<'a, B: Contract>(method: &'a Method, backbone: &B) -> Option<&'a Method> {
     parts(method).into_iter().find(|part| match (backbone.shape().family, part) {
         (_, Method::LinearProbe | Method::Full) => false,
         ("ConvNeXt", _) => true,
@@ -37,7 +37,7 @@ fn refused<'a, B: Contract>(method: &'a Method, backbone: &B) -> Option<&'a Meth
     })
 }
 
-fn methods() -> Vec<Method> {
+pub fn methods() -> Vec<Method> {
     use LinearTarget::{Fc1, Fc2, K, Proj, Q, V};
     let all = vec![Q, K, V, Proj, Fc1, Fc2];
     let adapter = AdapterConfig::default();
@@ -145,12 +145,12 @@ macro_rules! for_each {
     };
 }
 
-fn images(count: i64) -> Tensor {
+pub fn images(count: i64) -> Tensor {
     waves(&[count, 3, 12, 20])
 }
 
 /// Fails with the case where a check does.
-fn kept(case: &str, check: testing::Check) {
+pub fn kept(case: &str, check: testing::Check) {
     check.unwrap_or_else(|failure| panic!("{case}: {failure}"));
 }
 

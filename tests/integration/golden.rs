@@ -21,7 +21,7 @@ pub trait AnyFrozen: Backbone {
     fn infer(path: &Path) -> convpass::Result<Self::Config>;
     fn open(path: &Path) -> convpass::Result<Self>;
     fn open_with(path: &Path, config: &Self::Config) -> convpass::Result<Self>;
-    fn random(config: &Self::Config) -> Self;
+    fn random(config: &Self::Config, device: Device) -> Self;
     fn config(&self) -> &Self::Config;
     fn features(&self, images: &Tensor) -> Tensor;
 }
@@ -43,8 +43,8 @@ macro_rules! frozen {
                 $backbone::open_with(path, config, Device::Cpu)
             }
 
-            fn random(config: &$config) -> Self {
-                $backbone::random(config, 1, Device::Cpu).unwrap()
+            fn random(config: &$config, device: Device) -> Self {
+                $backbone::random(config, 1, device).unwrap()
             }
 
             fn config(&self) -> &$config {

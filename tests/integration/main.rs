@@ -1,5 +1,6 @@
 //! The one integration binary: each further one would link libtorch again.
 
+mod accelerator;
 mod adapted;
 mod audit;
 mod augment;

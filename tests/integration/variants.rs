@@ -7,7 +7,7 @@ use convpass::backbone::{
 use convpass::{
     ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, Pooling, SwinConfig, ViTConfig,
 };
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::golden::AnyFrozen;
 
@@ -26,7 +26,7 @@ pub trait Contract: AnyFrozen {
         let kinds = [("f32", Kind::Float), ("bf16", Kind::BFloat16), ("f16", Kind::Half)];
         let variants = Self::variants().into_iter();
         variants
-            .map(|(name, config)| (name, Self::random(&config)))
+            .map(|(name, config)| (name, Self::random(&config, Device::Cpu)))
             .flat_map(|(name, backbone)| {
                 kinds.map(|(kind, k)| (format!("{name}, {kind}"), backbone.to_kind(k).unwrap()))
             })
