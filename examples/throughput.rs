@@ -7,7 +7,7 @@
 //!
 //! It teaches what a step costs on your machine before you train: `train` is forward, backward and AdamW of Convpass
 //! (h = 8, dropout and drop path 0.1), `eval` is the adapted model without gradients, `plain-eval` the backbone alone.
-//! The first round sets things up and is not counted. `--recompute` trades time for memory in training, and
+//! The first round sets things up and is not counted. `--mode eval --batch 1` is the latency of an image. `--recompute` trades time for memory in training, and
 //! `--precision` keeps the frozen weights in bf16 or f16, or computes under autocast.
 
 use std::time::Instant;
@@ -37,6 +37,12 @@ struct Args {
     /// A ViT's preset; its weights are random.
     #[arg(long, default_value = "vit_base_patch16_224")]
     backbone_preset: String,
+    /// Side of the images in pixels [default: the preset's].
+    #[arg(long)]
+    image_size: Option<i64>,
+    /// Classes of the head.
+    #[arg(long, default_value_t = 100)]
+    classes: i64,
     #[arg(long, default_value_t = 0.1)]
     drop_path: f64,
     /// Compute each block again in the backward pass: less memory, more time.
@@ -98,6 +104,8 @@ fn main() -> Result<()> {
         "mode": mode.map(|mode| mode.get_name().to_owned()),
         "precision": args.precision.name(),
         "backbone_preset": args.backbone_preset,
+        "image_size": step.images.size()[2],
+        "classes": args.classes,
         "batch": args.batch,
         "threads": tch::get_num_threads(),
         "median_s": median,
@@ -119,11 +127,13 @@ struct Step {
 
 impl Step {
     fn new(args: &Args, device: Device) -> Result<Self> {
-        let vit = ViTConfig::preset(&args.backbone_preset)?;
+        let mut vit = ViTConfig::preset(&args.backbone_preset)?;
+        vit.image_size = args.image_size.map_or(vit.image_size, |side| (side, side));
         let backbone = FrozenViT::random(&vit, 0, device)?;
         let backbone = args.precision.convert(backbone)?;
         let method = Method::ConvBypass(ConvBypassConfig::default());
-        let config = PetlConfig { drop_path: args.drop_path, ..PetlConfig::new(method, 100) };
+        let config =
+            PetlConfig { drop_path: args.drop_path, ..PetlConfig::new(method, args.classes) };
         let (height, width) = vit.image_size;
         Ok(Step {
             model: PetlModel::new(backbone, &config)?,

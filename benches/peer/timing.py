@@ -2,8 +2,15 @@
 import json
 import resource
 import statistics
+import sys
 import time
 from dataclasses import dataclass
+
+import torch
+
+
+# Calls of a compiled model that are not counted: the first compiles, and another shape of a gradient may compile again.
+COMPILED_WARMUPS = 3
 
 
 @dataclass
@@ -19,15 +26,26 @@ class Seconds:
         return min(self.rounds)
 
 
-def time_rounds(rounds, call):
-    """Seconds of each of `rounds` calls after one that is not counted."""
-    call()
+def time_rounds(rounds, call, warmups=1):
+    """Seconds of each of `rounds` calls after `warmups` calls that are not counted."""
+    for _ in range(warmups):
+        call()
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
     return Seconds(seconds)
+
+
+def compiled_or_reason(call):
+    """Calls a compiled function once. Where it cannot be compiled, prints a line of JSON with the reason and exits."""
+    try:
+        call()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = " ".join(str(error).split("Set TORCHDYNAMO")[0].split())
+        print(json.dumps({"not_compiled": f"{type(error).__name__}: {reason[:300]}"}))
+        sys.exit()
 
 
 def peak_rss_mb():

@@ -230,6 +230,12 @@ const STRIP: usize = 16;
 /// the samples of one row are in [`sum_rows`], and both passes use the same loop.
 #[multiversion(targets("x86_64+avx2"))]
 fn sum_columns(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]) {
+    sum_columns_on_any(windows, pixels, from, resized);
+}
+
+/// [`sum_columns`] with the instructions of the function that it is inlined into.
+#[inline(always)]
+fn sum_columns_on_any(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]) {
     let columns = windows.starts.len();
     let strips = pixels.chunks_exact(from * 3 * STRIP);
     let mut outputs = resized.chunks_exact_mut(columns * 3 * STRIP);
@@ -259,6 +265,12 @@ fn sum_columns(windows: &Windows, pixels: &[u8], from: usize, resized: &mut [u8]
 /// Resizes rows of `stride` samples to one row for each window.
 #[multiversion(targets("x86_64+avx2"))]
 fn sum_rows(windows: &Windows, pixels: &[u8], stride: usize, resized: &mut [u8]) {
+    sum_rows_on_any(windows, pixels, stride, resized);
+}
+
+/// [`sum_rows`] with the instructions of the function that it is inlined into.
+#[inline(always)]
+fn sum_rows_on_any(windows: &Windows, pixels: &[u8], stride: usize, resized: &mut [u8]) {
     for ((start, weights), output) in windows.iter().zip(resized.chunks_exact_mut(stride)) {
         let rows = pixels[start * stride..].chunks_exact(stride);
         // The compiler knows the block length, so the sums stay in registers.
@@ -409,6 +421,38 @@ mod tests {
                     let found = (0..to).map(|y| down[(y * columns + x) * 3 + c]);
                     assert!(found.eq(expected), "down, {rows}x{columns} to {to}");
                 }
+            }
+        }
+    }
+
+    /// The arithmetic is of integers, so that every version of a pass has to give the same bytes:
+    /// the one that the processor selects (AVX2 where it exists), and the one for the oldest
+    /// supported processor, which a machine with AVX2 never selects.
+    #[test]
+    fn every_version_of_a_pass_gives_the_same_bytes() {
+        let mut state = 1u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for filter in [Resampling::Bicubic, Resampling::Bilinear] {
+            for (rows, columns, to) in
+                [(1, 1, 5), (1, 43, 7), (45, 1, 3), (15, 11, 33), (17, 22, 1), (49, 21, 20)]
+            {
+                let pixels: Vec<u8> = (0..rows * columns * 3).map(|_| noise()).collect();
+                let case = format!("{filter:?}, {rows}x{columns} to {to}");
+
+                let windows = Windows::new(filter, columns, to);
+                let [mut selected, mut oldest] = [0, 1].map(|fill| vec![fill; rows * to * 3]);
+                sum_columns(&windows, &pixels, columns, &mut selected);
+                sum_columns_on_any(&windows, &pixels, columns, &mut oldest);
+                assert!(selected == oldest, "across, {case}");
+
+                let windows = Windows::new(filter, rows, to);
+                let [mut selected, mut oldest] = [0, 1].map(|fill| vec![fill; to * columns * 3]);
+                sum_rows(&windows, &pixels, columns * 3, &mut selected);
+                sum_rows_on_any(&windows, &pixels, columns * 3, &mut oldest);
+                assert!(selected == oldest, "down, {case}");
             }
         }
     }

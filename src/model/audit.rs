@@ -78,7 +78,7 @@ mod tests {
         let small = |name: &str| ViTConfig {
             image_size: (28, 56),
             patch_size: 14,
-            embed_dim: 12,
+            embed_dim: 16,
             depth: 3,
             num_heads: 2,
             mlp_dim: 20,
@@ -103,7 +103,7 @@ mod tests {
                 let model = PetlModel::new(backbone.clone(), &PetlConfig::new(method, 7)).unwrap();
                 let built = model.trainable_params();
                 let found = (built.method, built.head, built.backbone());
-                assert_eq!(found, (row.params as usize, 7 * 13, row.backbone as usize), "{name}");
+                assert_eq!(found, (row.params as usize, 7 * 17, row.backbone as usize), "{name}");
             }
         }
     }

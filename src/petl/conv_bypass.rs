@@ -584,6 +584,33 @@ mod tests {
         }
     }
 
+    /// The fused path accepts no tensor without values. A batch without samples has to reach the
+    /// plain path, and to leave gradients of zero.
+    #[test]
+    fn a_batch_without_samples_has_gradients_of_zero() {
+        let config = ConvBypassConfig { dropout: 0.0, ..Default::default() };
+        let layout = TokenLayout { prefix: 1, grid: (2, 3) };
+        let (mut vs, bypass) = random_bypass(24, &config, false, 1);
+        vs.float();
+        let [residual, x] = [2, 3]
+            .map(|seed| tokens(0, &layout, 24, seed).to_kind(Kind::Float).set_requires_grad(true));
+        assert!(bypass.fused(&input(&x, &layout, &Branch::All), Some(&residual)).is_none());
+        let site = Site { block: 0, sub_layer: SubLayer::Mlp };
+        let (layout, branch) = (&layout, &Branch::All);
+        let at = Beside { site, raw: &x, normed: &x, norm: None, layout, branch, train: true };
+        let sum = bypass.add_into(&residual, &at).unwrap();
+        assert_eq!(sum.size(), [0, 7, 24]);
+        sum.sum(Kind::Float).backward();
+        assert_eq!((x.grad().size(), residual.grad().size()), (sum.size(), sum.size()));
+        for (name, variable) in vs.variables() {
+            let gradient = variable.grad();
+            assert!(
+                gradient.defined() && gradient.count_nonzero(None::<i64>).int64_value(&[]) == 0,
+                "{name}"
+            );
+        }
+    }
+
     #[test]
     fn starts_at_zero_with_published_shapes_and_counts() {
         for (conv_init, c, expected) in

@@ -7,11 +7,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use pulp::Arch;
 use tch::{Device, Kind, Tensor};
 
 use super::bypass_kernel::{self as kernel, Gradients, Kept, Norm, Packed, Sizes, Stored};
-use super::lanes::GROUP;
+use super::lanes::{GROUP, dispatch};
 use crate::error::{Error, Result};
 use crate::ffi::{Backward, Fresh, attach, floats, for_each};
 use crate::nn::{Branch, fill_dropout_mask};
@@ -315,7 +314,7 @@ impl FusedBypass {
                     return output.copy_from_slice(residual.unwrap_or(&[]));
                 };
                 let (down, conv) = (&mut **lock(&downs[slot]), &mut **lock(&convs[slot]));
-                Arch::new().dispatch(kernel::Forward {
+                dispatch(kernel::Forward {
                     sizes,
                     weights: packed,
                     tokens: sample_of(tokens, sample, batch),
@@ -357,7 +356,7 @@ impl FusedBypass {
             let part = &mut **lock(&parts[slot]);
             part.fill(0.0);
             let of = |all| sample_of(all, slot, samples.kept);
-            Arch::new().dispatch(kernel::Backward {
+            dispatch(kernel::Backward {
                 sizes,
                 weights: packed,
                 norm,

@@ -1,14 +1,28 @@
-//! Loops over f32 with the widest vectors of the processor.
+//! Loops over f32 with the vectors of the processor.
 //!
 //! The length of every slice is a multiple of [`GROUP`], which is a multiple of every vector
 //! length.
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 /// The number of rows that [`Lanes::dots`] and [`Lanes::combine`] process side by side.
 pub(super) const GROUP: usize = 8;
 /// The number of rows that [`Lanes::add_products`] processes at once.
 const ROWS: usize = 4;
+
+/// Runs `op` with the widest vectors of the processor that a [`GROUP`] is a multiple of.
+///
+/// On x86 these are the vectors of AVX2. `pulp::Arch` would select AVX-512 if any crate of the
+/// program enables the feature `x86-v4` of pulp, and such a vector is longer than a group.
+pub(super) fn dispatch<Op: WithSimd>(op: Op) -> Op::Output {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return match pulp::x86::V3::try_new() {
+        Some(simd) => Simd::vectorize(simd, op),
+        None => Simd::vectorize(pulp::Scalar, op),
+    };
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+    return pulp::Arch::new().dispatch(op);
+}
 
 /// The vector instructions of a processor.
 #[derive(Clone, Copy)]
@@ -17,13 +31,18 @@ pub(super) struct Lanes<S>(pub(super) S);
 // Everything is inlined into the one function that is compiled for the processor. A closure or a
 // function that is not inlined would be compiled for the oldest supported processor.
 impl<S: Simd> Lanes<S> {
+    /// A longer vector would leave the end of a slice out without an error.
+    const FITS: () = assert!(GROUP.is_multiple_of(S::F32_LANES), "vectors longer than a group");
+
     #[inline(always)]
     fn of(values: &[f32]) -> &[S::f32s] {
+        let () = Self::FITS;
         S::as_simd_f32s(values).0
     }
 
     #[inline(always)]
     fn of_mut(values: &mut [f32]) -> &mut [S::f32s] {
+        let () = Self::FITS;
         S::as_mut_simd_f32s(values).0
     }
 
@@ -201,7 +220,10 @@ impl<S: Simd> Lanes<S> {
 
     /// Computes the exponential within 2 units in the last place, as `2^n * e^r` with `|r| <= ln 2
     /// / 2` and a Taylor polynomial for `e^r`. Inputs are clamped to `-87..=88`, so that the result
-    /// stays within the range of f32. NaN stays NaN.
+    /// stays within the range of f32.
+    ///
+    /// NaN stays NaN or is clamped to 88, depending on the instructions. The callers multiply by
+    /// their own input afterwards, which is then NaN.
     #[inline(always)]
     fn exp(self, x: S::f32s) -> S::f32s {
         /// Adding this number rounds to an integer, which is then in the low bits of the sum.
@@ -232,38 +254,111 @@ impl<S: Simd> Lanes<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use pulp::{Arch, WithSimd};
 
-    struct Exp<'a>(&'a mut [f32]);
+    /// Runs `op` once on each path that the crate may take on some processor and that this one
+    /// supports, and on pulp's plain twins of vectors of 128 bits (the length of Arm's) and 256
+    /// bits. Returns the results with their names.
+    ///
+    /// On x86 the paths are scalars and AVX2 with FMA. There is no path with AVX-512.
+    pub(crate) fn on_each_path<Op: WithSimd + Copy>(op: Op) -> Vec<(&'static str, Op::Output)> {
+        let mut results = vec![
+            ("scalars", pulp::Scalar.vectorize(op)),
+            ("128 bits", pulp::Scalar128b.vectorize(op)),
+            ("256 bits", pulp::Scalar256b.vectorize(op)),
+        ];
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        results.extend(pulp::x86::V3::try_new().map(|simd| ("AVX2", Simd::vectorize(simd, op))));
+        #[cfg(target_arch = "aarch64")]
+        results
+            .extend(pulp::aarch64::Neon::try_new().map(|simd| ("Neon", Simd::vectorize(simd, op))));
+        results.push(("the dispatched path", dispatch(op)));
+        results
+    }
+
+    #[derive(Clone, Copy)]
+    struct VectorLength;
+
+    impl WithSimd for VectorLength {
+        type Output = usize;
+
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+
+    #[test]
+    fn the_dispatched_path_is_the_widest_that_fits_a_group() {
+        let lengths = on_each_path(VectorLength);
+        assert!(lengths.iter().all(|(_, length)| GROUP.is_multiple_of(*length)), "{lengths:?}");
+        let length = |path| lengths.iter().find(|(name, _)| *name == path).map(|(_, n)| *n);
+        let native = length("AVX2").or(length("Neon")).or(length("scalars"));
+        if cfg!(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")) {
+            assert_eq!(length("the dispatched path"), native, "{lengths:?}");
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Exp<'a>(&'a [f32]);
 
     impl WithSimd for Exp<'_> {
-        type Output = ();
+        type Output = Vec<f32>;
 
         #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            for x in S::as_mut_simd_f32s(self.0).0 {
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let mut values = self.0.to_vec();
+            for x in Lanes::<S>::of_mut(&mut values) {
                 *x = Lanes(simd).exp(*x);
             }
+            values
         }
     }
 
     #[test]
     fn exp_is_that_of_f64() {
         let inputs: Vec<f32> = (-8696..=8799).map(|i| i as f32 * 0.01).collect();
-        let (mut wide, mut narrow) = (inputs.clone(), inputs.clone());
-        Arch::new().dispatch(Exp(&mut wide));
-        Exp(&mut narrow).with_simd(pulp::Scalar);
-        for (&x, found) in inputs.iter().zip(wide.iter().zip(&narrow)) {
-            let expected = f64::from(x).exp();
-            for &found in [found.0, found.1] {
+        for (path, found) in on_each_path(Exp(&inputs)) {
+            for (&x, found) in inputs.iter().zip(found) {
+                let expected = f64::from(x).exp();
                 let gap = (f64::from(found) - expected).abs() / expected;
-                assert!(gap < 2.5e-7, "{x}: {found} {expected} {gap}");
+                assert!(gap < 2.5e-7, "{path}, {x}: {found} {expected} {gap}");
             }
         }
-        let mut odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, 0.0];
-        Arch::new().dispatch(Exp(&mut odd));
-        assert!(odd[0].is_nan() && odd[1] > 1e38 && odd[2] < 1e-37 && odd[3] == 1.0, "{odd:?}");
+        let odd = [f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e30, -1e30, 1e-40, -1e-40];
+        for (path, odd) in on_each_path(Exp(&odd)) {
+            let [most, least, ones @ .., huge, tiny, one, another] = &odd[..] else { panic!() };
+            assert!([most, huge].iter().all(|&&x| x > 1e38 && x.is_finite()), "{path}: {odd:?}");
+            assert!([least, tiny].iter().all(|&&x| x > 0.0 && x < 1e-37), "{path}: {odd:?}");
+            assert!(ones.iter().chain([one, another]).all(|&x| x == 1.0), "{path}: {odd:?}");
+        }
+    }
+
+    /// QuickGELU of the values, then its slope at them.
+    #[derive(Clone, Copy)]
+    struct QuickGelu<'a>(&'a [f32]);
+
+    impl WithSimd for QuickGelu<'_> {
+        type Output = [Vec<f32>; 2];
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            let (mut values, mut slopes) = (self.0.to_vec(), vec![1.0; self.0.len()]);
+            Lanes(simd).quick_gelu(&mut values);
+            Lanes(simd).scale_by_slope(self.0, &mut slopes);
+            [values, slopes]
+        }
+    }
+
+    /// A run that diverges has to be seen, whatever the processor does with NaN in a minimum.
+    #[test]
+    fn nan_stays_nan_and_changes_nothing_beside_it() {
+        let values = [0.5, f32::NAN, -1.0, 2.0, 0.0, 3.0, -4.0, -f32::NAN];
+        for (path, parts) in on_each_path(QuickGelu(&values)) {
+            for part in parts {
+                let same = part.iter().zip(values).all(|(y, x)| y.is_nan() == x.is_nan());
+                assert!(same, "{path}: {part:?}");
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Named configs with timm's names.
 
-use super::ViTConfig;
+use super::{AttentionPooling, Pooling, ViTConfig};
 use crate::error::{Error, Result};
-use crate::nn::MlpActivation;
+use crate::nn::{MlpActivation, Rotary};
 
 /// Name, image side, patch side, C, depth, heads.
 type Row = (&'static str, i64, i64, i64, i64, i64);
@@ -38,6 +38,11 @@ const DINOV2: &[(Row, Row)] = &[
      ("vit_giant_patch14_reg4_dinov2", 518, 14, 1536, 40, 24)),
 ];
 
+/// DINOv3 models, with the size of images and the pooling that timm gives them.
+const DINOV3: &[Row] = &[("vit_base_patch16_dinov3", 256, 16, 768, 12, 12)];
+
+const SIGLIP: &[Row] = &[("vit_base_patch16_siglip_224", 224, 16, 768, 12, 12)];
+
 fn plain((_, image, patch_size, embed_dim, depth, num_heads): Row) -> ViTConfig {
     ViTConfig {
         image_size: (image, image),
@@ -72,9 +77,36 @@ fn dinov2(row: Row, num_registers: i64) -> ViTConfig {
     }
 }
 
+fn dinov3(row: Row) -> ViTConfig {
+    ViTConfig {
+        num_registers: 4,
+        pos_embed: false,
+        pos_embed_prefix: 0,
+        rotary: Some(Rotary::DINOV3),
+        qkv_bias: false,
+        layer_scale: true,
+        norm_eps: 1e-5,
+        pooling: Pooling::Average,
+        ..plain(row)
+    }
+}
+
+fn siglip(row: Row) -> ViTConfig {
+    let config = plain(row);
+    let mlp_dim = config.mlp_dim;
+    ViTConfig {
+        class_token: false,
+        pos_embed_prefix: 0,
+        pooling: Pooling::Attention,
+        attention_pool: Some(AttentionPooling { num_heads: None, mlp_dim, reads_prefix: false }),
+        ..config
+    }
+}
+
 impl ViTConfig {
     /// Returns a named config: ViT-Ti/S/B/L/H, CLIP B/32, B/16 and L/14 (OpenAI's, with QuickGELU),
-    /// and DINOv2 S/B/L/g with and without registers. [`ViTConfig::presets`] lists the names.
+    /// DINOv2 S/B/L/g with and without registers, DINOv3 B and SigLIP B/16. [`ViTConfig::presets`]
+    /// lists the names.
     ///
     /// # Errors
     /// [`Error::Config`] with all names if the name is unknown.
@@ -84,8 +116,12 @@ impl ViTConfig {
         let dinov2 = DINOV2
             .iter()
             .flat_map(|&(bare, reg4)| [(bare.0, dinov2(bare, 0)), (reg4.0, dinov2(reg4, 4))]);
+        let dinov3 = DINOV3.iter().map(|&row| (row.0, dinov3(row)));
+        let siglip = SIGLIP.iter().map(|&row| (row.0, siglip(row)));
         vit.chain(clip)
             .chain(dinov2)
+            .chain(dinov3)
+            .chain(siglip)
             .find_map(|(key, config)| (key == name).then_some(config))
             .ok_or_else(|| {
                 let names = Self::presets().collect::<Vec<_>>().join(", ");
@@ -97,7 +133,8 @@ impl ViTConfig {
     pub fn presets() -> impl Iterator<Item = &'static str> {
         let vit = VIT.iter().map(|row| row.0);
         let clip = CLIP.iter().map(|(row, _)| row.0);
-        vit.chain(clip).chain(DINOV2.iter().flat_map(|(bare, reg4)| [bare.0, reg4.0]))
+        let dinov2 = DINOV2.iter().flat_map(|(bare, reg4)| [bare.0, reg4.0]);
+        vit.chain(clip).chain(dinov2).chain(DINOV3.iter().chain(SIGLIP).map(|row| row.0))
     }
 }
 
@@ -112,5 +149,18 @@ mod tests {
         }
         let error = ViTConfig::preset("vit_b").unwrap_err().to_string();
         assert!(error.contains("vit_base_patch16_224") && error.contains("vit_b"), "{error}");
+    }
+
+    /// The number of weights of timm 1.0's models of the same names, without their heads.
+    #[test]
+    fn the_presets_have_as_many_weights_as_timms_models() {
+        for (name, count) in [
+            ("vit_base_patch16_224", 85_798_656),
+            ("vit_base_patch14_reg4_dinov2", 86_582_016),
+            ("vit_base_patch16_dinov3", 85_641_216),
+            ("vit_base_patch16_siglip_224", 92_884_224),
+        ] {
+            assert_eq!(ViTConfig::preset(name).unwrap().num_params(), count, "{name}");
+        }
     }
 }
