@@ -5,7 +5,7 @@ use convpass::seam::{BackboneShape, Layer, Place, Seam};
 use convpass::testing::check_method;
 use convpass::{FrozenViT, Method, PetlConfig, PetlModel, Result};
 use convpass_accelerator::Accelerator;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::child;
 use crate::contract::images;
@@ -69,7 +69,7 @@ impl Seam for WrongSeam {
         }
         let output = output.f_add(&self.bias)?;
         Ok(match self.mistake {
-            Mistake::OnCpu => output.f_add(&Tensor::zeros([1], (Kind::Float, Device::Cpu)))?,
+            Mistake::OnCpu => output.f_add(&Tensor::zeros([1], (output.kind(), Device::Cpu)))?,
             Mistake::ReadsValue => output.f_add_scalar(0.0 * self.bias.f_double_value(&[0])?)?,
         })
     }
