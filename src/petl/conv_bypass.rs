@@ -594,7 +594,8 @@ mod tests {
         vs.float();
         let [residual, x] = [2, 3]
             .map(|seed| tokens(0, &layout, 24, seed).to_kind(Kind::Float).set_requires_grad(true));
-        assert!(bypass.fused(&input(&x, &layout, &Branch::All), Some(&residual)).is_none());
+        let (weights, input) = (bypass.weights().unwrap(), input(&x, &layout, &Branch::All));
+        assert!(!fused_bypass::can_add(&weights, &input, Some(&residual)));
         let site = Site { block: 0, sub_layer: SubLayer::Mlp };
         let (layout, branch) = (&layout, &Branch::All);
         let at = Beside { site, raw: &x, normed: &x, norm: None, layout, branch, train: true };
