@@ -4,16 +4,21 @@ use tch::{Device, Tensor};
 
 use crate::error::Result;
 
-/// Returns `tensor` on `device`. The CPU does not wait until a GPU has come to the copy.
+/// Returns `tensor` on `device`. If it comes from the CPU, the CPU does not wait until a GPU has come
+/// to the copy.
 pub(crate) fn send(tensor: &Tensor, device: Device) -> Result<Tensor> {
     let pinned;
     let mut tensor = tensor;
-    if matches!(device, Device::Cuda(_)) && tensor.device() == Device::Cpu {
-        // CUDA copies pageable memory to pinned memory first and waits for that copy.
-        pinned = tensor.f_pin_memory(device)?;
-        tensor = &pinned;
+    // A copy to the CPU has to arrive before its values are read. Metal copies later, from memory
+    // that may be freed by then.
+    let asynchronous = tensor.device() == Device::Cpu && !cfg!(target_vendor = "apple");
+    if asynchronous && matches!(device, Device::Cuda(_)) {
+        // CUDA copies pageable memory to pinned memory first, and waits for that. `pin_memory`
+        // without the underscore prints a warning each time. A system may refuse to pin memory.
+        if let Ok(own) = tensor.f_internal_pin_memory(device) {
+            pinned = own;
+            tensor = &pinned;
+        }
     }
-    // Metal copies later from memory that may be freed by then.
-    let asynchronous = !cfg!(target_vendor = "apple");
     Ok(tensor.f_to_device_(device, tensor.f_kind()?, asynchronous, false)?)
 }

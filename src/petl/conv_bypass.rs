@@ -1,7 +1,7 @@
 //! Convpass: a convolutional bypass of a sub-layer (arXiv 2207.07039, section 3).
 
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 use super::device_bypass;
 use super::fused_bypass::{self, BypassInput, BypassWeights};
@@ -225,8 +225,10 @@ impl ConvBypass {
         if fused_bypass::can_add(&weights, input, residual) {
             return fused_bypass::add(&weights, input, residual);
         }
-        let kind = Autocast::kind(input.tokens.device())?;
-        device_bypass::add(&weights, input, residual, kind.unwrap_or(input.tokens.kind()))
+        let own = input.tokens.kind();
+        // Autocast leaves f64 as it is.
+        let kind = Autocast::kind(input.tokens.device())?.filter(|_| own != Kind::Double);
+        device_bypass::add(&weights, input, residual, kind.unwrap_or(own))
     }
 
     /// Computes the same with libtorch's operations and their gradients, also if s is trained.
@@ -312,8 +314,8 @@ mod tests {
     use super::*;
     use crate::seam::{NormOf, Site, SubLayer};
     use proptest::prelude::*;
+    use tch::Device;
     use tch::nn::VarStore;
-    use tch::{Device, Kind};
 
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -467,25 +469,70 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences() {
+        let kept = Branch::Kept { index: Tensor::from_slice(&[1i64]), scale: 1.25, rows: None };
         for channel_scale in [true, false] {
-            for layout in [
-                TokenLayout { prefix: 2, grid: (3, 2) },
-                TokenLayout { prefix: 0, grid: (2, 2) },
-                TokenLayout { prefix: 3, grid: (0, 0) },
+            for (layout, branch) in [
+                (TokenLayout { prefix: 2, grid: (3, 2) }, &Branch::All),
+                (TokenLayout { prefix: 1, grid: (2, 2) }, &kept),
+                (TokenLayout { prefix: 0, grid: (2, 2) }, &Branch::All),
+                (TokenLayout { prefix: 3, grid: (0, 0) }, &Branch::All),
             ] {
-                check_gradients(channel_scale, layout);
+                check_gradients(channel_scale, layout, branch);
             }
         }
     }
 
-    fn check_gradients(channel_scale: bool, layout: TokenLayout) {
+    /// In few bits, with a residual stream of the same dtype and in f32.
+    #[test]
+    fn few_bits_are_those_of_the_plain_path() {
+        let config = ConvBypassConfig { bottleneck_dim: 5, scale: 0.7, ..Default::default() };
+        let layout = TokenLayout { prefix: 1, grid: (3, 4) };
+        let kept = Branch::Kept { index: Tensor::from_slice(&[2i64, 0]), scale: 1.25, rows: None };
+        for (kind, stream) in [
+            (Kind::BFloat16, Kind::BFloat16),
+            (Kind::BFloat16, Kind::Float),
+            (Kind::Half, Kind::Half),
+            (Kind::Half, Kind::Float),
+        ] {
+            for branch in [&Branch::All, &kept] {
+                let new = |seed| tokens(3, &layout, 12, seed);
+                let run = |kind: Kind, stream: Kind, device: bool| {
+                    let (mut vs, bypass) = random_bypass(12, &config, false, 31);
+                    vs.set_kind(kind);
+                    let x = new(32).to_kind(kind).set_requires_grad(true);
+                    let residual = new(33).to_kind(stream).set_requires_grad(true);
+                    let (input, weights) = (input(&x, &layout, branch), bypass.weights().unwrap());
+                    let sum = if device {
+                        device_bypass::add(&weights, &input, Some(&residual), kind)
+                    } else {
+                        bypass.add_plainly(&input, Some(&residual))
+                    };
+                    let sum = sum.unwrap();
+                    assert_eq!(sum.kind(), stream);
+                    (sum.to_kind(Kind::Double) * new(34)).sum(Kind::Double).backward();
+                    let mut found = vec![sum, x.grad(), residual.grad()];
+                    found.extend(weights.all().map(Tensor::grad));
+                    found.into_iter().map(|t| t.detach().to_kind(Kind::Double)).collect::<Vec<_>>()
+                };
+                let expected = run(Kind::Double, Kind::Double, false);
+                let found = run(kind, stream, true);
+                for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let gap = max_gap(found, expected) / expected.abs().max().double_value(&[]);
+                    let bound = if kind == Kind::Half { 6e-3 } else { 4e-2 };
+                    assert!(gap < bound, "{index} in {kind:?} and {stream:?}, {branch:?}: {gap}");
+                }
+            }
+        }
+    }
+
+    fn check_gradients(channel_scale: bool, layout: TokenLayout, branch: &Branch) {
         let config = ConvBypassConfig { bottleneck_dim: 3, scale: 1.5, ..Default::default() };
         let (vs, bypass) = random_bypass(5, &config, channel_scale, 11);
         let x = tokens(2, &layout, 5, 12).set_requires_grad(true);
         let residual = tokens(2, &layout, 5, 13);
         let probe = tokens(2, &layout, 5, 14);
         let loss = || {
-            let input = input(&x, &layout, &Branch::All);
+            let input = input(&x, &layout, branch);
             let sum = bypass.add(&input, Some(&residual)).unwrap();
             (sum * &probe).sum(Kind::Double)
         };

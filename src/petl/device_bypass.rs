@@ -7,7 +7,8 @@
 //!   is part of the product before it, and 1 / k of the product after it.
 //! - The tokens `[B, N, h]` of the patches are an image in channels-last order already. A prefix
 //!   token, which only the centre tap reaches, is multiplied into its place beside them.
-//! - The up product and its bias are added into the residual stream.
+//! - The up product has its bias and every factor, and one sum adds it to the residual stream: the
+//!   stream is rounded once.
 //! - Dropout sets the argument of the second QuickGELU to [`DROPPED`], where its value and its slope
 //!   are 0, so that backward needs no mask.
 
@@ -102,6 +103,12 @@ fn matrix(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_reshape([x.numel() as i64 / width.max(1), width])?)
 }
 
+/// Views a tensor that is written to, `[.., width]`, as a matrix over the same memory.
+fn rows_of(x: &Tensor) -> Result<Tensor> {
+    let width = x.size().last().copied().unwrap_or_default();
+    Ok(x.f_view([x.numel() as i64 / width.max(1), width])?)
+}
+
 /// The centre tap `[h, h]` of a kernel `[h, h, k, k]`.
 fn centre(kernel: &Tensor) -> Result<Tensor> {
     let middle = kernel.size()[3] / 2;
@@ -135,7 +142,7 @@ impl DeviceBypass {
         let shape = [tokens.size()[0], tokens.size()[1], down_bias.size()[0]];
         let empty = || tokens.f_new_empty(shape, (tokens.kind(), tokens.device()));
         let down = empty()?;
-        let rows = matrix(&down)?;
+        let rows = rows_of(&down)?;
         add_product(&rows, (K, down_bias), K, &matrix(tokens)?, &down_weight.f_transpose(0, 1)?)?;
         let activated = down.f_silu()?;
         let conv = empty()?;
@@ -168,19 +175,9 @@ impl DeviceBypass {
     ) -> Result<Tensor> {
         let [.., up_weight, up_bias] = weights else { unreachable!() };
         let (factor, up_weight) = (self.up_factor(), up_weight.f_transpose(0, 1)?);
-        if let (Some(residual), None) = (residual, index)
-            && residual.kind() == up.kind()
-        {
-            let options = (up.kind(), up.device());
-            let sum = residual.f_new_empty(residual.size(), options)?;
-            add_scaled(&sum, residual, self.scale, up_bias)?;
-            let rows = matrix(&sum)?;
-            add_product(&rows, (1.0, &rows), factor, &matrix(up)?, &up_weight)?;
-            return Ok(sum);
-        }
         let shape = [up.size()[0], up.size()[1], up_bias.size()[0]];
         let delta = up.f_new_empty(shape, (up.kind(), up.device()))?;
-        add_product(&matrix(&delta)?, (self.scale, up_bias), factor, &matrix(up)?, &up_weight)?;
+        add_product(&rows_of(&delta)?, (self.scale, up_bias), factor, &matrix(up)?, &up_weight)?;
         Ok(match (residual, index) {
             (None, _) => delta,
             (Some(residual), None) => residual.f_add(&delta)?.f_to_kind(residual.kind())?,
@@ -203,7 +200,7 @@ impl DeviceBypass {
         up_weight: &Tensor,
     ) -> Result<Tensor> {
         let up = conv.f_empty_like()?;
-        let rows = matrix(&up)?;
+        let rows = rows_of(&up)?;
         add_product(&rows, (0.0, &rows), K * self.up_factor(), gradient, up_weight)?;
         Ok(conv.f_silu_backward(&up)?)
     }

@@ -100,66 +100,73 @@ impl AdamW {
         tch::no_grad(|| self.update(lr))
     }
 
+    /// On a CPU the variables are updated with the operations of PyTorch's loop, so that the results
+    /// are those of PyTorch there. Elsewhere one kernel updates them: a GPU computes it faster than
+    /// it can be asked for the operations of each variable.
     fn update(&mut self, lr: f64) -> Result<()> {
-        match self.slots.first() {
-            Some(slot) if slot.variable.device() != Device::Cpu => self.update_at_once(lr),
-            _ => self.update_one_by_one(lr),
+        if self.slots.iter().any(|slot| slot.variable.device() != Device::Cpu) {
+            return self.update_at_once(lr);
         }
+        self.slots.iter_mut().try_for_each(|slot| slot.update(self.steps, self.weight_decay, lr))
     }
 
-    /// Updates all variables with one learning rate in one kernel. A GPU computes it faster than it
-    /// can be asked for the operations of each variable.
+    /// Updates all variables of one learning rate and one dtype in one kernel.
     fn update_at_once(&mut self, lr: f64) -> Result<()> {
-        let device = self.slots[0].variable.device();
-        let number = Tensor::f_full([0i64; 0], f64::from(self.steps), (Kind::Float, device))?;
-        let mut gradients = Vec::with_capacity(self.slots.len());
-        for slot in &self.slots {
+        let mut rest = Vec::with_capacity(self.slots.len());
+        for slot in &mut self.slots {
             let gradient = slot.variable.f_grad()?;
-            if gradient.defined() {
-                gradients.push((slot, gradient.f_contiguous()?));
+            if !gradient.defined() {
+                continue;
+            }
+            // The kernel visits all tensors in the order of their memory.
+            let is_alike = gradient.stride() == slot.variable.stride()
+                && gradient.kind() == slot.variable.kind()
+                && slot.mean.stride() == slot.variable.stride();
+            if is_alike {
+                rest.push((&*slot, gradient));
+            } else {
+                slot.update(self.steps, self.weight_decay, lr)?;
             }
         }
-        while let Some((first, _)) = gradients.first() {
-            let factor = first.lr_factor;
-            let (group, others) =
-                gradients.into_iter().partition(|(slot, _)| slot.lr_factor == factor);
-            gradients = others;
-            let group: Vec<(&Slot, Tensor)> = group;
+        while let Some(&(first, _)) = rest.first() {
+            let like = |slot: &Slot| (slot.lr_factor, slot.variable.kind(), slot.variable.device());
+            let key = like(first);
+            let (group, others): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|(slot, _)| like(slot) == key);
+            rest = others;
             let fused: Vec<FusedSlot> = group
                 .iter()
                 .map(|(slot, gradient)| [&slot.variable, gradient, &slot.mean, &slot.square])
                 .collect();
-            let (lr, weight_decay) = (lr * factor, self.weight_decay);
+            let number = Tensor::f_full([0i64; 0], f64::from(self.steps), (Kind::Float, key.2))?;
+            let (lr, weight_decay) = (lr * key.0, self.weight_decay);
             let step = AdamWStep { lr, betas: BETAS, weight_decay, eps: EPS };
             fused_adamw(&fused, &number, &step)?;
         }
         Ok(())
     }
+}
 
-    /// Updates the variables with the operations of PyTorch's loop, so that results on a CPU are
-    /// those of PyTorch there.
-    fn update_one_by_one(&mut self, lr: f64) -> Result<()> {
+impl Slot {
+    /// Updates the variable in step `number`, from 1, if it has a gradient.
+    fn update(&mut self, number: i32, weight_decay: f64, lr: f64) -> Result<()> {
         let (beta1, beta2) = BETAS;
-        let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        for Slot { variable, mean, square, lr_factor, .. } in &mut self.slots {
-            let lr = lr * *lr_factor;
-            let gradient = variable.f_grad()?;
-            if !gradient.defined() {
-                continue;
-            }
-            let weight = gradient.f_new_full(
-                [0i64; 0],
-                1.0 - beta1,
-                (gradient.kind(), gradient.device()),
-            )?;
-            let _mean = mean.f_lerp_tensor_(&gradient, &weight)?;
-            let _square = square.f_mul_scalar_(beta2)?;
-            let _square = square.f_addcmul_(&gradient, &gradient.f_mul_scalar(1.0 - beta2)?)?;
-            let denominator = square.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(EPS)?;
-            let _decayed = variable.f_mul_scalar_(1.0 - lr * self.weight_decay)?;
-            let update = mean.f_div(&denominator)?.f_mul_scalar_(lr / bias1)?;
-            let _updated = variable.f_sub_(&update)?;
+        let (bias1, bias2) = (1.0 - beta1.powi(number), 1.0 - beta2.powi(number));
+        let Slot { variable, mean, square, lr_factor, .. } = self;
+        let lr = lr * *lr_factor;
+        let gradient = variable.f_grad()?;
+        if !gradient.defined() {
+            return Ok(());
         }
+        let options = (gradient.kind(), gradient.device());
+        let weight = gradient.f_new_full([0i64; 0], 1.0 - beta1, options)?;
+        let _mean = mean.f_lerp_tensor_(&gradient, &weight)?;
+        let _square = square.f_mul_scalar_(beta2)?;
+        let _square = square.f_addcmul_(&gradient, &gradient.f_mul_scalar(1.0 - beta2)?)?;
+        let denominator = square.f_sqrt()?.f_div_scalar_(bias2.sqrt())?.f_add_scalar_(EPS)?;
+        let _decayed = variable.f_mul_scalar_(1.0 - lr * weight_decay)?;
+        let update = mean.f_div(&denominator)?.f_mul_scalar_(lr / bias1)?;
+        let _updated = variable.f_sub_(&update)?;
         Ok(())
     }
 }

@@ -90,7 +90,8 @@ pub trait Observer {
     ///
     /// The CPU waits for a GPU to compute them, and cannot prepare the next step meanwhile. A run
     /// that diverges ends at the next step that is read, or at the end of the epoch or before its
-    /// state is written; the error names the step that diverged.
+    /// state is written; the error names the step that diverged, and the weights of the model may
+    /// not be finite then.
     fn reads_step(&mut self, _steps_done: usize) -> bool {
         true
     }

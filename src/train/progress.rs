@@ -42,6 +42,7 @@ impl Progress {
 impl Observer for Progress {
     fn start(&mut self, start: &RunStart) {
         let RunStart { epoch, step, epochs, steps, .. } = *start;
+        (self.shown, self.read) = (None, None);
         let label = self.bar.prefix();
         match start.steps_done() {
             0 => {}

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/device.cpp");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+        return;
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     let lib =
         PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports it"));

@@ -1,5 +1,6 @@
 //! The one integration binary: each further one would link libtorch again.
 
+#[cfg(target_os = "linux")]
 mod accelerator;
 mod adapted;
 mod audit;

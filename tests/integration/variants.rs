@@ -170,7 +170,7 @@ impl Contract for FrozenSwin {
         let stages = SwinConfig {
             image_size: (12, 20),
             patch_size: 2,
-            embed_dim: 12,
+            embed_dim: 16,
             depths: vec![1, DEPTH as i64 - 1],
             num_heads: vec![2, 4],
             window_sizes: vec![(4, 4), (2, 2)],

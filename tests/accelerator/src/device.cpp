@@ -171,9 +171,18 @@ at::Tensor unfold(const at::Tensor &x, int64_t dim, int64_t size, int64_t step) 
   return at::native::unfold(x, dim, size, step);
 }
 
-void same_device(const char *name, const at::Tensor &x) {
-  TORCH_CHECK(!x.defined() || !x.is_cpu() || x.dim() == 0, name,
-              ": expected all tensors on one device, found one on the CPU");
+// A GPU accepts a tensor of the CPU without dimensions where elements are combined, and nowhere else.
+bool combines_elements(const std::string &name) {
+  static const std::set<std::string> names{
+      "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::mul", "aten::mul_", "aten::div",
+      "aten::div_", "aten::eq",  "aten::ne",  "aten::lt",   "aten::le",  "aten::gt",   "aten::ge",
+      "aten::pow", "aten::where", "aten::maximum", "aten::minimum", "aten::remainder"};
+  return names.count(name) > 0;
+}
+
+void same_device(const std::string &name, const at::Tensor &x) {
+  const bool fits = !x.defined() || !x.is_cpu() || (x.dim() == 0 && combines_elements(name));
+  TORCH_CHECK(fits, name, ": expected all tensors on one device, found one on the CPU");
 }
 
 at::Tensor convolution(const at::Tensor &input, const at::Tensor &weight,
@@ -221,14 +230,14 @@ bool is_index(const std::string &name) {
   return name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_";
 }
 
-void look_at(const std::string &name, const at::Tensor &x) {
-  if (is_index(name)) {
-    // A GPU accepts indices of the CPU and copies them; it counts a mask.
-    if (x.defined() && x.is_cpu() && x.dim() > 0) sent();
-    if (x.defined() && x.scalar_type() == at::kBool) waited("index with a mask");
-    return;
+// A GPU accepts indices of the CPU and waits for their copy, and it counts a mask.
+void look_at_index(const at::Tensor &x) {
+  if (!x.defined()) return;
+  if (x.is_cpu()) {
+    sent();
+    waited("index on the CPU");
   }
-  same_device(name.c_str(), x);
+  if (x.scalar_type() == at::kBool) waited("index with a mask");
 }
 
 void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
@@ -238,12 +247,14 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     for (size_t i = stack->size() - count; i < stack->size(); ++i) {
       const c10::IValue &value = (*stack)[i];
       if (value.isTensor()) {
-        if (!is_index(name) || i > stack->size() - count) look_at(name, value.toTensor());
+        same_device(name, value.toTensor());
+      } else if (value.isTensorList() && !is_index(name)) {
+        for (const at::Tensor &x : value.toTensorVector()) same_device(name, x);
       } else if (value.isTensorList()) {
-        for (const at::Tensor &x : value.toTensorVector()) look_at(name, x);
+        for (const at::Tensor &x : value.toTensorVector()) look_at_index(x);
       } else if (value.isOptionalTensorList()) {
         for (const std::optional<at::Tensor> &x : value.toOptionalTensorVector())
-          if (x) look_at(name, *x);
+          if (x) look_at_index(*x);
       }
     }
     launched(name.substr(name.find("::") + 2));

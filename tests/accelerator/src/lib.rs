@@ -4,6 +4,8 @@
 //! counted. It computes on the CPU, so results can be compared bit for bit with the same operators
 //! there. libtorch knows it as [`Device::Mps`].
 
+#![cfg(target_os = "linux")]
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
