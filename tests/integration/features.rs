@@ -149,8 +149,7 @@ fn check_rounded<B: AnyFrozen>(family: &str) {
         for (kind, tolerance) in [(Kind::BFloat16, BF16_TOLERANCE), (Kind::Half, F16_TOLERANCE)] {
             let found = exact.to_kind(kind)?.features(case.tensor("images"));
             let off = difference(&found, case.tensor("features"));
-            // NaN is a failure too.
-            if !(off <= tolerance * enlarged) {
+            if off.is_nan() || off > tolerance * enlarged {
                 return Err(format!("{kind:?}: off by {off:.2e} relative").into());
             }
         }
