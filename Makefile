@@ -12,7 +12,7 @@ SET := $(if $(CUDA),$(FULL_SET),$(CPU_SET))
 PROFILE := --release
 FEATURES := $(if $(CUDA),--features cuda)
 
-.PHONY: demo test libtorch lint doc bench bench-peer peer sweep fuzz soak clean
+.PHONY: demo test libtorch lint doc bench bench-peer gpu-kit gpu-check peer sweep fuzz soak clean
 
 demo: libtorch
 	cargo run $(PROFILE) $(FEATURES) --example vtab_finetune
@@ -44,6 +44,21 @@ bench-peer: libtorch peer
 	cargo build $(PROFILE) $(FEATURES) --example throughput --example parts
 	$(PYTHON) benches/peer/run.py --peer $(PEER_PYTHON) --bin $(BIN) --inputs .peer/inputs \
 	    --libtorch "$(LIBTORCH_VERSION)" --rounds $(ROUNDS) --cases "$(CASES)" $(if $(CUDA),--cuda)
+
+# A folder of at most 60 MB that measures on a machine with a GPU and a Python with torch (docs/performance.md), and the
+# same run here. GPU_CHECK takes options of gpu_check.py, PYTHON is the Python with torch.
+KIT ?= target/gpu-kit
+GPU_CHECK ?=
+KIT_BUILD = cargo build $(PROFILE) -p convpass --features cuda --message-format json
+
+gpu-kit: libtorch
+	mkdir -p target
+	$(KIT_BUILD) --test integration --example throughput --example parts > target/gpu-kit.json
+	benches/gpu/kit.sh $(KIT) "$(LIBTORCH_VERSION)" target/gpu-kit.json
+
+gpu-check:
+	@[ -d $(KIT) ] || { echo "gpu-check: no kit in $(KIT): run make gpu-kit" >&2; exit 1; }
+	$(PYTHON) $(KIT)/gpu_check.py --out target/gpu-check $(GPU_CHECK)
 
 # Files of random weights of all libraries, opened and compared; the table goes to SWEEP (see tests/sweep/README.md).
 # ONLY is a regular expression over the names of the cases.

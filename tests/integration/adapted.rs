@@ -11,9 +11,9 @@ use convpass::{
     Backbone, ConvBypassConfig, ConvInit, Error, FrozenViT, Method, PetlConfig, PetlModel,
     Placement, Pooling, Result, SubLayers, ViTConfig,
 };
-use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+use tch::{Kind, Tensor, nn, nn::OptimizerConfig};
 
-use crate::support::waves;
+use crate::support::{device, waves};
 
 const CLASSES: i64 = 5;
 
@@ -43,7 +43,7 @@ fn small_vits() -> [ViTConfig; 3] {
 }
 
 fn backbone(seed: i64) -> FrozenViT {
-    FrozenViT::random(&small_vit(), seed, Device::Cpu).unwrap()
+    FrozenViT::random(&small_vit(), seed, device()).unwrap()
 }
 
 fn bypasses(config: ConvBypassConfig) -> PetlConfig {
@@ -69,7 +69,7 @@ fn variables(model: &PetlModel) -> BTreeMap<String, Tensor> {
 /// A few steps of AdamW on labels that mean nothing, with dropout and drop path on.
 fn train(model: &PetlModel, steps: usize) {
     let mut optimizer = nn::AdamW::default().build(model.var_store(), 1e-2).unwrap();
-    let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 0, 1, 2]);
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 0, 1, 2]).to_device(device());
     for _ in 0..steps {
         let loss = model.forward(&images(8), true).unwrap().cross_entropy_for_logits(&labels);
         optimizer.backward_step(&loss);
@@ -86,7 +86,7 @@ fn an_untrained_model_is_a_linear_probe_bit_for_bit() {
         ConvBypassConfig { sub_layers: SubLayers::Mlp, kernel_size: 1, ..Default::default() },
     ];
     for vit in small_vits() {
-        let backbone = FrozenViT::random(&vit, 1, Device::Cpu).unwrap();
+        let backbone = FrozenViT::random(&vit, 1, device()).unwrap();
         let probe = PetlConfig::new(Method::LinearProbe, CLASSES);
         let probe = PetlModel::new(backbone.clone(), &probe).unwrap();
         for choice in &choices {
@@ -227,10 +227,8 @@ fn load_weights_refuses_what_does_not_fit_and_changes_nothing() {
         (
             |weights| {
                 drop(
-                    weights.insert(
-                        NAME.into(),
-                        Tensor::ones([8, 8, 1, 1], (Kind::Float, Device::Cpu)),
-                    ),
+                    weights
+                        .insert(NAME.into(), Tensor::ones([8, 8, 1, 1], (Kind::Float, device()))),
                 )
             },
             |e| matches!(e, Error::ShapeMismatch { name, found, .. } if name == NAME && found == [8, 8, 1, 1]),
@@ -238,10 +236,8 @@ fn load_weights_refuses_what_does_not_fit_and_changes_nothing() {
         (
             |weights| {
                 drop(
-                    weights.insert(
-                        NAME.into(),
-                        Tensor::ones([8, 8, 3, 3], (Kind::Int64, Device::Cpu)),
-                    ),
+                    weights
+                        .insert(NAME.into(), Tensor::ones([8, 8, 3, 3], (Kind::Int64, device()))),
                 )
             },
             |e| matches!(e, Error::ElementType { name, .. } if name == NAME),

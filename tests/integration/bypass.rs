@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use crate::child;
 use crate::golden::{Case, check_all};
-use crate::support::waves;
+use crate::support::{device, waves};
 
 #[test]
 fn output_and_every_gradient_agree_with_pytorch() {
@@ -17,7 +17,7 @@ fn output_and_every_gradient_agree_with_pytorch() {
 fn check(case: &Case) -> Result<(), Box<dyn Error>> {
     let config: ConvBypassConfig = case.fact("method");
     let layout: TokenLayout = case.fact("layout");
-    let mut vs = nn::VarStore::new(Device::Cpu);
+    let mut vs = nn::VarStore::new(device());
     let bypass = ConvBypass::new(&vs.root(), case.fact("embed_dim"), &config)?;
     vs.double();
     let variables = vs.variables();
@@ -39,7 +39,7 @@ fn check(case: &Case) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A thread takes whole samples, so that neither outputs nor gradients depend on their number.
+/// On the CPU: a thread takes whole samples, so that neither outputs nor gradients depend on their number.
 #[test]
 fn one_thread_and_many_give_the_same_bits() {
     if !child::is_alone("bypass::one_thread_and_many_give_the_same_bits") {
@@ -64,7 +64,8 @@ fn one_thread_and_many_give_the_same_bits() {
                     variable.copy_(&(waves(&variable.size()) * 0.5));
                 }
             });
-            let tokens = waves(&[batch, layout.num_tokens(), c]).set_requires_grad(true);
+            let tokens = waves(&[batch, layout.num_tokens(), c]).to_device(Device::Cpu);
+            let tokens = tokens.set_requires_grad(true);
             let output = bypass.forward(&tokens, &layout, true).unwrap();
             (&output * &output).sum(Kind::Float).backward();
             let leaves = variables.iter().map(|(_, variable)| variable).chain([&tokens]);

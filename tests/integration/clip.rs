@@ -9,9 +9,10 @@ use convpass::{
     Backbone, ConvBypassConfig, Error, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig,
 };
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::golden::{Case, cases, fixtures};
+use crate::support::{Close, device};
 
 const NAMINGS: [&str; 3] = ["hugging_face", "openai", "open_clip"];
 
@@ -38,8 +39,8 @@ fn open(path: &Path) -> (FrozenViT, ClipText) {
         activation: MlpActivation::QuickGelu,
         ..ViTConfig::infer(path).unwrap()
     };
-    let vit = FrozenViT::open_with(path, &vit, Device::Cpu).unwrap();
-    (vit, ClipText::open_with(path, &text_config(path), Device::Cpu).unwrap())
+    let vit = FrozenViT::open_with(path, &vit, device()).unwrap();
+    (vit, ClipText::open_with(path, &text_config(path), device()).unwrap())
 }
 
 /// The same class names and templates as in the golden file.
@@ -115,14 +116,14 @@ fn gelu_and_an_end_token_within_a_text() {
     let path = folder.join("hugging_face.safetensors");
     let gelu = MlpActivation::Gelu;
     let vit = ViTConfig { num_heads: 2, activation: gelu, ..ViTConfig::infer(&path).unwrap() };
-    let vit = FrozenViT::open_with(&path, &vit, Device::Cpu).unwrap();
+    let vit = FrozenViT::open_with(&path, &vit, device()).unwrap();
     let config = ClipTextConfig { activation: gelu, ..text_config(&path) };
-    let text = ClipText::open_with(&path, &config, Device::Cpu).unwrap();
+    let text = ClipText::open_with(&path, &config, device()).unwrap();
     let embeds = vit.project(&vit.features(case.tensor("images")).unwrap()).unwrap();
     case.compare("gelu", &zero_shot(&case, &text, 1).logits(&embeds).unwrap()).unwrap();
 
     let end = ClipTextConfig { end_token: Some(case.fact("end_token")), ..text_config(&path) };
-    let text = ClipText::open_with(&path, &end, Device::Cpu).unwrap();
+    let text = ClipText::open_with(&path, &end, device()).unwrap();
     let ids = case.tensor("split_ids").to_kind(Kind::Int64);
     case.compare("split_text_embeds", &text.features(&ids).unwrap()).unwrap();
 }
@@ -139,7 +140,7 @@ fn what_follows_the_end_is_not_read() {
         let own = Vec::<i64>::try_from(ids.get(row)).unwrap();
         let length = 1 + own.iter().position(|&id| id == end).unwrap();
         let alone = text.features(&Tensor::from_slice(&own[..length]).unsqueeze(0)).unwrap();
-        assert!(alone.allclose(&whole.narrow(0, row, 1), 1e-5, 1e-6, false), "{row}");
+        assert!(alone.is_close(&whole.narrow(0, row, 1), 1e-5, 1e-6), "{row}");
         let padded: Vec<i64> =
             own[..length].iter().copied().chain(vec![0; own.len() - length]).collect();
         let padded = text.features(&Tensor::from_slice(&padded).unsqueeze(0)).unwrap();
@@ -154,9 +155,9 @@ fn a_file_of_both_towers_is_accounted_for() {
         let path = model().1.join(format!("{naming}.safetensors"));
         let count = TensorFile::open(&path).unwrap().names().count();
         let vit = ViTConfig { num_heads: 2, ..ViTConfig::infer(&path).unwrap() };
-        let (_, image) = FrozenViT::open_reported(&path, Some(&vit), Device::Cpu).unwrap();
+        let (_, image) = FrozenViT::open_reported(&path, Some(&vit), device()).unwrap();
         let (_, text) =
-            ClipText::open_reported(&path, Some(&text_config(&path)), Device::Cpu).unwrap();
+            ClipText::open_reported(&path, Some(&text_config(&path)), device()).unwrap();
         for report in [&image, &text] {
             assert_eq!(report.applied.len() + report.skipped.len(), count, "{naming}: {report}");
         }
@@ -187,21 +188,21 @@ fn a_text_tower_alone() {
             |name: &str| if strip { name.replace("text_model.", "") } else { name.to_owned() };
         let tensors: Vec<_> = tensors.map(|n| (named(n), file.tensor(n).unwrap())).collect();
         Tensor::write_safetensors(&tensors, &path).unwrap();
-        let text = ClipText::open_with(&path, &text_config(&path), Device::Cpu).unwrap();
+        let text = ClipText::open_with(&path, &text_config(&path), device()).unwrap();
         assert_eq!((text.logit_scale(), text.config().logit_scale), (None, false));
         let features = text.features(&ids).unwrap();
         assert_eq!(features.size(), [ids.size()[0], text.config().feature_dim()]);
         if projection {
             case.compare("text_embeds", &features).unwrap();
         }
-        let error = FrozenViT::open(&path, Device::Cpu).unwrap_err();
+        let error = FrozenViT::open(&path, device()).unwrap_err();
         assert!(matches!(error, Error::OtherBackbone { found: "CLIP text tower", .. }), "{error}");
     }
     let image = cases("clip_vision").pop().unwrap();
-    let error = ClipText::open(image.file("file"), Device::Cpu).unwrap_err();
+    let error = ClipText::open(image.file("file"), device()).unwrap_err();
     assert!(matches!(error, Error::OtherBackbone { found: "ViT", .. }), "{error}");
     let neither = fixtures().join("containers/plain.safetensors");
-    assert!(matches!(ClipText::open(neither, Device::Cpu), Err(Error::UnknownFormat { .. })));
+    assert!(matches!(ClipText::open(neither, device()), Err(Error::UnknownFormat { .. })));
 }
 
 #[test]
@@ -214,16 +215,16 @@ fn ids_that_do_not_fit_are_refused() {
         Tensor::from_slice(&[-1i64, 3]).unsqueeze(0),
         Tensor::from_slice(&[0i64, 3]),
         Tensor::from_slice(&[0i32, 3]).unsqueeze(0),
-        Tensor::zeros([1, 17], (Kind::Int64, Device::Cpu)),
-        Tensor::zeros([1, 0], (Kind::Int64, Device::Cpu)),
-        Tensor::zeros([0, 4], (Kind::Int64, Device::Cpu)),
+        Tensor::zeros([1, 17], (Kind::Int64, device())),
+        Tensor::zeros([1, 0], (Kind::Int64, device())),
+        Tensor::zeros([0, 4], (Kind::Int64, device())),
         Tensor::new(),
     ] {
         assert!(matches!(text.features(&ids), Err(Error::Input { argument: "ids", .. })));
     }
     let config = ClipTextConfig { end_token: Some(3), ..text.config().clone() };
-    let text = ClipText::random(&config, 0, Device::Cpu).unwrap();
-    let without = Tensor::from_slice(&[1i64, 3, 1, 1]).view([2, 2]);
+    let text = ClipText::random(&config, 0, device()).unwrap();
+    let without = Tensor::from_slice(&[1i64, 3, 1, 1]).to_device(device()).view([2, 2]);
     assert!(matches!(text.features(&without), Err(Error::Input { argument: "ids", .. })));
     for wrong in [
         ClipTextConfig { end_token: Some(vocab), ..config.clone() },
@@ -231,7 +232,7 @@ fn ids_that_do_not_fit_are_refused() {
         ClipTextConfig { depth: 0, ..config.clone() },
         ClipTextConfig { norm_eps: f64::NAN, ..config },
     ] {
-        assert!(matches!(ClipText::random(&wrong, 0, Device::Cpu), Err(Error::Config { .. })));
+        assert!(matches!(ClipText::random(&wrong, 0, device()), Err(Error::Config { .. })));
     }
 }
 
@@ -243,7 +244,7 @@ fn another_models_tokenizer_is_refused() {
     let end = tokenizer.end();
     for (vocab_size, end_token) in [(end, None), (end + 2, None), (end + 1, Some(end - 1))] {
         let config = ClipTextConfig { vocab_size, end_token, ..own.config().clone() };
-        let text = ClipText::random(&config, 0, Device::Cpu).unwrap();
+        let text = ClipText::random(&config, 0, device()).unwrap();
         let error = ZeroShot::encode(&text, &tokenizer, &["cat"], &templates).unwrap_err();
         assert!(matches!(error, Error::Config { .. }), "{error}");
     }
@@ -292,7 +293,7 @@ fn a_head_of_class_names_starts_as_the_zero_shot_classifier() {
     let (case, folder) = model();
     let (vit, text) = open(&folder.join("open_clip.safetensors"));
     let zero_shot = zero_shot(&case, &text, 3);
-    let pixels = Tensor::arange(64 * 3 * 16 * 16, (Kind::Double, Device::Cpu));
+    let pixels = Tensor::arange(64 * 3 * 16 * 16, (Kind::Double, device()));
     let images = (((pixels * 12.9898).sin() * 43.758).sin() * 2).to_kind(Kind::Float);
     let images = images.view([64, 3, 16, 16]);
     let embeds = vit.project(&vit.features(&images).unwrap()).unwrap();
@@ -317,7 +318,7 @@ fn a_head_of_class_names_starts_as_the_zero_shot_classifier() {
     // Only the length of an embedding stands between the two.
     let lengths = embeds.norm_scalaropt_dim(2, [1], true);
     let scaled = &expected * &lengths / lengths.mean(Kind::Float);
-    assert!(logits.allclose(&scaled, 1e-4, 1e-4, false));
+    assert!(logits.is_close(&scaled, 1e-4, 1e-4));
 
     let path = tempfile::tempdir().unwrap();
     let path = path.path().join("head.safetensors");
@@ -326,7 +327,7 @@ fn a_head_of_class_names_starts_as_the_zero_shot_classifier() {
     assert_eq!(loaded.forward(&images, false).unwrap(), logits);
 
     let narrower = ClipTextConfig { projection: Some(8), ..text.config().clone() };
-    let other = ClipText::random(&narrower, 0, Device::Cpu).unwrap();
+    let other = ClipText::random(&narrower, 0, device()).unwrap();
     let other =
         ZeroShot::from_ids(&other, &case.tensor("ids").to_kind(Kind::Int64).unsqueeze(1)).unwrap();
     assert!(matches!(other.head(&vit, &images), Err(Error::Config { .. })));
@@ -344,10 +345,10 @@ fn a_head_of_another_shape_is_refused() {
         mlp_dim: 8,
         ..ViTConfig::default()
     };
-    let vit = FrozenViT::random(&config, 0, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&config, 0, device()).unwrap();
     let mut model = PetlModel::new(vit, &PetlConfig::new(Method::LinearProbe, 3)).unwrap();
     let before = model.var_store().variables()["head.weight"].copy();
-    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
     let (weight, bias) = (zeros(&[3, 8]), zeros(&[3]));
     for (weight, bias) in [
         (zeros(&[8, 3]), None),
@@ -394,7 +395,7 @@ fn the_rows_of_a_head_follow_the_names_of_the_classes() {
         mlp_dim: 8,
         ..ViTConfig::default()
     };
-    let vit = FrozenViT::random(&config, 0, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&config, 0, device()).unwrap();
     let model = |names: &[&str]| {
         let config = PetlConfig::new(Method::LinearProbe, 3);
         let mut model = PetlModel::new(vit.clone(), &config).unwrap();
@@ -406,8 +407,8 @@ fn the_rows_of_a_head_follow_the_names_of_the_classes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("head.safetensors");
     let mut trained = model(&["cat", "dog", "ant"]);
-    let bias = Tensor::from_slice(&[1f32, 2.0, 3.0]);
-    let weight = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([3, 8]);
+    let bias = Tensor::from_slice(&[1f32, 2.0, 3.0]).to_device(device());
+    let weight = Tensor::arange(24, (Kind::Float, device())).view([3, 8]);
     trained.set_head(&weight, Some(&bias)).unwrap();
     trained.save_adapter(&file).unwrap();
     let loaded = |names: &[&str]| {

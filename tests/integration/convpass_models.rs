@@ -7,6 +7,7 @@ use convpass::{Backbone, FrozenSwin, FrozenViT, Method, PetlConfig, PetlModel};
 use tch::{Kind, Tensor};
 
 use crate::golden::{AnyFrozen, Case, check_all};
+use crate::support::device;
 
 #[test]
 fn logits_and_every_gradient_agree_with_pytorch() {
@@ -59,7 +60,7 @@ fn check_beside<B: AnyFrozen>(
 
     let logits = model.forward(case.tensor("images"), false)?;
     case.compare("logits", &logits)?;
-    let labels = Tensor::from_slice(&case.fact::<Vec<i64>>("labels"));
+    let labels = Tensor::from_slice(&case.fact::<Vec<i64>>("labels")).to_device(device());
     let loss = logits.cross_entropy_for_logits(&labels);
     case.compare("loss", &loss)?;
     loss.f_backward()?;

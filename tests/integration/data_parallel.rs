@@ -21,7 +21,7 @@ use convpass::{
 use tch::{Device, Tensor};
 
 use crate::resume::{bars, in_last_block};
-use crate::support::{small_vit, train_config, weights};
+use crate::support::{small_vit_on, train_config, weights};
 use crate::team::{Team, is_member, said, say};
 
 /// The settings of a run.
@@ -92,7 +92,7 @@ fn model(case: &Case) -> PetlModel<AnyBackbone> {
         };
         FrozenSwin::random(&config, 3, Device::Cpu).unwrap().into()
     } else {
-        small_vit().into()
+        small_vit_on(Device::Cpu).into()
     };
     let config = PetlConfig {
         seed: 5,
@@ -259,7 +259,7 @@ fn refused(folder: &Path) {
     let mut errors = Vec::new();
     let mut run = |config: TrainConfig, seed: i64| {
         let petl = PetlConfig { seed, ..PetlConfig::new(bypass(0.1), 3) };
-        let mut model = PetlModel::new(small_vit(), &petl).unwrap();
+        let mut model = PetlModel::new(small_vit_on(Device::Cpu), &petl).unwrap();
         let options = FitOptions { group: Some(&group), ..FitOptions::default() };
         let error = fit_with(&mut model, &train, None, &config, options, &mut Silent).unwrap_err();
         errors.push(error.to_string());

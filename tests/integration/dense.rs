@@ -12,6 +12,8 @@ use convpass::{
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::support::{Close, device};
+
 const ROWS: i64 = 3;
 const COLS: i64 = 5;
 
@@ -45,7 +47,7 @@ fn images() -> Tensor {
     let count = 2 * 3 * 16 * ROWS * COLS;
     let steps = Tensor::arange(count, (Kind::Double, Device::Cpu));
     let wave = (steps * 12.9898).sin() * 43.758;
-    wave.sin().to_kind(Kind::Float).view([2, 3, 4 * ROWS, 4 * COLS])
+    wave.sin().to_kind(Kind::Float).view([2, 3, 4 * ROWS, 4 * COLS]).to_device(device())
 }
 
 fn weight<'a>(backbone: &'a impl Backbone, name: &str) -> &'a Tensor {
@@ -76,7 +78,7 @@ fn naive_block(vit: &FrozenViT, x: &Tensor, block: usize) -> Tensor {
 #[test]
 fn patch_features_of_a_vit_are_those_of_plain_operations() {
     for pooling in [Pooling::ClassToken, Pooling::Average, Pooling::AverageThenNorm] {
-        let vit = FrozenViT::random(&small_vit(pooling), 3, Device::Cpu).unwrap();
+        let vit = FrozenViT::random(&small_vit(pooling), 3, device()).unwrap();
         let norm = if pooling == Pooling::AverageThenNorm { "fc_norm" } else { "norm" };
         let embedded = vit.run_embed(&images(), &NoMethod, Pass::default()).unwrap();
         assert_eq!(embedded.layout.prefix, 3);
@@ -88,16 +90,16 @@ fn patch_features_of_a_vit_are_those_of_plain_operations() {
 
         let found = vit.patch_features(&images()).unwrap();
         assert_eq!(found.size(), [2, 24, ROWS, COLS]);
-        assert!(found.allclose(&map, 1e-5, 1e-5, false), "{pooling:?}");
+        assert!(found.is_close(&map, 1e-5, 1e-5), "{pooling:?}");
         // What is pooled from them, where pooling comes after the norm.
         let features = vit.features(&images()).unwrap();
         match pooling {
             Pooling::ClassToken => {
-                assert!(features.allclose(&tokens.select(1, 0), 1e-5, 1e-5, false))
+                assert!(features.is_close(&tokens.select(1, 0), 1e-5, 1e-5))
             }
             Pooling::Average => {
                 let mean = found.mean_dim([2i64, 3].as_slice(), false, Kind::Float);
-                assert!(features.allclose(&mean, 1e-5, 1e-5, false));
+                assert!(features.is_close(&mean, 1e-5, 1e-5));
             }
             _ => {}
         }
@@ -107,7 +109,7 @@ fn patch_features_of_a_vit_are_those_of_plain_operations() {
 /// The class token of a dense pass is that of `features`, which computes it alone in the last block.
 #[test]
 fn tokens_after_the_last_block_hold_the_class_token() {
-    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, device()).unwrap();
     let all = vit.intermediate(&images(), &[2, 0, 2]).unwrap();
     let sizes: Vec<_> = all.iter().map(|stream| stream.tokens.size()).collect();
     assert_eq!(sizes, vec![vec![2, 3 + ROWS * COLS, 24]; 3]);
@@ -116,17 +118,17 @@ fn tokens_after_the_last_block_hold_the_class_token() {
     assert_eq!(all[1].patches().unwrap().size(), [2, 24, ROWS, COLS]);
     let last = all.into_iter().next().unwrap();
     let pooled = vit.run_pool(last, &NoMethod, Pass::default()).unwrap();
-    assert!(pooled.allclose(&vit.features(&images()).unwrap(), 1e-5, 1e-6, false));
+    assert!(pooled.is_close(&vit.features(&images()).unwrap(), 1e-5, 1e-6));
     assert!(vit.intermediate(&images(), &[]).unwrap().is_empty());
 }
 
 #[test]
 fn a_swin_has_a_map_of_its_last_stage() {
-    let swin = FrozenSwin::random(&small_swin(), 3, Device::Cpu).unwrap();
+    let swin = FrozenSwin::random(&small_swin(), 3, device()).unwrap();
     let map = swin.patch_features(&images()).unwrap();
     assert_eq!(map.size(), [2, 16, 2, 3]);
     let mean = map.mean_dim([2i64, 3].as_slice(), false, Kind::Float);
-    assert!(mean.allclose(&swin.features(&images()).unwrap(), 1e-5, 1e-6, false));
+    assert!(mean.is_close(&swin.features(&images()).unwrap(), 1e-5, 1e-6));
     let sizes: Vec<_> =
         swin.intermediate(&images(), &[1, 2]).unwrap().iter().map(map_size).collect();
     assert_eq!(sizes, [[2, 8, ROWS, COLS], [2, 16, 2, 3]]);
@@ -139,14 +141,14 @@ fn map_size(stream: &Stream) -> [i64; 4] {
 #[test]
 fn a_convnext_has_its_last_map() {
     let config = ConvNeXtConfig { dims: vec![8, 12], depths: vec![1, 2], ..Default::default() };
-    let convnext = FrozenConvNeXt::random(&config, 3, Device::Cpu).unwrap();
+    let convnext = FrozenConvNeXt::random(&config, 3, device()).unwrap();
     let map = convnext.patch_features(&images()).unwrap();
     assert_eq!(map.size(), [2, 12, 1, 2]);
     let last = convnext.intermediate(&images(), &[2]).unwrap().remove(0).patches().unwrap();
     let (scale, shift) =
         (weight(&convnext, "head.norm.weight"), weight(&convnext, "head.norm.bias"));
     let normed = last.permute([0, 2, 3, 1]).layer_norm([12], Some(scale), Some(shift), 1e-6, false);
-    assert!(map.allclose(&normed.permute([0, 3, 1, 2]), 1e-5, 1e-6, false));
+    assert!(map.is_close(&normed.permute([0, 3, 1, 2]), 1e-5, 1e-6));
 }
 
 fn methods() -> Vec<Method> {
@@ -168,7 +170,7 @@ fn disturb<B: Backbone>(model: &PetlModel<B>) {
     tch::no_grad(|| {
         for (name, mut variable) in model.var_store().variables() {
             if !name.starts_with("head.") {
-                let steps = Tensor::arange(variable.numel() as i64, (Kind::Float, Device::Cpu));
+                let steps = Tensor::arange(variable.numel() as i64, (Kind::Float, device()));
                 let _added = variable.f_add_(&(steps.sin() * 0.1).view_as(&variable)).unwrap();
             }
         }
@@ -183,12 +185,12 @@ fn check_methods<B: Backbone>(backbone: &B, methods: Vec<Method>) {
         let map = model.patch_features(&images()).unwrap();
         assert_eq!(map.size(), frozen.size(), "{name}");
         if model.config().method.starts_as_identity() {
-            assert!(map.allclose(&frozen, 1e-5, 1e-6, false), "{name} at its start");
+            assert!(map.is_close(&frozen, 1e-5, 1e-6), "{name} at its start");
         }
         if name != "linear_probe" {
             disturb(&model);
             let adapted = model.patch_features(&images()).unwrap();
-            assert!(!adapted.allclose(&map, 1e-3, 1e-3, false), "{name} changes nothing");
+            assert!(!adapted.is_close(&map, 1e-3, 1e-3), "{name} changes nothing");
         }
         let streams = model.intermediate(&images(), &[0, 1]).unwrap();
         assert!(streams.iter().all(|stream| stream.patches().is_ok()), "{name}");
@@ -198,16 +200,16 @@ fn check_methods<B: Backbone>(backbone: &B, methods: Vec<Method>) {
 #[test]
 fn a_method_that_starts_as_the_identity_leaves_dense_features_as_they_are() {
     for pooling in [Pooling::ClassToken, Pooling::AverageThenNorm] {
-        let vit = FrozenViT::random(&small_vit(pooling), 3, Device::Cpu).unwrap();
+        let vit = FrozenViT::random(&small_vit(pooling), 3, device()).unwrap();
         check_methods(&vit, methods());
     }
-    let swin = FrozenSwin::random(&small_swin(), 3, Device::Cpu).unwrap();
+    let swin = FrozenSwin::random(&small_swin(), 3, device()).unwrap();
     check_methods(&swin, methods().into_iter().filter(|m| m.name() != "fact").collect());
 }
 
 #[test]
 fn prompts_are_never_in_the_map() {
-    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, device()).unwrap();
     let vpt = Method::Vpt(VptConfig::default());
     check_methods(&vit, vec![vpt.clone()]);
     let prompts = VptConfig::default().num_tokens;
@@ -223,7 +225,7 @@ fn prompts_are_never_in_the_map() {
 
 #[test]
 fn merged_models_and_training_have_dense_features_too() {
-    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, device()).unwrap();
     let method = Method::Lora(LoraConfig::default());
     let mut model = PetlModel::new(vit.clone(), &PetlConfig::new(method, 4)).unwrap();
     disturb(&model);
@@ -233,7 +235,7 @@ fn merged_models_and_training_have_dense_features_too() {
         model.var_store().variables().into_iter().filter(|(n, _)| !n.starts_with("head."));
     assert!(trained.into_iter().all(|(_, variable)| variable.grad().defined()));
     model.merge().unwrap();
-    assert!(model.patch_features(&images()).unwrap().allclose(&map, 1e-4, 1e-5, false));
+    assert!(model.patch_features(&images()).unwrap().is_close(&map, 1e-4, 1e-5));
     assert_eq!(model.intermediate(&images(), &[1]).unwrap().len(), 1);
     assert!(model.patch_features_t(&images(), true).is_err());
     // In other dtypes.
@@ -251,8 +253,8 @@ fn refused<T: std::fmt::Debug>(result: convpass::Result<T>, expected: &str) -> S
 
 #[test]
 fn numbers_that_no_block_has_are_refused() {
-    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, Device::Cpu).unwrap();
-    let swin = FrozenSwin::random(&small_swin(), 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, device()).unwrap();
+    let swin = FrozenSwin::random(&small_swin(), 3, device()).unwrap();
     let model = PetlModel::new(vit.clone(), &PetlConfig::new(Method::LinearProbe, 4)).unwrap();
     assert_eq!(refused(vit.intermediate(&images(), &[0, 3]), "block"), "3");
     assert_eq!(
@@ -269,7 +271,7 @@ fn numbers_that_no_block_has_are_refused() {
 
 #[test]
 fn a_drop_path_that_is_no_rate_is_refused() {
-    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&small_vit(Pooling::ClassToken), 3, device()).unwrap();
     for drop_path in [f64::NAN, -1.0, 1.0, 2.0, f64::INFINITY] {
         for train in [false, true] {
             let pass = Pass { train, drop_path, ..Pass::default() };
@@ -287,7 +289,7 @@ fn a_drop_path_that_is_no_rate_is_refused() {
 fn positions_are_optional() {
     let config = ViTConfig { pos_embed: false, ..small_vit(Pooling::Average) };
     let with_table = small_vit(Pooling::Average);
-    let vit = FrozenViT::random(&config, 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(&config, 3, device()).unwrap();
     assert!(vit.named_weights().iter().all(|(name, _)| name != "pos_embed"));
     let table = ROWS * COLS * config.embed_dim;
     assert_eq!(with_table.num_params() - config.num_params(), table);
@@ -295,7 +297,7 @@ fn positions_are_optional() {
     let image = images();
     let swapped = image.roll([4], [3]);
     let features = |vit: &FrozenViT, images: &Tensor| vit.features(images).unwrap();
-    assert!(features(&vit, &swapped).allclose(&features(&vit, &image), 1e-4, 1e-5, false));
-    let placed = FrozenViT::random(&with_table, 3, Device::Cpu).unwrap();
-    assert!(!features(&placed, &swapped).allclose(&features(&placed, &image), 1e-4, 1e-5, false));
+    assert!(features(&vit, &swapped).is_close(&features(&vit, &image), 1e-4, 1e-5));
+    let placed = FrozenViT::random(&with_table, 3, device()).unwrap();
+    assert!(!features(&placed, &swapped).is_close(&features(&placed, &image), 1e-4, 1e-5));
 }

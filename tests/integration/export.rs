@@ -10,9 +10,9 @@ use convpass::{
     Pooling, ViTConfig,
 };
 use serde_json::json;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use crate::support::waves;
+use crate::support::{device, waves};
 
 const CLASSES: i64 = 7;
 
@@ -118,7 +118,7 @@ fn methods() -> Vec<(&'static str, Method)> {
 /// A model whose weights are nowhere at their initial values. The bias of the keys is zero, as in
 /// the networks whose classes have none.
 fn model(config: &ViTConfig, method: &Method) -> PetlModel {
-    let backbone = FrozenViT::random(config, 3, Device::Cpu).unwrap();
+    let backbone = FrozenViT::random(config, 3, device()).unwrap();
     let mut step = 0.1;
     let backbone = backbone.map_weights(&mut |name, weight| {
         step += 0.37;
@@ -199,7 +199,7 @@ fn merged_weights_open_with_the_features_of_the_model() {
             let has_bias = |name: &str| name.contains("q_bias") || name.contains("q_proj.bias");
             let qkv_bias = config.qkv_bias || merged.names().any(has_bias);
             let given = ViTConfig { attention_pool: pool, qkv_bias, ..given };
-            let opened = FrozenViT::open_with(&path, &given, Device::Cpu).unwrap_or_else(|error| {
+            let opened = FrozenViT::open_with(&path, &given, device()).unwrap_or_else(|error| {
                 panic!("{what}: {error}");
             });
             let found = opened.features(&images).unwrap();

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::Device;
 
 use crate::resume::bars;
-use crate::support::{small_vit, train_config};
+use crate::support::{small_vit_on, train_config};
 use crate::team::{Team, is_member, said, say};
 
 const NAME: &str = "faults::a_lost_process_is_named_and_the_run_goes_on";
@@ -84,7 +84,7 @@ pub fn member(folder: &Path, case: &str) {
         let group = ProcessGroup::from_env(Device::Cpu, TIMEOUT)?.expect("the variables are set");
         let method = Method::ConvBypass(ConvBypassConfig::default());
         let petl = PetlConfig { seed: 5, ..PetlConfig::new(method, 3) };
-        let mut model = PetlModel::new(small_vit(), &petl)?;
+        let mut model = PetlModel::new(small_vit_on(Device::Cpu), &petl)?;
         let checkpoint = RunCheckpoint { path: folder.join("run.state"), every: 3 };
         let options = FitOptions {
             group: Some(&group),

@@ -14,6 +14,8 @@ use convpass::{
     Backbone, ConvNeXtConfig, FrozenConvNeXt, FrozenSwin, FrozenViT, SwinConfig, ViTConfig,
 };
 
+use crate::support::{device, limit, root};
+
 /// A kind of backbone, as a user opens it.
 pub trait AnyFrozen: Backbone {
     type Config: BackboneConfig + Serialize + DeserializeOwned;
@@ -36,11 +38,11 @@ macro_rules! frozen {
             }
 
             fn open(path: &Path) -> convpass::Result<Self> {
-                $backbone::open(path, Device::Cpu)
+                $backbone::open(path, device())
             }
 
             fn open_with(path: &Path, config: &$config) -> convpass::Result<Self> {
-                $backbone::open_with(path, config, Device::Cpu)
+                $backbone::open_with(path, config, device())
             }
 
             fn random(config: &$config, device: Device) -> Self {
@@ -82,7 +84,7 @@ impl Case {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             tolerance: facts["tolerance"].as_f64().expect("a tolerance"),
             facts,
-            tensors: tensors.into_iter().collect(),
+            tensors: tensors.into_iter().map(|(name, t)| (name, t.to_device(device()))).collect(),
             family: family.to_path_buf(),
             folder,
         }
@@ -130,20 +132,29 @@ impl Case {
         if found.size() != expected.size() {
             return Err(format!("{name}: shape {:?}, not {:?}", found.size(), expected.size()));
         }
-        let expected = expected.to_kind(Kind::Double);
-        let difference = f64::try_from((found.to_kind(Kind::Double) - &expected).abs().max());
-        let difference = difference.unwrap() / f64::try_from(expected.abs().max()).unwrap();
+        let tolerance = match found.kind() {
+            Kind::Double => self.tolerance,
+            _ => limit(self.tolerance),
+        };
+        let difference = difference(found, expected);
         // NaN is a failure too.
-        if difference <= self.tolerance {
+        if difference <= tolerance {
             Ok(())
         } else {
-            Err(format!("{name}: off by {difference:.2e} relative, {:.0e} allowed", self.tolerance))
+            Err(format!("{name}: off by {difference:.2e} relative, {tolerance:.0e} allowed"))
         }
     }
 }
 
+/// The greatest absolute difference, relative to the greatest absolute value of `expected`.
+pub fn difference(found: &Tensor, expected: &Tensor) -> f64 {
+    let [found, expected] =
+        [found, expected].map(|t| t.to_device(Device::Cpu).to_kind(Kind::Double));
+    (found - &expected).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
+}
+
 pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/fixtures")
+    root().join("tests/integration/fixtures")
 }
 
 /// The cases of a family in the order of their names.

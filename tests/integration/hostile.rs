@@ -1,16 +1,18 @@
 //! The corpus of the fuzz targets through the functions that they call, so that what a fuzzer found
 //! stays mended.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[path = "../../fuzz/readers.rs"]
 mod readers;
 
 use readers::READERS;
 
+use crate::support::root;
+
 /// The committed inputs of a reader, each with its name.
 fn inputs(reader: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(reader);
+    let folder = root().join("fuzz/corpus").join(reader);
     let files = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
     files.sort();

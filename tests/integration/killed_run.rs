@@ -19,7 +19,7 @@ use tch::Device;
 
 use crate::child;
 use crate::resume::{bars, in_last_block, reports};
-use crate::support::train_config;
+use crate::support::{root, train_config};
 
 /// A run beside the bundled backbone.
 struct Case {
@@ -36,7 +36,7 @@ const CASES: usize = 5;
 /// The state is written every few steps and at each one, between features that are computed once,
 /// tokens that are kept in a file and blocks that are computed twice.
 fn case(index: usize, folder: &Path) -> Case {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/vit_fashion_mnist.safetensors");
+    let file = root().join("assets/vit_fashion_mnist.safetensors");
     let backbone = FrozenViT::open(file, Device::Cpu).unwrap();
     let (side, depth) = (backbone.config().image_size.0 as usize, backbone.config().depth as usize);
     let best = Selection::BestOnValidation;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::root;
+
 /// Each layer may import those before it. `data` stands aside and sees only `error` and
 /// `preprocessing`; anyone may use `contain`, `ffi` and `files`.
 const ORDER: [&str; 14] = [
@@ -47,7 +49,7 @@ fn sources() -> Vec<(String, PathBuf)> {
             }
         }
     }
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = root().join("src");
     let mut files = Vec::new();
     visit(&src, &mut files);
     files

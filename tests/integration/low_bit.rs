@@ -7,7 +7,9 @@ use convpass::petl::LowBitConfig;
 use convpass::{
     ConvBypassConfig, Error, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig, audit,
 };
-use tch::{Device, Kind, Tensor, nn, nn::OptimizerConfig};
+use tch::{Kind, Tensor, nn, nn::OptimizerConfig};
+
+use crate::support::device;
 
 const CLASSES: i64 = 4;
 
@@ -32,13 +34,13 @@ fn small_vit() -> ViTConfig {
 }
 
 fn model(method: Method) -> PetlModel {
-    let backbone = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
+    let backbone = FrozenViT::random(&small_vit(), 0, device()).unwrap();
     PetlModel::new(backbone, &PetlConfig::new(method, CLASSES)).unwrap()
 }
 
 /// Stripes, of another width and direction for each of the four classes, twice.
 fn images() -> Tensor {
-    let ramp = Tensor::arange(16, (Kind::Float, Device::Cpu));
+    let ramp = Tensor::arange(16, (Kind::Float, device()));
     let stripes = |width: f64| (&ramp * width).sin().expand([3, 16, 16], false) * 3.0;
     let across = [0.4, 1.3].map(stripes);
     let along = [0.4, 1.3].map(|width| stripes(width).transpose(1, 2));
@@ -53,7 +55,7 @@ fn logits(model: &PetlModel) -> Tensor {
 /// The losses of some steps of AdamW.
 fn train(model: &PetlModel, steps: usize) -> Vec<f64> {
     let mut optimizer = nn::AdamW::default().build(model.var_store(), 3e-3).unwrap();
-    let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 0, 1, 2, 3]);
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 3, 0, 1, 2, 3]).to_device(device());
     let mut step = || {
         let loss = model.forward(&images(), false).unwrap().cross_entropy_for_logits(&labels);
         optimizer.backward_step(&loss);

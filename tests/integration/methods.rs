@@ -9,7 +9,8 @@ use convpass::{
     ConvBypassConfig, ConvNeXtConfig, Error, FrozenSwin, FrozenViT, LoraConfig, Method, PetlConfig,
     PetlModel, Result, SubLayers, SwinConfig, ViTConfig, audit,
 };
-use tch::Device;
+
+use crate::support::device;
 
 const CLASSES: i64 = 5;
 
@@ -23,7 +24,7 @@ fn backbone() -> FrozenViT {
         mlp_dim: 48,
         ..ViTConfig::default()
     };
-    FrozenViT::random(&config, 1, Device::Cpu).unwrap()
+    FrozenViT::random(&config, 1, device()).unwrap()
 }
 
 fn swin() -> FrozenSwin {
@@ -37,7 +38,7 @@ fn swin() -> FrozenSwin {
         mlp_ratio: 2.0,
         ..SwinConfig::default()
     };
-    FrozenSwin::random(&config, 1, Device::Cpu).unwrap()
+    FrozenSwin::random(&config, 1, device()).unwrap()
 }
 
 /// A file whose config asks for more than it holds is refused before anything is made of it.
@@ -165,7 +166,7 @@ fn choices_that_do_not_fit_are_told() {
     }
 
     let odd = ViTConfig { mlp_dim: 50, ..backbone.config().clone() };
-    let odd = FrozenViT::random(&odd, 0, Device::Cpu).unwrap();
+    let odd = FrozenViT::random(&odd, 0, device()).unwrap();
     let config = PetlConfig::new(Method::Fact(FactConfig::default()), CLASSES);
     assert!(matches!(PetlModel::new(odd, &config), Err(Error::Config { .. })));
 }

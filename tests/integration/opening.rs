@@ -9,14 +9,15 @@ use convpass::{
     AnyBackbone, Backbone, Error, FrozenViT, LoraConfig, Method, OpenOptions, PetlConfig,
     PetlModel, Precision, ViTConfig,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::golden::fixtures;
+use crate::support::{Close, device};
 
 fn old_vit() -> AnyBackbone {
     let options = OpenOptions { num_heads: Some(2), ..Default::default() };
     let file = fixtures().join("adapter_0_1/vit.safetensors");
-    AnyBackbone::open_with(file, &options, Device::Cpu).unwrap()
+    AnyBackbone::open_with(file, &options, device()).unwrap()
 }
 
 /// The golden features hold each family's own type; this holds that `AnyBackbone` computes the same.
@@ -26,10 +27,10 @@ fn every_family_opens_with_the_features_of_its_own_type() {
         // No file of these tells its heads, and the width is of no known model.
         let num_heads = (family == "ViT").then_some(4);
         let options = OpenOptions { num_heads, ..OpenOptions::default() };
-        let backbone = AnyBackbone::open_with(first_of(cases), &options, Device::Cpu).unwrap();
+        let backbone = AnyBackbone::open_with(first_of(cases), &options, device()).unwrap();
         assert_eq!(backbone.family(), family);
         let (height, width) = backbone.preprocessing().image_size;
-        let images = Tensor::ones([1, 3, height, width], (Kind::Float, Device::Cpu));
+        let images = Tensor::ones([1, 3, height, width], (Kind::Float, device()));
         let own = match family {
             "ViT" => backbone.as_vit().unwrap().features(&images),
             "Swin" => backbone.as_swin().unwrap().features(&images),
@@ -58,13 +59,13 @@ fn first_of(cases: &str) -> PathBuf {
 #[test]
 fn adapters_of_version_0_1_load_and_give_the_same_logits() {
     let golden = TensorFile::open(fixtures().join("adapter_0_1/golden.safetensors")).unwrap();
-    let x = golden.tensor("x").unwrap();
+    let x = golden.tensor("x").unwrap().to_device(device());
     for name in ["conv_bypass", "lora", "vpt", "compose", "low_bit", "bit_fit"] {
         let file = fixtures().join(format!("adapter_0_1/{name}.safetensors"));
         let model = PetlModel::load_adapter(old_vit(), &file).unwrap();
         let logits = tch::no_grad(|| model.forward(&x, false)).unwrap();
         // Bit for bit on the machine that made them; another one's products differ in the last bits.
-        assert!(logits.allclose(&golden.tensor(name).unwrap(), 1e-5, 1e-6, false), "{name}");
+        assert!(logits.is_close(&golden.tensor(name).unwrap(), 1e-5, 1e-6), "{name}");
         let info = AdapterInfo::read(&file).unwrap();
         assert_eq!((info.version, info.class_names), (None, None), "{name}");
     }
@@ -109,7 +110,7 @@ fn another_backbone_is_named_by_what_it_is() {
     let options =
         OpenOptions { num_heads: Some(2), precision: Some(Precision::Bf16), ..Default::default() };
     let vit = fixtures().join("adapter_0_1/vit.safetensors");
-    let in_bf16 = AnyBackbone::open_with(vit, &options, Device::Cpu).unwrap();
+    let in_bf16 = AnyBackbone::open_with(vit, &options, device()).unwrap();
     let error = PetlModel::load_adapter(in_bf16, &file).unwrap_err().to_string();
     for part in ["ViT vit.safetensors", "12x12", "f32", "bf16"] {
         assert!(error.contains(part), "{part}: {error}");
@@ -126,7 +127,7 @@ fn a_head_is_taken_from_another_adapter() {
     let mut model = PetlModel::new(old_vit(), &config).unwrap();
     let source = model.load_head(&file).unwrap();
     assert!(!source.is_of_other_backbone && source.digest.len() == 64);
-    let x = Tensor::ones([1, 3, 12, 12], (Kind::Float, Device::Cpu));
+    let x = Tensor::ones([1, 3, 12, 12], (Kind::Float, device()));
     let [a, b] = [&probe, &model].map(|model| model.forward(&x, false).unwrap());
     assert!(a.equal(&b));
     let mut other = PetlModel::new(old_vit(), &PetlConfig::new(Method::LinearProbe, 4)).unwrap();
@@ -154,7 +155,7 @@ fn a_folder_of_shards_is_the_same_model() {
     write(&map);
     let options = OpenOptions { num_heads: Some(2), ..Default::default() };
     for source in [folder.path(), &index] {
-        let opened = AnyBackbone::open_with(source, &options, Device::Cpu).unwrap();
+        let opened = AnyBackbone::open_with(source, &options, device()).unwrap();
         assert_eq!(Backbone::digest(&opened).unwrap(), Backbone::digest(&old_vit()).unwrap());
     }
     // A tensor that its shard does not hold, a tensor that is not listed, a shard elsewhere.
@@ -163,16 +164,16 @@ fn a_folder_of_shards_is_the_same_model() {
         let mut map = map.clone();
         map.insert(name.clone(), shard.into());
         write(&map);
-        let error = AnyBackbone::open(folder.path(), Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open(folder.path(), device()).unwrap_err();
         assert!(matches!(&error, Error::CorruptFile { .. }) && error.to_string().contains(name));
     }
     map.remove(&names[0]);
     write(&map);
-    let error = AnyBackbone::open(folder.path(), Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(folder.path(), device()).unwrap_err();
     assert!(error.to_string().contains("not listed"), "{error}");
     std::fs::remove_file(folder.path().join("model-2.safetensors")).unwrap();
     assert!(
-        matches!(AnyBackbone::open(folder.path(), Device::Cpu), Err(Error::Io { path, .. }) if path.ends_with("model-2.safetensors"))
+        matches!(AnyBackbone::open(folder.path(), device()), Err(Error::Io { path, .. }) if path.ends_with("model-2.safetensors"))
     );
 }
 
@@ -187,14 +188,14 @@ fn config_json_beside_the_weights_says_what_they_do_not() {
         "layer_norm_eps": 1e-6, "image_size": 12}"#,
     );
     for source in [folder.path(), &file] {
-        let opened = AnyBackbone::open(source, Device::Cpu).unwrap();
+        let opened = AnyBackbone::open(source, device()).unwrap();
         assert_eq!(Backbone::digest(&opened).unwrap(), Backbone::digest(&old_vit()).unwrap());
     }
     assert_eq!(ViTConfig::infer(&file).unwrap().num_heads, 2);
     write(
         r#"{"model_type": "vit", "hidden_size": 16, "num_attention_heads": 2, "hidden_act": "mish"}"#,
     );
-    let error = FrozenViT::open(&file, Device::Cpu).unwrap_err();
+    let error = FrozenViT::open(&file, device()).unwrap_err();
     assert!(matches!(&error, Error::FileField { field, .. } if field == "hidden_act"), "{error}");
 }
 
@@ -215,7 +216,7 @@ fn an_option_that_does_not_apply_is_refused() {
             OpenOptions { norm_placement: Some(NormPlacement::After), ..others },
         ),
     ] {
-        let error = AnyBackbone::open_with(first_of(family), &options, Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open_with(first_of(family), &options, device()).unwrap_err();
         assert!(matches!(&error, Error::Config { field, .. } if field == option), "{error}");
     }
 }
@@ -225,16 +226,16 @@ fn an_option_that_does_not_apply_is_refused() {
 fn a_grid_that_is_not_square_is_asked_for() {
     let case = crate::golden::cases("beit").into_iter().find(|case| case.name == "timm").unwrap();
     let file = case.file("file");
-    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(&file, device()).unwrap_err();
     assert!(matches!(error, Error::Unsettled { field: "image_size", .. }), "{error}");
     assert!(error.to_string().contains("--image-size"), "{error}");
     let image_size = Some(case.fact::<serde_json::Value>("config")["image_size"].clone());
     let image_size = image_size.map(|size| serde_json::from_value(size).unwrap());
     let options = OpenOptions { image_size, ..OpenOptions::default() };
-    let backbone = AnyBackbone::open_with(&file, &options, Device::Cpu).unwrap();
+    let backbone = AnyBackbone::open_with(&file, &options, device()).unwrap();
     case.compare("features", &backbone.features(case.tensor("images")).unwrap()).unwrap();
     let other = OpenOptions { image_size: Some((16, 16)), ..options };
-    let error = AnyBackbone::open_with(&file, &other, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open_with(&file, &other, device()).unwrap_err();
     assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}");
 }
 
@@ -248,7 +249,7 @@ fn two_kinds_of_bias_tables_are_not_read_in_part() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     Tensor::write_safetensors(&tensors, &file).unwrap();
-    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(&file, device()).unwrap_err();
     assert!(matches!(error, Error::UnexpectedTensors { .. }), "{error}");
 }
 
@@ -261,6 +262,6 @@ fn aimv2_for_native_resolutions_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     Tensor::write_safetensors(&tensors, &file).unwrap();
-    let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(&file, device()).unwrap_err();
     assert!(error.to_string().contains("AIMv2 for native resolutions"), "{error}");
 }

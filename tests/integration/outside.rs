@@ -9,10 +9,10 @@ use convpass::{
     Error, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, Result, ViTConfig, audit,
 };
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::child;
-use crate::support::waves;
+use crate::support::{device, waves};
 
 /// A matrix after the second layer of the MLPs from a block on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ fn vit() -> ViTConfig {
 }
 
 fn backbone() -> FrozenViT {
-    FrozenViT::random(&vit(), 1, Device::Cpu).unwrap()
+    FrozenViT::random(&vit(), 1, device()).unwrap()
 }
 
 fn images() -> Tensor {

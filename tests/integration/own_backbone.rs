@@ -8,9 +8,10 @@ use convpass::backbone::{Noise, Pass};
 use convpass::seam::{BackboneShape, Layer, LayerShape, NoMethod, Place, SubLayer};
 use convpass::testing::{Contract, check_backbone};
 use convpass::{Error, LoraConfig, Method, PetlConfig, PetlModel, Result, TokenLayout};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::child;
+use crate::support::device;
 
 const C: i64 = 8;
 
@@ -119,11 +120,11 @@ impl Network for Mlps {
 }
 
 fn backbone() -> Frozen<Mlps> {
-    Frozen::random(&MLPS, 1, Device::Cpu).unwrap()
+    Frozen::random(&MLPS, 1, device()).unwrap()
 }
 
 fn images() -> Tensor {
-    let steps = Tensor::arange(6 * 3 * 64, (Kind::Float, Device::Cpu));
+    let steps = Tensor::arange(6 * 3 * 64, (Kind::Float, device()));
     (steps * 12.9).sin().view([6, 3, 8, 8])
 }
 
@@ -169,7 +170,7 @@ fn recompute_and_kept_prefix_give_what_the_whole_pass_gives() {
         LoraConfig { targets: vec![convpass::petl::LinearTarget::Fc1], ..Default::default() };
     let config = PetlConfig { drop_path: 0.4, ..PetlConfig::new(Method::Lora(lora), 3) };
     let model = PetlModel::new(backbone(), &config).unwrap();
-    let labels = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]);
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]).to_device(device());
     let loss = |logits: &Tensor| Ok(logits.cross_entropy_for_logits(&labels));
     let gradients = |f: &dyn Fn()| {
         let mut variables: Vec<_> = model.var_store().variables().into_iter().collect();
@@ -192,10 +193,9 @@ fn recompute_and_kept_prefix_give_what_the_whole_pass_gives() {
 
 #[test]
 fn what_a_backbone_says_wrongly_of_itself_is_refused() {
-    let error =
-        Frozen::random(&Mlps { depth: 2, forgotten: 1, ..MLPS }, 1, Device::Cpu).unwrap_err();
+    let error = Frozen::random(&Mlps { depth: 2, forgotten: 1, ..MLPS }, 1, device()).unwrap_err();
     assert!(error.to_string().contains("num_params"), "{error}");
-    let partial = Frozen::random(&Mlps { lists_mix: false, ..MLPS }, 1, Device::Cpu).unwrap();
+    let partial = Frozen::random(&Mlps { lists_mix: false, ..MLPS }, 1, device()).unwrap();
     let error = PetlModel::new(partial, &PetlConfig::new(Method::BitFit, 3)).unwrap_err();
     assert!(error.to_string().contains("BackboneShape.layers must be every layer"), "{error}");
     // Nothing is folded into layers without names.
@@ -204,7 +204,7 @@ fn what_a_backbone_says_wrongly_of_itself_is_refused() {
     let model = PetlModel::new(backbone(), &PetlConfig::new(Method::Lora(lora), 3)).unwrap();
     assert!(matches!(model.merged_backbone(), Err(Error::Config { .. })));
     // Images are checked before the backbone sees them.
-    let wrong = Tensor::zeros([1, 3, 8, 9], (Kind::Float, Device::Cpu));
+    let wrong = Tensor::zeros([1, 3, 8, 9], (Kind::Float, device()));
     let refused = backbone().forward(&wrong, &NoMethod, Pass::default());
     assert!(matches!(refused, Err(Error::Input { argument: "images", .. })));
 }
@@ -218,7 +218,7 @@ fn it_keeps_the_contract_with_every_built_in_method_that_it_supports() {
     }
     tch::set_num_threads(1);
     let still = Mlps { dropout: 0.0, ..MLPS };
-    let still = Frozen::random(&still, 1, Device::Cpu).unwrap();
+    let still = Frozen::random(&still, 1, device()).unwrap();
     let images = images();
     // Without attention the sums of a gradient run in another order.
     let contract = Contract { recompute_gap: 1e-6, ..Contract::new(&images) };

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use convpass::model::{PeftHead, PeftNames, PeftOptions};
 use convpass::petl::LinearTarget;
 use convpass::{Error, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, ViTConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::golden::{Case, cases, check_all, fixtures};
+use crate::support::device;
 
 fn load(case: &Case) -> convpass::Result<PetlModel> {
     let base = case.shared_file("base");
@@ -129,7 +130,10 @@ fn products_keep_their_shape_and_bits() {
     let tensors = Tensor::read_safetensors(file).unwrap();
     let name = "base_model.model.vit.encoder.layer.2.attention.attention.value.lora_B.weight";
     let (_, b) = tensors.iter().find(|(found, _)| found == name).unwrap();
-    assert_eq!(&plain.var_store().variables()["blocks.2.attn.v.lora_B.weight"], b);
+    assert_eq!(
+        &plain.var_store().variables()["blocks.2.attn.v.lora_B.weight"],
+        &b.to_device(device())
+    );
 
     assert_eq!(lora(&model("vit_some_layers")).blocks, Some(vec![4, 0, 2]));
     assert_eq!(lora(&model("dinov2_swiglu")).rank, 5, "3 for the gate and 2 for the value");
@@ -148,7 +152,7 @@ fn products_keep_their_shape_and_bits() {
 fn backbone() -> FrozenViT {
     let base = fixtures().join("peft_adapter/bases/classifier.safetensors");
     let config = ViTConfig { num_heads: 4, ..ViTConfig::infer(&base).unwrap() };
-    FrozenViT::open_with(base, &config, Device::Cpu).unwrap()
+    FrozenViT::open_with(base, &config, device()).unwrap()
 }
 
 /// The folder of a good adapter, its files to be spoilt.
@@ -237,7 +241,7 @@ fn a_config_that_asks_for_more_is_refused_by_name() {
 
 #[test]
 fn tensors_that_do_not_fit_are_refused_by_name() {
-    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device()));
     let layer = "base_model.model.vit.layers";
     for name in [
         format!("{layer}.3.attention.q_proj.lora_A.weight"),

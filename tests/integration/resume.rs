@@ -15,9 +15,9 @@ use convpass::{
     PetlModel, TrainConfig, fit,
 };
 use ndarray::Array4;
-use tch::{Device, Kind};
+use tch::Kind;
 
-use crate::support::{small_vit, train_config, weights};
+use crate::support::{device, small_vit, train_config, weights};
 
 /// Three classes of square images by where they are bright, and noise that differs by `salt`.
 pub fn bars(count: usize, side: usize, salt: usize) -> ImageDataset {
@@ -242,7 +242,7 @@ fn the_state_of_another_run_is_refused_by_the_field_that_differs() {
     };
     let model = || quiet_model(0.0);
     expect(of(&mut quiet_model(0.5), &run.train, Some(&run.val)), "model.drop_path");
-    let backbone = FrozenViT::random(model().backbone().config(), 4, Device::Cpu).unwrap();
+    let backbone = FrozenViT::random(model().backbone().config(), 4, device()).unwrap();
     let mut beside = PetlModel::new(backbone, model().config()).unwrap();
     expect(of(&mut beside, &run.train, Some(&run.val)), "backbone");
     let petl = PetlConfig { seed: 6, ..model().config().clone() };
@@ -256,7 +256,7 @@ fn the_state_of_another_run_is_refused_by_the_field_that_differs() {
     expect(of(&mut model(), &run.train, Some(&bars(9, 16, 7))), "val_images.split");
 
     {
-        let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+        let _guard = Autocast::enter(device(), Kind::BFloat16).unwrap();
         expect(run.go_on(&mut model(), &mut Silent), "autocast");
     }
 

@@ -8,9 +8,10 @@ use convpass::backbone::{
 };
 use convpass::checkpoint::{LoadReport, SettingSource};
 use convpass::{AnyBackbone, Error, FrozenViT, OpenOptions, ViTConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::golden::{Case, cases, check_all};
+use crate::support::device;
 
 fn folder_of(case: &Case) -> PathBuf {
     case.file("file").parent().unwrap().to_path_buf()
@@ -26,8 +27,8 @@ fn the_file_beside_the_weights_tells_the_settings() {
         let image_size = case.facts.contains_key("fed").then(|| case.fact("fed"));
         let options = OpenOptions { image_size, ..OpenOptions::default() };
         for source in [folder_of(case), case.file("file")] {
-            let backbone = AnyBackbone::open_with(&source, &options, Device::Cpu)
-                .map_err(|e| e.to_string())?;
+            let backbone =
+                AnyBackbone::open_with(&source, &options, device()).map_err(|e| e.to_string())?;
             compare(case, &backbone)?;
         }
         Ok::<(), String>(())
@@ -47,8 +48,8 @@ fn a_bare_file_whose_width_is_of_no_known_model_asks_for_the_heads() {
     for case in cases("told").iter().filter(|case| !case.name.contains("convnext")) {
         let (_folder, file) = alone(&case.file("file"));
         for error in [
-            AnyBackbone::open(&file, Device::Cpu).unwrap_err(),
-            FrozenViT::open(&file, Device::Cpu).unwrap_err(),
+            AnyBackbone::open(&file, device()).unwrap_err(),
+            FrozenViT::open(&file, device()).unwrap_err(),
         ] {
             let text = error.to_string();
             assert!(
@@ -103,12 +104,12 @@ fn what_nothing_tells_is_asked_for_and_can_be_given() {
     ] {
         let case = case(name);
         let (_folder, file) = alone(&case.file("file"));
-        let error = AnyBackbone::open_with(&file, &with_heads, Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open_with(&file, &with_heads, device()).unwrap_err();
         assert!(
             matches!(&error, Error::Unsettled { field: found, .. } if *found == field),
             "{name}: {error}"
         );
-        let backbone = AnyBackbone::open_with(&file, &given, Device::Cpu).unwrap();
+        let backbone = AnyBackbone::open_with(&file, &given, device()).unwrap();
         compare(&case, &backbone).unwrap();
     }
 }
@@ -119,13 +120,13 @@ fn asks_for(family: &str, name: &str, given: &[(&str, OpenOptions)], enough: &Op
     let case = cases(family).into_iter().find(|case| case.name == name).unwrap();
     let (_folder, file) = alone(&case.file("file"));
     for (field, options) in given {
-        let error = AnyBackbone::open_with(&file, options, Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open_with(&file, options, device()).unwrap_err();
         assert!(
             matches!(&error, Error::Unsettled { field: found, .. } if found == field),
             "{name}: {error}"
         );
     }
-    let backbone = AnyBackbone::open_with(&file, enough, Device::Cpu).unwrap();
+    let backbone = AnyBackbone::open_with(&file, enough, device()).unwrap();
     compare(&case, &backbone).unwrap();
 }
 
@@ -178,7 +179,7 @@ fn windows_that_hugging_face_limits_in_another_way_are_refused() {
     for (image_size, opens) in [([32, 48], true), ([24, 48], false), ([24, 24], true)] {
         json["image_size"] = serde_json::json!(image_size);
         std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
-        let opened = AnyBackbone::open(&file, Device::Cpu);
+        let opened = AnyBackbone::open(&file, device());
         let is_refused =
             matches!(&opened, Err(Error::FileField { field, .. }) if field == "image_size");
         assert_eq!((opened.is_ok(), is_refused), (opens, !opens), "{image_size:?}");
@@ -190,7 +191,7 @@ fn windows_that_hugging_face_limits_in_another_way_are_refused() {
 fn windows_that_torchvision_would_pad_are_refused() {
     let case = cases("swin_v2").into_iter().find(|case| case.name == "torchvision").unwrap();
     let options = OpenOptions { image_size: Some((16, 24)), ..OpenOptions::default() };
-    let error = AnyBackbone::open_with(case.file("file"), &options, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open_with(case.file("file"), &options, device()).unwrap_err();
     assert!(matches!(&error, Error::Config { field, .. } if field == "image_size"), "{error}");
 }
 
@@ -201,7 +202,7 @@ fn the_report_says_where_each_setting_comes_from() {
     };
     let options = OpenOptions { norm_eps: Some(1e-4), ..OpenOptions::default() };
     let folder = folder_of(&case("timm_quickgelu"));
-    let (_, report) = AnyBackbone::open_reported(&folder, &options, Device::Cpu).unwrap();
+    let (_, report) = AnyBackbone::open_reported(&folder, &options, device()).unwrap();
     assert_eq!(source(&report, "norm_eps"), SettingSource::Caller);
     assert_eq!(source(&report, "image_size"), SettingSource::Tensors);
     let SettingSource::File(file) = source(&report, "activation") else { panic!("{report}") };
@@ -213,7 +214,7 @@ fn the_report_says_where_each_setting_comes_from() {
 fn saved(config: &ViTConfig) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
-    let vit = FrozenViT::random(config, 3, Device::Cpu).unwrap();
+    let vit = FrozenViT::random(config, 3, device()).unwrap();
     let weights = convpass::Backbone::named_weights(&vit);
     let tensors: Vec<_> = weights.iter().map(|(name, tensor)| (name, tensor)).collect();
     Tensor::write_safetensors(&tensors, &file).unwrap();
@@ -234,7 +235,7 @@ fn the_heads_of_known_widths_are_not_one_for_64_channels() {
     for (width, heads) in [(1152, 16), (1280, 16), (1408, 16), (1664, 16), (1792, 16), (1536, 24)] {
         let (_folder, file) = saved(&thin(width, heads));
         let (_, report) =
-            AnyBackbone::open_reported(&file, &OpenOptions::default(), Device::Cpu).unwrap();
+            AnyBackbone::open_reported(&file, &OpenOptions::default(), device()).unwrap();
         let setting = report.settings.iter().find(|setting| setting.name == "num_heads").unwrap();
         assert_eq!(setting.value, heads.to_string(), "{width}");
         assert!(matches!(setting.source, SettingSource::Known(_)), "{width}");
@@ -263,7 +264,7 @@ fn weights_that_are_not_finite_are_refused_by_name() {
     };
     for value in [f64::NAN, f64::INFINITY] {
         let (_folder, file) = saved(&config);
-        let vit = FrozenViT::open(&file, Device::Cpu).unwrap();
+        let vit = FrozenViT::open(&file, device()).unwrap();
         let tensors: Vec<_> = convpass::Backbone::named_weights(&vit)
             .iter()
             .map(|(name, tensor)| {
@@ -275,7 +276,7 @@ fn weights_that_are_not_finite_are_refused_by_name() {
             })
             .collect();
         Tensor::write_safetensors(&tensors, &file).unwrap();
-        let error = AnyBackbone::open(&file, Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open(&file, device()).unwrap_err();
         assert!(
             matches!(&error, Error::NotFinite { name, count: 1, .. } if name == "blocks.0.mlp.fc2.weight"),
             "{error}"
@@ -283,14 +284,14 @@ fn weights_that_are_not_finite_are_refused_by_name() {
     }
     // Large finite weights whose sum overflows are no error.
     let (_folder, file) = saved(&config);
-    let large = Tensor::full([64], 3e38, (Kind::Float, Device::Cpu));
-    let vit = FrozenViT::open(&file, Device::Cpu).unwrap();
+    let large = Tensor::full([64], 3e38, (Kind::Float, device()));
+    let vit = FrozenViT::open(&file, device()).unwrap();
     let tensors: Vec<_> = convpass::Backbone::named_weights(&vit)
         .iter()
         .map(|(name, tensor)| (name, if name == "norm.bias" { &large } else { tensor }))
         .collect();
     Tensor::write_safetensors(&tensors, &file).unwrap();
-    assert!(AnyBackbone::open(&file, Device::Cpu).is_ok());
+    assert!(AnyBackbone::open(&file, device()).is_ok());
 }
 
 #[test]

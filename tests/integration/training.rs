@@ -17,10 +17,10 @@ use convpass::{
 };
 use ndarray::Array4;
 use tch::nn::{OptimizerConfig, Sgd};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 use crate::child;
-use crate::support::{small_vit, train_config, weights};
+use crate::support::{device, limit, small_vit, train_config, weights};
 
 /// Two classes of 16x16 images: bright in the left half or in the right one.
 fn halves(count: usize) -> ImageDataset {
@@ -118,7 +118,7 @@ fn frozen_blocks_run_once_where_their_tokens_are_kept() {
             .collect::<Vec<_>>()
     };
     let in_memory = run(kept(None, false));
-    assert!(gap(&in_memory) < 1e-4, "{}", gap(&in_memory));
+    assert!(gap(&in_memory) < limit(1e-4), "{}", gap(&in_memory));
     let rounded = gap(&run(kept(None, true)));
     assert!(rounded > 0.0 && rounded < 0.1, "{rounded}");
     assert_eq!(run(TrainConfig { recompute: true, ..kept(None, false) }), in_memory);
@@ -235,7 +235,7 @@ fn a_prefix_kept_under_autocast_is_not_taken_without() {
         std::fs::read_dir(folder.path()).unwrap().count()
     };
     assert_eq!([kept(), kept()], [1, 1]);
-    let _guard = Autocast::enter(Device::Cpu, Kind::BFloat16).unwrap();
+    let _guard = Autocast::enter(device(), Kind::BFloat16).unwrap();
     assert_eq!([kept(), kept()], [2, 2]);
 }
 
@@ -299,7 +299,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
     for size in [1, 3, 8, 100] {
         let parts = TrainConfig { micro_batch_size: Some(size), ..config(3) };
         let found = gap(&probe(&parts, FitOptions::default()), &whole);
-        assert!(found < 1e-5, "parts of {size}: {found}");
+        assert!(found < limit(1e-5), "parts of {size}: {found}");
     }
     // Through the blocks too, with recompute and from the kept prefix.
     for recompute in [false, true] {
@@ -311,7 +311,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
         };
         for prefix in [None, Some(PrefixCache { folder: None, bf16: false })] {
             let found = gap(&run(Some(3), prefix.clone()), &run(None, prefix));
-            assert!(found < 2e-4, "recompute {recompute}: {found}");
+            assert!(found < limit(2e-4), "recompute {recompute}: {found}");
         }
     }
 }
@@ -321,11 +321,11 @@ fn batches_of_a_step_add_up_to_one_batch() {
     let whole = probe(&config(3), FitOptions::default());
     let halves = TrainConfig { batch_size: 4, accumulate: 2, ..config(3) };
     let found = gap(&probe(&halves, FitOptions::default()), &whole);
-    assert!(found < 1e-5, "{found}");
+    assert!(found < limit(1e-5), "{found}");
     // With parts of batches too.
     let parts = TrainConfig { micro_batch_size: Some(3), ..halves };
     let found = gap(&probe(&parts, FitOptions::default()), &whole);
-    assert!(found < 1e-5, "{found}");
+    assert!(found < limit(1e-5), "{found}");
     // Records of earlier versions have no such field, and records without it do not change.
     let text = serde_json::to_string(&config(1)).unwrap();
     assert!(!text.contains("accumulate"), "{text}");
@@ -360,9 +360,10 @@ fn a_last_step_with_fewer_batches_has_the_mean_of_its_images() {
         partial: PartialBatch::Keep,
         order: Order::Shuffled { seed: config.seed, epoch: 0 },
         normalization: config.normalization,
-        device: Device::Cpu,
+        device: device(),
     };
-    let class_weights = Tensor::from_slice(&weights_of_classes).to_kind(Kind::Float);
+    let class_weights =
+        Tensor::from_slice(&weights_of_classes).to_device(device()).to_kind(Kind::Float);
     for (step, batch) in Batches::new(&images, order).unwrap().enumerate() {
         let (batch, labels) = batch.unwrap();
         let used = if step == 3 { 3 } else { 12 };
@@ -373,7 +374,7 @@ fn a_last_step_with_fewer_batches_has_the_mean_of_its_images() {
         sgd.backward_step(&loss);
     }
     let gap = gap(&weights(&found), &weights(&model));
-    assert!(gap < 1e-5, "{gap}");
+    assert!(gap < limit(1e-5), "{gap}");
 }
 
 #[test]
@@ -424,7 +425,7 @@ fn an_optimizer_and_a_schedule_of_the_callers() {
     let mut optimizer = adamw.build(model.var_store(), 1e-3).unwrap();
     let options = FitOptions { optimizer: Some(&mut optimizer), ..FitOptions::default() };
     fit_with(&mut model, &halves(40), None, &config(2), options, &mut Silent).unwrap();
-    assert!(gap(&weights(&model), &plain) < 1e-5);
+    assert!(gap(&weights(&model), &plain) < limit(1e-5));
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = RunCheckpoint { path: folder.path().join("state"), every: 1 };
     let options = FitOptions {

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use convpass::checkpoint::{LoadReport, TensorFile};
 use convpass::{AnyBackbone, Error, OpenOptions};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::golden::{Case, cases, fixtures};
+use crate::support::device;
 
 fn file(name: &str) -> PathBuf {
     fixtures().join("wrappers").join(name)
@@ -19,7 +20,7 @@ fn golden() -> Case {
 /// Opens a ViT with one head, which its width does not tell.
 fn open(path: &Path) -> convpass::Result<(AnyBackbone, LoadReport)> {
     let options = OpenOptions { num_heads: Some(1), ..OpenOptions::default() };
-    AnyBackbone::open_reported(path, &options, Device::Cpu)
+    AnyBackbone::open_reported(path, &options, device())
 }
 
 /// Each wrapper, the keys that lead to its weights, and what is taken off their names.
@@ -66,7 +67,7 @@ fn weights_open_in_every_wrapper() {
 fn several_state_dicts_are_listed() {
     for (name, keys) in [("two.pth", ["student", "teacher"]), ("both.pth", ["state_dict", "model"])]
     {
-        let error = AnyBackbone::open(file(name), Device::Cpu).unwrap_err();
+        let error = AnyBackbone::open(file(name), device()).unwrap_err();
         assert!(matches!(error, Error::UnknownFormat { .. }), "{error}");
         assert!(keys.iter().all(|key| error.to_string().contains(key)), "{error}");
     }
@@ -74,9 +75,9 @@ fn several_state_dicts_are_listed() {
 
 #[test]
 fn a_pickle_without_weights_says_what_it_holds() {
-    let error = AnyBackbone::open(file("nothing.pth"), Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(file("nothing.pth"), device()).unwrap_err();
     assert!(matches!(&error, Error::UnknownFormat { reason, .. } if reason.contains("epoch, lr")));
-    let error = AnyBackbone::open(file("whole.pth"), Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(file("whole.pth"), device()).unwrap_err();
     assert!(matches!(&error, Error::PickleGlobal { global, .. } if global.contains("Settings")));
 }
 
@@ -147,7 +148,7 @@ fn a_file_says_what_it_is_if_it_is_not_a_backbone() {
 fn windows_that_are_not_square_must_be_given() {
     let case = cases("swin").into_iter().find(|case| case.name == "rectangular_window").unwrap();
     let path = case.file("file");
-    let error = AnyBackbone::open(&path, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open(&path, device()).unwrap_err();
     let text = error.to_string();
     assert!(matches!(&error, Error::FileField { field, .. } if field == "window_sizes"), "{text}");
     assert!(text.contains("2x3") && text.contains("image_size"), "{text}");
@@ -156,9 +157,9 @@ fn windows_that_are_not_square_must_be_given() {
         image_size: Some((24, 32)),
         ..OpenOptions::default()
     };
-    let swin = AnyBackbone::open_with(&path, &options, Device::Cpu).unwrap();
+    let swin = AnyBackbone::open_with(&path, &options, device()).unwrap();
     case.compare("features", &swin.features(case.tensor("images")).unwrap()).unwrap();
     let vit = file("module.pth");
-    let error = AnyBackbone::open_with(&vit, &options, Device::Cpu).unwrap_err();
+    let error = AnyBackbone::open_with(&vit, &options, device()).unwrap_err();
     assert!(matches!(&error, Error::Config { field, .. } if field == "window_size"), "{error}");
 }

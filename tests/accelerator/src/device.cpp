@@ -291,6 +291,10 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 namespace at {
 
+// libtorch refuses a process that has both this device and CUDA: the device is there from
+// `accelerator_install` on, so that a program that links it can use a GPU.
+static bool is_installed = false;
+
 // libtorch looks for the hooks by this name. Without them there is no seed for the device, and
 // backward finds no device.
 struct MPSHooks final : MPSHooksInterface {
@@ -298,9 +302,9 @@ struct MPSHooks final : MPSHooksInterface {
   template <class... Args>
   explicit MPSHooks(Args...) {}
   void init() const override {}
-  bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
-  bool hasMPS() const override { return true; }
+  bool isBuilt() const override { return is_installed; }
+  bool isAvailable() const override { return is_installed; }
+  bool hasMPS() const override { return is_installed; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
   void setCurrentDevice(DeviceIndex) const override {}
@@ -322,6 +326,7 @@ extern "C" {
 
 // Makes the device. Called once, before anything names it.
 void accelerator_install() {
+  at::is_installed = true;
   c10::SetAllocator(TYPE, &memory());
   static c10::impl::DeviceGuardImplRegistrar guard(TYPE, new Guard);
   static torch::Library rest(torch::Library::IMPL, "_", c10::DispatchKey::MPS, __FILE__, __LINE__);

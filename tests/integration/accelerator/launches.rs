@@ -19,10 +19,10 @@ use tch::{Kind, Tensor};
 
 use crate::child;
 use crate::contract::{CLASSES, images};
+use crate::support::root;
 use crate::variants::Contract;
 
-const FILE: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/accelerator/launches.md");
+const FILE: &str = "tests/integration/accelerator/launches.md";
 const HEAD: &str = "\
 # Launches of operators on a device
 
@@ -244,9 +244,10 @@ fn the_table_of_launches_is_up_to_date() {
     let tables = [methods_table, bypass_table, settings_table, backbones_table];
     let tables: String = tables.into_iter().map(|table| table(&accelerator)).collect();
     let text = HEAD.to_owned() + &tables;
+    let file = root().join(FILE);
     if std::env::var_os("CONVPASS_WRITE_LAUNCHES").is_some() {
-        std::fs::write(FILE, &text).unwrap();
+        std::fs::write(&file, &text).unwrap();
     }
-    let written = std::fs::read_to_string(FILE).unwrap_or_default();
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(written == text, "{FILE} holds other numbers than\n{text}");
 }
