@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 
 use convpass::train::{CosineSchedule, Stepped, TrainConfig};
 use convpass::{Backbone, FrozenViT, Normalization, PetlModel, ViTConfig};
-use convpass_accelerator::Accelerator;
 use tch::{Device, Kind, Tensor};
 
 /// The smallest tolerances, relative to the largest value, on a device other than the CPU: it adds
@@ -29,7 +28,8 @@ pub fn device() -> Device {
             "" | "cpu" => Device::Cpu,
             "cuda" if tch::Cuda::is_available() => Device::Cuda(0),
             "cuda" => panic!("no CUDA device: {:?}", convpass::cuda_load_error()),
-            "accelerator" => Accelerator::hold().device(),
+            #[cfg(target_os = "linux")]
+            "accelerator" => convpass_accelerator::Accelerator::hold().device(),
             other => panic!("CONVPASS_TEST_DEVICE={other}: cpu, cuda or accelerator"),
         }
     });
