@@ -68,7 +68,7 @@ CASES = [
     *both("512px", "images of 512x512", 2, "--image-size", "512"),
     *both("dinov3", "ViT-B/16 of DINOv3, 256x256", 8, "--backbone-preset", "vit_base_patch16_dinov3"),
     *both("siglip", "ViT-B/16 of SigLIP", 8, "--backbone-preset", "vit_base_patch16_siglip_224"),
-    Case("bypass", "one bypass added in, forward and backward, [16, 197, 768]", ["parts", "bypass"], ["bypass.py"], 0.6),
+    Case("bypass", "one bypass added in, forward and backward, [16, 197, 768]", ["parts", "bypass"], ["bypass.py"], 0.35),
     Case("load", "opening a ViT-B/16 of 346 MB", ["parts", "load", BACKBONE], ["load.py", BACKBONE], 0.5, repeats=3),
     Case("data", "JPEG files to batches of 224x224", ["parts", "data", PHOTOS], ["data.py", PHOTOS], 0.5),
 ]

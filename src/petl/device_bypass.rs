@@ -1,7 +1,7 @@
 //! A bypass on any device and in any dtype as one node of the autograd graph, in few operators.
 //!
 //! On a GPU each operator is a kernel to launch, and the tensors of a bypass are so narrow that the
-//! launches take longer than the work. Compared with the equations of the bypass:
+//! launches weigh more than the arithmetic. Compared with the equations of the bypass:
 //!
 //! - QuickGELU is one operator, `silu`: with k = 1.702, `silu(k x) = k quick_gelu(x)`. The factor k
 //!   is part of the product before it, and 1 / k of the product after it.
