@@ -4,13 +4,16 @@ use tch::Tensor;
 
 use crate::error::Result;
 
+/// The slope of QuickGELU, `x * sigmoid(1.702 x)`.
+pub(crate) const QUICK_GELU_SLOPE: f64 = 1.702;
+
 /// Returns QuickGELU of `x`, `x * sigmoid(1.702 x)`.
 ///
 /// The code computes `silu(1.702 x) / 1.702`, which saves one tensor for backward; the product with
 /// a sigmoid saves two.
 pub(crate) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    const SLOPE: f64 = 1.702;
-    Ok(x.f_mul_scalar(SLOPE)?.f_silu()?.f_mul_scalar_(SLOPE.recip())?)
+    let mut scaled = x.f_mul_scalar(QUICK_GELU_SLOPE)?.f_silu()?;
+    Ok(scaled.f_mul_scalar_(QUICK_GELU_SLOPE.recip())?)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ mod stored;
 mod variable;
 mod window;
 
-pub(crate) use activation::quick_gelu;
+pub(crate) use activation::{QUICK_GELU_SLOPE, quick_gelu};
 pub(crate) use attention::{Attention, Positions, Projected};
 pub(crate) use attention_pool::AttentionPool;
 pub(crate) use bias_table::resize_bias_table;

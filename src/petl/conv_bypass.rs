@@ -267,7 +267,7 @@ impl ConvBypass {
         let half = self.conv_weight.size()[2] / 2;
         let mut parts = Vec::with_capacity(2);
         if prefix > 0 {
-            let centre = self.conv_weight.f_select(3, half)?.f_select(2, half)?;
+            let centre = device_bypass::centre(&self.conv_weight)?;
             parts.push(x.f_narrow(1, 0, prefix)?.f_linear(&centre, Some(&self.conv_bias))?);
         }
         if patches > 0 {

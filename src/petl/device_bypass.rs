@@ -14,14 +14,12 @@
 
 use tch::{Kind, Tensor};
 
-use super::fused_bypass::{BypassInput, BypassWeights};
+use super::fused_bypass::{BypassInput, BypassWeights, RESIDUAL, TOKENS, connect};
 use crate::error::{Error, Result};
-use crate::ffi::{Backward, add_product, add_scaled, attach, convolution_backward};
-use crate::nn::fill_keep_mask;
+use crate::ffi::{Backward, add_product, add_scaled, convolution_backward};
+use crate::nn::{QUICK_GELU_SLOPE as K, fill_keep_mask};
 use crate::seam::TokenLayout;
 
-/// The slope of QuickGELU.
-const K: f64 = 1.702;
 /// `silu` and its slope are 0 here in every dtype, f16 included.
 const DROPPED: f64 = -1e4;
 
@@ -66,12 +64,7 @@ pub(super) fn add(
         saved.extend(index.map(Tensor::shallow_clone));
         Ok::<_, Error>((output, saved))
     })?;
-    let inputs: Vec<&Tensor> = converted.iter().chain([&tokens]).chain(residual).collect();
-    if inputs.iter().any(|tensor| tensor.requires_grad()) {
-        attach(output, &inputs, &saved.iter().collect::<Vec<_>>(), bypass)
-    } else {
-        Ok(output)
-    }
+    connect(output, &converted, &tokens, residual, &saved, bypass)
 }
 
 /// The backward half of [`add`]. It saves the tokens, the tensors of [`Hidden`] in their order, the
@@ -109,17 +102,13 @@ fn rows_of(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_view([x.numel() as i64 / width.max(1), width])?)
 }
 
-/// The centre tap `[h, h]` of a kernel `[h, h, k, k]`.
-fn centre(kernel: &Tensor) -> Result<Tensor> {
+/// Returns the centre tap `[h, h]` of a kernel `[h, h, k, k]`.
+pub(super) fn centre(kernel: &Tensor) -> Result<Tensor> {
     let middle = kernel.size()[3] / 2;
     Ok(kernel.f_select(3, middle)?.f_select(2, middle)?)
 }
 
 impl DeviceBypass {
-    /// Index of the tokens among the inputs, after the six weights, and index of the residual.
-    const TOKENS: usize = 6;
-    const RESIDUAL: usize = 7;
-
     /// Returns the prefix tokens of `x [K, T, h]`, or `None` if there are none.
     fn prefix(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let count = self.layout.prefix;
@@ -285,11 +274,8 @@ impl Backward for DeviceBypass {
             self.down_gradient(&conv_gradient, [down, activated], kernel)?;
         // Both gradients have the factor k, which the products and the sums need.
         let rows = matrix(&down_gradient)?;
-        let tokens_gradient = if wanted[Self::TOKENS] {
-            Some(rows.f_mm(down_weight)?.f_view_as(tokens)?)
-        } else {
-            None
-        };
+        let tokens_gradient =
+            if wanted[TOKENS] { Some(rows.f_mm(down_weight)?.f_view_as(tokens)?) } else { None };
         let mut gradients = vec![
             Some(rows.f_transpose(0, 1)?.f_mm(&matrix(tokens)?)?),
             Some(over_tokens(&down_gradient)?),
@@ -299,7 +285,7 @@ impl Backward for DeviceBypass {
             Some(up_bias),
             tokens_gradient,
         ];
-        gradients.extend(wanted.get(Self::RESIDUAL).map(|_| Some(gradient.shallow_clone())));
+        gradients.extend(wanted.get(RESIDUAL).map(|_| Some(gradient.shallow_clone())));
         Ok(gradients)
     }
 }

@@ -124,8 +124,25 @@ fn add_masked(
 ) -> Result<Tensor> {
     let (output, backward, saved) =
         tch::no_grad(|| forward(weights, input, residual, samples, mask))?;
-    let inputs: Vec<&Tensor> =
-        weights.all().into_iter().chain([input.tokens]).chain(residual).collect();
+    connect(output, weights.all(), input.tokens, residual, &saved, backward)
+}
+
+/// The index of the tokens among the inputs of the node of a bypass, after the six weights, and the
+/// index of the residual.
+pub(super) const TOKENS: usize = 6;
+pub(super) const RESIDUAL: usize = 7;
+
+/// Makes `output` the result of a bypass in the autograd graph if one of its inputs requires a
+/// gradient.
+pub(super) fn connect<'a>(
+    output: Tensor,
+    weights: impl IntoIterator<Item = &'a Tensor>,
+    tokens: &'a Tensor,
+    residual: Option<&'a Tensor>,
+    saved: &[Tensor],
+    backward: impl Backward,
+) -> Result<Tensor> {
+    let inputs: Vec<&Tensor> = weights.into_iter().chain([tokens]).chain(residual).collect();
     if inputs.iter().any(|tensor| tensor.requires_grad()) {
         attach(output, &inputs, &saved.iter().collect::<Vec<_>>(), backward)
     } else {
@@ -274,21 +291,16 @@ impl Backward for FusedBypass {
         let contiguous = gradient.f_contiguous()?;
         let shape = [samples.kept as i64, sizes.num_gradients() as i64];
         let mut parts = Fresh::new(&shape)?;
-        let mut tokens =
-            if wanted[Self::TOKENS] { Some(Fresh::new(&gradient.size())?) } else { None };
+        let mut tokens = if wanted[TOKENS] { Some(Fresh::new(&gradient.size())?) } else { None };
         self.run_backward(saved, floats(&contiguous), &mut parts, tokens.as_mut())?;
         let mut gradients: Vec<_> = self.unpack(&parts.done())?.into_iter().map(Some).collect();
         gradients.push(tokens.map(Fresh::done));
-        gradients.extend(wanted.get(Self::RESIDUAL).map(|_| Some(gradient.shallow_clone())));
+        gradients.extend(wanted.get(RESIDUAL).map(|_| Some(gradient.shallow_clone())));
         Ok(gradients)
     }
 }
 
 impl FusedBypass {
-    /// Index of the tokens among the inputs, after the six weights, and index of the residual.
-    const TOKENS: usize = 6;
-    const RESIDUAL: usize = 7;
-
     /// Returns the output and the two tensors of [`Kept`] for all kept samples.
     fn run_forward(
         &self,

@@ -5,6 +5,7 @@ use tch::Tensor;
 use super::graph::{Graph, GraphValue, WeightSet};
 use super::proto::AttributeProto;
 use crate::error::Result;
+use crate::nn::QUICK_GELU_SLOPE;
 
 type Attribute = AttributeProto;
 
@@ -186,7 +187,7 @@ impl Graph {
 
     /// Computes `x * sigmoid(1.702 x)`.
     pub(super) fn quick_gelu(&mut self, x: &GraphValue) -> GraphValue {
-        let scaled = self.scaled(x, 1.702);
+        let scaled = self.scaled(x, QUICK_GELU_SLOPE);
         let gate = self.sigmoid(&scaled);
         self.mul(x, &gate)
     }
