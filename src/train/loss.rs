@@ -92,6 +92,11 @@ impl Loss {
 
     /// Returns the mean loss of logits `[B, K]` and labels `[B]`.
     pub(super) fn mean(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        if self.weights.is_some() && self.smoothing > 0.0 {
+            // In libtorch's own mean of these a shape depends on the labels, for which the CPU would
+            // wait for a GPU.
+            return self.part(logits, labels, labels);
+        }
         let weights = self.weights.as_ref().map(|weights| weights.f_to_kind(logits.kind()));
         cross_entropy_with(logits, labels, weights.transpose()?.as_ref(), self.smoothing)
     }
@@ -114,6 +119,19 @@ impl Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Reduction;
+
+    #[test]
+    fn weights_and_smoothing_together_are_those_of_libtorch() {
+        let logits = Tensor::linspace(-2.0, 3.0, 12, (Kind::Float, Device::Cpu)).view([4, 3]);
+        let (labels, weights) =
+            (Tensor::from_slice(&[0i64, 2, 1, 1]), Tensor::from_slice(&[0.5f32, 2.0, 1.5]));
+        let loss = Loss { weights: Some(weights.shallow_clone()), smoothing: 0.1 };
+        let found = loss.mean(&logits, &labels).unwrap();
+        let expected =
+            logits.cross_entropy_loss(&labels, Some(&weights), Reduction::Mean, -100, 0.1);
+        assert!((found - expected).abs().double_value(&[]) < 1e-6);
+    }
 
     #[test]
     fn the_parts_of_a_batch_add_up_to_its_mean_also_where_a_part_has_no_weight() {
