@@ -142,11 +142,7 @@ fn strike(fault: Fault, number: usize, expected: &[u8]) -> f64 {
         // The last steps may have come before the fault.
         assert!(names || said == "done", "{case}: rank {rank}: {said}");
     }
-    let team = Team::start(NAME, folder, "None 0 0", SIZE, |_| true);
-    let outcomes = team.wait(LIMIT, |_| true);
-    for (rank, outcome) in outcomes.into_iter().enumerate() {
-        assert!(outcome && said(folder, rank) == "done", "{case}: {}", said(folder, rank));
-    }
+    Team::start(NAME, folder, "None 0 0", SIZE, |_| true).finish(LIMIT, folder, &case);
     assert!(std::fs::read(folder.join("adapter.safetensors")).unwrap() == expected, "{case}");
     took
 }
@@ -157,9 +153,8 @@ fn a_lost_process_is_named_and_the_run_goes_on() {
         return member(&folder, &case);
     }
     let folder = tempfile::tempdir().unwrap();
-    let team = Team::start(NAME, folder.path(), "None 0 0", SIZE, |_| true);
-    assert!(team.wait(LIMIT, |_| true).into_iter().all(|outcome| outcome));
-    assert_eq!(said(folder.path(), 1), "done");
+    let whole = Team::start(NAME, folder.path(), "None 0 0", SIZE, |_| true);
+    whole.finish(LIMIT, folder.path(), "no fault");
     let expected = std::fs::read(folder.path().join("adapter.safetensors")).unwrap();
     let times = std::env::var("CONVPASS_TEST_FAULTS").map_or(1, |times| times.parse().unwrap());
     std::thread::scope(|scope| {

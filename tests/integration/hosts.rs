@@ -9,12 +9,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::faults::{LIMIT, SIZE, STEPS, TIMEOUT, member, wait_for};
-use crate::team::{Team, is_member, said};
+use crate::team::{Team, is_member, place, said};
 
 const NAME: &str = "hosts::a_machine_that_is_cut_off_is_named_and_the_run_goes_on";
 /// Set in the process that has namespaces of its own.
 const INSIDE: &str = "CONVPASS_TEST_HOSTS";
-const PORT: &str = "29500";
+const PORT: u16 = 29500;
 
 /// Runs a script of the shell.
 fn shell(script: &str) {
@@ -65,9 +65,8 @@ impl Network {
             let mut command = Command::new("nsenter");
             command.arg(format!("--net=/run/netns/{}{rank}", self.name));
             command.arg(std::env::current_exe().unwrap()).args(["--exact", NAME]);
-            command.env("RANK", rank.to_string()).env("WORLD_SIZE", SIZE.to_string());
-            command.env("MASTER_ADDR", Self::address(0)).env("MASTER_PORT", PORT);
-            command.env("GLOO_SOCKET_IFNAME", "eth0").env("OMP_NUM_THREADS", "1");
+            place(&mut command, rank, SIZE, (&Self::address(0), PORT));
+            command.env("GLOO_SOCKET_IFNAME", "eth0");
             Some(command)
         };
         Team::start_commands((0..SIZE).map(command), folder, case)
@@ -94,24 +93,17 @@ fn cut(victim: usize, expected: &[u8]) -> f64 {
         assert!(names, "rank {rank} of a run in which {victim} is cut off: {said}");
     }
     network.connect(victim, true);
-    finish(&network, folder);
+    network.start(folder, "None 0 0").finish(LIMIT, folder, &case);
     assert!(std::fs::read(folder.join("adapter.safetensors")).unwrap() == expected, "{case}");
     took
-}
-
-/// Starts the processes, again or for the first time, and waits for the end of the run.
-fn finish(network: &Network, folder: &Path) {
-    let outcomes = network.start(folder, "None 0 0").wait(LIMIT, |_| true);
-    for (rank, outcome) in outcomes.into_iter().enumerate() {
-        assert!(outcome && said(folder, rank) == "done", "rank {rank}: {}", said(folder, rank));
-    }
 }
 
 /// In namespaces of its own, the test may make networks.
 fn inside() {
     shell("mount -t tmpfs tmpfs /run && mkdir /run/netns");
     let folder = tempfile::tempdir().unwrap();
-    finish(&Network::new("whole".to_owned()), folder.path());
+    let whole = Network::new("whole".to_owned()).start(folder.path(), "None 0 0");
+    whole.finish(LIMIT, folder.path(), "no cut");
     let expected = std::fs::read(folder.path().join("adapter.safetensors")).unwrap();
     std::thread::scope(|scope| {
         let threads = [0, 1].map(|victim| {

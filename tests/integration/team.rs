@@ -22,10 +22,10 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Sets the variables that a launcher sets.
-pub fn place(command: &mut Command, rank: usize, size: usize, port: u16) {
+/// Sets the variables that a launcher sets; the store is at `address`:`port`.
+pub fn place(command: &mut Command, rank: usize, size: usize, (address, port): (&str, u16)) {
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
-    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    command.env("MASTER_ADDR", address).env("MASTER_PORT", port.to_string());
     command.env("OMP_NUM_THREADS", "1");
 }
 
@@ -44,7 +44,7 @@ impl Team {
         let port = free_port();
         let command = |rank: usize| {
             let mut command = child::test(name);
-            place(&mut command, rank, size, port);
+            place(&mut command, rank, size, ("127.0.0.1", port));
             starts(rank).then_some(command)
         };
         Self::start_commands((0..size).map(command), folder, case)
@@ -83,6 +83,14 @@ impl Team {
             };
         }
         outcomes
+    }
+
+    /// Waits for all ranks, each of which has to succeed and to say that it is done.
+    pub fn finish(self, limit: Duration, folder: &Path, case: &str) {
+        for (rank, outcome) in self.wait(limit, |_| true).into_iter().enumerate() {
+            let said = said(folder, rank);
+            assert!(outcome && said == "done", "{case}: rank {rank}: {said}");
+        }
     }
 }
 
