@@ -7,8 +7,9 @@
 //!
 //! It teaches what a step costs on your machine before you train: `train` is forward, backward and AdamW of Convpass
 //! (h = 8, dropout and drop path 0.1), `eval` is the adapted model without gradients, `plain-eval` the backbone alone.
-//! The first round sets things up and is not counted. `--mode eval --batch 1` is the latency of an image. `--recompute` trades time for memory in training, and
-//! `--precision` keeps the frozen weights in bf16 or f16, or computes under autocast.
+//! The first round sets things up and is not counted. `--mode eval --batch 1` is the latency of an image. `--recompute`
+//! trades time for memory in training, and `--precision` keeps the frozen weights in bf16 or f16, or computes under
+//! autocast.
 
 use std::time::Instant;
 

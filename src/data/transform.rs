@@ -102,7 +102,6 @@ impl Normalization {
         let channel = |values: [f32; 3]| {
             send(&Tensor::f_from_slice(&values)?.f_view([1, 3, 1, 1])?, images.device())
         };
-        let [mean, std] = [channel(self.mean())?, channel(self.std())?];
         let planes = images.f_permute([0, 3, 1, 2])?;
         // The order (divide by 255, subtract the mean, divide by the deviation) is that of the
         // published pipelines, so the rounding is the same. The whole batch is processed in few
@@ -111,8 +110,8 @@ impl Normalization {
         x.f_copy_(&planes)?;
         x = x.f_divide_scalar_(255.0)?;
         if self != Self::Unit {
-            x = x.f_sub_(&mean)?;
-            x = x.f_div_(&std)?;
+            x = x.f_sub_(&channel(self.mean())?)?;
+            x = x.f_div_(&channel(self.std())?)?;
         }
         Ok(x)
     }

@@ -149,8 +149,7 @@ impl<O: Observer> Observer for Vec<O> {
     }
 
     fn reads_step(&mut self, steps_done: usize) -> bool {
-        // Each is asked, because some count.
-        self.iter_mut().filter_map(|each| each.reads_step(steps_done).then_some(())).count() > 0
+        self.iter_mut().any(|each| each.reads_step(steps_done))
     }
 
     fn step(&mut self, step: &StepReport) -> ControlFlow<()> {
