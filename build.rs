@@ -48,6 +48,7 @@ pub(crate) fn compile(libtorch: &Path) {
         build
     };
     source("torch").compile("convpass_torch");
+    source("linear").compile("convpass_linear");
     if env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some() {
         // The headers of gloo, which libtorch is compiled with and does not ship.
         println!("cargo:rerun-if-changed=src/ffi/gloo");

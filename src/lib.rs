@@ -84,6 +84,7 @@ pub use ffi::autocast::Autocast;
 pub use ffi::cuda::cuda_load_error;
 pub use ffi::malloc::keep_freed_memory;
 pub use model::{AdapterInfo, PetlConfig, PetlModel, TrainableParams, audit};
+pub use nn::ProductLibrary;
 pub use petl::{
     ConvBypass, ConvBypassConfig, ConvInit, LoraConfig, Method, PetlMethod, Placement, SubLayers,
 };

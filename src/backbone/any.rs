@@ -117,11 +117,11 @@ impl AnyBackbone {
         &self.preprocessing
     }
 
-    /// Returns the precision of the weights and of the products with them. With
-    /// [`Precision::AutocastBf16`], passes must run under [`Precision::guard`].
+    /// Returns the precision of the weights and of the products with them. Passes must run under
+    /// [`Precision::guard`] with [`Precision::AutocastBf16`] and [`Precision::Int8Dynamic`].
     pub fn precision(&self) -> Precision {
         match self.precision {
-            Precision::AutocastBf16 => Precision::AutocastBf16,
+            opened if opened.needs_guard() => opened,
             opened => Precision::of_weights(self).unwrap_or(opened),
         }
     }

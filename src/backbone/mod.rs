@@ -55,7 +55,7 @@ pub use forward::Forward;
 pub use frozen::Frozen;
 pub use hooks::{BlockPass, Hooks};
 pub use network::{ImageSize, Network};
-pub use precision::Precision;
+pub use precision::{Precision, PrecisionGuard};
 pub(crate) use swin::MASK_SCORE;
 pub use swin::{ContinuousBiasConfig, FrozenSwin, SwinConfig};
 pub use vit::{AttentionPooling, FrozenViT, Pooling, ViTConfig};

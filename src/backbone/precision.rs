@@ -9,6 +9,7 @@ use tch::{Device, Kind};
 use super::Backbone;
 use crate::error::{Error, Result};
 use crate::ffi::autocast::Autocast;
+use crate::nn::DynamicInt8;
 
 /// The dtype of a frozen backbone's weights and of the products with them. Trained weights, the
 /// head and the logits are always f32.
@@ -27,14 +28,19 @@ pub enum Precision {
     Int8,
     /// Weights in f32, products in bf16 by libtorch's autocast.
     AutocastBf16,
+    /// Weights of linear layers in int8, and their products in int8: the input of a layer is rounded
+    /// to 256 values between its smallest and its largest value. It is for evaluation on a CPU with
+    /// AVX512-VNNI. The features of an image depend a little on the other images of its batch.
+    Int8Dynamic,
 }
 
 impl Precision {
     /// All precisions.
-    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::AutocastBf16];
+    pub const ALL: [Self; 6] =
+        [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::AutocastBf16, Self::Int8Dynamic];
 
     /// Returns the name in files and on the command line: `f32`, `bf16`, `f16`, `int8`,
-    /// `autocast-bf16`.
+    /// `autocast-bf16`, `int8-dynamic`.
     pub const fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
@@ -42,6 +48,7 @@ impl Precision {
             Precision::F16 => "f16",
             Precision::Int8 => "int8",
             Precision::AutocastBf16 => "autocast-bf16",
+            Precision::Int8Dynamic => "int8-dynamic",
         }
     }
 
@@ -55,20 +62,29 @@ impl Precision {
             Precision::F32 | Precision::AutocastBf16 => Ok(backbone),
             Precision::Bf16 => backbone.to_kind(Kind::BFloat16),
             Precision::F16 => backbone.to_kind(Kind::Half),
-            Precision::Int8 => backbone.to_int8(),
+            Precision::Int8 | Precision::Int8Dynamic => backbone.to_int8(),
         }
     }
 
-    /// Returns a guard that keeps autocast on while it is alive; passes must run while it is alive.
-    /// Returns `None` for every other precision.
+    /// Returns a guard while which is alive products are computed in this precision; passes must run
+    /// while it is alive. It acts on this thread. Only [`Precision::AutocastBf16`] and
+    /// [`Precision::Int8Dynamic`] need it, and for the others it does nothing.
     ///
     /// # Errors
-    /// The errors of [`Autocast::enter`].
-    pub fn guard(self, device: Device) -> Result<Option<Autocast>> {
-        match self {
-            Precision::AutocastBf16 => Autocast::enter(device, Kind::BFloat16).map(Some),
-            _ => Ok(None),
-        }
+    /// The errors of [`Autocast::enter`]; [`Error::Config`] for [`Precision::Int8Dynamic`] if
+    /// `device` is not a CPU with AVX512-VNNI.
+    pub fn guard(self, device: Device) -> Result<PrecisionGuard> {
+        let is = |precision| self == precision;
+        let autocast = is(Precision::AutocastBf16)
+            .then(|| Autocast::enter(device, Kind::BFloat16))
+            .transpose()?;
+        let int8 = is(Precision::Int8Dynamic).then(|| DynamicInt8::enter(device)).transpose()?;
+        Ok(PrecisionGuard { _autocast: autocast, _int8: int8 })
+    }
+
+    /// Returns whether passes must run under [`Precision::guard`].
+    pub(crate) fn needs_guard(self) -> bool {
+        matches!(self, Precision::AutocastBf16 | Precision::Int8Dynamic)
     }
 
     /// Returns the precision of the weights of `backbone`, if their dtype has one.
@@ -83,6 +99,14 @@ impl Precision {
     }
 }
 
+/// A guard of [`Precision::guard`].
+#[derive(Debug)]
+#[must_use = "the precision ends as the guard is dropped"]
+pub struct PrecisionGuard {
+    _autocast: Option<Autocast>,
+    _int8: Option<DynamicInt8>,
+}
+
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -94,7 +118,8 @@ impl FromStr for Precision {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
-            Error::config("precision", "one of f32, bf16, f16, int8 and autocast-bf16", name)
+            let expected = "one of f32, bf16, f16, int8, autocast-bf16 and int8-dynamic";
+            Error::config("precision", expected, name)
         })
     }
 }

@@ -92,7 +92,7 @@ impl Weights<'_, '_> {
         }
         let bias =
             if bias { Some(self.ask(&format!("{name}.bias"), &[outputs], false)?) } else { None };
-        Ok(Linear { weight, bias, scale })
+        Ok(Linear::new(weight, bias, scale))
     }
 
     /// Returns a convolution with `NAME.weight`, whose shape is `[out, in / groups, k, k]`, and

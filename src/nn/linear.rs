@@ -1,25 +1,35 @@
 //! A linear layer.
 
+use std::sync::{Arc, OnceLock};
+
 use tch::{Kind, Tensor};
 
+use super::dynamic_int8::{DynamicInt8, rounded_product};
+use super::product::{is_by_onednn, product};
 use super::stored::{is_narrower, widened};
-use crate::error::{Error, Result};
-use crate::ffi::{Backward, attach};
+use crate::error::Result;
+use crate::ffi::{Backward, PackedInt8, attach};
 
-/// A linear layer, `x W^T + b`: weight `[out, in]`, bias `[out]` or none. `Clone` shares both
-/// tensors.
+/// A linear layer, `x W^T + b`: weight `[out, in]`, bias `[out]` or none. `Clone` shares the tensors.
 #[derive(Debug)]
 pub struct Linear {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
     /// `[out]`, the factor of each row of an int8 weight; `None` for other dtypes.
     pub(crate) scale: Option<Tensor>,
+    /// The int8 weight for [`DynamicInt8`], packed by the first product that needs it.
+    packed: Arc<OnceLock<PackedInt8>>,
 }
 
 impl Linear {
+    /// Creates a layer. An int8 weight needs the factors of its rows, `scale [out]`.
+    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>, scale: Option<Tensor>) -> Self {
+        Linear { weight, bias, scale, packed: Arc::default() }
+    }
+
     /// Creates a layer whose weight needs no scale.
     pub(crate) fn plain(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias, scale: None }
+        Linear::new(weight, bias, None)
     }
 
     /// Applies the layer: `[.., in] -> [.., out]`.
@@ -27,9 +37,13 @@ impl Linear {
     /// # Errors
     /// Returns [`Error::Torch`](crate::Error::Torch) if `x` has another width, dtype or device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, is_trained) = (&self.weight, self.weight.requires_grad());
-        if self.scale.is_some() || is_narrower(weight, x) && !is_trained {
-            return self.forward_expanded(x);
+        if let Some(scale) = self.scale.as_ref().filter(|_| DynamicInt8::is_on()) {
+            return rounded_product(x, self.packed(scale)?, self.bias.as_ref());
+        }
+        let weight = &self.weight;
+        let is_expanded = self.scale.is_some() || is_narrower(weight, x);
+        if !weight.requires_grad() && (is_expanded || is_by_onednn(x, weight)?) {
+            return self.forward_frozen(x);
         }
         let bias = self.bias.as_ref().map(|bias| widened(bias, x)).transpose()?;
         Ok(x.f_linear(&widened(weight, x)?, bias.as_ref())?)
@@ -43,31 +57,37 @@ impl Linear {
     /// Returns a layer that computes only the outputs `start..start + len`.
     pub(crate) fn rows(&self, start: i64, len: i64) -> Result<Linear> {
         let rows = |t: &Tensor| t.f_narrow(0, start, len);
-        Ok(Linear {
-            weight: rows(&self.weight)?,
-            bias: self.bias.as_ref().map(rows).transpose()?,
-            scale: self.scale.as_ref().map(rows).transpose()?,
-        })
+        let optional = |t: &Option<Tensor>| t.as_ref().map(rows).transpose();
+        Ok(Linear::new(rows(&self.weight)?, optional(&self.bias)?, optional(&self.scale)?))
     }
 
-    /// Expands the weight from int8 or f16 for the product and frees the expanded copy after it, in
-    /// forward and in backward. libtorch's own product with int8 weights (`_weight_int8pack_mm`)
-    /// has no gradient. On a CPU it takes 35 times as long for the rows of a batch of 8 in f32, and
-    /// 3 times as long in bf16.
-    fn forward_expanded(&self, x: &Tensor) -> Result<Tensor> {
+    /// Returns the packed int8 weight.
+    fn packed(&self, scale: &Tensor) -> Result<&PackedInt8> {
+        match self.packed.get() {
+            Some(packed) => Ok(packed),
+            None => {
+                let packed = PackedInt8::new(&self.weight, scale)?;
+                Ok(self.packed.get_or_init(|| packed))
+            }
+        }
+    }
+
+    /// Computes the layer with a weight that is not trained. A weight in int8 or f16 is expanded for
+    /// the product, and the expanded copy is freed after it, in forward and in backward.
+    ///
+    /// libtorch's own product with int8 weights (`_weight_int8pack_mm`) has no gradient. On a CPU it
+    /// takes 35 times as long for the rows of a batch of 8 in f32, and 3 times as long in bf16.
+    fn forward_frozen(&self, x: &Tensor) -> Result<Tensor> {
         // The bias may be trained although the weight is frozen.
         let (trained, frozen) = match &self.bias {
             Some(bias) if bias.requires_grad() => (Some(bias), None),
             bias => (None, bias.as_ref()),
         };
-        let mut output = tch::no_grad(|| {
-            let weight = self.values(x.kind())?;
-            let frozen = frozen.map(|bias| widened(bias, x)).transpose()?;
-            Ok::<_, Error>(x.f_linear(&weight, frozen.as_ref())?)
-        })?;
+        let frozen = frozen.map(|bias| widened(bias, x)).transpose()?;
+        let mut output = product(x, &self.values(x.kind())?, frozen.as_ref())?;
         if x.requires_grad() {
             let saved: Vec<&Tensor> = [&self.weight].into_iter().chain(&self.scale).collect();
-            output = attach(output, &[x], &saved, ExpandedProduct)?;
+            output = attach(output, &[x], &saved, FrozenProduct)?;
         }
         match trained {
             Some(bias) => Ok(output.f_add(bias)?),
@@ -80,15 +100,16 @@ impl Clone for Linear {
     fn clone(&self) -> Self {
         let shared = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
         let weight = self.weight.shallow_clone();
-        Linear { weight, bias: shared(&self.bias), scale: shared(&self.scale) }
+        let packed = Arc::clone(&self.packed);
+        Linear { weight, bias: shared(&self.bias), scale: shared(&self.scale), packed }
     }
 }
 
-/// The backward half of [`Linear::forward_expanded`]. It saves the weight and, if there is one, its
+/// The backward half of [`Linear::forward_frozen`]. It saves the weight and, if there is one, its
 /// scale.
-struct ExpandedProduct;
+struct FrozenProduct;
 
-impl Backward for ExpandedProduct {
+impl Backward for FrozenProduct {
     fn backward(
         &self,
         saved: &[Tensor],
@@ -96,7 +117,7 @@ impl Backward for ExpandedProduct {
         _wanted: &[bool],
     ) -> Result<Vec<Option<Tensor>>> {
         let weight = expand(&saved[0], saved.get(1), gradient.kind())?;
-        Ok(vec![Some(gradient.f_matmul(&weight)?)])
+        Ok(vec![Some(product(gradient, &weight.f_tr()?, None)?)])
     }
 }
 
@@ -125,6 +146,49 @@ mod tests {
     use crate::nn::InitRng;
     use tch::Device;
 
+    /// Compares with the products of the two rounded matrices in f64.
+    #[test]
+    fn dynamic_int8_is_the_product_of_rounded_matrices() {
+        let Ok(guard) = DynamicInt8::enter(Device::Cpu) else { return refuses_without_vnni() };
+        let mut rng = InitRng::from_seed(4);
+        let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap();
+        for (inputs, outputs) in [(16, 24), (768, 100), (3, 1), (65, 7)] {
+            let (int8, scale) = quantize(&normal(&[outputs, inputs])).unwrap();
+            let bias = normal(&[outputs]);
+            let layer = Linear::new(int8, Some(bias.shallow_clone()), Some(scale));
+            let x = normal(&[3, 5, inputs]);
+            let (low, high) = (x.min().clamp_max(0.0), x.max().clamp_min(0.0));
+            let step = (&high - &low) / 255.0;
+            let rounded = ((&x - &low) / &step).round() * &step + low;
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            let exact =
+                double(&rounded).linear(&layer.values(Kind::Double).unwrap(), Some(&double(&bias)));
+            let found = layer.forward(&x).unwrap();
+            assert_eq!((found.kind(), found.size()), (Kind::Float, vec![3, 5, outputs]));
+            let gap = (double(&found) - &exact).abs().max().double_value(&[]);
+            // The zero point is rounded too, by at most half a step.
+            let most = step.double_value(&[])
+                * layer.values(Kind::Double).unwrap().abs().sum(Kind::Double).double_value(&[])
+                / outputs as f64;
+            assert!(gap <= most, "{inputs} {outputs}: {gap}, at most {most}");
+            let half = layer.forward(&x.to_kind(Kind::BFloat16)).unwrap();
+            assert_eq!(half.kind(), Kind::BFloat16);
+            let rows = layer.rows(0, 1).unwrap().forward(&x).unwrap();
+            assert!(rows.allclose(&found.narrow(2, 0, 1), 1e-5, 1e-5, false));
+            let error = layer.forward(&x.set_requires_grad(true)).unwrap_err();
+            assert!(error.to_string().contains("int8-dynamic"), "{error}");
+        }
+        assert!(DynamicInt8::is_on());
+        drop(guard);
+        assert!(!DynamicInt8::is_on());
+        assert!(DynamicInt8::enter(Device::Cuda(0)).is_err());
+    }
+
+    fn refuses_without_vnni() {
+        let error = DynamicInt8::enter(Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("VNNI"), "{error}");
+    }
+
     /// Compares with a plain layer over the weight that the int8 values stand for.
     #[test]
     fn int8_is_the_plain_layer_over_rounded_weights() {
@@ -139,7 +203,7 @@ mod tests {
         assert!((&rounded - &weight).abs().max().double_value(&[]) <= 0.5001 * step);
 
         let plain = Linear::plain(rounded, Some(bias.shallow_clone()));
-        let layer = Linear { weight: int8, bias: Some(bias), scale: Some(scale) };
+        let layer = Linear::new(int8, Some(bias), Some(scale));
         let probe = normal(&[2, 5, 24]);
         let run = |layer: &Linear| {
             let x = Tensor::linspace(-1.0, 1.0, 160, (Kind::Float, Device::Cpu));

@@ -22,6 +22,7 @@ use crate::data::ImageDataset;
 use crate::error::{Error, Result};
 use crate::eval::{Team, check_classes};
 use crate::model::PetlModel;
+use crate::nn::DynamicInt8;
 
 /// What the names of the head's variables start with.
 const HEAD: &str = "head.";
@@ -229,6 +230,9 @@ fn check<B: Backbone>(
     config: &TrainConfig,
 ) -> Result<()> {
     config.schedule.validate()?;
+    if DynamicInt8::is_on() {
+        return Err(Error::config("precision", "a precision with gradients", "int8-dynamic"));
+    }
     if config.batch_size == 0 || config.batch_size > train.len() {
         let expected = format!("from 1 to the {} training images", train.len());
         return Err(

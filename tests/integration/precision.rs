@@ -3,12 +3,15 @@
 use convpass::backbone::Pass;
 use convpass::backbone::{ContinuousBiasConfig, ConvNeXtNorm, Forward, NormPlacement};
 use convpass::seam::NoMethod;
+use convpass::train::Silent;
 use convpass::{
-    Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt, FrozenSwin,
-    FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, SwinConfig, ViTConfig,
+    AnyBackbone, Autocast, Backbone, ConvBypassConfig, ConvNeXtConfig, Error, FrozenConvNeXt,
+    FrozenSwin, FrozenViT, LoraConfig, Method, PetlConfig, PetlModel, Precision, SwinConfig,
+    TrainConfig, ViTConfig,
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::resume::bars;
 use crate::support::{device, limit};
 
 fn small_vit() -> ViTConfig {
@@ -293,4 +296,41 @@ fn a_step_runs_in_every_precision() {
     };
     assert!((guarded - expected).abs() < 0.1);
     assert!((loss(vit) - expected).abs() < 0.1);
+}
+
+/// The features of small random networks. Training is refused before its first step.
+#[test]
+fn dynamic_int8_evaluates_and_does_not_train() {
+    let backbone = FrozenViT::random(&small_vit(), 0, Device::Cpu).unwrap();
+    let exact = AnyBackbone::from(backbone.clone());
+    let int8 = Precision::Int8Dynamic.convert(backbone).unwrap();
+    assert!(int8.is_int8());
+    let guard = match Precision::Int8Dynamic.guard(Device::Cpu) {
+        Ok(guard) => guard,
+        // A processor without the instructions refuses.
+        Err(error) => return assert!(error.to_string().contains("AVX512-VNNI"), "{error}"),
+    };
+    let images = images().to_device(Device::Cpu);
+    let expected = exact.features(&images).unwrap();
+    let found = features(&int8, &images);
+    let off = gap(&found, &expected);
+    assert!(0.0 < off && off < 0.03, "{off}");
+    // The steps of the rounding are those of the whole batch.
+    let alone = features(&int8, &images.narrow(0, 0, 1));
+    assert!(gap(&alone, &expected.narrow(0, 0, 1)) < 0.03);
+    let config = PetlConfig::new(Method::ConvBypass(ConvBypassConfig::default()), 4);
+    let mut model = PetlModel::new(int8.clone(), &config).unwrap();
+    let logits = tch::no_grad(|| model.forward(&images, false)).unwrap();
+    assert_eq!((logits.kind(), logits.size()), (Kind::Float, vec![3, 4]));
+    let _variables = disturbed(&model);
+    let error = model.forward(&images, true).unwrap_err().to_string();
+    assert!(error.contains("int8-dynamic"), "{error}");
+    let train = bars(80, 16, 0);
+    let error = convpass::fit(&mut model, &train, None, &TrainConfig::default(), &mut Silent);
+    assert!(error.unwrap_err().to_string().contains("int8-dynamic"));
+    drop(guard);
+    let plain = int8.to_int8().unwrap();
+    assert!(gap(&features(&int8, &images), &features(&plain, &images)) < 1e-6);
+    let gpu = Precision::Int8Dynamic.guard(Device::Cuda(0)).unwrap_err().to_string();
+    assert!(gpu.contains("a CPU"), "{gpu}");
 }
