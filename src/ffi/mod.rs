@@ -10,9 +10,12 @@ mod autograd;
 #[cfg(feature = "distributed")]
 pub(crate) mod c10d;
 pub(crate) mod cuda;
+#[cfg(feature = "train")]
+mod cuda_graph;
 mod elements;
 pub(crate) mod malloc;
 mod products;
+mod recording;
 mod send;
 mod threads;
 
@@ -21,7 +24,10 @@ pub(crate) use adamw::{AdamWStep, FusedSlot, fused_adamw};
 #[cfg(feature = "train")]
 pub(crate) use autograd::clear_gradient;
 pub(crate) use autograd::{Backward, attach, untouched};
+#[cfg(feature = "train")]
+pub(crate) use cuda_graph::CudaGraph;
 pub(crate) use elements::{Fresh, floats, read_f32, to_f32};
 pub(crate) use products::{add_product, add_scaled, convolution_backward};
+pub(crate) use recording::Recording;
 pub(crate) use send::send;
 pub(crate) use threads::for_each;
