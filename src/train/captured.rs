@@ -484,6 +484,17 @@ mod tests {
         }
     }
 
+    /// The CPU, or the device of `tests/accelerator` in a process that is asked for it.
+    fn device() -> Device {
+        #[cfg(target_os = "linux")]
+        if std::env::var_os("CONVPASS_TEST_DEVICE").is_some_and(|name| name == "accelerator") {
+            static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+            let hold = || convpass_accelerator::Accelerator::hold().device();
+            return *DEVICE.get_or_init(hold);
+        }
+        Device::Cpu
+    }
+
     fn backbone() -> FrozenViT {
         let config = ViTConfig {
             image_size: (16, 16),
@@ -494,7 +505,7 @@ mod tests {
             mlp_dim: 64,
             ..ViTConfig::default()
         };
-        FrozenViT::random(&config, 3, Device::Cpu).unwrap()
+        FrozenViT::random(&config, 3, device()).unwrap()
     }
 
     fn model_on(backbone: FrozenViT, method: Method) -> PetlModel {
@@ -537,7 +548,9 @@ mod tests {
     }
 
     fn weights(model: &PetlModel) -> BTreeMap<String, Tensor> {
-        let copy = |(name, weight): (String, Tensor)| (name, weight.detach().copy());
+        let copy = |(name, weight): (String, Tensor)| {
+            (name, weight.detach().to_device_(Device::Cpu, Kind::Float, false, true))
+        };
         model.var_store().variables().into_iter().map(copy).collect()
     }
 
@@ -621,6 +634,45 @@ mod tests {
         for method in [bypass(0.0), Method::Full] {
             assert_alike(&|| model_on(backbone.clone(), method.clone()), &config());
         }
+    }
+
+    /// Runs a test of this module on a device that does not mix with the CPU: in a process of its own,
+    /// because libtorch has to know the device before the first backward pass.
+    #[cfg(target_os = "linux")]
+    fn on_another_device(test: &str) {
+        let mut child = std::process::Command::new("/proc/self/exe");
+        child.args(["--exact", &format!("train::captured::tests::{test}")]);
+        let output = child.env("CONVPASS_TEST_DEVICE", "accelerator").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn replays_train_the_same_weights_on_another_device() {
+        on_another_device("replays_train_the_weights_of_the_run_without_them");
+        on_another_device("a_backbone_in_bf16_is_captured_with_the_casts_of_the_weights");
+        on_another_device("a_replay_that_computes_something_else_is_an_error");
+    }
+
+    /// A pass that waits cannot be captured. A captured run has seven passes more than another one:
+    /// three before the recording, the recording, and three comparisons, each of which waits once.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn comparisons_alone_wait_for_the_device() {
+        if device() == Device::Cpu {
+            return on_another_device("comparisons_alone_wait_for_the_device");
+        }
+        let waits = |cuda_graph| {
+            let accelerator = convpass_accelerator::Accelerator::hold();
+            let mut model = model_on(backbone(), bypass(0.0));
+            let graphs = StandIns::of(&model, Fault::None);
+            let config = TrainConfig { cuda_graph, ..config() };
+            let run =
+                || run(&mut model, &config, FitOptions::default(), &mut Silent, &graphs).unwrap();
+            accelerator.count(run).1.waits()
+        };
+        assert_eq!(waits(true), waits(false) + 3);
     }
 
     /// Ends a run after so many steps.
