@@ -349,8 +349,8 @@ impl<'a> Recorded<'a> {
 /// for each gradient.
 ///
 /// A gradient that is small beside all of them together may be nothing but rounding, so its size is
-/// at least a hundredth of their joint norm. If a value is not finite, the run diverges, and the loop
-/// reports that.
+/// at least a hundredth of their joint norm. If a value is not finite, the run diverges, and the
+/// loop reports that.
 fn first_difference(norms: &[f64], limit: f64) -> Option<(usize, f64)> {
     let pairs = || norms.chunks_exact(2);
     let joint = pairs().skip(1).map(|pair| pair[1] * pair[1]).sum::<f64>().sqrt();
@@ -636,8 +636,8 @@ mod tests {
         }
     }
 
-    /// Runs a test of this module on a device that does not mix with the CPU: in a process of its own,
-    /// because libtorch has to know the device before the first backward pass.
+    /// Runs a test of this module on a device that does not mix with the CPU: in a process of its
+    /// own, because libtorch has to know the device before the first backward pass.
     #[cfg(target_os = "linux")]
     fn on_another_device(test: &str) {
         let mut child = std::process::Command::new("/proc/self/exe");
