@@ -49,6 +49,11 @@ pub(crate) fn compile(libtorch: &Path) {
     };
     source("torch").compile("convpass_torch");
     source("linear").compile("convpass_linear");
+    // Elsewhere libtorch_cuda is not loaded by name.
+    let is_linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|os| os == "linux");
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() && is_linux {
+        source("cuda_graph").compile("convpass_cuda_graph");
+    }
     if env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some() {
         // The headers of gloo, which libtorch is compiled with and does not ship.
         println!("cargo:rerun-if-changed=src/ffi/gloo");

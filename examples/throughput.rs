@@ -9,15 +9,21 @@
 //! (h = 8, dropout and drop path 0.1), `eval` is the adapted model without gradients, `plain-eval` the backbone alone.
 //! The first round sets things up and is not counted. `--mode eval --batch 1` is the latency of an image. `--recompute`
 //! trades time for memory in training, and `--precision` keeps the frozen weights in bf16 or f16, or computes under
-//! autocast.
+//! autocast. `--mode fit` times the steps of `convpass::fit` with the copies of their batches, without dropout and drop
+//! path; `--cuda-graph` captures them.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use convpass::backbone::Precision;
-use convpass::train::{AdamW, peak_rss_mb};
-use convpass::{ConvBypassConfig, FrozenViT, Method, PetlConfig, PetlModel, ViTConfig};
+use convpass::train::{AdamW, Observer, StepReport, peak_rss_mb};
+use convpass::{
+    ConvBypassConfig, FrozenViT, ImageDataset, Method, PetlConfig, PetlModel, TrainConfig,
+    ViTConfig, fit,
+};
+use ndarray::Array4;
 use serde_json::json;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -49,6 +55,9 @@ struct Args {
     /// Compute each block again in the backward pass: less memory, more time.
     #[arg(long)]
     recompute: bool,
+    /// Replay a captured step in `--mode fit`.
+    #[arg(long)]
+    cuda_graph: bool,
     /// Of the frozen weights: f32, bf16, f16, int8 or autocast-bf16.
     #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
@@ -66,6 +75,7 @@ enum On {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Mode {
     Train,
+    Fit,
     Eval,
     PlainEval,
 }
@@ -85,19 +95,10 @@ fn main() -> Result<()> {
     tch::manual_seed(0);
     let device = if cuda { Device::Cuda(0) } else { Device::Cpu };
     let _guard = args.precision.guard(device)?;
-    let step = Step::new(&args, device)?;
-    let mut optimizer = AdamW::new(step.model.var_store(), 1e-4)?;
-    let mut seconds = Vec::with_capacity(args.rounds);
-    for round in 0..=args.rounds {
-        let start = Instant::now();
-        step.run(&args, &mut optimizer)?;
-        if cuda {
-            tch::Cuda::synchronize(0);
-        }
-        if round > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
+    ensure!(args.mode == Mode::Fit || !args.cuda_graph, "--cuda-graph needs --mode fit");
+    let mut step = Step::new(&args, device)?;
+    let mut seconds =
+        if args.mode == Mode::Fit { step.fit(&args, cuda)? } else { step.rounds(&args, cuda)? };
     seconds.sort_by(f64::total_cmp);
     let median = 0.5 * (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]);
     let mode = args.mode.to_possible_value();
@@ -119,6 +120,38 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// The seconds from one lap to the next, when the device has done its work.
+struct Clock {
+    cuda: bool,
+    last: Instant,
+    seconds: Vec<f64>,
+}
+
+impl Clock {
+    fn new(cuda: bool) -> Self {
+        Clock { cuda, last: Instant::now(), seconds: Vec::new() }
+    }
+
+    fn lap(&mut self) {
+        if self.cuda {
+            tch::Cuda::synchronize(0);
+        }
+        self.seconds.push(self.last.elapsed().as_secs_f64());
+        self.last = Instant::now();
+    }
+}
+
+impl Observer for Clock {
+    fn reads_step(&mut self, _steps_done: usize) -> bool {
+        false
+    }
+
+    fn step(&mut self, _step: &StepReport) -> ControlFlow<()> {
+        self.lap();
+        ControlFlow::Continue(())
+    }
+}
+
 /// A model with a batch of random images.
 struct Step {
     model: PetlModel,
@@ -132,9 +165,13 @@ impl Step {
         vit.image_size = args.image_size.map_or(vit.image_size, |side| (side, side));
         let backbone = FrozenViT::random(&vit, 0, device)?;
         let backbone = args.precision.convert(backbone)?;
-        let method = Method::ConvBypass(ConvBypassConfig::default());
-        let config =
-            PetlConfig { drop_path: args.drop_path, ..PetlConfig::new(method, args.classes) };
+        let mut bypass = ConvBypassConfig::default();
+        let mut drop_path = args.drop_path;
+        if args.mode == Mode::Fit {
+            (bypass.dropout, drop_path) = (0.0, 0.0);
+        }
+        let method = Method::ConvBypass(bypass);
+        let config = PetlConfig { drop_path, ..PetlConfig::new(method, args.classes) };
         let (height, width) = vit.image_size;
         Ok(Step {
             model: PetlModel::new(backbone, &config)?,
@@ -143,10 +180,40 @@ impl Step {
         })
     }
 
+    /// Returns the seconds of each round after the first.
+    fn rounds(&self, args: &Args, cuda: bool) -> Result<Vec<f64>> {
+        let mut optimizer = AdamW::new(self.model.var_store(), 1e-4)?;
+        let mut clock = Clock::new(cuda);
+        for _ in 0..=args.rounds {
+            self.run(args, &mut optimizer)?;
+            clock.lap();
+        }
+        Ok(clock.seconds.split_off(1))
+    }
+
+    /// Returns the seconds of each step of `fit` after the first ones, which set up what a captured
+    /// step needs and compare it.
+    fn fit(&mut self, args: &Args, cuda: bool) -> Result<Vec<f64>> {
+        const SET_UP: usize = 4;
+        let (batch_size, size) = (usize::try_from(args.batch)?, self.images.size());
+        let (height, width) = (usize::try_from(size[2])?, usize::try_from(size[3])?);
+        let count = batch_size * (SET_UP + args.rounds);
+        let pixels = Array4::from_shape_fn((count, height, width, 3), |(n, row, column, _)| {
+            ((n * 31 + row * 17 + column * 7) % 256) as u8
+        });
+        let images = ImageDataset::from_arrays(pixels, vec![0; count], args.classes)?;
+        let (epochs, recompute, cuda_graph) = (1, args.recompute, args.cuda_graph);
+        let config =
+            TrainConfig { epochs, batch_size, recompute, cuda_graph, ..TrainConfig::default() };
+        let mut clock = Clock::new(cuda);
+        fit(&mut self.model, &images, None, &config, &mut clock)?;
+        Ok(clock.seconds.split_off(SET_UP))
+    }
+
     /// One round: a training step or an evaluation of the batch.
     fn run(&self, args: &Args, optimizer: &mut AdamW) -> Result<()> {
         match args.mode {
-            Mode::Train => self.train(args.recompute, optimizer)?,
+            Mode::Train | Mode::Fit => self.train(args.recompute, optimizer)?,
             Mode::Eval => drop(tch::no_grad(|| self.model.forward(&self.images, false))?),
             Mode::PlainEval => drop(tch::no_grad(|| self.model.backbone().features(&self.images))?),
         }

@@ -157,6 +157,22 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// The replay of a captured training step does not compute what the same step computes without
+    /// a graph.
+    #[error(
+        "the captured training step has another {what}: the difference is {difference:.1e} of its \
+         size, and {limit:.0e} is expected at most; train without cuda_graph"
+    )]
+    #[non_exhaustive]
+    CaptureDiffers {
+        /// What differs: "loss", or the gradient of a variable, which it names.
+        what: String,
+        /// The norm of the difference, relative to the norm of the value.
+        difference: f64,
+        /// The largest relative difference that rounding explains.
+        limit: f64,
+    },
+
     /// A tensor in the file has a dtype that no model uses.
     #[error("{}: tensor {name}: expected f32, f16, bf16 or f64, found {found}", file.display())]
     ElementType { file: PathBuf, name: String, found: String },

@@ -1,6 +1,6 @@
 """The GPU kit's one command: the suite, the ratios against PyTorch, launches, memory and the data path as one table.
 
-    python gpu_check.py [--device cuda|cpu] [--quick] [--out FOLDER] [--only suite,ratios,launches,data]
+    python gpu_check.py [--device cuda|cpu] [--quick] [--out FOLDER] [--only suite,ratios,captured,launches,data]
 
 PYTHON has torch of the minor version that the kit was built against (`libtorch-version`); nothing else is needed. Where
 timm is absent the peer is the plain ViT of `stand_in`. What cannot be run is a row of the table with its reason, and
@@ -19,7 +19,8 @@ import suite  # noqa: E402
 from kit import Kit, Refused  # noqa: E402
 from table import write  # noqa: E402
 
-PARTS = {"suite": suite.rows, "ratios": ratios.rows, "launches": launches.rows, "data": ratios.data_rows}
+PARTS = {"suite": suite.rows, "ratios": ratios.rows, "captured": ratios.captured_rows, "launches": launches.rows,
+         "data": ratios.data_rows}
 
 
 def parse_args():

@@ -21,6 +21,21 @@ def rows(kit):
                     yield ratio(kit, case, precision, mode, batch, compiled)
 
 
+def captured_rows(kit):
+    """Steps of `fit` without draws, launched one operator at a time and replayed from a CUDA graph."""
+    for precision in PRECISIONS:
+        for batch in [1] if kit.args.quick else [8, 64]:
+            for name, graph in (("fit", []), ("fit, captured", ["--cuda-graph"])):
+                case = f"{name}, {precision}, batch {batch}"
+                if kit.args.device == "cpu" and (graph or precision == "tf32"):
+                    yield {"case": case, "status": "left out", "note": "a CPU has no TF32 and no CUDA graphs"}
+                    continue
+                flag, extra = PRECISIONS[precision]
+                options = ["--mode", "fit", "--batch", str(batch), "--rounds", "1" if kit.args.quick else "20",
+                           "--device", kit.args.device, "--precision", flag, *graph]
+                yield in_turn(kit, case, {"ours": kit.command("ours", "throughput", options)}, extra, "median_s", [])
+
+
 def ratio(kit, name, precision, mode, batch, compiled):
     flag, extra = PRECISIONS[precision]
     rounds = 1 if kit.args.quick else max(5, 160 // batch)

@@ -2,11 +2,20 @@
 
 use tch::{Device, Tensor};
 
-use crate::error::Result;
+use super::recording::Recording;
+use crate::error::{Error, Result};
 
 /// Returns `tensor` on `device`. If it comes from the CPU, the CPU does not wait until a GPU has come
 /// to the copy.
+///
+/// # Errors
+/// [`Error::Config`] in a pass that is recorded: its replays would read the CPU's memory when it is
+/// freed.
 pub(crate) fn send(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    if Recording::is_active() && tensor.device() == Device::Cpu {
+        let expected = "false for a model that copies from the CPU in each pass";
+        return Err(Error::config("cuda_graph", expected, true).in_config("TrainConfig"));
+    }
     let pinned;
     let mut tensor = tensor;
     // A copy to the CPU has to arrive before its values are read. Metal copies later, from memory

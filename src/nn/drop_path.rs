@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::rows::{Rows, RowsGuard};
 use crate::error::Result;
-use crate::ffi::send;
+use crate::ffi::{Recording, send};
 
 /// The samples of a batch that a residual branch is computed for, and the factor of its output.
 /// Drop path with rate `r` keeps each sample with probability `1 - r` and divides the output by `1
@@ -124,6 +124,7 @@ impl DropPath {
         if !train || self.rate == 0.0 {
             return Ok(Branch::All);
         }
+        Recording::refuse_draw("drop_path", self.rate)?;
         let keep = 1.0 - self.rate;
         // The draw runs on the CPU even if `x` is on a GPU. The kept samples determine shapes, and
         // reading them back from a GPU would wait for the GPU.

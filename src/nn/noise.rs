@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
+use crate::ffi::Recording;
 
 /// The seed of a training pass. Each block seeds libtorch's generator with its own number, so a
 /// block that is computed a second time draws the same dropout and drop path.
@@ -18,24 +19,35 @@ impl Noise {
         Noise { seed, after: seed_of(seed, 0) }
     }
 
-    /// Draws the seed from libtorch's CPU generator, so `tch::manual_seed` determines it.
+    /// Draws the seed from libtorch's CPU generator, so `tch::manual_seed` determines it. A pass that
+    /// is recorded draws nothing and leaves the generators as they are.
     ///
     /// # Errors
     /// Returns the error that libtorch reports.
     pub fn from_libtorch() -> Result<Self> {
+        if Recording::is_active() {
+            return Ok(Noise::default());
+        }
         let seed = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
         Ok(Noise::from_seed(seed.f_int64_value(&[0])?))
     }
 
     /// Seeds libtorch's generator for a block.
     pub(crate) fn enter(self, block: usize) {
-        tch::manual_seed(seed_of(self.seed, 1 + block as u64));
+        seed_generators(seed_of(self.seed, 1 + block as u64));
     }
 
     /// Seeds libtorch's generator so that the next pass draws other numbers. The state is the same
     /// however many blocks were computed twice.
     pub(crate) fn leave(self) {
-        tch::manual_seed(self.after);
+        seed_generators(self.after);
+    }
+}
+
+/// Seeds libtorch's generators, which a GPU does not allow while it records a pass.
+fn seed_generators(seed: i64) {
+    if !Recording::is_active() {
+        tch::manual_seed(seed);
     }
 }
 

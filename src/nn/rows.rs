@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use tch::Tensor;
 
 use crate::error::Result;
+use crate::ffi::Recording;
 
 /// Consecutive rows of a batch. Random numbers are drawn for all rows of the batch, in the same way
 /// in every process, and these are used.
@@ -89,6 +90,7 @@ fn order(x: &Tensor) -> Option<Vec<i64>> {
 /// Sets a `rate` of the elements of `x` `[B, ..]` to 0 and divides the others by `1 - rate`, as
 /// libtorch's dropout does in training.
 pub(crate) fn dropout(x: &Tensor, rate: f64) -> Result<Tensor> {
+    Recording::refuse_draw("dropout", rate)?;
     match Rows::active().filter(|rows| x.size().first() == Some(&rows.own)) {
         Some(rows) if rate > 0.0 => Ok(x.f_mul(&dropout_mask(x, rate, rows)?)?),
         _ => Ok(x.f_dropout(rate, true)?),
@@ -113,6 +115,7 @@ pub(crate) fn fill_dropout_mask(mask: Tensor, rate: f64) -> Result<Tensor> {
 /// Fills an empty `mask` `[B, ..]` with 1 where a dropout keeps an element and with 0 elsewhere, in
 /// the same way as libtorch's own dropout.
 pub(crate) fn fill_keep_mask(mut mask: Tensor, rate: f64) -> Result<Tensor> {
+    Recording::refuse_draw("dropout", rate)?;
     let draw = |mask: &mut Tensor| {
         let _drawn = mask.f_bernoulli_float_(1.0 - rate)?;
         Ok(())

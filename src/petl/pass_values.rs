@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::low_bit::Coding;
 use super::params::{Param, ParamSource};
 use crate::error::{Error, Result};
+use crate::ffi::Recording;
 
 /// Values of f32 variables in the dtype of a pass.
 ///
@@ -94,7 +95,8 @@ impl PassValue {
         let (has_graph, trained) = (self.value.requires_grad(), self.variable.requires_grad());
         // A value may keep a graph that this pass does not need.
         let graph_fits = if trained { has_graph || !tracked } else { !has_graph };
-        if self.version == Some(version) && graph_fits {
+        // Replays of a recorded pass follow an optimizer, so the writes have to be part of it.
+        if self.version == Some(version) && graph_fits && !Recording::is_active() {
             return Ok(());
         }
         let value = match self.coding {
@@ -149,6 +151,12 @@ mod tests {
         assert!(with_graph > without_graph && value.requires_grad());
         // Two passes use one value, and a pass without gradients runs in between.
         assert_eq!((tch::no_grad(&mut refresh), refresh()), (with_graph, with_graph));
+        // A recorded pass writes it each time.
+        let recorded = {
+            let _recording = Recording::enter();
+            refresh()
+        };
+        assert!(recorded > with_graph);
         for _ in 0..2 {
             (&value * 3.0).sum(Kind::Float).backward();
         }

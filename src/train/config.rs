@@ -73,6 +73,16 @@ pub struct TrainConfig {
     /// ([`PetlModel::backward_recomputed`](crate::PetlModel::backward_recomputed)): less memory,
     /// more time, the same gradients.
     pub recompute: bool,
+    /// Whether forward and backward of a step are captured once in a CUDA graph and replayed in every
+    /// step, so that a GPU is not asked for each operator. The weights are those without it up to
+    /// rounding.
+    ///
+    /// It needs a CUDA device, a model that draws nothing (no dropout, no drop path), one process,
+    /// one pass in each step (`accumulate` 1, no `micro_batch_size`) and no `recompute`. The memory
+    /// of a pass stays allocated until the end of the run. The first replays are compared with
+    /// passes without a graph ([`Error::CaptureDiffers`](crate::Error::CaptureDiffers)).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cuda_graph: bool,
     /// Keeps the output of the first blocks for each image, if the method does not act on them
     /// ([`PetlModel::frozen_blocks`](crate::PetlModel::frozen_blocks)), so that it is computed
     /// once. `None` computes it in every step.
@@ -98,6 +108,7 @@ impl Default for TrainConfig {
             selection: Selection::LastEpoch,
             validate_every: 1,
             recompute: false,
+            cuda_graph: false,
             prefix: None,
         }
     }

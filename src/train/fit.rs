@@ -1,12 +1,14 @@
 //! Training: the functions that run the training loop, and its outcome.
 
 use std::fmt;
+use std::rc::Rc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::adamw::AdamW;
+use super::captured::{CudaGraphs, Graphs, check_captured};
 use super::config::{Selection, TrainConfig};
 use super::identity::{Owned, difference, identity};
 use super::loss::Loss;
@@ -89,7 +91,8 @@ impl fmt::Debug for FitOptions<'_> {
 /// # Errors
 /// [`Error::Config`] for hyper-parameters that do not fit the data: fewer images than a batch, no
 /// validation images to select on, labels beyond the head; [`Error::Diverged`] if the loss, the
-/// logits of validation images or the weights are NaN or infinite; the errors of the data and of
+/// logits of validation images or the weights are NaN or infinite; [`Error::CaptureDiffers`] if a
+/// replay with [`TrainConfig::cuda_graph`] computes something else; the errors of the data and of
 /// libtorch. After [`Error::Diverged`] the weights of the model may not be finite; a state file
 /// ([`fit_resumable`]) still holds finite ones.
 pub fn fit<B: Backbone>(
@@ -160,9 +163,25 @@ pub fn fit_with<B: Backbone>(
     options: FitOptions,
     observer: &mut dyn Observer,
 ) -> Result<Fit> {
+    fit_by(model, train, validation, config, options, observer, &CudaGraphs)
+}
+
+/// Trains as [`fit_with`] does; `graphs` capture the steps, if the config asks for it.
+pub(super) fn fit_by<B: Backbone>(
+    model: &mut PetlModel<B>,
+    train: &ImageDataset,
+    validation: Option<&ImageDataset>,
+    config: &TrainConfig,
+    options: FitOptions,
+    observer: &mut dyn Observer,
+    graphs: &dyn Graphs,
+) -> Result<Fit> {
     check(model, train, validation, config)?;
     let started = Instant::now();
     let team = options.team();
+    if config.cuda_graph {
+        check_captured(model, config, team, graphs)?;
+    }
     let sampler = Sampler::new(config, team)?;
     let FitOptions { checkpoint, optimizer, schedule, .. } = options;
     let owned = Owned { optimizer: optimizer.is_some(), schedule: schedule.is_some() };
@@ -193,10 +212,11 @@ pub fn fit_with<B: Backbone>(
     let mut run = Run {
         model,
         config,
-        loss: Loss::new(config, train, classes, device)?,
+        loss: Rc::new(Loss::new(config, train, classes, device)?),
         variables,
         optimizer,
         schedule,
+        graphs,
         reached,
         file,
         clock,

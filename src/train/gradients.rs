@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
+use super::captured::Captured;
 use super::loss::Loss;
 use super::run::Run;
 use super::sampler::OwnPart;
@@ -11,6 +12,7 @@ use crate::backbone::Backbone;
 use crate::error::Result;
 use crate::eval::{Inputs, Team};
 use crate::ffi::{clear_gradient, send};
+use crate::model::PetlModel;
 use crate::nn::Rows;
 
 /// What a step adds up beside the gradients, over all images and processes.
@@ -23,15 +25,24 @@ pub(super) struct StepSum {
     pub(super) is_stopped: bool,
 }
 
-impl<B: Backbone> Run<'_, B> {
+impl<'a, B: Backbone> Run<'a, B> {
     /// Leaves the gradients of the mean loss of a step in the trainables. `images` are the images of
-    /// the step in all processes, in order; `batches` yields those of this process.
-    pub(super) fn gradients(
+    /// the step in all processes, in order; `batches` yields those of this process. A `captured`
+    /// step replays its pass.
+    pub(super) fn gradients<'i>(
         &self,
-        inputs: &Inputs,
+        inputs: &'i Inputs<'i>,
         batches: &mut dyn Iterator<Item = Result<(Tensor, Tensor)>>,
         images: &[usize],
-    ) -> Result<StepSum> {
+        captured: Option<&mut Captured<'i>>,
+    ) -> Result<StepSum>
+    where
+        'a: 'i,
+    {
+        if let Some(captured) = captured {
+            let values = self.replayed(inputs, batches, captured)?;
+            return Ok(StepSum { values, is_stopped: self.stopping });
+        }
         let before = take_gradients(self.variables.values())?;
         let parts = self.sampler.parts();
         let count = images.len() / self.config.batch_size;
@@ -73,12 +84,24 @@ impl<B: Backbone> Run<'_, B> {
         let loss = |logits: &Tensor| loss(&self.loss, logits, &labels, all);
         let _rows = part.rows.map(Rows::enter);
         let recompute = self.config.recompute;
-        let (logits, loss) = inputs.backward(self.model, &batch, recompute, &loss)?;
-        // In bf16 and f16 there are no large numbers of hits.
-        let kind = if loss.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let hits = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(kind)?;
-        Ok(Tensor::f_stack(&[&loss.f_to_kind(kind)?, &hits], 0)?)
+        loss_and_hits(self.model, inputs, (&batch, &labels), recompute, &loss)
     }
+}
+
+/// Adds the gradients of a pass over a batch with the function `loss`. Returns the loss and the
+/// number of hits, `[2]`.
+pub(super) fn loss_and_hits<B: Backbone>(
+    model: &PetlModel<B>,
+    inputs: &Inputs,
+    (batch, labels): (&Tensor, &Tensor),
+    recompute: bool,
+    loss: &dyn Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (logits, loss) = inputs.backward(model, batch, recompute, loss)?;
+    // In bf16 and f16 there are no large numbers of hits.
+    let kind = if loss.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(kind)?;
+    Ok(Tensor::f_stack(&[&loss.f_to_kind(kind)?, &hits], 0)?)
 }
 
 /// Returns the loss of a pass: its mean, or its share in the mean over images with the labels `all`.
@@ -131,7 +154,9 @@ fn sum_over(team: Team, variables: &BTreeMap<String, Tensor>, sum: StepSum) -> R
 }
 
 /// Takes the gradients of the last step away, and returns the variables that had one.
-fn take_gradients<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<Vec<&'a Tensor>> {
+pub(super) fn take_gradients<'a>(
+    variables: impl Iterator<Item = &'a Tensor>,
+) -> Result<Vec<&'a Tensor>> {
     let mut before = Vec::new();
     for variable in variables {
         if variable.f_grad()?.defined() {

@@ -3,6 +3,7 @@
 
 mod adamw;
 mod batch_sum;
+mod captured;
 mod config;
 mod fit;
 mod gradients;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::time::Instant;
 
 use tch::Tensor;
 
+use super::captured::{Captured, Graphs};
 use super::config::{Selection, TrainConfig};
 use super::gradients::StepSum;
 use super::loss::Loss;
@@ -41,10 +43,12 @@ type OrderAndBatches<'a> = (Vec<usize>, Box<dyn Iterator<Item = Result<(Tensor, 
 pub(super) struct Run<'a, B: Backbone> {
     pub(super) model: &'a PetlModel<B>,
     pub(super) config: &'a TrainConfig,
-    pub(super) loss: Loss,
+    pub(super) loss: Rc<Loss>,
     pub(super) variables: BTreeMap<String, Tensor>,
     pub(super) optimizer: &'a mut dyn Optimizer,
     pub(super) schedule: &'a dyn Schedule,
+    /// What a step is captured with, if the config asks for it.
+    pub(super) graphs: &'a dyn Graphs,
     pub(super) reached: Reached,
     pub(super) file: Option<StateFile>,
     pub(super) clock: Clock,
@@ -60,7 +64,7 @@ pub(super) struct Run<'a, B: Backbone> {
     pub(super) unread: Unread,
 }
 
-impl<B: Backbone> Run<'_, B> {
+impl<'a, B: Backbone> Run<'a, B> {
     /// Runs the remaining epochs. Returns `false` if the observer ended the run.
     pub(super) fn train(
         &mut self,
@@ -83,8 +87,9 @@ impl<B: Backbone> Run<'_, B> {
             },
             None => None,
         };
+        let mut captured = self.captured()?;
         while self.reached.cursor.epoch < self.config.epochs {
-            if !self.epoch(&inputs, validation.as_ref(), observer)? {
+            if !self.epoch(&inputs, validation.as_ref(), captured.as_mut(), observer)? {
                 return Ok(false);
             }
         }
@@ -117,14 +122,18 @@ impl<B: Backbone> Run<'_, B> {
     }
 
     /// Runs the rest of an epoch and its validation. Returns `false` if the observer ended the run.
-    fn epoch(
+    fn epoch<'i>(
         &mut self,
-        inputs: &Inputs,
+        inputs: &'i Inputs<'i>,
         validation: Option<&Inputs>,
+        captured: Option<&mut Captured<'i>>,
         observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    ) -> Result<bool>
+    where
+        'a: 'i,
+    {
         self.epoch_clock = Clock { before: self.reached.epoch_seconds, started: Instant::now() };
-        let ControlFlow::Continue(mut report) = self.steps(inputs, observer)? else {
+        let ControlFlow::Continue(mut report) = self.steps(inputs, captured, observer)? else {
             return Ok(false);
         };
         let (done, every) = (report.epoch + 1, self.config.validate_every);
@@ -147,11 +156,15 @@ impl<B: Backbone> Run<'_, B> {
     }
 
     /// Takes the remaining steps of an epoch; `Break` if the observer ended the run.
-    fn steps(
+    fn steps<'i>(
         &mut self,
-        inputs: &Inputs,
+        inputs: &'i Inputs<'i>,
+        mut captured: Option<&mut Captured<'i>>,
         observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<(), EpochReport>> {
+    ) -> Result<ControlFlow<(), EpochReport>>
+    where
+        'a: 'i,
+    {
         let Cursor { epoch, step: first, .. } = self.reached.cursor;
         let (epochs, count) = (self.config.epochs, self.steps_per_epoch);
         let (order, mut batches) = self.epoch_batches(inputs, epoch, first)?;
@@ -161,7 +174,9 @@ impl<B: Backbone> Run<'_, B> {
             lr = self.schedule.lr(epoch, step, epochs, count);
             // By the step's number, so that a run can be resumed at any step.
             tch::manual_seed(seed_of(self.config.seed, (epoch * count + step) as u64));
-            let StepSum { values, is_stopped } = self.gradients(inputs, &mut batches, images)?;
+            let captured = captured.as_deref_mut();
+            let StepSum { values, is_stopped } =
+                self.gradients(inputs, &mut batches, images, captured)?;
             if let Some(max_norm) = self.config.max_grad_norm {
                 let _norm = clip_grad_norm(self.variables.values(), max_norm)?;
             }

@@ -7,6 +7,7 @@ mod audit;
 mod augment;
 mod build_script;
 mod bypass;
+mod captured;
 mod child;
 mod clip;
 mod contract;

@@ -303,6 +303,7 @@ impl FinetuneJob<'_> {
             seed: args.seed.seed,
             augment: None,
             recompute: args.recompute,
+            cuda_graph: args.cuda_graph,
             accumulate: args.accumulate.get(),
             micro_batch_size: args.micro_batch_size.map(NonZeroUsize::get),
             max_grad_norm: args.max_grad_norm,

@@ -45,7 +45,8 @@ pub struct PlannedRun {
 impl PlannedRun {
     /// Returns the fields in which `record` differs from this run, such as `train.schedule.lr:
     /// 0.001, planned is 0.002`. It is empty for a record of this run. Fields that do not change
-    /// the weights are not compared: `train.recompute` and `train.validate_every`.
+    /// the weights are not compared: `train.recompute`, `train.cuda_graph` and
+    /// `train.validate_every`.
     pub fn differences(&self, record: &RunRecord) -> Vec<String> {
         let mut found = Vec::new();
         if let (Ok(planned), Ok(record)) =
@@ -58,7 +59,7 @@ impl PlannedRun {
 }
 
 fn compare(planned: &Value, found: &Value, path: &str, out: &mut Vec<String>) {
-    if matches!(path, "train.recompute" | "train.validate_every") {
+    if matches!(path, "train.recompute" | "train.cuda_graph" | "train.validate_every") {
         return;
     }
     let (Value::Object(planned), Value::Object(fields)) = (planned, found) else {

@@ -199,7 +199,7 @@ fn a_record_of_another_run_is_told_by_field() {
         version: "0.0.1".into(),
         task: "own".into(),
         model,
-        train: TrainConfig { recompute: true, validate_every: 7, ..train },
+        train: TrainConfig { recompute: true, cuda_graph: true, validate_every: 7, ..train },
         backbone: "elsewhere".into(),
         backbone_digest: "ab".into(),
         precision: None,

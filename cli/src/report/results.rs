@@ -123,7 +123,8 @@ fn settings(record: &RunRecord) -> String {
         value
     };
     let model = without(serde_json::to_value(&record.model), &["seed"]);
-    let train = without(serde_json::to_value(&record.train), &["seed", "recompute", "prefix"]);
+    let of_no_weight = ["seed", "recompute", "cuda_graph", "prefix"];
+    let train = without(serde_json::to_value(&record.train), &of_no_weight);
     // A draw differs by its seed, and so may the heads that runs start from.
     let images = match record.shots {
         Some(shots) => format!("{shots} a class"),

@@ -192,6 +192,7 @@ impl<B: Backbone> Supernet<B> {
 fn check(config: &TrainConfig, train: &ImageDataset) -> Result<()> {
     let unsupported = [
         ("recompute", config.recompute),
+        ("cuda_graph", config.cuda_graph),
         ("prefix", config.prefix.is_some()),
         ("validate_every", config.validate_every != TrainConfig::default().validate_every),
         ("selection", config.selection != Selection::LastEpoch),
