@@ -67,10 +67,16 @@ pub(super) fn rounded_product(
         return Err(Error::config("precision", expected, "int8-dynamic"));
     }
     tch::no_grad(|| {
-        let mut output = packed.product(&x.f_to_kind(Kind::Float)?)?;
-        if let Some(bias) = bias {
-            output = output.f_add_(&widened(bias, &output)?)?;
-        }
+        let x32 = x.f_to_kind(Kind::Float)?;
+        // libtorch rounds all rows with one step. Tokens whose values are a hundred times those of
+        // others are common, so each row is divided by its largest absolute value first.
+        let largest = x32.f_norm_scalaropt_dim(f64::INFINITY, [-1i64], true)?;
+        let largest = largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
+        let mut output = packed.product(&x32.f_div(&largest)?)?;
+        output = match bias {
+            Some(bias) => widened(bias, &output)?.f_addcmul(&output, &largest)?,
+            None => output.f_mul_(&largest)?,
+        };
         Ok(output.f_to_kind(x.kind())?)
     })
 }
