@@ -28,8 +28,8 @@ pub enum Precision {
     Int8,
     /// Weights in f32, products in bf16 by libtorch's autocast.
     AutocastBf16,
-    /// Weights of linear layers in int8, and their products in int8: the input of a layer is rounded
-    /// to 256 values between its smallest and its largest value. It is for evaluation on a CPU with
+    /// Weights of linear layers in int8, and their products in int8: each token is divided by its
+    /// largest absolute value and rounded to 256 values. It is for evaluation on a CPU with
     /// AVX512-VNNI. The features of an image depend a little on the other images of its batch.
     Int8Dynamic,
 }
@@ -66,8 +66,8 @@ impl Precision {
         }
     }
 
-    /// Returns a guard while which is alive products are computed in this precision; passes must run
-    /// while it is alive. It acts on this thread. Only [`Precision::AutocastBf16`] and
+    /// Returns a guard. While it is alive, products of this thread are computed in this precision, so
+    /// passes must run while it is alive. Only [`Precision::AutocastBf16`] and
     /// [`Precision::Int8Dynamic`] need it, and for the others it does nothing.
     ///
     /// # Errors

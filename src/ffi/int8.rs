@@ -3,11 +3,11 @@
 use std::ffi::{c_char, c_void};
 use std::ptr::{self, NonNull};
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use super::autograd::take;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A weight in int8 in the order in which libtorch's product reads it.
 #[derive(Debug)]
@@ -27,12 +27,12 @@ impl PackedInt8 {
         let mut packed = ptr::null_mut();
         // SAFETY: the tensors outlive the call, which copies their values and writes to `packed`.
         take(unsafe { convpass_int8_pack(weight.as_ptr(), scale.as_ptr(), &raw mut packed) })?;
-        let packed = NonNull::new(packed).ok_or_else(|| Error::config("kind", "int8", "none"))?;
-        Ok(PackedInt8(packed))
+        let nothing = || TchError::Torch("libtorch packed no weight".to_owned());
+        Ok(PackedInt8(NonNull::new(packed).ok_or_else(nothing)?))
     }
 
     /// Computes `x W^T`: `[.., in] -> [.., out]`, both f32 on a CPU. `x` is rounded to 256 values
-    /// between the smallest and the largest of its values.
+    /// between the smallest and the largest of all its values.
     ///
     /// # Errors
     /// Returns the error that libtorch reports.

@@ -72,7 +72,12 @@ pub(super) fn rounded_product(
         // others are common, so each row is divided by its largest absolute value first.
         let largest = x32.f_norm_scalaropt_dim(f64::INFINITY, [-1i64], true)?;
         let largest = largest.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
-        let mut output = packed.product(&x32.f_div(&largest)?)?;
+        let mut divided = x32.f_div(&largest)?;
+        if !bool::try_from(largest.f_isfinite()?.f_all()?)? {
+            // A NaN would spoil the step of all rows. The row itself gets it back from `largest`.
+            divided = divided.f_nan_to_num_(0.0, 0.0, 0.0)?;
+        }
+        let mut output = packed.product(&divided)?;
         output = match bias {
             Some(bias) => widened(bias, &output)?.f_addcmul(&output, &largest)?,
             None => output.f_mul_(&largest)?,

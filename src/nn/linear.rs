@@ -146,35 +146,37 @@ mod tests {
     use crate::nn::InitRng;
     use tch::Device;
 
-    /// Compares with the products of the two rounded matrices in f64.
+    /// Compares with the products in f64 within the error that the rounding of the rows explains, also
+    /// where one row has values a thousand times as large.
     #[test]
     fn dynamic_int8_is_the_product_of_rounded_matrices() {
         let Ok(guard) = DynamicInt8::enter(Device::Cpu) else { return refuses_without_vnni() };
         let mut rng = InitRng::from_seed(4);
         let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap();
+        let double = |t: &Tensor| t.to_kind(Kind::Double);
         for (inputs, outputs) in [(16, 24), (768, 100), (3, 1), (65, 7)] {
             let (int8, scale) = quantize(&normal(&[outputs, inputs])).unwrap();
             let bias = normal(&[outputs]);
             let layer = Linear::new(int8, Some(bias.shallow_clone()), Some(scale));
             let x = normal(&[3, 5, inputs]);
-            let (low, high) = (x.min().clamp_max(0.0), x.max().clamp_min(0.0));
-            let step = (&high - &low) / 255.0;
-            let rounded = ((&x - &low) / &step).round() * &step + low;
-            let double = |t: &Tensor| t.to_kind(Kind::Double);
-            let exact =
-                double(&rounded).linear(&layer.values(Kind::Double).unwrap(), Some(&double(&bias)));
+            let _large = x.get(1).get(2).f_mul_scalar_(1000.0).unwrap();
+            let weight = layer.values(Kind::Double).unwrap();
+            let exact = double(&x).linear(&weight, Some(&double(&bias)));
             let found = layer.forward(&x).unwrap();
             assert_eq!((found.kind(), found.size()), (Kind::Float, vec![3, 5, outputs]));
-            let gap = (double(&found) - &exact).abs().max().double_value(&[]);
-            // The zero point is rounded too, by at most half a step.
-            let most = step.double_value(&[])
-                * layer.values(Kind::Double).unwrap().abs().sum(Kind::Double).double_value(&[])
-                / outputs as f64;
-            assert!(gap <= most, "{inputs} {outputs}: {gap}, at most {most}");
+            // 255 steps span at most twice the largest value of a row; values and the zero point are
+            // off by half a step each.
+            let step = double(&x).abs().amax([-1i64], true) * (2.0 / 255.0);
+            let most = step * weight.abs().sum_dim_intlist(1, false, Kind::Double) + 1e-4;
+            assert!(
+                bool::try_from((double(&found) - &exact).abs().le_tensor(&most).all()).unwrap()
+            );
             let half = layer.forward(&x.to_kind(Kind::BFloat16)).unwrap();
             assert_eq!(half.kind(), Kind::BFloat16);
             let rows = layer.rows(0, 1).unwrap().forward(&x).unwrap();
             assert!(rows.allclose(&found.narrow(2, 0, 1), 1e-5, 1e-5, false));
+            let zeros = layer.forward(&x.zeros_like()).unwrap();
+            assert!(zeros.allclose(&bias.expand_as(&zeros), 0.0, 0.0, false));
             let error = layer.forward(&x.set_requires_grad(true)).unwrap_err();
             assert!(error.to_string().contains("int8-dynamic"), "{error}");
         }
@@ -182,6 +184,29 @@ mod tests {
         drop(guard);
         assert!(!DynamicInt8::is_on());
         assert!(DynamicInt8::enter(Device::Cuda(0)).is_err());
+    }
+
+    /// Integers have no NaN. What is not finite has to stay so, and other rows have to stay as they are.
+    #[test]
+    fn dynamic_int8_hides_no_nan() {
+        let Ok(_guard) = DynamicInt8::enter(Device::Cpu) else { return refuses_without_vnni() };
+        let mut rng = InitRng::from_seed(5);
+        let mut normal = |shape: &[i64]| rng.normal(shape, 1.0).unwrap();
+        let (int8, scale) = quantize(&normal(&[8, 40])).unwrap();
+        let layer = Linear::new(int8, None, Some(scale));
+        let x = normal(&[4, 40]);
+        let clean = layer.forward(&x).unwrap();
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for column in 0..40 {
+                let broken = x.copy();
+                let _filled = broken.get(2).narrow(0, column, 1).fill_(value);
+                let found = layer.forward(&broken).unwrap();
+                assert!(!bool::try_from(found.get(2).isfinite().any()).unwrap(), "{value}");
+                for row in [0, 1, 3] {
+                    assert!(found.get(row).allclose(&clean.get(row), 0.05, 0.2, false), "{value}");
+                }
+            }
+        }
     }
 
     fn refuses_without_vnni() {

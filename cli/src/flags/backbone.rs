@@ -60,8 +60,9 @@ pub struct BackboneFlags {
     /// checkpoint].
     #[arg(long, value_name = "PATCHES,..", value_delimiter = ',', help_heading = "Backbone")]
     pub pretrained_windows: Option<Vec<i64>>,
-    /// Dtype of the frozen weights: f32, bf16, f16, int8, or autocast-bf16 for f32 weights whose
-    /// products are computed in bf16 [default: f32].
+    /// Dtype of the frozen weights: f32, bf16, f16, int8, autocast-bf16 for f32 weights whose products
+    /// are computed in bf16, or int8-dynamic for products in int8, which evaluate and do not train
+    /// [default: f32].
     #[arg(long, value_name = "DTYPE", help_heading = "Backbone")]
     pub precision: Option<Precision>,
     /// Device that computes.

@@ -39,7 +39,7 @@ const BATCHES_AHEAD: usize = 2;
     mut_arg("backbone", |arg| arg.help(OF_RUN_BACKBONE)),
     mut_arg("image_size", |arg| arg.help(OF_RUN_SIZE)),
     mut_arg("precision", |arg| arg.help(
-        "Dtype of the frozen weights: f32, bf16, f16, int8 or autocast-bf16 [default: that of the run]"
+        "Dtype of the frozen weights: f32, bf16, f16, int8, autocast-bf16 or int8-dynamic [default: that of the run]"
     )),
     mut_arg("normalization", |arg| arg.help(
         "Mean and standard deviation that pixels are normalized with: imagenet, half, unit or clip [default: those of the run]"

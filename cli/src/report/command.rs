@@ -31,7 +31,7 @@ use crate::{Outcome, failure};
         "Checkpoint that the adapters were trained beside: a file, or a folder that holds one; needs --data"
     )),
     mut_arg("precision", |arg| arg.help(
-        "Dtype of the frozen weights: f32, bf16, f16, int8 or autocast-bf16 [default: that of each run]"
+        "Dtype of the frozen weights: f32, bf16, f16, int8, autocast-bf16 or int8-dynamic [default: that of each run]"
     )),
     mut_arg("heads", |arg| arg.requires("backbone")),
     mut_arg("activation", |arg| arg.requires("backbone")),
