@@ -20,6 +20,8 @@ for name in integration throughput parts; do
 done
 # What the tests read below CONVPASS_TEST_ROOT.
 cp -R tests/integration/fixtures "$KIT/root/tests/integration/"
+# The scripts that made them are of no use there; that of the photos is a file of a test.
+find "$KIT/root" -name '*.py' ! -path '*/photos/*' -exec rm {} +
 cp tests/integration/accelerator/launches.md "$KIT/root/tests/integration/accelerator/"
 cp -R fuzz/corpus "$KIT/root/fuzz/"
 cp assets/vit_fashion_mnist.safetensors "$KIT/root/assets/"

@@ -9,8 +9,6 @@
 //! {"part":"data","median_s":..,"min_s":..,"images":..,"images_per_s":..,"peak_rss_mb":..,"threads":2}
 //! $ MALLOC_MMAP_THRESHOLD_=65536 cargo run --release --example parts -- activations --batch 8 --threads 2
 //! {"part":"activations","saved_mb_per_image":..,"batch":8,"recompute":false,"peak_rss_mb":..,"threads":2}
-//! $ cargo run --release --example parts -- products --batch 8 --rounds 7 --threads 2
-//! {"part":"products","batch":8,"seconds":{"f32-blas":..,"f32-onednn":..,"bf16":..,..},"ratios":{..},"feature_gap":{..},..}
 //! ```
 //!
 //! `bypass` is forward and backward of one bypass (h = 8, dropout 0.1) added into a residual stream `[B, 197, 768]`,
@@ -19,12 +17,9 @@
 //! 224x224 and batches the images of `FOLDER/list.txt` (lines `path label`), by 32. `activations` is what a training
 //! step of Convpass beside a ViT-B/16 holds between its forward and its backward pass, as the growth of the resident
 //! memory: exact where glibc gets each large block from the kernel and gives it back, which that variable tells it to.
-//! `products` evaluates a frozen ViT-B/16 (random weights, or those of `--backbone`) in turn with each library and in
-//! each precision: medians, the ratio of each to f32 with the BLAS, and how far the features are from its, as the norm
-//! of the difference over that of the features.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -35,9 +30,8 @@ use convpass::data::{BatchConfig, Batches, Order, PartialBatch};
 use convpass::seam::{BackboneShape, Beside, Site, SubLayer};
 use convpass::train::peak_rss_mb;
 use convpass::{
-    AnyBackbone, Backbone, ConvBypassConfig, FileList, FrozenViT, ImageDataset, Method,
-    Normalization, OpenOptions, PetlConfig, PetlModel, Precision, ProductLibrary, SubLayers,
-    TokenLayout, ViTConfig,
+    Backbone, ConvBypassConfig, FileList, FrozenViT, ImageDataset, Method, Normalization,
+    PetlConfig, PetlModel, SubLayers, TokenLayout, ViTConfig,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -61,8 +55,6 @@ enum Part {
     Load { file: PathBuf },
     /// From image files to batches.
     Data(DataArgs),
-    /// Evaluation with each library of products and in each precision.
-    Products(ProductsArgs),
     /// The memory between forward and backward.
     Activations {
         /// Images a step.
@@ -83,22 +75,6 @@ struct BypassArgs {
     batch: i64,
     /// Timed rounds.
     #[arg(long, default_value_t = 50)]
-    rounds: usize,
-}
-
-#[derive(Args)]
-struct ProductsArgs {
-    /// A checkpoint, in place of a ViT-B/16 of random weights.
-    #[arg(long)]
-    backbone: Option<PathBuf>,
-    /// Folder with images and a `list.txt`, in place of random images.
-    #[arg(long)]
-    photos: Option<PathBuf>,
-    /// Images a step.
-    #[arg(long, default_value_t = 8)]
-    batch: i64,
-    /// Timed rounds, each of all ways in turn.
-    #[arg(long, default_value_t = 7)]
     rounds: usize,
 }
 
@@ -126,7 +102,6 @@ fn main() -> Result<()> {
         Part::Bypass(args) => bypass(&args)?,
         Part::Load { file } => load(&file)?,
         Part::Data(args) => data(&args, threads)?,
-        Part::Products(args) => products(&args)?,
         Part::Activations { batch, recompute, drop_path } => {
             activations(batch, recompute, drop_path)?
         }
@@ -328,110 +303,6 @@ fn load(file: &PathBuf) -> Result<Value> {
         "file_mb": std::fs::metadata(file)?.len() as f64 / 1e6,
         "grown_rss_mb": grown,
     }))
-}
-
-/// A way of evaluating a backbone.
-struct Way {
-    name: String,
-    library: ProductLibrary,
-    precision: Precision,
-    backbone: AnyBackbone,
-    seconds: Vec<f64>,
-    features: Tensor,
-}
-
-impl Way {
-    fn evaluate(&mut self, images: &Tensor) -> Result<()> {
-        self.library.select()?;
-        let _guard = self.precision.guard(Device::Cpu)?;
-        let start = Instant::now();
-        self.features = tch::no_grad(|| self.backbone.features(images))?.to_kind(Kind::Float);
-        self.seconds.push(start.elapsed().as_secs_f64());
-        Ok(())
-    }
-}
-
-fn products(args: &ProductsArgs) -> Result<Value> {
-    ensure!(args.batch > 0 && args.rounds > 0, "--batch and --rounds must be at least 1");
-    let default = ProductLibrary::current();
-    let ways = [
-        ("f32-blas", Precision::F32, ProductLibrary::Blas),
-        ("f32-onednn", Precision::F32, ProductLibrary::OneDnn),
-        ("bf16", Precision::Bf16, default),
-        ("autocast-bf16", Precision::AutocastBf16, default),
-        ("int8", Precision::Int8, default),
-        ("int8-dynamic", Precision::Int8Dynamic, default),
-    ];
-    // Some processors have no int8 products.
-    let can = |precision: Precision| precision.guard(Device::Cpu).is_ok();
-    let mut ways: Vec<Way> = ways
-        .into_iter()
-        .filter(|(_, precision, _)| can(*precision))
-        .map(|(name, precision, library)| {
-            let backbone = backbone_in(args.backbone.as_ref(), precision)?;
-            let features = Tensor::new();
-            let seconds = Vec::new();
-            Ok(Way { name: name.into(), library, precision, backbone, seconds, features })
-        })
-        .collect::<Result<_>>()?;
-    let ImageSize::Fixed(height, width) = ways[0].backbone.image_size() else {
-        anyhow::bail!("a backbone without a fixed image size");
-    };
-    let images = match &args.photos {
-        Some(folder) => first_batch(folder, args.batch, (height, width))?,
-        None => Tensor::randn([args.batch, 3, height, width], (Kind::Float, Device::Cpu)),
-    };
-    for round in 0..=args.rounds {
-        for way in &mut ways {
-            way.evaluate(&images)?;
-            // The first round sets things up.
-            if round == 0 {
-                way.seconds.clear();
-            }
-        }
-    }
-    let (exact, exact_norm) = (ways[0].features.copy(), ways[0].features.norm());
-    let mut medians = Vec::new();
-    for way in &mut ways {
-        way.seconds.sort_by(f64::total_cmp);
-        let gap = ((&way.features - &exact).norm() / &exact_norm).double_value(&[]);
-        medians.push((&way.name, median(&way.seconds), gap));
-    }
-    let of = |value: &dyn Fn(&(&String, f64, f64)) -> f64| -> Value {
-        medians.iter().map(|entry| (entry.0.clone(), value(entry))).collect()
-    };
-    let first = medians[0].1;
-    Ok(json!({
-        "part": "products",
-        "batch": args.batch,
-        "seconds": of(&|entry| entry.1),
-        "ratios": of(&|entry| entry.1 / first),
-        "feature_gap": of(&|entry| entry.2),
-    }))
-}
-
-/// The first `batch` images of `FOLDER/list.txt`.
-fn first_batch(folder: &Path, batch: i64, (height, width): (i64, i64)) -> Result<Tensor> {
-    let list = FileList::read(folder, folder.join("list.txt"), None)?;
-    let dataset = ImageDataset::load_with(&list, (height, width), NonZeroUsize::MIN, |_| {})?;
-    let config = BatchConfig {
-        batch_size: batch as usize,
-        partial: PartialBatch::Drop,
-        order: Order::Sequential,
-        normalization: Normalization::ImageNet,
-        device: Device::Cpu,
-    };
-    let batch = Batches::new(&dataset, config)?.next().context("fewer images than --batch")?;
-    Ok(batch?.0)
-}
-
-fn backbone_in(file: Option<&PathBuf>, precision: Precision) -> Result<AnyBackbone> {
-    if let Some(file) = file {
-        let options = OpenOptions { precision: Some(precision), ..OpenOptions::default() };
-        return Ok(AnyBackbone::open_with(file, &options, Device::Cpu)?);
-    }
-    let vit = FrozenViT::random(&ViTConfig::preset("vit_base_patch16_224")?, 0, Device::Cpu)?;
-    Ok(AnyBackbone::from(precision.convert(vit)?))
 }
 
 fn data(args: &DataArgs, threads: NonZeroUsize) -> Result<Value> {
