@@ -1,6 +1,6 @@
 //! Products with frozen weights in f32 on a CPU, and the library that computes them.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,12 +18,8 @@ pub enum ProductLibrary {
     OneDnn,
 }
 
-const UNDECIDED: u8 = 0;
-const BLAS: u8 = 1;
-const ONE_DNN: u8 = 2;
-
-/// The library of this process.
-static LIBRARY: AtomicU8 = AtomicU8::new(UNDECIDED);
+/// The library of this process, once it was asked for or selected.
+static LIBRARY: Mutex<Option<ProductLibrary>> = Mutex::new(None);
 
 impl ProductLibrary {
     /// Returns the library that this process uses.
@@ -32,22 +28,10 @@ impl ProductLibrary {
     /// AVX-512 and the BLAS on all others. On such an EPYC a ViT-B/16 took 0.74 to 0.94 of the time
     /// that it takes with MKL (docs/performance.md).
     pub fn current() -> Self {
-        match LIBRARY.load(Ordering::Relaxed) {
-            BLAS => ProductLibrary::Blas,
-            ONE_DNN => ProductLibrary::OneDnn,
-            _ => {
-                let is_faster = is_amd_with_avx512() && has_onednn();
-                let library = if is_faster { ProductLibrary::OneDnn } else { ProductLibrary::Blas };
-                // Another thread may have selected a library in between, and its choice stays.
-                let _ = LIBRARY.compare_exchange(
-                    UNDECIDED,
-                    library.number(),
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                );
-                library
-            }
-        }
+        *Self::of_process().get_or_insert_with(|| {
+            let is_faster = is_amd_with_avx512() && has_onednn();
+            if is_faster { ProductLibrary::OneDnn } else { ProductLibrary::Blas }
+        })
     }
 
     /// Makes the whole process use this library. The results of the two differ by rounding, so call
@@ -60,15 +44,12 @@ impl ProductLibrary {
             let found = "a libtorch without oneDNN";
             return Err(Error::config("product_library", "a library of this libtorch", found));
         }
-        LIBRARY.store(self.number(), Ordering::Relaxed);
+        *Self::of_process() = Some(self);
         Ok(())
     }
 
-    const fn number(self) -> u8 {
-        match self {
-            ProductLibrary::Blas => BLAS,
-            ProductLibrary::OneDnn => ONE_DNN,
-        }
+    fn of_process() -> MutexGuard<'static, Option<ProductLibrary>> {
+        LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
