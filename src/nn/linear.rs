@@ -1,6 +1,7 @@
 //! A linear layer.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Kind, Tensor};
 
@@ -17,14 +18,19 @@ pub struct Linear {
     pub(crate) bias: Option<Tensor>,
     /// `[out]`, the factor of each row of an int8 weight; `None` for other dtypes.
     pub(crate) scale: Option<Tensor>,
-    /// The int8 weight for [`DynamicInt8`], packed by the first product that needs it.
-    packed: Arc<OnceLock<PackedInt8>>,
+    /// The first row of the weight within the layer that this one is a part of ([`Linear::rows`]).
+    start: i64,
+    packed: Arc<Mutex<PackedParts>>,
 }
+
+/// The int8 weights for [`DynamicInt8`] of a layer and of its parts, by their first row and the number
+/// of rows. Each is packed by the first product that needs it.
+type PackedParts = BTreeMap<(i64, i64), Arc<PackedInt8>>;
 
 impl Linear {
     /// Creates a layer. An int8 weight needs the factors of its rows, `scale [out]`.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>, scale: Option<Tensor>) -> Self {
-        Linear { weight, bias, scale, packed: Arc::default() }
+        Linear { weight, bias, scale, start: 0, packed: Arc::default() }
     }
 
     /// Creates a layer whose weight needs no scale.
@@ -38,7 +44,8 @@ impl Linear {
     /// Returns [`Error::Torch`](crate::Error::Torch) if `x` has another width, dtype or device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(scale) = self.scale.as_ref().filter(|_| DynamicInt8::is_on()) {
-            return rounded_product(x, self.packed(scale)?, self.bias.as_ref());
+            let packed = self.packed(scale)?;
+            return rounded_product(x, &packed, self.bias.as_ref());
         }
         let weight = &self.weight;
         let is_expanded = self.scale.is_some() || is_narrower(weight, x);
@@ -58,18 +65,25 @@ impl Linear {
     pub(crate) fn rows(&self, start: i64, len: i64) -> Result<Linear> {
         let rows = |t: &Tensor| t.f_narrow(0, start, len);
         let optional = |t: &Option<Tensor>| t.as_ref().map(rows).transpose();
-        Ok(Linear::new(rows(&self.weight)?, optional(&self.bias)?, optional(&self.scale)?))
+        Ok(Linear {
+            weight: rows(&self.weight)?,
+            bias: optional(&self.bias)?,
+            scale: optional(&self.scale)?,
+            start: self.start + start,
+            packed: Arc::clone(&self.packed),
+        })
     }
 
     /// Returns the packed int8 weight.
-    fn packed(&self, scale: &Tensor) -> Result<&PackedInt8> {
-        match self.packed.get() {
-            Some(packed) => Ok(packed),
-            None => {
-                let packed = PackedInt8::new(&self.weight, scale)?;
-                Ok(self.packed.get_or_init(|| packed))
-            }
+    fn packed(&self, scale: &Tensor) -> Result<Arc<PackedInt8>> {
+        let mut parts = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = (self.start, scale.numel() as i64);
+        if let Some(packed) = parts.get(&part) {
+            return Ok(Arc::clone(packed));
         }
+        let packed = Arc::new(PackedInt8::new(&self.weight, scale)?);
+        parts.insert(part, Arc::clone(&packed));
+        Ok(packed)
     }
 
     /// Computes the layer with a weight that is not trained. A weight in int8 or f16 is expanded for
@@ -99,9 +113,13 @@ impl Linear {
 impl Clone for Linear {
     fn clone(&self) -> Self {
         let shared = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
-        let weight = self.weight.shallow_clone();
-        let packed = Arc::clone(&self.packed);
-        Linear { weight, bias: shared(&self.bias), scale: shared(&self.scale), packed }
+        Linear {
+            weight: self.weight.shallow_clone(),
+            bias: shared(&self.bias),
+            scale: shared(&self.scale),
+            start: self.start,
+            packed: Arc::clone(&self.packed),
+        }
     }
 }
 
@@ -184,6 +202,23 @@ mod tests {
         drop(guard);
         assert!(!DynamicInt8::is_on());
         assert!(DynamicInt8::enter(Device::Cuda(0)).is_err());
+    }
+
+    /// The last block computes queries of the first token alone, with a part of the layer in each pass.
+    #[test]
+    fn each_part_is_packed_once() {
+        let Ok(_guard) = DynamicInt8::enter(Device::Cpu) else { return refuses_without_vnni() };
+        let mut rng = InitRng::from_seed(6);
+        let (int8, scale) = quantize(&rng.normal(&[12, 16], 1.0).unwrap()).unwrap();
+        let layer = Linear::new(int8, None, Some(scale));
+        let packed = |layer: &Linear| layer.packed(layer.scale.as_ref().unwrap()).unwrap();
+        let part = || layer.rows(4, 8).unwrap();
+        let (whole, first, inner) =
+            (packed(&layer), packed(&part()), packed(&part().rows(2, 6).unwrap()));
+        assert!(Arc::ptr_eq(&first, &packed(&part())));
+        assert!(Arc::ptr_eq(&whole, &packed(&layer.clone())));
+        assert!(Arc::ptr_eq(&inner, &packed(&layer.rows(6, 6).unwrap())));
+        assert!(!Arc::ptr_eq(&whole, &first) && !Arc::ptr_eq(&first, &inner));
     }
 
     /// Integers have no NaN. What is not finite has to stay so, and other rows have to stay as they are.
