@@ -58,7 +58,7 @@ struct Args {
     /// Replay a captured step in `--mode fit`.
     #[arg(long)]
     cuda_graph: bool,
-    /// Of the frozen weights: f32, bf16, f16, int8 or autocast-bf16.
+    /// Of the frozen weights: f32, bf16, f16, int8, autocast-bf16 or, to evaluate, int8-dynamic.
     #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
     #[arg(long, value_enum, default_value_t = On::Cpu)]

@@ -2,9 +2,6 @@
 // operators by their names alone. No exception leaves this file: a call returns null, or its message in
 // memory that the caller frees.
 
-#include <cstdlib>
-#include <cstring>
-#include <exception>
 #include <optional>
 #include <string_view>
 #include <utility>
